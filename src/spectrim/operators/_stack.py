@@ -1,0 +1,52 @@
+"""How the operators look at their arguments: a stack of matrices, a working precision, one number per matrix.
+
+Every operator takes (..., m, n): the last two dimensions are a matrix, the leading ones a stack of independent ones.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["as_matrices", "entry_maximum", "per_matrix", "working_dtype"]
+
+
+def working_dtype(X: Tensor) -> torch.dtype:
+    """Float64 stays float64; every narrower floating-point type is computed in float32."""
+    return torch.float64 if X.dtype == torch.float64 else torch.float32
+
+
+def as_matrices(X: Tensor, name: str = "X") -> Tensor:
+    """Check that X is a stack of real matrices and return it in its working precision (possibly X itself)."""
+    if X.ndim < 2:
+        raise ValueError(f"{name} has shape {tuple(X.shape)}: expected a matrix or a stack of them, (..., m, n)")
+    if not X.is_floating_point():
+        raise ValueError(f"{name} has dtype {X.dtype}: expected a real floating-point type")
+    return X.to(working_dtype(X))
+
+
+def per_matrix(value: float | Tensor, X: Tensor, name: str) -> Tensor:
+    """One positive number per matrix of X, shaped to broadcast against X.
+
+    A Python number is checked. A tensor, of a shape that broadcasts to X.shape[:-2], is taken at its word: reading it
+    would make the host wait for the device.
+    """
+    if isinstance(value, Tensor):
+        pairs = zip(reversed(value.shape), reversed(X.shape[:-2]), strict=False)
+        if value.ndim > X.ndim - 2 or any(size not in (1, count) for size, count in pairs):
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}: expected one that broadcasts to the stack's, "
+                f"{tuple(X.shape[:-2])}"
+            )
+        return value.to(device=X.device, dtype=X.dtype)[..., None, None]
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name}={value}: expected a positive, finite number")
+    return torch.full((1, 1), value, device=X.device, dtype=X.dtype)
+
+
+def entry_maximum(X: Tensor) -> Tensor:
+    """The largest |entry| of every matrix, as (..., 1, 1), and 1 where the matrix is zero: a safe divisor."""
+    largest: Tensor = torch.linalg.vector_norm(X, ord=math.inf, dim=(-2, -1), keepdim=True)
+    return torch.where(largest == 0, 1.0, largest)

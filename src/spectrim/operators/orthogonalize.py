@@ -1,0 +1,72 @@
+"""The polar factor: every singular value of a matrix set to one, as Muon does with its momentum."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ._stack import as_matrices, entry_maximum
+
+__all__ = ["PolarSolver", "orthogonalize"]
+
+PolarSolver = Literal["auto", "reference", "muon"]
+
+MUON_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the published choice of Muon, and the default of torch.optim.Muon
+MUON_STEPS = 5
+
+
+def orthogonalize(X: Tensor, *, solver: PolarSolver = "auto", steps: int | None = None) -> Tensor:
+    r"""Set every nonzero singular value of X to one.
+
+    Args:
+        X: (..., m, n), floating point. Leading dimensions are a stack of independent matrices.
+        solver: "reference" is exact; "muon" is the rough quintic iteration with torch's coefficients, which leaves
+            singular values between about 0.7 and 1.2; "auto" is exact, or "muon" where steps is given.
+        steps: number of steps of the iteration; five where "muon" is asked for without it.
+
+    Returns:
+        A new tensor of X's shape and dtype. Directions in which X is zero to rounding stay zero.
+
+    Raises:
+        ValueError: X has fewer than two dimensions, the solver is unknown, or steps is not positive.
+
+    The map is odd, and commutes with transposition.
+    """
+    if solver not in get_args(PolarSolver):
+        raise ValueError(f"solver={solver!r}: expected one of {', '.join(map(repr, get_args(PolarSolver)))}")
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps={steps}: expected a positive integer")
+    if steps is not None and solver == "reference":
+        raise ValueError(f"steps={steps} with solver='reference': expected an iteration, or no steps")
+    Y = as_matrices(X)
+    if X.numel() == 0:
+        return X.clone()
+    tall = X.shape[-2] > X.shape[-1]
+    Y = Y.mT if tall else Y
+    rough = solver == "muon" or (solver == "auto" and steps is not None)
+    polar = _muon(Y, steps or MUON_STEPS) if rough else _reference(Y)
+    return (polar.mT if tall else polar).to(X.dtype)
+
+
+def _reference(X: Tensor) -> Tensor:
+    """Eigendecomposition of the float64 Gram matrix; directions below rounding of the largest are dropped."""
+    Y = X.double() / entry_maximum(X)
+    Q: Tensor = torch.linalg.eigh(Y @ Y.mT).eigenvectors
+    rows = Q.mT @ Y
+    sigma = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    floor = X.shape[-1] * torch.finfo(X.dtype).eps * sigma.amax(-2, keepdim=True)
+    return (Q @ torch.where(sigma > floor, rows / sigma, 0.0)).to(X.dtype)
+
+
+def _muon(X: Tensor, steps: int) -> Tensor:
+    """X ← aX + b(XXᵀ)X + c(XXᵀ)²X from X/‖X‖_F, with fixed coefficients."""
+    a, b, c = MUON_COEFFICIENTS
+    Y = X / entry_maximum(X)
+    norm: Tensor = torch.linalg.matrix_norm(Y, keepdim=True)
+    Y = Y / norm.clamp_min(torch.finfo(Y.dtype).tiny)
+    for _ in range(steps):
+        G = Y @ Y.mT
+        Y = a * Y + (b * G + c * (G @ G)) @ Y
+    return Y

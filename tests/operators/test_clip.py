@@ -1,0 +1,117 @@
+"""Soft clipping against the singular value decomposition in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import oracle
+import spectra
+from spectrim.operators import soft_clip, soft_clip_vector
+
+thresholds = st.floats(-2, 2).map(lambda exponent: 10.0**exponent)
+quick = settings(max_examples=60, deadline=None)
+
+
+@quick
+@given(spectra.matrices(), thresholds)
+def test_soft_clip_matches_the_singular_value_decomposition_and_stays_below_the_threshold(X, c):
+    ratio = oracle.norm(X).amax().item() / c
+    c = c * max(1.0, ratio / 1e3)  # claimed up to σ₁/c = 1e3
+    clipped = soft_clip(X, c)
+    assert oracle.relative_error(clipped, oracle.soft_clip(X, c)) < 1e-3
+    assert (oracle.norm(clipped) <= c * (1 + 1e-3)).all()
+
+
+@quick
+@given(spectra.matrices(), thresholds)
+def test_soft_clip_is_odd_and_commutes_with_transposition(X, c):
+    clipped = soft_clip(X, c)
+    torch.testing.assert_close(soft_clip(-X, c), -clipped, rtol=0, atol=0)
+    size = clipped.abs().max().item()
+    torch.testing.assert_close(soft_clip(X.mT, c).mT, clipped, rtol=0, atol=2e-3 * size)
+
+
+@pytest.mark.parametrize("ratio", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("spectrum", spectra.SPECTRA)
+@pytest.mark.parametrize("shape", [(96, 96), (64, 200), (200, 64)])
+def test_soft_clip_is_accurate_for_every_spectrum(shape, spectrum, ratio):
+    X = spectra.with_spectrum(spectrum, *shape).float()
+    clipped = soft_clip(X, 1 / ratio)
+    assert oracle.relative_error(clipped, oracle.soft_clip(X, 1 / ratio)) < 1e-3
+    assert oracle.norm(clipped) <= (1 + 1e-3) / ratio
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3), (torch.float64, 1e-3)])
+def test_soft_clip_keeps_the_dtype_and_never_writes_to_its_argument(dtype, error):
+    X = (spectra.with_spectrum("ten spikes", 64, 96) * 100).to(dtype)
+    before = X.clone()
+    clipped = soft_clip(X, 1.5)
+    assert clipped.dtype == dtype
+    assert torch.equal(X, before)
+    assert clipped.data_ptr() != X.data_ptr()
+    assert oracle.relative_error(clipped, oracle.soft_clip(X, 1.5)) < error
+    assert oracle.norm(clipped) <= 1.5 * (1 + error)
+
+
+def test_soft_clip_treats_every_matrix_of_a_stack_by_itself():
+    names = list(spectra.SPECTRA)
+    X = torch.stack([spectra.with_spectrum(name, 40, 56) * 10.0 ** (2 * i - 5) for i, name in enumerate(names)]).float()
+    c = torch.logspace(-1, 1, len(names))
+    assert oracle.relative_error(soft_clip(X, c), oracle.soft_clip(X, c)) < 1e-3
+    nested = soft_clip(X.view(2, 3, 40, 56), torch.tensor(0.5))
+    assert oracle.relative_error(nested, oracle.soft_clip(X.view(2, 3, 40, 56), 0.5)) < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (5, 9), (2, 9, 5), (0, 3), (2, 0, 4)])
+def test_soft_clip_of_zero_is_zero(shape):
+    assert torch.equal(soft_clip(torch.zeros(shape), 2.0), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-30, 1e15, 1e30, 3e38])
+@pytest.mark.parametrize("c", [1e-6, 1.0, 1e6])
+def test_soft_clip_of_finite_entries_is_finite(size, c):
+    X = spectra.with_spectrum("geometric", 12, 20)
+    clipped = soft_clip((X / X.abs().max() * size).float(), c)
+    assert clipped.isfinite().all()
+    assert oracle.norm(clipped) <= c * (1 + 1e-3)
+
+
+def test_the_newton_schulz_of_the_paper_is_accurate_where_little_is_clipped_and_only_there():
+    X = spectra.with_spectrum("geometric", 48, 64).float()
+    exact = oracle.soft_clip(X, 0.5)
+    assert oracle.relative_error(soft_clip(X, 0.5, solver="newton_schulz"), exact) < 1e-4
+    exact = oracle.soft_clip(X, 1e-3)
+    assert oracle.relative_error(soft_clip(X, 1e-3, solver="newton_schulz"), exact) > 0.05
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_threshold_that_is_not_positive_is_named(threshold):
+    with pytest.raises(ValueError, match=f"threshold={threshold}: expected a positive"):
+        soft_clip(torch.ones(2, 3), threshold)
+
+
+def test_bad_arguments_are_named_with_what_is_allowed():
+    with pytest.raises(ValueError, match=r"shape \(3,\): expected a matrix"):
+        soft_clip(torch.ones(3), 1.0)
+    with pytest.raises(ValueError, match=r"dtype torch\.int64"):
+        soft_clip(torch.ones(3, 3, dtype=torch.int64), 1.0)
+    with pytest.raises(ValueError, match=r"solver='svd': expected one of 'auto'"):
+        soft_clip(torch.ones(3, 3), 1.0, solver="svd")
+    with pytest.raises(ValueError, match=r"threshold has shape \(3,\)"):
+        soft_clip(torch.ones(2, 3, 3), torch.ones(3))
+    with pytest.raises(ValueError, match="tol=0"):
+        soft_clip(torch.ones(3, 3), 1.0, tol=0)
+
+
+@quick
+@given(spectra.matrices(stack=False), thresholds)
+def test_the_vector_form_is_the_soft_clip_of_one_row(X, c):
+    expected = torch.stack([oracle.soft_clip(row[None], c)[0] for row in X])
+    assert oracle.relative_error(soft_clip_vector(X, c), expected) < 1e-6
+
+
+def test_the_vector_form_keeps_the_dtype_and_survives_large_entries():
+    assert soft_clip_vector(torch.ones(3, dtype=torch.bfloat16), 1.0).dtype == torch.bfloat16
+    torch.testing.assert_close(soft_clip_vector(torch.full((4,), 1e30), torch.tensor(2.0)), torch.full((4,), 1.0))
+    assert torch.equal(soft_clip_vector(torch.zeros(3), 1.0), torch.zeros(3))

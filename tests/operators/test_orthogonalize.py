@@ -1,0 +1,62 @@
+"""Orthogonalisation against the polar factor in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+import oracle
+import spectra
+from spectrim.operators import orthogonalize
+
+
+@settings(max_examples=60, deadline=None)
+@given(spectra.matrices())
+def test_orthogonalize_is_odd_and_commutes_with_transposition(X):
+    polar = orthogonalize(X)
+    torch.testing.assert_close(orthogonalize(-X), -polar, rtol=0, atol=0)
+    torch.testing.assert_close(orthogonalize(X.mT).mT, polar, rtol=0, atol=2e-3)
+    assert (oracle.norm(polar) <= 1 + 1e-3).all()
+
+
+@pytest.mark.parametrize("spectrum", ["flat", "one spike", "ten spikes", "rank-deficient"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (96, 96), (64, 200), (200, 64)])
+def test_orthogonalize_matches_the_polar_factor(shape, spectrum):
+    X = spectra.with_spectrum(spectrum, *shape).float() * 37
+    assert oracle.relative_error(orthogonalize(X), oracle.polar(X)) < 1e-3
+
+
+def test_orthogonalize_reaches_three_decades():
+    X = spectra.matrix(80, 120, torch.logspace(0, -3, 80)).float()
+    assert oracle.relative_error(orthogonalize(X), oracle.polar(X)) < 1e-3
+
+
+def test_the_rough_form_is_muons():
+    X = spectra.matrix(64, 96, torch.linspace(1, 0.05, 64)).float()
+    rough = orthogonalize(X, steps=5)
+    sigma = torch.linalg.svdvals(rough)
+    assert sigma.min() > 0.5
+    assert sigma.max() < 1.25
+    expected = torch.optim._muon._zeropower_via_newtonschulz(X, (3.4445, -4.7750, 2.0315), 5, 1e-7)
+    assert oracle.relative_error(rough, expected.double()) < 0.05  # torch works in bfloat16
+    assert torch.equal(orthogonalize(X, solver="muon"), rough)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 6), (3, 4, 2), (0, 4)])
+def test_orthogonalize_of_zero_is_zero(shape):
+    for steps in (None, 5):
+        assert torch.equal(orthogonalize(torch.zeros(shape), steps=steps), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_orthogonalize_keeps_the_dtype(dtype):
+    X = spectra.with_spectrum("flat", 32, 48).to(dtype)
+    polar = orthogonalize(X)
+    assert polar.dtype == dtype
+    assert oracle.relative_error(polar, oracle.polar(X)) < 1e-2
+
+
+def test_bad_arguments_are_named_with_what_is_allowed():
+    with pytest.raises(ValueError, match="steps=0: expected a positive"):
+        orthogonalize(torch.ones(3, 3), steps=0)
+    with pytest.raises(ValueError, match=r"solver='qr': expected one of 'auto'"):
+        orthogonalize(torch.ones(3, 3), solver="qr")
