@@ -1,0 +1,34 @@
+"""spectrim: spectral control of LLM training.
+
+Optimizers that clip, flatten or reshape the singular values of gradients and updates, and the operators they are
+made of. Importing this package needs torch alone.
+"""
+
+from spectrim.operators import (
+    Spike,
+    entry_scale,
+    orthogonalize,
+    shape_spike,
+    smooth_shrink,
+    soft_clip,
+    track_spike,
+)
+from spectrim.optim import AdamW, Muon, Spectra, SpectralOptimizer, describe, param_groups
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdamW",
+    "Muon",
+    "Spectra",
+    "SpectralOptimizer",
+    "Spike",
+    "describe",
+    "entry_scale",
+    "orthogonalize",
+    "param_groups",
+    "shape_spike",
+    "smooth_shrink",
+    "soft_clip",
+    "track_spike",
+]

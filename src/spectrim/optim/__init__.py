@@ -1,0 +1,9 @@
+"""Optimizers as recipes over the operators, and the groups they read."""
+
+from spectrim.optim.describe import describe
+from spectrim.optim.groups import param_groups
+from spectrim.optim.optimizer import SpectralOptimizer
+from spectrim.optim.recipe import Recipe
+from spectrim.optim.recipes import AdamW, Muon, Spectra
+
+__all__ = ["AdamW", "Muon", "Recipe", "Spectra", "SpectralOptimizer", "describe", "param_groups"]

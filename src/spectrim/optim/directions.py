@@ -1,0 +1,139 @@
+"""Base directions: what an optimizer would subtract if it left the spectrum alone.
+
+Each is a pure function of tensors that works entry by entry, so it runs on a shard as on the whole matrix. A
+:class:`Direction` says which state a function needs and how it takes its numbers from a param group; recipes name one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "ADAM",
+    "AVERAGE",
+    "MOMENTUM",
+    "Direction",
+    "adam",
+    "average",
+    "fused_adam",
+    "fused_kernel_serves",
+    "momentum",
+]
+
+Number = float | Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direction:
+    """A base direction as the optimizer uses it.
+
+    Attributes:
+        name: what ``describe`` shows.
+        state: keys of the tensors it keeps, each of the parameter's shape and zero at the start.
+        compute: (gradient, state, step, options) -> direction. Updates the state in place, never writes to the
+            gradient,
+            and may return a state tensor itself. ``step`` is a scalar tensor counting this step as 1, 2, ...
+        decays: options that must become 1 for a zero gradient to leave the state untouched; that is how a skipped
+            step is carried out where reading a flag would stall the device.
+        keeps_result: whether the returned tensor is part of the state, and so must not be written to.
+    """
+
+    name: str
+    state: tuple[str, ...]
+    compute: Callable[[Tensor, Mapping[str, Tensor], Tensor, Mapping[str, Any]], Tensor]
+    decays: tuple[str, ...]
+    keeps_result: bool = False
+
+
+def adam(
+    grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, *, beta1: Number, beta2: Number, eps: float
+) -> Tensor:
+    """The bias-corrected Adam direction m̂ / (√v̂ + ε); updates both moments in place.
+
+    Args:
+        grad, exp_avg, exp_avg_sq: any one shape and dtype.
+        step: scalar, 1 at the first step.
+    """
+    exp_avg.lerp_(grad, 1 - beta1)
+    exp_avg_sq.mul_(beta2).add_(grad * grad * (1 - beta2))
+    # Float64: 1 − β^t loses its leading digits in float32 where β = 0.999 and t is small.
+    count = step.double()
+    first = (1 - torch.as_tensor(beta1, dtype=torch.float64, device=count.device) ** count).to(grad.dtype)
+    second = (1 - torch.as_tensor(beta2, dtype=torch.float64, device=count.device) ** count).sqrt().to(grad.dtype)
+    return (exp_avg / first).div_((exp_avg_sq.sqrt() / second).add_(eps))
+
+
+def fused_adam(
+    grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, *, beta1: float, beta2: float, eps: float
+) -> Tensor:
+    """The same as :func:`adam` in one pass over memory, by torch's fused kernel.
+
+    A fused AdamW step of learning rate −1 on a parameter of zeros, without decay, leaves exactly the direction.
+    """
+    direction = torch.zeros_like(grad)
+    torch._fused_adamw_(
+        [direction],
+        [grad],
+        [exp_avg],
+        [exp_avg_sq],
+        [],
+        [step],
+        lr=-1.0,
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=0.0,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
+    )
+    return direction
+
+
+def momentum(grad: Tensor, momentum_buffer: Tensor, *, decay: Number, nesterov: bool) -> Tensor:
+    """Momentum as a sum, M ← μM + G; the direction is M, or G + μM with Nesterov. Updates the buffer in place."""
+    _add_decayed(grad, momentum_buffer, decay, out=momentum_buffer)
+    return _add_decayed(grad, momentum_buffer, decay) if nesterov else momentum_buffer
+
+
+def average(grad: Tensor, momentum_buffer: Tensor, *, decay: Number, nesterov: bool) -> Tensor:
+    """Momentum as an average, M ← βM + (1 − β)G; with Nesterov G + β(M − G). Updates the buffer in place."""
+    momentum_buffer.lerp_(grad, 1 - decay)
+    return torch.lerp(grad, momentum_buffer, decay) if nesterov else momentum_buffer
+
+
+def _add_decayed(grad: Tensor, buffer: Tensor, decay: Number, out: Tensor | None = None) -> Tensor:
+    if isinstance(decay, Tensor):
+        return torch.addcmul(grad, buffer, decay.to(buffer.dtype), out=out)
+    return torch.add(grad, buffer, alpha=decay, out=out)
+
+
+def _adam_direction(grad: Tensor, state: Mapping[str, Tensor], step: Tensor, options: Mapping[str, Any]) -> Tensor:
+    beta1, beta2 = options["betas"]
+    function = adam if isinstance(beta1, Tensor) or not fused_kernel_serves(grad) else fused_adam
+    return function(grad, state["exp_avg"], state["exp_avg_sq"], step, beta1=beta1, beta2=beta2, eps=options["eps"])
+
+
+def _with_buffer(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def compute(grad: Tensor, state: Mapping[str, Tensor], step: Tensor, options: Mapping[str, Any]) -> Tensor:
+        return function(grad, state["momentum_buffer"], decay=options["momentum"], nesterov=options["nesterov"])
+
+    return compute
+
+
+def fused_kernel_serves(tensor: Tensor) -> bool:
+    """Whether torch's fused Adam kernel takes tensors like this one."""
+    return tensor.device.type in ("cpu", "cuda") and tensor.dtype in (torch.float32, torch.float64)
+
+
+ADAM = Direction(name="adam", state=("exp_avg", "exp_avg_sq"), compute=_adam_direction, decays=("betas",))
+MOMENTUM = Direction(
+    name="momentum", state=("momentum_buffer",), compute=_with_buffer(momentum), decays=("momentum",), keeps_result=True
+)
+AVERAGE = Direction(
+    name="average", state=("momentum_buffer",), compute=_with_buffer(average), decays=("momentum",), keeps_result=True
+)

@@ -1,0 +1,64 @@
+"""The parameters of one step, and the buckets in which they go through the operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectrim.optim.layout import Layout, default_layout
+from spectrim.optim.roles import Role
+
+__all__ = ["BUCKET_BYTES", "Entry", "buckets", "reading_is_free", "role_and_layout"]
+
+#: How many bytes of same-shape matrices, in float32, go through an operator at once; one matrix always may. On the
+#: host one matrix at a time is fastest: it stays in cache and needs no copy into a stack.
+BUCKET_BYTES = {"cpu": 0}
+BUCKET_BYTES_ELSEWHERE = 256 * 2**20
+
+
+@dataclass(kw_only=True, eq=False)
+class Entry:
+    """One parameter within a step.
+
+    Attributes:
+        position: indices of its group and of itself in the group.
+        taken: a flag on the device, false where this step is skipped; None where that was read and the step is taken.
+    """
+
+    parameter: Tensor
+    grad: Tensor
+    state: dict[str, Tensor]
+    role: Role
+    layout: Layout
+    position: tuple[int, int]
+    taken: Tensor | None = None
+
+
+def role_and_layout(group: Mapping[str, Any], parameter: Tensor) -> tuple[Role, Layout]:
+    """What a parameter is: as its group says, or by its dimensions where the group is a plain list."""
+    layout: Layout = group.get("layout") or default_layout(parameter.shape)
+    role: Role = group.get("role") or ("vector" if layout == "vector" else "matrix")
+    return role, layout
+
+
+def reading_is_free(device: torch.device) -> bool:
+    """Whether a tensor's value can be read without making the host wait for a queue."""
+    return device.type == "cpu"
+
+
+def buckets(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Group entries that one batched operator can serve, in order, each bucket within its limit of bytes."""
+    alike: dict[tuple[Any, ...], list[Entry]] = {}
+    for entry in entries:
+        parameter = entry.parameter
+        key = (entry.role, entry.layout, parameter.shape, parameter.dtype, parameter.device, entry.taken is None)
+        alike.setdefault(key, []).append(entry)
+    for same in alike.values():
+        limit = BUCKET_BYTES.get(same[0].parameter.device.type, BUCKET_BYTES_ELSEWHERE)
+        length = max(1, limit // max(1, 4 * same[0].parameter.numel()))
+        for start in range(0, len(same), length):
+            yield same[start : start + length]

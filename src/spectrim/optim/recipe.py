@@ -1,0 +1,35 @@
+"""What a recipe is: a direction, an operator on its spectrum and a scale, as data.
+
+The pipeline that every recipe runs through is in :mod:`spectrim.optim.optimizer`; the named recipes are in
+:mod:`spectrim.optim.recipes`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from spectrim.optim.directions import ADAM, Direction
+
+__all__ = ["PLAIN_ADAMW", "SCALES", "Operator", "Recipe", "Scale"]
+
+Operator = Literal["none", "orthogonalize", "shape_spike"]
+Scale = Literal["none", "original", "match_rms_adamw", "rms"]
+SCALES: tuple[str, ...] = get_args(Scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One optimizer, as data. Shrinking, pre-clipping and clipping are options of every recipe, and so is its scale.
+
+    Attributes:
+        direction: what would be subtracted without spectral control.
+        operator: what is done to the direction's singular values before any clipping.
+    """
+
+    direction: Direction
+    operator: Operator = "none"
+
+
+#: The rule for everything that a recipe leaves alone: embeddings, heads and vectors of Muon and Spectra.
+PLAIN_ADAMW = Recipe(direction=ADAM)

@@ -1,0 +1,190 @@
+"""Operator, scale and clip: from a base direction to the update of one bucket of same-shape matrices.
+
+Relies on the operators; relied on by the optimizer. Everything here is whole-matrix work, and nothing else in
+``optim`` is: this is the part that a sharded step has to bring matrices together for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from spectrim.operators import orthogonalize, soft_clip, soft_clip_vector, spike_correction, track_spike
+from spectrim.operators.spike import start_basis
+from spectrim.optim.recipe import Recipe, Scale
+
+__all__ = ["Update", "apply_update", "basis_slices", "shape_matrices", "shape_vector", "start_bases"]
+
+#: The root mean square of a typical AdamW update, which matched scales aim at (arXiv 2602.11185 and torch.optim.Muon
+#: alike).
+ADAMW_RMS = 0.2
+
+#: Power steps of a spike that has no basis yet, and of every one after it.
+FIRST_POWER_STEPS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What is subtracted from a weight, times the learning rate: scale · (dense + left rightᵀ).
+
+    The low-rank part stays apart so that Spectra never forms its update.
+
+    Attributes:
+        dense: (..., m, n), or any shape for a vector. May be a state tensor: it is never written to.
+        left, right: (..., m, k) and (..., n, k), or None.
+        scale: a number, or a tensor over the leading dimensions of a stack.
+        norm: (...), the Frobenius norm of the unscaled update where the operator knows it.
+    """
+
+    dense: Tensor
+    left: Tensor | None = None
+    right: Tensor | None = None
+    scale: float | Tensor = 1.0
+    norm: Tensor | None = None
+
+    def at(self, index: int) -> Update:
+        """The update of one matrix of the stack."""
+        return Update(
+            dense=self.dense[index],
+            left=None if self.left is None else self.left[index],
+            right=None if self.right is None else self.right[index],
+            scale=self.scale[index] if isinstance(self.scale, Tensor) and self.scale.ndim else self.scale,
+        )
+
+    def formed(self) -> Tensor:
+        """The update as one tensor."""
+        whole = self.dense
+        if self.left is not None and self.right is not None:
+            whole = whole + self.left @ self.right.mT
+        return whole if isinstance(self.scale, float) and self.scale == 1.0 else whole * _over_matrix(self.scale)
+
+
+def shape_matrices(
+    direction: Tensor,
+    recipe: Recipe,
+    options: Mapping[str, Any],
+    *,
+    threshold: float | Tensor | None,
+    basis: Tensor | None = None,
+) -> tuple[Update, Tensor | None]:
+    """Apply a recipe's operator, its scale and the clip to a stack of directions.
+
+    Args:
+        direction: (..., m, n).
+        recipe: names the operator.
+        options: the param group.
+        threshold: c of the clip, or None for no clip.
+        basis: (..., n, k), the spike's cached basis, for Spectra.
+
+    Returns:
+        The update, and the new basis where the recipe tracks a spike.
+    """
+    update, new_basis = Update(dense=direction), None
+    if recipe.operator == "orthogonalize":
+        update = Update(dense=orthogonalize(direction))
+    elif recipe.operator == "shape_spike":
+        assert basis is not None
+        spike = track_spike(direction, basis, steps=FIRST_POWER_STEPS if options["steps"] == 0 else 1)
+        correction = spike_correction(direction, spike)
+        update = Update(dense=direction, left=correction.U, right=correction.right, norm=correction.norm)
+        new_basis = spike.V
+    update = replace(update, scale=scale_factor(options["scale"], update))
+    if threshold is not None:
+        clipped = Update(dense=soft_clip(update.formed(), threshold))
+        update = replace(clipped, scale=scale_factor("original", clipped))
+    return update, new_basis
+
+
+def shape_vector(direction: Tensor, *, threshold: float | Tensor | None) -> Update:
+    """The update of a parameter that is no matrix: the direction, its norm clipped where a threshold is given."""
+    if threshold is None:
+        return Update(dense=direction)
+    return Update(dense=soft_clip_vector(direction.reshape(-1), threshold).view_as(direction))
+
+
+def scale_factor(scale: Scale, update: Update) -> float | Tensor:
+    """The factor that a scale's name stands for. "rms" leaves a zero update at zero."""
+    outputs, inputs = update.dense.shape[-2:]
+    if scale == "original":
+        return math.sqrt(max(1.0, outputs / inputs))
+    if scale == "match_rms_adamw":
+        return ADAMW_RMS * math.sqrt(max(outputs, inputs))
+    if scale == "rms":
+        norm = torch.linalg.matrix_norm(update.formed()) if update.norm is None else update.norm
+        return torch.where(norm > 0, ADAMW_RMS * math.sqrt(outputs * inputs) / norm, torch.zeros_like(norm))
+    return 1.0
+
+
+def spike_rank(shape: torch.Size, rank_ratio: float) -> int:
+    """How many directions of an m x n matrix are taken for its spike: max(1, round(r · min(m, n)))."""
+    return max(1, round(rank_ratio * min(shape[-2:])))
+
+
+def basis_slices(views: Sequence[Tensor], rank_ratio: float) -> list[slice]:
+    """Which columns of a parameter's cached basis belong to each part of its split; all parts share the inputs n."""
+    ends = list(itertools.accumulate(spike_rank(view.shape, rank_ratio) for view in views))
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def start_bases(views: Sequence[Tensor], rank_ratio: float, dtype: torch.dtype) -> Tensor:
+    """The basis (..., n, k) that a parameter starts from: fixed numbers, the bases of its parts side by side."""
+    bases = []
+    for view in views:
+        *stack, _, inputs = view.shape
+        rank = spike_rank(view.shape, rank_ratio)
+        basis = start_basis(inputs, rank, device=view.device, dtype=dtype)
+        bases.append(basis.expand(*stack, inputs, rank))
+    return torch.cat(bases, dim=-1)
+
+
+def apply_update(weight: Tensor, update: Update, lr: float | Tensor, *, keep: float | Tensor) -> None:
+    """X ← keep · X − lr · update, in place; ``keep`` is one minus learning rate times weight decay.
+
+    Args:
+        weight: (..., m, n) of the update's shape, or a vector. Below float32 the arithmetic is done in float32.
+        lr: a number, or a scalar tensor where it lives on the device.
+    """
+    if weight.dtype in (torch.bfloat16, torch.float16):
+        exact = weight.float()
+        apply_update(exact, update, lr, keep=keep)
+        weight.copy_(exact)
+        return
+    step = update.scale * lr
+    if isinstance(step, Tensor):
+        step = _readable(step.to(weight.dtype))
+    left, right = update.left, update.right
+    if left is not None and right is not None and weight.ndim == 2 and isinstance(keep, float):
+        # One pass over the weight decays it and subtracts the low-rank part.
+        weight.addmm_(left * -step, right.mT, beta=keep)
+    else:
+        if not isinstance(keep, float) or keep != 1.0:
+            weight.mul_(keep)
+        if left is not None and right is not None:
+            weight.sub_((left * _over_matrix(step)) @ right.mT)
+    if isinstance(step, Tensor):
+        weight.addcmul_(update.dense, _over_matrix(step), value=-1)
+    else:
+        weight.add_(update.dense, alpha=-step)
+
+
+def _readable(step: Tensor) -> float | Tensor:
+    # A Python number lets the host's kernels run at full width; on an accelerator reading it would stall the queue.
+    return step.item() if step.numel() == 1 and step.device.type == "cpu" else step
+
+
+@overload
+def _over_matrix(scale: Tensor) -> Tensor: ...
+
+
+@overload
+def _over_matrix(scale: float) -> float: ...
+
+
+def _over_matrix(scale: float | Tensor) -> float | Tensor:
+    return scale[..., None, None] if isinstance(scale, Tensor) and scale.ndim > 0 else scale
