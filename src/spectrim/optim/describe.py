@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import matrix_shapes
+from spectrim.optim.layout import matrix_shapes
 
 __all__ = ["Description", "Row", "describe"]
 

@@ -14,18 +14,18 @@ from typing import Any, cast
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from .describe import describe
-from .layout import LAYOUTS, Layout, default_layout, matrix_shapes
-from .reading import read_model
-from .roles import ROLES, Reading
+from spectrim.optim.describe import describe
+from spectrim.optim.layout import LAYOUTS, Layout, default_layout, matrix_shapes
+from spectrim.optim.options import SpectralOptions
+from spectrim.optim.reading import read_model
+from spectrim.optim.roles import ROLES, Reading
 
 __all__ = ["describe", "param_groups"]
 
 # The optimizer options that an override may set besides the values of grouping itself.
 _OPTIONS = (
-    *("lr", "betas", "eps", "momentum", "nesterov", "alpha", "beta3", "scale", "rank_ratio"),
-    *("clip", "clip_form", "clip_scope", "pre_clip", "shrink", "shrink_form"),
-    *("peak_lr", "warmup_steps", "total_steps", "clip_decay", "clip_decay_fraction", "clip_final"),
+    *("lr", "betas", "eps", "momentum", "nesterov", "scale", "rank_ratio", "clip", "clip_form", "pre_clip", "shrink"),
+    *SpectralOptions.__annotations__,
 )
 _GROUPING = ("role", "layout", "split", "lr_scale", "weight_decay")
 

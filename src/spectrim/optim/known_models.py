@@ -1,67 +1,193 @@
-"""Fused projections of known models, recognised by the class of the module around them.
+"""Fused and unusual parameters of known models, recognised by the class of the module that holds or surrounds them.
 
-A linear layer that computes several projections at once is read as one matrix for each. That is only right where the
-outputs of a projection lie next to each other, so every entry was checked against the model's forward pass, and
-layers that interleave their projections head by head (GPT-NeoX, BLOOM, Persimmon, CodeGen, Falcon's grouped form,
-Qwen3-Next's in_proj) are left out: contiguous sizes would cut through every head, so such a layer is read as one
-matrix. Relied on by :mod:`reading`.
+A layer that computes several projections at once is read as one matrix for each. That is right only where the outputs
+of a projection lie next to each other, so every entry here was checked against the model's forward pass. Layers that
+interleave their projections head by head are left out, since contiguous sizes would cut through every head, and are
+read as one matrix: GPT-NeoX, BLOOM, Persimmon, CodeGen, DeBERTa, MiniMax's lightning attention, Falcon without
+multi-query, Qwen3-Next's in_proj_qkvz, Zamba's in_proj, gated query projections (Qwen3-Next, Qwen3.5) and GPT-OSS's
+gate_up_proj.
+
+Class names alone are compared, so that nothing has to be imported. Relied on by :mod:`reading`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 
-from .roles import Reading, Site
+from torch import nn
 
-__all__ = ["expert_reading", "fused_outputs"]
+from spectrim.optim.layout import Layout
+from spectrim.optim.roles import Reading, Site
+
+__all__ = ["expert_reading", "fused_sizes", "known_parameter"]
 
 Sizes = tuple[int, ...]
+SizeRule = Callable[[nn.Module, int], Sizes | None]
 
 
-def equal(parts: int) -> Callable[[Site, int], Sizes | None]:
-    """Sizes of so many equal parts."""
+def fused_sizes(site: Site, outputs: int) -> Sizes | None:
+    """The sizes of the projections that a known model stores in one layer, or None if the layer is one projection."""
+    if site.around is None:
+        return None
+    for class_pattern, attribute, rule in _FUSED_LAYERS:
+        if attribute == site.attribute and fnmatchcase(type(site.around).__name__, class_pattern):
+            # A projection may be absent: rotary keys of a model without rotary positions.
+            sizes = tuple(size for size in rule(site.around, outputs) or () if size)
+            return sizes if len(sizes) > 1 and sum(sizes) == outputs else None
+    return None
 
-    def sizes(site: Site, outputs: int) -> Sizes | None:
-        return (outputs // parts,) * parts if outputs % parts == 0 else None
+
+def expert_reading(site: Site) -> Reading | None:
+    """The reading of experts' weights that are held as one 3-D parameter, in classes named "...Experts"."""
+    if len(site.shape) != 3 or "Experts" not in site.kind or site.leaf not in _EXPERT_WEIGHTS:
+        return None
+    transposed = getattr(site.holder, "is_transposed", site.kind in _TRANSPOSED_EXPERTS)
+    outputs = site.shape[2] if transposed else site.shape[1]
+    sizes = fused_sizes(site, outputs)
+    if site.leaf == "gate_up_proj" and getattr(site.holder, "is_concatenated", True):
+        sizes = _halves(site.holder, outputs)
+    return Reading("matrix", "transposed_stack" if transposed else "stack", sizes)
+
+
+def known_parameter(site: Site) -> Reading | None:
+    """The reading of a parameter that a known module multiplies by itself, without a layer around it."""
+    for class_pattern, leaf_pattern, layout, rule in _PARAMETERS:
+        if fnmatchcase(site.kind, class_pattern) and fnmatchcase(site.leaf, leaf_pattern):
+            return Reading("matrix", layout, rule(site.holder, site.shape[0]) if rule else None)
+    return None
+
+
+def _equal(parts: int) -> SizeRule:
+    """So many equal parts."""
+    return lambda module, outputs: None if outputs % parts else (outputs // parts,) * parts
+
+
+def _named(*attributes: str) -> SizeRule:
+    """One part for each attribute of the module, of that size."""
+
+    def sizes(module: nn.Module, outputs: int) -> Sizes | None:
+        found = [getattr(module, attribute, None) for attribute in attributes]
+        return tuple(size for size in found if isinstance(size, int)) if None not in found else None
 
     return sizes
 
 
-def attention_sizes(site: Site, outputs: int) -> Sizes | None:
-    """Queries of all heads, then keys, then values of the key-value heads; sizes from the configuration."""
-    heads = site.config("num_attention_heads")
+def _chunks_of(attribute: str) -> SizeRule:
+    """Equal parts, each as large as an attribute of the module."""
+
+    def sizes(module: nn.Module, outputs: int) -> Sizes | None:
+        size = getattr(module, attribute, None)
+        return (size,) * (outputs // size) if isinstance(size, int) and size > 0 else None
+
+    return sizes
+
+
+def _grouped_queries(module: nn.Module, outputs: int) -> Sizes | None:
+    """The queries of all heads, then the keys and the values of the key-value heads."""
+    config = getattr(module, "config", None)
+    heads = getattr(config, "num_attention_heads", None)
     if heads is None:
         return None
-    groups = site.config("num_key_value_heads") or heads
-    if outputs % (heads + 2 * groups):
-        return None
+    groups = getattr(config, "num_key_value_heads", None) or heads
     width = outputs // (heads + 2 * groups)
     return heads * width, groups * width, groups * width
 
 
-# (class around the layer, the layer's name in it) -> sizes along the layer's outputs
-_FUSED: dict[tuple[str, str], Callable[[Site, int], Sizes | None]] = {
-    ("GPT2Attention", "c_attn"): equal(3),
-    ("Phi3Attention", "qkv_proj"): attention_sizes,
-    ("Phi3MLP", "gate_up_proj"): equal(2),
-}
-
-
-def fused_outputs(site: Site, outputs: int) -> Sizes | None:
-    """Sizes of the projections that a known model stores in one layer, or None for a layer of one projection."""
-    if site.around is None:
+def _multi_query(module: nn.Module, outputs: int) -> Sizes | None:
+    """The queries of all heads, then one key and one value; Falcon's and BigCode's other forms are interleaved."""
+    if not getattr(module, "multi_query", False) or getattr(module, "new_decoder_architecture", False):
         return None
-    rule = _FUSED.get((type(site.around).__name__, site.attribute))
-    sizes = rule(site, outputs) if rule is not None else None
-    return sizes if sizes is not None and sum(sizes) == outputs else None
+    width = getattr(module, "head_dim", 0)
+    return outputs - 2 * width, width, width
 
 
-def expert_reading(site: Site) -> Reading | None:
-    """The reading of expert weights held as one 3-D parameter (transformers: classes named "...Experts")."""
-    if len(site.shape) != 3 or "Experts" not in site.kind:
-        return None
-    transposed = bool(getattr(site.holder, "is_transposed", False))
-    outputs = site.shape[2] if transposed else site.shape[1]
-    halves = site.leaf == "gate_up_proj" and bool(getattr(site.holder, "is_concatenated", True)) and outputs % 2 == 0
-    split = (outputs // 2, outputs // 2) if halves else None
-    return Reading("matrix", "transposed_stack" if transposed else "stack", split)
+def _dbrx_attention(module: nn.Module, outputs: int) -> Sizes | None:
+    groups = getattr(module, "num_key_value_heads", 0) * getattr(module, "head_dim", 0)
+    return outputs - 2 * groups, groups, groups
+
+
+def _mamba2_input(module: nn.Module, outputs: int) -> Sizes | None:
+    """Gate, input, B, C and time step of Mamba-2."""
+    width, heads = getattr(module, "intermediate_size", 0), getattr(module, "num_heads", 0)
+    states = getattr(module, "n_groups", 0) * getattr(module, "ssm_state_size", 0)
+    return width, width, states, states, heads
+
+
+_halves, _thirds, _quarters = _equal(2), _equal(3), _equal(4)
+_mamba_states = _named("time_step_rank", "ssm_state_size", "ssm_state_size")
+
+# (class around the layer, the layer's name in it, sizes along its outputs); the first match decides.
+_FUSED_LAYERS: tuple[tuple[str, str, SizeRule], ...] = (
+    # Queries, keys and values. Cross-attention of the GPT-2 family stores two parts, without the queries.
+    ("GPT2Attention", "c_attn", _chunks_of("split_size")),
+    ("DecisionTransformerGPT2Attention", "c_attn", _chunks_of("split_size")),
+    ("ImageGPTAttention", "c_attn", _chunks_of("split_size")),
+    ("Attention", "c_attn", _chunks_of("split_size")),  # openai-gpt
+    ("CausalSelfAttention", "c_attn", _chunks_of("n_embd")),  # nanoGPT
+    ("GPTBigCodeAttention", "c_attn", _multi_query),
+    ("FalconAttention", "query_key_value", _multi_query),
+    ("Phi3Attention", "qkv_proj", _grouped_queries),
+    ("Phi4MultimodalAttention", "qkv_proj", _grouped_queries),
+    ("DbrxAttention", "Wqkv", _dbrx_attention),
+    ("MptAttention", "Wqkv", _thirds),
+    ("ModernBertAttention", "Wqkv", _thirds),
+    ("LayoutLMv2SelfAttention", "qkv_linear", _thirds),
+    ("Exaone4_5_VisionAttention", "qkv", _named("q_dim", "kv_dim", "kv_dim")),
+    ("*Vision*Attention", "qkv", _thirds),  # Qwen-VL, GLM-V, SAM and others that follow them
+    ("*Blip*Attention", "qkv", _thirds),
+    ("HieraMaskUnitAttention", "qkv", _thirds),
+    ("MgpstrAttention", "qkv", _thirds),
+    ("PPOCR*Attention", "qkv", _thirds),
+    ("Sam2MultiScaleAttention", "qkv", _thirds),
+    ("SegGptAttention", "qkv", _thirds),
+    ("TimesformerSelfAttention", "qkv", _thirds),
+    ("VitDetAttention", "qkv", _thirds),
+    ("JetMoeAttention", "kv_proj", _halves),
+    ("GraniteSpeech*Attention", "to_kv", _halves),
+    ("EvollaSequenceCompressorAttention", "to_kv", _halves),
+    # Multi-head latent attention: the compressed keys and values, then the shared rotary key.
+    ("*", "kv_a_proj_with_mqa", _named("kv_lora_rank", "qk_rope_head_dim")),
+    # Gate and up projections.
+    ("*MLP", "gate_up_proj", _halves),
+    ("EsmFold2SwiGLU", "gate_up_proj", _halves),
+    ("GraniteMoe*MLP", "input_linear", _halves),
+    ("JetMoeMoE", "input_linear", _halves),
+    ("ModernBert*MLP", "Wi", _halves),
+    # State-space models, gated convolutions and linear attention.
+    ("MambaMixer", "in_proj", _halves),
+    ("MambaMixer", "x_proj", _mamba_states),
+    ("FalconMambaMixer", "in_proj", _halves),
+    ("FalconMambaMixer", "x_proj", _mamba_states),
+    ("JambaMambaMixer", "in_proj", _halves),
+    ("JambaMambaMixer", "x_proj", _mamba_states),
+    ("Mamba2Mixer", "in_proj", _mamba2_input),
+    ("BambaMixer", "in_proj", _mamba2_input),
+    ("FalconH1Mixer", "in_proj", _mamba2_input),
+    ("GraniteMoeHybridMambaLayer", "in_proj", _mamba2_input),
+    ("NemotronHMamba2Mixer", "in_proj", _mamba2_input),
+    ("Zamba2MambaMixer", "in_proj", _mamba2_input),
+    ("Lfm*ShortConv", "in_proj", _thirds),
+    ("*GatedDeltaNet", "in_proj_qkv", _named("key_dim", "key_dim", "value_dim")),
+)
+
+# (class of the holder, the parameter's name, layout, sizes along its outputs)
+_PARAMETERS: tuple[tuple[str, str, Layout, SizeRule | None], ...] = (
+    ("MultiheadAttention", "in_proj_weight", "matrix", _thirds),
+    ("MultiheadAttention", "[qkv]_proj_weight", "matrix", None),
+    ("LSTM", "weight_hr_l*", "matrix", None),
+    ("LSTM*", "weight_[ih]h*", "matrix", _quarters),
+    ("GRU*", "weight_[ih]h*", "matrix", _thirds),
+    ("RNN*", "weight_[ih]h*", "matrix", None),
+    ("*MultiModalProjector", "mm_input_projection_weight", "transposed", None),  # Gemma 3
+    ("*HyperConnection", "fn", "matrix", None),  # DeepSeek-V4
+    ("*HyperHead", "hc_fn", "matrix", None),
+    ("Glm5NextTextIndexer", "index_kpool_compress_gate", "matrix", None),
+    ("Inkling*RelativeLogits", "proj", "transposed", None),
+    ("RecurrentGemmaRglru", "*_gate_weight", "transposed_stack", None),
+    ("ZambaMambaMixer", "*_proj_weight", "stack", None),
+)
+
+_EXPERT_WEIGHTS = frozenset({"gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "weight"})
+# Experts stored as inputs x outputs that do not say so themselves.
+_TRANSPOSED_EXPERTS = frozenset({"Llama4TextExperts"})

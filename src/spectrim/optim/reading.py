@@ -7,17 +7,17 @@ from its shape.
 
 The decisions that are not obvious:
 
-- Embeddings are tables of token, position, type or relative-position vectors, as modules or as plain parameters
-  (``cls_token``, ``position_embeddings``). A weight tied between embedding and output head is an embedding.
-- Heads map features to the model's outputs: language-model heads, classifiers, question-answering and regression
-  outputs. The hidden layers before them (a pooler, BERT's prediction transform) are matrices.
+- Embeddings are tables of token, position, type, latent or relative-position vectors, as modules or as plain
+  parameters (``cls_token``, ``position_embeddings``). A weight tied between an embedding and the output head is an
+  embedding.
+- Heads map features to the model's outputs: language-model heads, classifiers, scores. The hidden layers before them
+  (a pooler, BERT's prediction transform) are matrices.
 - Routers of experts are matrices: linear maps of the residual stream like any other.
 - State-space parameters (``A_log``, ``D``, ``dt_bias``) are vectors whatever their dimensions: each entry is the rate
-  of one channel or state, and no vector is multiplied by them. Depthwise convolutions are vectors for the same
-  reason: every channel has its own few weights. Other convolutions are flattened, one matrix for each of their
-  groups.
-- LoRA's factors are matrices. The factor that carries the vocabulary takes the role of the layer that it adapts, and
-  the output factor of a fused layer is split as that layer is.
+  of one channel, and nothing is multiplied by them as by a matrix. Depthwise convolutions are vectors too: every
+  channel has its own few weights. Other convolutions are flattened, one matrix for each of their groups.
+- LoRA's factors are matrices, with two exceptions: the factor that carries the vocabulary takes the role of the layer
+  that it adapts, and the output factor of a fused layer is split as that layer is.
 
 Relied on by :mod:`groups`; relies on :mod:`known_models` for fused layers.
 """
@@ -30,8 +30,9 @@ from dataclasses import replace
 
 from torch import nn
 
-from .known_models import expert_reading, fused_outputs
-from .roles import Reading, Site, sites
+from spectrim.optim.known_models import expert_reading, fused_sizes, known_parameter
+from spectrim.optim.layout import Layout
+from spectrim.optim.roles import Reading, Site, sites
 
 __all__ = ["read_model", "read_site"]
 
@@ -39,13 +40,28 @@ VECTOR = Reading("vector", "vector")
 MATRIX = Reading("matrix", "matrix")
 EMBEDDING = Reading("embedding", "matrix")
 
-_HEAD_NAMES = frozenset(
-    {"lm_head", "embed_out", "output_projection", "score", "classifier", "qa_outputs", "seq_relationship"}
+_HEADS = frozenset(
+    {
+        *("lm_head", "lm_heads", "embed_out", "output_projection", "unembed"),
+        *("classifier", "score", "qa_outputs", "seq_relationship", "value_head", "v_head"),
+    }
 )
-# Too common inside of models to mean a head anywhere but on top.
-_HEAD_NAMES_ON_TOP = frozenset({"head", "output", "proj_out"})
-_VECTOR_NAMES = re.compile(r"A_log|A|D|dt_bias|bias|(.*_)?(bias|scale|gain|gamma|beta|decay)(_.*)?")
-_EMBEDDING_NAMES = re.compile(r"(.*_)?(embed|embedding|embeddings|token|tokens|pos|queries|table)(_.*)?")
+# Too common a name inside of models to mean a head anywhere but on top.
+_HEADS_ON_TOP = frozenset({"head", "output", "proj_out"})
+# A head of several layers ends in one of these.
+_HEAD_MODULES = frozenset({"classifier", "classification_head", "lm_head", "predictions"})
+_LAST_OF_A_HEAD = frozenset({"out_proj", "decoder"})
+
+# Names that say that a parameter is a weight of a layer, whatever else they contain.
+_NO_WEIGHT = r"(?!.*(weight|kernel|matrix|proj|projection)$)"
+_TABLE_NAMES = re.compile(
+    _NO_WEIGHT + r"(relative_(position|attention)_bias(_table)?|position_bias|"
+    r"(.*_)?(emb|embed|embedding|embeddings|encoding|position_enc|ape|rel_pos)(_.*)?|"
+    r"(.*_)?(token|tokens|latent|latents|probe|query|queries|prompt)(_.*)?)"
+)
+_VECTOR_NAMES = re.compile(
+    _NO_WEIGHT + r"(A_log|A|D|(.*_)?(bias|biases|scale|gain|gamma|beta|alpha|decay)(_.*)?|time_mix_.*)"
+)
 
 
 def read_model(model: nn.Module) -> dict[str, Reading | None]:
@@ -71,23 +87,22 @@ def read_site(site: Site) -> Reading | None:
 
 
 def _single_axis(site: Site) -> Reading | None:
-    """One axis (biases, gains of norms) is never a matrix."""
+    """A parameter of one axis (a bias, the gain of a norm) is never a matrix."""
     return VECTOR if len(site.shape) < 2 else None
 
 
-def _norm(site: Site) -> Reading | None:
-    return VECTOR if "Norm" in site.kind else None
-
-
-def _embedding(site: Site) -> Reading | None:
-    is_embedding = isinstance(site.holder, nn.Embedding | nn.EmbeddingBag) or "Embedding" in site.kind
-    return EMBEDDING if is_embedding and site.leaf == "weight" and len(site.shape) == 2 else None
+def _parametrized(site: Site) -> Reading | None:
+    """The original of a parametrized weight is read as that weight; a weight norm's magnitude is a vector."""
+    if site.kind == "ParametrizationList" and site.leaf in ("original", "original1"):
+        return read_site(replace(site, leaf=site.attribute, path=site.path[:-2], owners=site.owners[:-2]))
+    magnitude = site.kind == "ParametrizationList" and site.leaf == "original0"
+    return VECTOR if magnitude and max(site.shape) == site.parameter.numel() else None
 
 
 def _convolution(site: Site) -> Reading | None:
-    groups = getattr(site.holder, "groups", None)
-    if site.leaf != "weight" or not isinstance(site.holder, nn.Conv1d | nn.Conv2d | nn.Conv3d) or groups is None:
+    if site.leaf != "weight" or not isinstance(site.holder, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return None
+    groups = site.holder.groups
     if groups == 1:
         return Reading("matrix", "flatten")
     if site.shape[1] == 1:
@@ -96,55 +111,93 @@ def _convolution(site: Site) -> Reading | None:
 
 
 def _adapter(site: Site) -> Reading | None:
-    """LoRA's second factor follows the layer that it adapts; the first is a plain matrix."""
-    if site.leaf == "weight" and len(site.path) > 2 and site.path[-2] == "lora_B":
-        adapted = replace(site, path=site.path[:-2], owners=(*site.owners[:-3], site.holder))
-        return _linear(adapted)
+    """The factors that PEFT adds to a layer, each in a dictionary by adapter name."""
+    for depth in (1, 2):
+        factor = site.path[-depth] if len(site.path) > depth else ""
+        if factor == "lora_B" and _is_linear(site):
+            return _linear(replace(site, path=site.path[:-depth], owners=(*site.owners[: -depth - 1], site.holder)))
+        if factor in _ADAPTERS:
+            return _ADAPTERS[factor]
     return None
+
+
+_ADAPTERS = {
+    "lora_A": MATRIX,
+    "lora_B": MATRIX,
+    "lora_embedding_A": Reading("embedding", "transposed"),
+    "lora_embedding_B": MATRIX,
+    "lora_E": VECTOR,
+    "lora_magnitude_vector": VECTOR,
+    "ia3_l": VECTOR,
+}
+
+
+def _embedding(site: Site) -> Reading | None:
+    is_embedding = isinstance(site.holder, nn.Embedding | nn.EmbeddingBag) or "Embedding" in site.kind
+    return EMBEDDING if is_embedding and site.leaf == "weight" and len(site.shape) == 2 else None
 
 
 def _linear(site: Site) -> Reading | None:
-    if site.leaf != "weight" or len(site.shape) != 2:
+    if site.leaf != "weight" or len(site.shape) != 2 or not _is_linear(site):
         return None
+    # GPT-2's Conv1D is a linear layer that stores inputs x outputs.
     transposed = site.kind == "Conv1D"
-    if not (transposed or isinstance(site.holder, nn.Linear) or "Linear" in site.kind):
-        return None
-    layout = "transposed" if transposed else "matrix"
+    layout: Layout = "transposed" if transposed else "matrix"
     if _is_head(site):
         return Reading("head", layout)
-    return Reading("matrix", layout, fused_outputs(site, site.shape[1] if transposed else site.shape[0]))
+    return Reading("matrix", layout, fused_sizes(site, site.shape[1] if transposed else site.shape[0]))
+
+
+def _is_linear(site: Site) -> bool:
+    return isinstance(site.holder, nn.Linear) or "Linear" in site.kind or site.kind == "Conv1D"
 
 
 def _is_head(site: Site) -> bool:
-    on_top = len(site.path) == 1 and site.attribute in _HEAD_NAMES_ON_TOP
-    return site.is_output or on_top or site.attribute in _HEAD_NAMES
+    if site.is_output:
+        return True
+    *around, name = site.path or ("",)
+    if name.isdigit() and around:
+        name = around.pop()
+    if any(part.isdigit() for part in around):
+        # Inside of a numbered layer: a router's classifier, an inner score.
+        return False
+    if name in _LAST_OF_A_HEAD and around:
+        return around[-1] in _HEAD_MODULES
+    return name in _HEADS or (name in _HEADS_ON_TOP and not around)
+
+
+def _norm(site: Site) -> Reading | None:
+    return VECTOR if "Norm" in site.kind else None
 
 
 def _router(site: Site) -> Reading | None:
-    is_router = "Router" in site.kind or "Gate" in site.kind
+    is_router = site.kind.endswith(("Router", "Gate"))
     return MATRIX if is_router and site.leaf == "weight" and len(site.shape) == 2 else None
 
 
-def _bare(site: Site) -> Reading | None:
-    """A parameter without a layer around it, by its name."""
-    if _VECTOR_NAMES.fullmatch(site.leaf):
-        return VECTOR
-    if _EMBEDDING_NAMES.fullmatch(site.leaf):
+def _by_name(site: Site) -> Reading | None:
+    """A parameter without a layer around it.
+
+    A table that has no one matrix (a grid of positions) is a vector, and so is what has one axis beside broadcast ones.
+    """
+    if _TABLE_NAMES.fullmatch(site.leaf):
         if len(site.shape) == 2:
             return EMBEDDING
-        if len(site.shape) == 3 and site.shape[0] == 1:
-            return Reading("embedding", "stack")
-    return None
+        return Reading("embedding", "stack") if len(site.shape) == 3 and site.shape[0] == 1 else VECTOR
+    one_axis = max(site.shape) == site.parameter.numel()
+    return VECTOR if one_axis or _VECTOR_NAMES.fullmatch(site.leaf) else None
 
 
 _RULES: tuple[Callable[[Site], Reading | None], ...] = (
     _single_axis,
-    _norm,
-    _embedding,
+    _parametrized,
     _convolution,
     _adapter,
+    _embedding,
     _linear,
+    _norm,
     _router,
     expert_reading,
-    _bare,
+    known_parameter,
+    _by_name,
 )

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from .layout import Layout
+from spectrim.optim.layout import Layout
 
 __all__ = ["ROLES", "Reading", "Role", "Site", "sites"]
 
