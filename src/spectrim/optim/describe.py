@@ -6,6 +6,7 @@ where the optimizer answers ``rule(group, parameter)``. Nothing is computed and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -140,7 +141,7 @@ def _row(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: 
         role=str(group.get("role") or ""),
         matrix=_matrix(parameter, group),
         rule=str(rule(group, parameter)) if callable(rule) else type(optimizer).__name__,
-        lr=float(group["lr"]),
+        lr=float(group.get("lr", math.nan)),
         weight_decay=float(group.get("weight_decay") or 0.0),
         state_bytes=_bytes(state),
     )

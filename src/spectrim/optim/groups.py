@@ -7,9 +7,10 @@ that share all values. Relied on by every optimizer; :mod:`describe` shows the r
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -18,16 +19,16 @@ from spectrim.optim.describe import describe
 from spectrim.optim.layout import LAYOUTS, Layout, default_layout, matrix_shapes
 from spectrim.optim.options import SpectralOptions
 from spectrim.optim.reading import read_model
-from spectrim.optim.roles import ROLES, Reading
+from spectrim.optim.roles import ROLES, Reading, Role
 
 __all__ = ["describe", "param_groups"]
 
+_GROUPING = ("role", "layout", "split", "lr_scale", "weight_decay")
 # The optimizer options that an override may set besides the values of grouping itself.
 _OPTIONS = (
     *("lr", "betas", "eps", "momentum", "nesterov", "scale", "rank_ratio", "clip", "clip_form", "pre_clip", "shrink"),
     *SpectralOptions.__annotations__,
 )
-_GROUPING = ("role", "layout", "split", "lr_scale", "weight_decay")
 
 
 def param_groups(
@@ -45,9 +46,10 @@ def param_groups(
             activation checkpointing) are looked through.
         embedding_lr: factor on the learning rate of embeddings.
         head_lr: factor on the learning rate of output heads. A weight tied to an embedding is an embedding.
-        split: pattern of names -> sizes along the outputs, for fused projections that the library does not know.
+        split: pattern of names -> sizes along the outputs, for fused projections that the library does not know. It
+            applies to the matrices that the pattern matches, not to biases.
         overrides: pattern of names -> values that replace what was read: "role", "layout", "split", "lr_scale",
-            "weight_decay", or an optimizer's option such as "clip". The first pattern that matches wins.
+            "weight_decay", or an optimizer's option such as "clip".
 
     Returns:
         Groups with "params" as (name, parameter) pairs, "role" (matrix, embedding, head, vector), "layout" (see
@@ -55,33 +57,31 @@ def param_groups(
         vectors, "weight_decay" 0. Every trainable parameter is in exactly one group, a tied one under its first name.
 
     Raises:
-        ValueError: a parameter whose role cannot be told, a pattern that matches nothing, or a value that does not fit.
+        ValueError: a parameter whose role cannot be told, a pattern that matches nothing, or a value that does not
+            fit; the message names it.
 
-    Patterns are globs over whole names: "*" matches any characters, dots too.
+    Patterns are globs over whole names ("*" matches any characters, dots too); the first that matches wins.
     """
-    names = _names_by_parameter(model)
-    readings = read_model(model)
-    declared_splits = _Patterns("split", split or {}, names.values())
-    declared = _Patterns("overrides", overrides or {}, names.values())
-    lr_scales = {"embedding": float(embedding_lr), "head": float(head_lr)}
+    aliases = _aliases(model)
+    splits = _Patterns("split", split or {}, aliases)
+    declared = _Patterns("overrides", overrides or {}, aliases)
+    for pattern, override in declared.values.items():
+        _check_keys(override, pattern)
+    lr_scales = {"embedding": _factor("embedding_lr", embedding_lr), "head": _factor("head_lr", head_lr)}
 
     groups: dict[str, dict[str, Any]] = {}
     unread: list[str] = []
+    readings = read_model(model)
+    splits.must_match_a_matrix(readings)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if isinstance(parameter, UninitializedParameter):
-            raise ValueError(f"parameter {name!r} has no shape yet: run the model once before grouping its parameters")
-        override = dict(declared.first(names[parameter]) or {})
-        _check_keys(override, name)
-        reading = _declare(readings[name], override, tuple(parameter.shape), name)
+        shape = tuple(parameter.shape)
+        override = declared.first(name) or {}
+        reading = _declared(readings[name], override, splits.first(name), shape, name)
         if reading is None:
-            unread.append(f"{name} {tuple(parameter.shape)}")
+            unread.append(f"{name} {shape}")
             continue
-        sizes = declared_splits.first(names[parameter])
-        if sizes is not None and reading.layout != "vector":
-            reading = Reading(reading.role, reading.layout, tuple(sizes))
-        _check_fit(reading, tuple(parameter.shape), name)
         values = {
             "role": reading.role,
             "layout": reading.layout,
@@ -101,51 +101,85 @@ def param_groups(
     return list(groups.values())
 
 
-def _names_by_parameter(model: nn.Module) -> dict[nn.Parameter, list[str]]:
-    """Every parameter with all of its names; patterns may use any of them."""
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(name)
-    return names
+Value = TypeVar("Value")
 
 
-class _Patterns:
+class _Patterns(Generic[Value]):
     """Values by pattern of names; the first pattern that matches wins, and every pattern must match something."""
 
-    def __init__(self, argument: str, values: Mapping[str, Any], names: Iterable[Sequence[str]]) -> None:
-        self._values = values
-        known = [name for aliases in names for name in aliases]
+    def __init__(self, argument: str, values: Mapping[str, Value], aliases: Mapping[str, Sequence[str]]) -> None:
+        self.argument = argument
+        self.values = values
+        self._aliases = aliases
         for pattern in values:
-            if not any(fnmatchcase(name, pattern) for name in known):
+            if not self._matched(pattern):
+                known = [name for names in aliases.values() for name in names]
                 close = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3)
                 hint = f"; close names: {_listed(close)}" if close else ""
                 raise ValueError(f"{argument} pattern {pattern!r} matches no parameter{hint}")
 
-    def first(self, names: Sequence[str]) -> Any:
-        """The value of the first pattern that matches one of a parameter's names, or None."""
-        for pattern, value in self._values.items():
-            if any(fnmatchcase(name, pattern) for name in names):
+    def first(self, name: str) -> Value | None:
+        """The value of the first pattern that matches a parameter under any of its names, or None."""
+        for pattern, value in self.values.items():
+            if any(fnmatchcase(alias, pattern) for alias in self._aliases[name]):
                 return value
         return None
 
+    def must_match_a_matrix(self, readings: Mapping[str, Reading | None]) -> None:
+        """Refuse a pattern all of whose parameters are vectors."""
+        for pattern in self.values:
+            matched = self._matched(pattern)
+            if all((reading := readings[name]) is not None and reading.layout == "vector" for name in matched):
+                raise ValueError(f"{self.argument} pattern {pattern!r} matches vectors only: {_listed(matched)}")
 
-def _declare(reading: Reading | None, override: Mapping[str, Any], shape: tuple[int, ...], name: str) -> Reading | None:
-    """The reading with the declared role, layout and split in place of what was read."""
+    def _matched(self, pattern: str) -> list[str]:
+        return [name for name, names in self._aliases.items() if any(fnmatchcase(alias, pattern) for alias in names)]
+
+
+def _aliases(model: nn.Module) -> dict[str, list[str]]:
+    """The first name of every parameter, with all of its names."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(f"parameter {name!r} has no shape yet: run the model once before grouping its parameters")
+        names.setdefault(parameter, []).append(name)
+    return {found[0]: found for found in names.values()}
+
+
+def _declared(
+    reading: Reading | None,
+    override: Mapping[str, Any],
+    split: Sequence[int] | None,
+    shape: tuple[int, ...],
+    name: str,
+) -> Reading | None:
+    """The reading with what was declared in place of what was read; None if nothing tells the parameter's role."""
     role = override.get("role", reading.role if reading else None)
     if role is None:
         return None
+    layout = override.get("layout", _layout_for(role, reading, shape))
     if role not in ROLES:
         raise ValueError(f"role={role!r} for {name!r}: expected one of {_listed(ROLES)}")
-    layout = override.get("layout")
-    if layout is None:
-        layout = _layout_for(role, reading, shape)
-    elif layout not in LAYOUTS:
+    if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} for {name!r}: expected one of {_listed(LAYOUTS)}")
-    split = override.get("split", reading.split if reading and reading.layout == layout else None)
-    return Reading(role, cast(Layout, layout), tuple(split) if split is not None else None)
+    if (role == "vector") != (layout == "vector"):
+        raise ValueError(f"layout={layout!r} with role={role!r} for {name!r}: vectors alone have the layout 'vector'")
+    sizes = reading.split if reading is not None and reading.layout == layout else None
+    if split is not None and layout != "vector":
+        sizes = _sizes(split, name)
+    if "split" in override:
+        sizes = _sizes(override["split"], name) if override["split"] is not None else None
+    if layout == "vector" and sizes is not None:
+        raise ValueError(f"split={sizes} for {name!r}: a vector has no outputs to split")
+    try:
+        matrix_shapes(shape, cast(Layout, layout), sizes)
+    except ValueError as error:
+        raise ValueError(f"{name!r}: {error}") from None
+    return Reading(cast(Role, role), cast(Layout, layout), sizes)
 
 
 def _layout_for(role: str, reading: Reading | None, shape: tuple[int, ...]) -> Layout:
+    """The layout of a parameter whose role was declared without one."""
     if role == "vector":
         return "vector"
     if reading is not None and reading.layout != "vector":
@@ -153,26 +187,25 @@ def _layout_for(role: str, reading: Reading | None, shape: tuple[int, ...]) -> L
     return "flatten" if len(shape) > 3 else default_layout(shape)
 
 
-def _check_keys(override: Mapping[str, Any], name: str) -> None:
+def _sizes(split: object, name: str) -> tuple[int, ...]:
+    if not isinstance(split, Sequence) or not all(type(size) is int for size in split):
+        raise ValueError(f"split={split!r} for {name!r}: expected sizes along the outputs, such as (768, 768, 768)")
+    return tuple(split)
+
+
+def _check_keys(override: Mapping[str, Any], pattern: str) -> None:
     for key in override:
         if key not in _GROUPING and key not in _OPTIONS:
             raise ValueError(
-                f"unknown key {key!r} in the override of {name!r}: "
+                f"unknown key {key!r} in overrides[{pattern!r}]: "
                 f"expected one of {_listed(_GROUPING)}, or an optimizer's option: {_listed(sorted(_OPTIONS))}"
             )
 
 
-def _check_fit(reading: Reading, shape: tuple[int, ...], name: str) -> None:
-    if (reading.role == "vector") != (reading.layout == "vector"):
-        raise ValueError(
-            f"role={reading.role!r} with layout={reading.layout!r} for {name!r}: only vectors have no matrices"
-        )
-    if reading.layout == "vector" and reading.split is not None:
-        raise ValueError(f"split={reading.split} for {name!r}: a vector has no outputs to split")
-    try:
-        matrix_shapes(shape, reading.layout, reading.split)
-    except ValueError as error:
-        raise ValueError(f"{name!r}: {error}") from None
+def _factor(argument: str, value: float) -> float:
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{argument}={value!r}: expected a finite factor of at least 0")
+    return float(value)
 
 
 def _listed(choices: Iterable[str]) -> str:
