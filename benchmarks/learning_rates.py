@@ -31,10 +31,10 @@ DEFAULTS = HERE.parent / "src" / "spectrim" / "lab" / "defaults.toml"
 # recipe: (learning rates, factors of embeddings and head on them). Recipes whose embeddings and head are left to
 # AdamW search that factor too; the scale of the clipped ones gives them theirs (methods: s = sqrt(max(1, m/n))).
 FIRST_STAGE: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "adamw": ((1.5e-3, 3e-3, 6e-3), (1, 2, 4)),
+    "adamw": ((1.5e-3, 3e-3, 6e-3), (1, 4, 8)),
     "adamw+clip": ((2e-3, 3e-3, 5e-3, 8e-3), (1,)),
-    "muon": ((2e-3, 4e-3, 8e-3), (1, 2, 4)),
-    "spectra": ((1e-3, 2e-3, 4e-3), (1, 2, 4)),
+    "muon": ((2e-3, 4e-3, 8e-3), (1, 4, 8)),
+    "spectra": ((1e-3, 2e-3, 4e-3), (1, 4, 8)),
 }
 
 # recipe: (the recipe it adds to, factors on that one's best learning rate); the multiplier is that one's.

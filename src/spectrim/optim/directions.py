@@ -40,14 +40,12 @@ class Direction:
             and may return a state tensor itself. ``step`` is a scalar tensor counting this step as 1, 2, ...
         decays: options that must become 1 for a zero gradient to leave the state untouched; that is how a skipped
             step is carried out where reading a flag would stall the device.
-        keeps_result: whether the returned tensor is part of the state, and so must not be written to.
     """
 
     name: str
     state: tuple[str, ...]
     compute: Callable[[Tensor, Mapping[str, Tensor], Tensor, Mapping[str, Any]], Tensor]
     decays: tuple[str, ...]
-    keeps_result: bool = False
 
 
 def adam(
@@ -59,7 +57,7 @@ def adam(
         grad, exp_avg, exp_avg_sq: any one shape and dtype.
         step: scalar, 1 at the first step.
     """
-    exp_avg.lerp_(grad, 1 - beta1)
+    exp_avg.lerp_(grad, _like(1 - beta1, grad))
     exp_avg_sq.mul_(beta2).add_(grad * grad * (1 - beta2))
     # Float64: 1 − β^t loses its leading digits in float32 where β = 0.999 and t is small.
     count = step.double()
@@ -102,8 +100,8 @@ def momentum(grad: Tensor, momentum_buffer: Tensor, *, decay: Number, nesterov: 
 
 def average(grad: Tensor, momentum_buffer: Tensor, *, decay: Number, nesterov: bool) -> Tensor:
     """Momentum as an average, M ← βM + (1 − β)G; with Nesterov G + β(M − G). Updates the buffer in place."""
-    momentum_buffer.lerp_(grad, 1 - decay)
-    return torch.lerp(grad, momentum_buffer, decay) if nesterov else momentum_buffer
+    momentum_buffer.lerp_(grad, _like(1 - decay, grad))
+    return torch.lerp(grad, momentum_buffer, _like(decay, grad)) if nesterov else momentum_buffer
 
 
 def _add_decayed(grad: Tensor, buffer: Tensor, decay: Number, out: Tensor | None = None) -> Tensor:
@@ -112,10 +110,15 @@ def _add_decayed(grad: Tensor, buffer: Tensor, decay: Number, out: Tensor | None
     return torch.add(grad, buffer, alpha=decay, out=out)
 
 
+def _like(number: Number, tensor: Tensor) -> Any:
+    return number.to(tensor.dtype) if isinstance(number, Tensor) else number
+
+
 def _adam_direction(grad: Tensor, state: Mapping[str, Tensor], step: Tensor, options: Mapping[str, Any]) -> Tensor:
     beta1, beta2 = options["betas"]
-    function = adam if isinstance(beta1, Tensor) or not fused_kernel_serves(grad) else fused_adam
-    return function(grad, state["exp_avg"], state["exp_avg_sq"], step, beta1=beta1, beta2=beta2, eps=options["eps"])
+    moments = state["exp_avg"], state["exp_avg_sq"]
+    function = adam if isinstance(beta1, Tensor) or not fused_kernel_serves(grad, *moments) else fused_adam
+    return function(grad, *moments, step, beta1=beta1, beta2=beta2, eps=options["eps"])
 
 
 def _with_buffer(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -125,15 +128,16 @@ def _with_buffer(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return compute
 
 
-def fused_kernel_serves(tensor: Tensor) -> bool:
-    """Whether torch's fused Adam kernel takes tensors like this one."""
-    return tensor.device.type in ("cpu", "cuda") and tensor.dtype in (torch.float32, torch.float64)
+def fused_kernel_serves(*tensors: Tensor) -> bool:
+    """Whether torch's fused Adam kernel takes these: it walks their storage, so one dtype and one memory layout."""
+    first = tensors[0]
+    return (
+        first.device.type in ("cpu", "cuda")
+        and first.dtype in (torch.float32, torch.float64)
+        and all(tensor.dtype == first.dtype and tensor.stride() == first.stride() for tensor in tensors)
+    )
 
 
 ADAM = Direction(name="adam", state=("exp_avg", "exp_avg_sq"), compute=_adam_direction, decays=("betas",))
-MOMENTUM = Direction(
-    name="momentum", state=("momentum_buffer",), compute=_with_buffer(momentum), decays=("momentum",), keeps_result=True
-)
-AVERAGE = Direction(
-    name="average", state=("momentum_buffer",), compute=_with_buffer(average), decays=("momentum",), keeps_result=True
-)
+MOMENTUM = Direction(name="momentum", state=("momentum_buffer",), compute=_with_buffer(momentum), decays=("momentum",))
+AVERAGE = Direction(name="average", state=("momentum_buffer",), compute=_with_buffer(average), decays=("momentum",))

@@ -224,7 +224,7 @@ class SpectralOptimizer(Optimizer):
         decay = self._weight_decay(options, layout)
         for entry in bucket:
             entry.state["step"] += 1 if entry.taken is None else entry.taken
-        if _is_plain_adamw(recipe, options) and all(fused_kernel_serves(entry.parameter) for entry in bucket):
+        if _is_plain_adamw(recipe, options) and all(_fused_kernel_serves(entry) for entry in bucket):
             _fused_adamw(bucket, options, decay)
             return
         directions = [_direct(recipe, options, entry) for entry in bucket]
@@ -262,13 +262,18 @@ def _is_plain_adamw(recipe: Recipe, options: Mapping[str, Any]) -> bool:
     return plain and all(control is None for control in controls)
 
 
+def _fused_kernel_serves(entry: Entry) -> bool:
+    state = entry.state
+    return fused_kernel_serves(entry.parameter, entry.grad, state["exp_avg"], state["exp_avg_sq"])
+
+
 def _fused_adamw(bucket: list[Entry], options: Mapping[str, Any], weight_decay: float) -> None:
     """Plain AdamW in one pass over memory, by torch's fused kernel; it takes the flag of a skipped step by itself."""
     beta1, beta2 = options["betas"]
     for entry in bucket:
         torch._fused_adamw_(
             [entry.parameter],
-            [entry.grad.to(entry.parameter.dtype)],
+            [entry.grad],
             [entry.state["exp_avg"]],
             [entry.state["exp_avg_sq"]],
             [],
@@ -286,17 +291,19 @@ def _fused_adamw(bucket: list[Entry], options: Mapping[str, Any], weight_decay: 
 
 def _direct(recipe: Recipe, options: Mapping[str, Any], entry: Entry) -> Tensor:
     """The base direction of one parameter, in float32 or better; updates its state."""
-    if entry.taken is not None:
-        options = {**options, **{key: _held(options[key], entry.taken) for key in recipe.direction.decays}}
-    grad = prepare(entry.grad, options, entry.layout)
-    return recipe.direction.compute(grad, entry.state, entry.state["step"], options)
+    grad, state, taken = prepare(entry.grad, options, entry.layout), entry.state, entry.taken
+    if taken is None:
+        return recipe.direction.compute(grad, state, state["step"], options)
+    held = {key: _held(options[key], taken) for key in recipe.direction.decays}
+    return torch.where(taken, recipe.direction.compute(grad, state, state["step"], {**options, **held}), 0)
 
 
 def _held(decay: float | tuple[float, ...], taken: Tensor) -> Any:
     """A decay, or several, that is 1 where the step is skipped: with a zero gradient the state then stays as it is."""
     if isinstance(decay, tuple):
         return tuple(_held(value, taken) for value in decay)
-    return torch.where(taken, decay, 1.0)
+    # Float64, so that the float32 arithmetic it enters is that of the Python number.
+    return torch.where(taken, torch.full((), decay, dtype=torch.float64, device=taken.device), 1.0)
 
 
 def _apply(entry: Entry, weight: Tensor, update: Update, options: Mapping[str, Any], weight_decay: float) -> None:
