@@ -22,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "ScheduleConfig",
+    "SharedConfig",
     "TrainConfig",
     "describe_differences",
     "differences",
@@ -102,11 +103,12 @@ class EvaluationConfig(Config):
     batches: PositiveInt = 8
 
 
-class TrainConfig(Config):
-    """One run. ``recipe`` and ``seed`` are what a comparison varies; everything else it holds equal."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-    recipe: str
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+class SharedConfig(Config):
+    """What the runs of a comparison have in common."""
+
     steps: PositiveInt = 320
     checkpoint_every: PositiveInt = 50
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -115,6 +117,13 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+
+class TrainConfig(SharedConfig):
+    """One run."""
+
+    recipe: str
+    seed: Seed = 0
 
     @property
     def tokens_per_step(self) -> int:
@@ -181,8 +190,9 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
 
 def toml(tree: dict[str, Any]) -> str:
     """Nested dictionaries of plain values as TOML; values of None are left out."""
-    lines = [f"{key} = {toml_value(value)}" for key, value in tree.items() if not isinstance(value, dict | None)]
-    text = "\n".join(lines) + "\n"
+    plain = {key: value for key, value in tree.items() if not isinstance(value, dict | None)}
+    lines = [f"{toml_key(key)} = {toml_value(value)}" for key, value in plain.items()]
+    text = "".join(f"{line}\n" for line in lines)
     for key, value in tree.items():
         if isinstance(value, dict):
             if any(isinstance(item, dict) for item in value.values()):

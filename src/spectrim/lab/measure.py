@@ -39,10 +39,15 @@ def weight_norm(model: nn.Module) -> float:
 def largest_singular_value(model: nn.Module) -> float:
     """The largest singular value of any hidden matrix: embeddings and head are not among them."""
     import spectrim
+    from spectrim.optim.layout import matrices
 
-    groups = spectrim.param_groups(model)
-    hidden = [parameter for group in groups if group["role"] == "matrix" for parameter in group["params"]]
-    return max((float(torch.linalg.matrix_norm(weight.float(), 2).max()) for weight in hidden), default=0.0)
+    largest = 0.0
+    for group in spectrim.param_groups(model):
+        if group["role"] == "matrix":
+            for _, parameter in group["params"]:
+                for weight in matrices(parameter.detach(), group["layout"], group["split"]):
+                    largest = max(largest, float(torch.linalg.matrix_norm(weight.float(), 2).max()))
+    return largest
 
 
 def step_times(records: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -163,6 +163,6 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         arguments["clip"] = "auto"
         if recipe.base != "spectra":
             arguments["clip_scope"] = "all"
-    groups = spectrim.param_groups(model, embedding_lr=settings.embedding_lr, head_lr=settings.head_lr)
+    groups = spectrim.param_groups(model, embedding_lr=settings.embedding_lr or 1.0, head_lr=settings.head_lr or 1.0)
     optimizer: torch.optim.Optimizer = optimizer_class(recipe.base)(groups, **arguments)
     return optimizer

@@ -55,6 +55,8 @@ class RunResult(Config):
     largest_singular_value: float | None
     parameters: int
     curve: Curve
+    data_key: str
+    """Hash of the tokens that the run was trained on."""
     environment: dict[str, str | int]
 
 

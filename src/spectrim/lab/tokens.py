@@ -21,7 +21,7 @@ from spectrim.lab.corpus import Document, Split, read_documents, split_documents
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import sync_directory
 
-__all__ = ["END_OF_DOCUMENT", "Tokens", "default_cache_dir", "prepare_tokens"]
+__all__ = ["END_OF_DOCUMENT", "Tokens", "default_cache_dir", "describe_tokens", "prepare_tokens"]
 
 END_OF_DOCUMENT = "<|endoftext|>"
 FORMAT = 1
@@ -142,3 +142,12 @@ def encode(tokenizer: Any, documents: tuple[Document, ...], vocabulary_size: int
     tokenizer.encode_special_tokens = True
     encodings = tokenizer.encode_batch([document.text for document in documents], add_special_tokens=False)
     return np.concatenate([np.array([*encoding.ids, end], dtype=dtype) for encoding in encodings])
+
+
+def describe_tokens(tokens: Tokens, sample_tokens: int = 100) -> dict[str, Any]:
+    """Documents, bytes and tokens of both sides, and the first tokens of the training text, decoded again."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(tokens.tokenizer_file))
+    sample = tokenizer.decode(tokens.train[:sample_tokens].tolist(), skip_special_tokens=False)
+    return {"key": tokens.key, **tokens.statistics, "sample": sample}

@@ -88,7 +88,7 @@ def train(
         folder.create(config)
         run_steps(config, folder, tokens, model, optimizer, device, on_step)
     save_model(model, tokens, folder.model)
-    result = measure(config, folder, model, optimizer)
+    result = measure(config, folder, tokens, model, optimizer)
     write_json(folder.result_file, result.model_dump(mode="json"))
     return result
 
@@ -196,7 +196,9 @@ class Clock:
         return {name: round(share, 3) for name, share in shares.items()}
 
 
-def measure(config: TrainConfig, folder: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunResult:
+def measure(
+    config: TrainConfig, folder: RunFolder, tokens: Tokens, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> RunResult:
     """The result of a run whose steps are all done; times and losses come from its log."""
     records = read_log(folder.log_file)
     evaluated = [record for record in records if "val_loss" in record]
@@ -219,6 +221,7 @@ def measure(config: TrainConfig, folder: RunFolder, model: nn.Module, optimizer:
             tokens=tuple(record["tokens"] for record in evaluated),
             val_loss=tuple(record["val_loss"] for record in evaluated),
         ),
+        data_key=tokens.key,
         environment=environment(config),
         **step_times(records),
     )

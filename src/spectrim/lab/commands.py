@@ -1,0 +1,260 @@
+"""The commands: flags in, a configuration out, and whatever is slow to import only once it is needed.
+
+A setting is looked up in this order: a flag, the file of ``--config`` (or the stored configuration with ``--resume``),
+the default.
+"""
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spectrim.lab.errors import LabError
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Spectral control of LLM training: compare optimizer recipes on your own text.",
+)
+
+RECIPES_HELP = "base[+shrink][+preclip][+clip], for example adamw, adamw+clip, spectra, muon."
+
+Data = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="Text file, folder or glob; repeatable. Default: State of the Union addresses."),
+]
+Steps = Annotated[int | None, typer.Option(help="Optimizer steps of a run.")]
+Preset = Annotated[str | None, typer.Option(help="Model preset: tiny, 1m, 2m, 10m, 25m, 90m.")]
+BatchSize = Annotated[int | None, typer.Option(help="Sequences in a batch.")]
+SequenceLength = Annotated[int | None, typer.Option(help="Tokens in a sequence.")]
+VocabularySize = Annotated[int | None, typer.Option(help="Tokens that the tokenizer learns.")]
+CheckpointEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file, such as the config.toml of a run.")]
+CacheDir = Annotated[Path | None, typer.Option(help="Where tokens are cached.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
+RateOf = Annotated[list[str] | None, typer.Option(metavar="RECIPE=VALUE", help="Repeatable.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    """Options of no command in particular."""
+    if version:
+        import spectrim
+
+        print(spectrim.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def compare(
+    recipes: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE]...", help=RECIPES_HELP)] = None,
+    name: Annotated[str, typer.Option(help="Name of the comparison, a folder in --runs-dir.")] = "default",
+    runs_dir: Annotated[Path, typer.Option(help="Where comparisons are kept.")] = Path("runs"),
+    steps: Steps = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas.")] = None,
+    data: Data = None,
+    lr: RateOf = None,
+    embedding_lr: RateOf = None,
+    head_lr: RateOf = None,
+    preset: Preset = None,
+    batch_size: BatchSize = None,
+    sequence_length: SequenceLength = None,
+    vocabulary_size: VocabularySize = None,
+    checkpoint_every: CheckpointEvery = None,
+    config_file: ConfigFile = None,
+    cache_dir: CacheDir = None,
+    as_json: Json = False,
+) -> None:
+    """Compare recipes on the same text, batches, seeds and initial weights.
+
+    Without recipes: adamw, adamw+clip, spectra, muon. Finished runs are not repeated; an interrupted comparison goes
+    on.
+    """
+    from spectrim.lab.compare import CompareConfig
+    from spectrim.lab.compare import compare as run_comparison
+    from spectrim.lab.progress import TerminalMonitor
+    from spectrim.lab.report import terminal_table
+
+    flags = {
+        "recipes": recipes or None,
+        "seeds": parse_seeds(seeds),
+        "steps": steps,
+        "checkpoint_every": checkpoint_every,
+        "lr": parse_rates("--lr", lr),
+        "embedding_lr": parse_rates("--embedding-lr", embedding_lr),
+        "head_lr": parse_rates("--head-lr", head_lr),
+        "data.sources": data,
+        "data.batch_size": batch_size,
+        "data.sequence_length": sequence_length,
+        "data.vocabulary_size": vocabulary_size,
+        "model.preset": preset,
+    }
+    config = configure(CompareConfig, config_file, flags)
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise LabError(f"--name {name!r}: expected a plain folder name; --runs-dir says where it lies")
+    with TerminalMonitor(runs=len(config.recipes) * len(config.seeds), steps=config.steps) as monitor:
+        summary = run_comparison(config, runs_dir / name, cache_dir=cache_dir, monitor=monitor)
+    show(summary, as_json, lambda: terminal_table(summary))
+    print(f"written to {runs_dir / name}: summary.md, results.json, loss.png, loss.svg", file=sys.stderr)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str | None, typer.Argument(help=RECIPES_HELP)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; new or empty unless --resume.")] = None,
+    steps: Steps = None,
+    seed: Annotated[int | None, typer.Option(help="Decides initial weights and batches.")] = None,
+    data: Data = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default: the recipe's own.")] = None,
+    embedding_lr: Annotated[float | None, typer.Option(help="Factor on it for embeddings.")] = None,
+    head_lr: Annotated[float | None, typer.Option(help="Factor on it for the output head.")] = None,
+    preset: Preset = None,
+    batch_size: BatchSize = None,
+    sequence_length: SequenceLength = None,
+    vocabulary_size: VocabularySize = None,
+    checkpoint_every: CheckpointEvery = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    config_file: ConfigFile = None,
+    cache_dir: CacheDir = None,
+    as_json: Json = False,
+) -> None:
+    """Train one model with one recipe; --resume continues bit for bit."""
+    from spectrim.lab.config import TrainConfig
+    from spectrim.lab.progress import TerminalMonitor
+    from spectrim.lab.run import RunFolder
+    from spectrim.lab.train import prepare
+    from spectrim.lab.train import train as run_training
+
+    if out is None:
+        raise LabError("--out is missing: name the folder that the run is to be written to")
+    flags = {
+        "recipe": recipe,
+        "seed": seed,
+        "steps": steps,
+        "checkpoint_every": checkpoint_every,
+        "optimizer.lr": lr,
+        "optimizer.embedding_lr": embedding_lr,
+        "optimizer.head_lr": head_lr,
+        "data.sources": data,
+        "data.batch_size": batch_size,
+        "data.sequence_length": sequence_length,
+        "data.vocabulary_size": vocabulary_size,
+        "model.preset": preset,
+    }
+    if resume and config_file is None and RunFolder(out).config_file.is_file():
+        config_file = RunFolder(out).config_file
+    if recipe is None and config_file is None:
+        raise LabError(f"RECIPE is missing: {RECIPES_HELP}")
+    config = prepare(configure(TrainConfig, config_file, flags))
+    with TerminalMonitor(runs=1, steps=config.steps) as monitor:
+        monitor.run_started(config)
+        result = run_training(config, out, resume=resume, cache_dir=cache_dir, on_step=monitor.step)
+        monitor.run_finished(config, result)
+    if as_json:
+        show(result.model_dump(mode="json"), True, str)
+    print(f"written to {out}: model/, log.jsonl, config.toml, result.json", file=sys.stderr)
+
+
+@app.command()
+def corpus(
+    data: Data = None,
+    vocabulary_size: VocabularySize = None,
+    cache_dir: CacheDir = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a corpus holds: documents, bytes and tokens of both sides of the split, and a sample."""
+    from spectrim.lab.config import DataConfig
+    from spectrim.lab.tokens import describe_tokens, prepare_tokens
+
+    config = configure(DataConfig, None, {"sources": data, "vocabulary_size": vocabulary_size})
+    description = describe_tokens(prepare_tokens(config, cache_dir))
+    show(description, as_json, lambda: corpus_table(description))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    hidden=importlib.util.find_spec("spectrim.lab.bench_cli") is None,
+)
+def bench(context: typer.Context) -> None:
+    """Measure the speed of operators and optimizers."""
+    bench_app = importlib.import_module("spectrim.lab.bench_cli").bench_app  # late, for it needs torch
+    raise typer.Exit(bench_app(context.args, prog_name="spectrim bench", standalone_mode=False) or 0)
+
+
+def configure(model: Any, file: Path | None, flags: dict[str, Any]) -> Any:
+    """The configuration of a file, if any, under the flags that are set; a key such as "data.sources" is nested."""
+    from spectrim.lab.config import read_toml
+
+    values = read_toml(file) if file else {}
+    # Flags may complete a file, so only what the file does hold is checked in its name.
+    source = f"config {str(file)!r}" if file else "options"
+    for key, value in flags.items():
+        if value is not None:
+            *tables, last = key.split(".")
+            target = values
+            for table in tables:
+                target = target.setdefault(table, {})
+                if not isinstance(target, dict):
+                    raise LabError(f"{source}: {table}={target!r}: expected a table")
+            target[last] = value
+    return model.parse(values, source=source)
+
+
+def parse_seeds(text: str | None) -> list[int] | None:
+    """Whole numbers separated by commas."""
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise LabError(f"--seeds {text!r}: expected whole numbers separated by commas, such as 0,1,2") from None
+
+
+def parse_rates(flag: str, items: list[str] | None) -> dict[str, float] | None:
+    """RECIPE=VALUE, each recipe once."""
+    if not items:
+        return None
+    rates: dict[str, float] = {}
+    for item in items:
+        recipe, _, value = item.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise LabError(f"{flag} {item!r}: expected RECIPE=VALUE, such as adamw=0.003") from None
+        if recipe in rates:
+            raise LabError(f"{flag} {item!r}: {recipe} stands twice")
+        rates[recipe] = number
+    return rates
+
+
+def show(value: Any, as_json: bool, table: Callable[[], Any]) -> None:
+    """Print a value as JSON, or as the table that ``table`` makes of it."""
+    if as_json:
+        from spectrim.lab.files import finite
+
+        print(json.dumps(finite(value), indent=2, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        Console().print(table())
+
+
+def corpus_table(description: dict[str, Any]) -> Any:
+    """Both sides of the split and the sample."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("side", "documents", "bytes", "tokens", "bytes per token")
+    for side in ("train", "validation"):
+        counts = description[side]
+        ratio = f"{counts['bytes'] / counts['tokens']:.2f}"
+        table.add_row(side, *(f"{counts[key]:,}" for key in ("documents", "bytes", "tokens")), ratio)
+    return Group(table, Text(f"\n{description['sample']} ..."))

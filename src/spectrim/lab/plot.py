@@ -1,0 +1,78 @@
+"""The picture of a comparison: validation loss against tokens, one line a recipe, its seeds as a band."""
+
+from pathlib import Path
+from typing import Any
+
+from spectrim.lab.files import write_atomically
+from spectrim.lab.results import BASELINE
+
+__all__ = ["save_curves"]
+
+# Okabe and Ito's palette without its yellow, which is too faint for a line: told apart by colour-blind readers.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+"""Beyond the colours there are, and in print, lines differ by their dashes."""
+
+
+def save_curves(summary: dict[str, Any], path: Path) -> None:
+    """Draw the mean curve of each recipe with the range of its seeds; the suffix of ``path`` chooses PNG or SVG."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    # Figure without pyplot: no display, no global state. The salt makes equal results equal files.
+    with mpl.rc_context(
+        {"svg.hashsalt": "spectrim", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes, summary["recipes"])
+        config = summary["config"]
+        axes.set_title(
+            f"Validation loss, model {config['model']['preset']}, {len(config['seeds'])} seed(s)", loc="left"
+        )
+        suffix = path.suffix.removeprefix(".")
+        metadata = {"Date": None} if suffix == "svg" else {}
+        write_atomically(path, lambda file: figure.savefig(file, format=suffix, dpi=160, metadata=metadata))
+
+
+def draw(axes: Any, recipes: dict[str, dict[str, Any]]) -> None:
+    # The legend goes from the lowest final loss up, as the lines end.
+    order = sorted(recipes, key=lambda name: (recipes[name]["final_loss"] is None, recipes[name]["final_loss"] or 0))
+    for name in order:
+        index = list(recipes).index(name)
+        entry = recipes[name]
+        millions = [tokens / 1e6 for tokens in entry["curve"]["tokens"]]
+        losses = [float("nan") if loss is None else loss for loss in entry["curve"]["val_loss"]]
+        final = "diverged" if entry["final_loss"] is None else f"{entry['final_loss']:.3f}"
+        look = {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index // len(COLOURS) % len(STYLES)]}
+        # The baseline is drawn above the others: everything is read against it.
+        axes.plot(millions, losses, label=f"{name}  {final}", linewidth=2, zorder=3 if name == BASELINE else 2, **look)
+        if len(entry["seeds"]) > 1:
+            columns = list(zip(*(seed["curve"]["val_loss"] for seed in entry["seeds"].values()), strict=True))
+            if all(loss is not None for column in columns for loss in column):
+                low, high = [min(column) for column in columns], [max(column) for column in columns]
+                axes.fill_between(millions, low, high, color=look["color"], alpha=0.18, linewidth=0)
+    target = recipes.get(BASELINE, {}).get("final_loss")
+    if target is not None:
+        axes.axhline(target, color="0.5", linewidth=0.8, linestyle=":", zorder=1)
+        axes.annotate(
+            "AdamW's final loss", (0, target), xytext=(4, -11), textcoords="offset points", color="0.4", fontsize=8
+        )
+    axes.set_ylim(*loss_range(recipes))
+    axes.set_xlim(left=0)
+    axes.set_xlabel("tokens (millions)")
+    axes.set_ylabel("validation loss (nats per token)")
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, title="recipe, final loss", alignment="left")
+
+
+def loss_range(recipes: dict[str, dict[str, Any]]) -> tuple[float | None, float | None]:
+    """From just below the lowest loss to where the curves are after a tenth of training, without the fall from chance."""
+    curves = [entry["curve"]["val_loss"] for entry in recipes.values()]
+    known = [loss for curve in curves for loss in curve if loss is not None]
+    early = [curve[len(curve) // 10] for curve in curves if curve[len(curve) // 10] is not None]
+    if not known or not early or max(early) <= min(known):
+        return None, None
+    margin = 0.05 * (max(early) - min(known))
+    return min(known) - margin, max(early) + margin
