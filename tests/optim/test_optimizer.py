@@ -149,7 +149,7 @@ def test_state_is_there_from_the_start_and_priming_leaves_it_fresh(make):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     assert_same(tensors(model, optimizer), before)
-    assert all(group["steps"] == 0 for group in optimizer.param_groups)
+    assert all(group["steps_taken"] == 0 for group in optimizer.param_groups)
     for group, lr in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = lr
     fresh_model = small_model()

@@ -6,18 +6,18 @@ from spectrim.optim.schedule import clip_threshold
 
 
 def group(**values):
-    defaults = {"clip": 5.0, "lr": 2e-3, "peak_lr": 2e-3, "steps": 0, "warmup_steps": 0, "total_steps": 100}
+    defaults = {"clip": 5.0, "lr": 2e-3, "peak_lr": 2e-3, "steps_taken": 0, "warmup_steps": 0, "total_steps": 100}
     return {**defaults, "clip_decay": "constant", "clip_decay_fraction": 0.1, "clip_final": 0.2, **values}
 
 
 def test_threshold_times_learning_rate_is_constant_while_warming_up():
     for step in range(10):
         lr = 2e-3 * (step + 1) / 10
-        assert clip_threshold(group(lr=lr, steps=step, warmup_steps=10)) * lr == pytest.approx(0.01)
+        assert clip_threshold(group(lr=lr, steps_taken=step, warmup_steps=10)) * lr == pytest.approx(0.01)
 
 
 def test_the_threshold_is_constant_afterwards_whatever_the_learning_rate():
-    assert {clip_threshold(group(lr=lr, steps=50, warmup_steps=10)) for lr in (2e-3, 1e-3, 1e-5)} == {5.0}
+    assert {clip_threshold(group(lr=lr, steps_taken=50, warmup_steps=10)) for lr in (2e-3, 1e-3, 1e-5)} == {5.0}
 
 
 def test_nothing_is_computed_at_learning_rate_zero_or_without_a_clip():
@@ -30,10 +30,10 @@ def test_nothing_is_computed_at_learning_rate_zero_or_without_a_clip():
     [("linear", 0.6), ("cosine", 0.6), ("sqrt", 1 - 0.8 * 0.5**0.5), ("square", 0.8), ("exponential", 0.2**0.5)],
 )
 def test_decay_runs_over_the_last_fraction_to_its_final_share(decay, halfway):
-    shares = [clip_threshold(group(steps=step, clip_decay=decay)) / 5.0 for step in (0, 90, 95, 100, 200)]
+    shares = [clip_threshold(group(steps_taken=step, clip_decay=decay)) / 5.0 for step in (0, 90, 95, 100, 200)]
     assert shares == pytest.approx([1.0, 1.0, halfway, 0.2, 0.2])
 
 
 def test_the_automatic_threshold_follows_the_peak():
     assert clip_threshold(group(clip="auto")) == pytest.approx(5.0)
-    assert clip_threshold(group(clip="auto", lr=1e-4, peak_lr=1e-3, steps=3)) == pytest.approx(10.0)
+    assert clip_threshold(group(clip="auto", lr=1e-4, peak_lr=1e-3, steps_taken=3)) == pytest.approx(10.0)

@@ -154,7 +154,7 @@ class SpectralOptimizer(Optimizer):
             for bucket in buckets(entries):
                 self._update(group, bucket)
             if not is_zero(group["lr"]):
-                group["steps"] += 1
+                group["steps_taken"] += 1
         return loss
 
     def _collect(self) -> list[list[Entry]]:

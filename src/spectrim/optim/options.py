@@ -65,7 +65,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 # What a group holds besides options: what torch keeps there, what grouping says, and what schedulers leave behind.
-_STRUCTURE = {"params", "param_names", "role", "layout", "split", "lr_scale", "steps"}
+_STRUCTURE = {"params", "param_names", "role", "layout", "split", "lr_scale", "steps_taken"}
 _SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -111,7 +111,7 @@ def finish_group(group: dict[str, Any], defaults: Mapping[str, Any], index: int)
         # Only a default is scaled: a group that states its learning rate, as one taken from another optimizer does,
         # has it.
         group["lr"] = defaults["lr"] * group["lr_scale"]
-    group.setdefault("steps", 0)
+    group.setdefault("steps_taken", 0)
     for key, value in defaults.items():
         group.setdefault(key, value)
     _check(group, where)

@@ -35,7 +35,7 @@ def clip_threshold(group: Mapping[str, Any]) -> float | Tensor | None:
         return None
     peak: float = group["peak_lr"]
     threshold: float | Tensor = AUTO_CLIP / peak if clip == "auto" else float(clip)
-    step = group["steps"]
+    step = group["steps_taken"]
     if step < group["warmup_steps"]:
         return threshold * peak / lr
     return threshold * decay_factor(

@@ -90,7 +90,7 @@ def shape_matrices(
         update = Update(dense=orthogonalize(direction))
     elif recipe.operator == "shape_spike":
         assert basis is not None
-        spike = track_spike(direction, basis, steps=FIRST_POWER_STEPS if options["steps"] == 0 else 1)
+        spike = track_spike(direction, basis, steps=FIRST_POWER_STEPS if options["steps_taken"] == 0 else 1)
         correction = spike_correction(direction, spike)
         update = Update(dense=direction, left=correction.U, right=correction.right, norm=correction.norm)
         new_basis = spike.V
