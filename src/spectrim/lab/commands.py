@@ -243,7 +243,9 @@ def show(value: Any, as_json: bool, table: Callable[[], Any]) -> None:
     else:
         from rich.console import Console
 
-        Console().print(table())
+        # A file or a pipe has no width; wide enough for every table of the lab.
+        console = Console()
+        Console(width=console.width if console.is_terminal else 120).print(table())
 
 
 def corpus_table(description: dict[str, Any]) -> Any:

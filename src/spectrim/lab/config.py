@@ -194,7 +194,7 @@ def toml(tree: dict[str, Any]) -> str:
     lines = [f"{toml_key(key)} = {toml_value(value)}" for key, value in plain.items()]
     text = "".join(f"{line}\n" for line in lines)
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             if any(isinstance(item, dict) for item in value.values()):
                 raise TypeError(f"table {key!r} holds tables; the lab's settings are two levels deep")
             text += f"\n[{toml_key(key)}]\n{toml(value)}"

@@ -29,7 +29,7 @@ class Preset:
 
 PRESETS = {
     "tiny": Preset(hidden_size=32, intermediate_size=64, layers=1, heads=1),
-    "1m": Preset(hidden_size=128, intermediate_size=384, layers=4, heads=2),
+    "1m": Preset(hidden_size=128, intermediate_size=384, layers=3, heads=2),
     "2m": Preset(hidden_size=192, intermediate_size=512, layers=4, heads=3),
     "10m": Preset(hidden_size=384, intermediate_size=1024, layers=6, heads=6),
     "25m": Preset(hidden_size=512, intermediate_size=1408, layers=8, heads=8),

@@ -68,10 +68,10 @@ def draw(axes: Any, recipes: dict[str, dict[str, Any]]) -> None:
 
 
 def loss_range(recipes: dict[str, dict[str, Any]]) -> tuple[float | None, float | None]:
-    """From just below the lowest loss to where the curves are after a tenth of training, without the fall from chance."""
+    """From below the lowest loss to where the curves are after a fifth of training, without the fall from chance."""
     curves = [entry["curve"]["val_loss"] for entry in recipes.values()]
     known = [loss for curve in curves for loss in curve if loss is not None]
-    early = [curve[len(curve) // 10] for curve in curves if curve[len(curve) // 10] is not None]
+    early = [curve[len(curve) // 5] for curve in curves if curve[len(curve) // 5] is not None]
     if not known or not early or max(early) <= min(known):
         return None, None
     margin = 0.05 * (max(early) - min(known))

@@ -28,12 +28,14 @@ class TerminalMonitor:
             TimeRemainingColumn(),
             TextColumn("{task.fields[loss]}", markup=False),
             console=self._console,
+            transient=True,
             disable=not self._console.is_terminal,
         )
         self._runs = runs
         self._steps = steps
         self._done = 0
         self._validation = ""
+        self._announce = ""
         self._task = self._bar.add_task("preparing", total=runs * steps, loss="")
 
     def run_started(self, config: TrainConfig) -> None:
@@ -41,11 +43,14 @@ class TerminalMonitor:
         self._validation = ""
         run = f"{config.recipe}, seed {config.seed} ({self._done + 1} of {self._runs})"
         self._bar.update(self._task, description=run)
-        if not self._console.is_terminal:
-            self._console.print(f"{run}: {config.steps} steps", markup=False, highlight=False)
+        self._announce = f"{run}: {config.steps} steps"
 
     def step(self, record: Record) -> None:
         """Move the bar and show the losses."""
+        # Not before the first step: until then the input may be refused, and the refusal is all there is to read.
+        if self._announce and not self._console.is_terminal:
+            self._console.print(self._announce, markup=False, highlight=False)
+        self._announce = ""
         if "val_loss" in record:
             self._validation = f"  validation {record['val_loss']:.3f}"
         done = self._done * self._steps + record["step"]

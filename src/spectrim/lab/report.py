@@ -4,7 +4,8 @@ Everything is made from the one dictionary that :func:`spectrim.lab.compare.comp
 again from ``results.json``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,24 +16,33 @@ from spectrim.lab.results import BASELINE
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["COLUMNS", "terminal_table", "write_report"]
+__all__ = ["COLUMNS", "Column", "terminal_table", "write_report"]
 
 Summary = dict[str, Any]
-Format = Callable[[float], str]
 
-COLUMNS: dict[str, tuple[str, Format]] = {
-    "lr": ("learning rate", lambda value: f"{value:.2g}"),
-    "final_loss": ("final loss", lambda value: f"{value:.4f}"),
-    "tokens_to_adamw": ("tokens to AdamW's loss", lambda value: f"{value:.0%}"),
-    "step_ms": ("step ms", lambda value: f"{value:.1f}"),
-    "forward_backward_ms": ("forward+backward ms", lambda value: f"{value:.1f}"),
-    "optimizer_ms": ("optimizer ms", lambda value: f"{value:.1f}"),
-    "rest_ms": ("rest ms", lambda value: f"{value:.1f}"),
-    "state_bytes": ("state MB", lambda value: f"{value / 1e6:.2f}"),
-    "weight_norm": ("weight norm", lambda value: f"{value:.1f}"),
-    "largest_singular_value": ("largest σ", lambda value: f"{value:.2f}"),
+
+@dataclass(frozen=True)
+class Column:
+    """A number of a recipe's summary, and how it is shown."""
+
+    heading: str
+    short: str
+    """Heading in the terminal, a word a line; without one the column is left out there."""
+    show: Callable[[float], str]
+
+
+COLUMNS = {
+    "lr": Column("learning rate", "", "{:.2g}".format),
+    "final_loss": Column("final loss", "final loss", "{:.4f}".format),
+    "tokens_to_adamw": Column("tokens to AdamW's loss", "tokens to AdamW", "{:.0%}".format),
+    "step_ms": Column("step ms", "step ms", "{:.1f}".format),
+    "forward_backward_ms": Column("forward+backward ms", "fwd+bwd ms", "{:.1f}".format),
+    "optimizer_ms": Column("optimizer ms", "optim. ms", "{:.1f}".format),
+    "rest_ms": Column("rest ms", "rest ms", "{:.1f}".format),
+    "state_bytes": Column("state MB", "state MB", lambda value: f"{value / 1e6:.2f}"),
+    "weight_norm": Column("weight norm", "weight norm", "{:.1f}".format),
+    "largest_singular_value": Column("largest singular value", "largest σ", "{:.2f}".format),
 }
-"""Key of a recipe's summary: heading and format."""
 
 
 def write_report(summary: Summary, out: Path) -> None:
@@ -43,9 +53,9 @@ def write_report(summary: Summary, out: Path) -> None:
     write_json(out / "results.json", summary)
 
 
-def cells(entry: dict[str, Any]) -> list[str]:
-    """A recipe's row of the table."""
-    return [absent(key) if entry.get(key) is None else text(entry[key]) for key, (_, text) in COLUMNS.items()]
+def cells(entry: dict[str, Any], keys: Iterable[str]) -> list[str]:
+    """A recipe's row of a table."""
+    return [absent(key) if entry.get(key) is None else COLUMNS[key].show(entry[key]) for key in keys]
 
 
 def absent(key: str) -> str:
@@ -54,17 +64,21 @@ def absent(key: str) -> str:
 
 
 def terminal_table(summary: Summary) -> "Table":
-    """The table that ends a comparison; the best final loss is bold."""
+    """The table that ends a comparison, 80 columns wide with the usual recipes; the best final loss is bold."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=heading(summary), title_justify="left", caption=NOTE, caption_justify="left")
+    keys = [key for key, column in COLUMNS.items() if column.short]
+    table = Table(
+        title=heading(summary), caption=NOTE, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=0
+    )
     table.add_column("recipe", no_wrap=True)
-    for title, _ in COLUMNS.values():
-        table.add_column(title, justify="right")
+    for key in keys:
+        table.add_column("\n".join(COLUMNS[key].short.split()), justify="right", no_wrap=True, vertical="bottom")
     losses = [entry["final_loss"] for entry in summary["recipes"].values() if entry["final_loss"] is not None]
     for name, entry in summary["recipes"].items():
         best = bool(losses) and entry["final_loss"] == min(losses)
-        table.add_row(name, *cells(entry), style="bold" if best else None)
+        table.add_row(name, *cells(entry, keys), style="bold" if best else None)
     return table
 
 
@@ -79,14 +93,14 @@ def heading(summary: Summary) -> str:
     config, first = summary["config"], next(iter(summary["recipes"].values()))
     tokens = first["curve"]["tokens"][-1]
     seeds = ", ".join(map(str, config["seeds"]))
-    length = f"{config['steps']} steps, {tokens / 1e6:.2f} M tokens"
+    length = f"{config['steps']} steps, {tokens:,} tokens"
     return f"Validation loss after {length}; model {config['model']['preset']}; seeds {seeds}"
 
 
 def markdown(summary: Summary, name: str) -> str:
     """The summary as a Markdown page beside its picture."""
-    titles = ["recipe", *(title for title, _ in COLUMNS.values())]
-    rows = [[f"`{recipe}`", *cells(entry)] for recipe, entry in summary["recipes"].items()]
+    titles = ["recipe", *(column.heading for column in COLUMNS.values())]
+    rows = [[f"`{recipe}`", *cells(entry, COLUMNS)] for recipe, entry in summary["recipes"].items()]
     lines = [
         f"# Comparison {name}",
         "",
@@ -127,6 +141,8 @@ def reading(summary: Summary) -> list[str]:
         difference = entry["final_loss"] - base
         verdict = f"{abs(difference):.4f} {'below' if difference < 0 else 'above'} AdamW's"
         share = entry["tokens_to_adamw"]
-        when = "and never reaches it" if share is None else f"reached after {share:.0%} of its tokens"
-        lines.append(f"- `{name}` ends at {entry['final_loss']:.4f}, {verdict}, {when}.")
+        when = (
+            "It never reaches that loss" if share is None else f"It reaches that loss after {share:.0%} of the tokens"
+        )
+        lines.append(f"- `{name}` ends at {entry['final_loss']:.4f}, {verdict}. {when}.")
     return lines

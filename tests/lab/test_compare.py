@@ -1,0 +1,165 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from spectrim.lab.compare import CompareConfig, compare
+from spectrim.lab.config import SharedConfig, TrainConfig
+from spectrim.lab.errors import LabError
+from spectrim.lab.log import Record, read_log
+from spectrim.lab.report import markdown, terminal_table
+from spectrim.lab.results import RunResult
+
+
+class Watcher:
+    """Remembers what was run, and can stop everything at a step of a run."""
+
+    def __init__(self, stop: tuple[int, int] | None = None) -> None:
+        self.started: list[str] = []
+        self.steps: list[int] = []
+        self.finished: list[str] = []
+        self.stop = stop
+
+    def run_started(self, config: TrainConfig) -> None:
+        self.started.append(f"{config.recipe}-{config.seed}")
+
+    def step(self, record: Record) -> None:
+        self.steps.append(record["step"])
+        if self.stop == (len(self.started), record["step"]):
+            raise KeyboardInterrupt
+
+    def run_finished(self, config: TrainConfig, result: RunResult) -> None:
+        self.finished.append(f"{config.recipe}-{config.seed}")
+
+
+@pytest.fixture
+def config(small_config: TrainConfig) -> CompareConfig:
+    shared = {key: getattr(small_config, key) for key in SharedConfig.model_fields}
+    return CompareConfig(recipes=("adamw", "muon"), seeds=(0, 1), **shared)
+
+
+def test_an_interrupted_comparison_goes_on_and_repeats_nothing(
+    config: CompareConfig, tmp_path: Path, cache_dir: Path
+) -> None:
+    whole = compare(config, tmp_path / "whole", cache_dir=cache_dir)
+    # The second run is stopped at its fifth step, one after a checkpoint.
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, tmp_path / "parts", cache_dir=cache_dir, monitor=Watcher(stop=(2, 5)))
+    watcher = Watcher()
+    parts = compare(config, tmp_path / "parts", cache_dir=cache_dir, monitor=watcher)
+    assert watcher.started == ["muon-0", "adamw-1", "muon-1"]
+    assert watcher.steps[:2] == [5, 6]
+    assert watcher.finished == ["adamw-0", "muon-0", "adamw-1", "muon-1"]
+    for recipe in ("adamw", "muon"):
+        assert parts["recipes"][recipe]["curve"] == whole["recipes"][recipe]["curve"]
+
+    idle = Watcher()
+    assert compare(config, tmp_path / "parts", cache_dir=cache_dir, monitor=idle) == parts
+    assert idle.started == []
+
+
+def test_results_hold_every_promised_key(config: CompareConfig, tmp_path: Path, cache_dir: Path) -> None:
+    compare(config, tmp_path / "x", cache_dir=cache_dir)
+    results = json.loads((tmp_path / "x" / "results.json").read_text())
+    assert list(results["recipes"]) == ["adamw", "muon"]
+    promised = {"final_loss", "tokens_to_adamw", "optimizer_ms", "step_ms", "state_bytes", "weight_norm"}
+    promised |= {"largest_singular_value", "forward_backward_ms", "rest_ms", "rest_share", "lr", "curve", "seeds"}
+    for entry in results["recipes"].values():
+        assert promised <= entry.keys()
+        seeds = entry["seeds"]
+        assert list(seeds) == ["0", "1"]
+        assert entry["final_loss"] == pytest.approx((seeds["0"]["final_loss"] + seeds["1"]["final_loss"]) / 2)
+        assert entry["step_ms"] == pytest.approx(
+            entry["forward_backward_ms"] + entry["optimizer_ms"] + entry["rest_ms"], rel=0.5
+        )
+    assert results["config"]["seeds"] == [0, 1]
+    assert (tmp_path / "x" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "x" / "loss.svg").read_text()
+    assert "| `muon` |" in (tmp_path / "x" / "summary.md").read_text()
+
+
+def test_all_recipes_start_from_the_same_weights_and_see_the_same_batches(
+    config: CompareConfig, tmp_path: Path, cache_dir: Path
+) -> None:
+    compare(config, tmp_path / "x", cache_dir=cache_dir)
+    first = {
+        (recipe, seed): read_log(tmp_path / "x" / recipe / f"seed-{seed}" / "log.jsonl")[0]
+        for recipe in config.recipes
+        for seed in config.seeds
+    }
+    for seed in config.seeds:
+        assert first["adamw", seed]["loss"] == first["muon", seed]["loss"]
+        assert first["adamw", seed]["grad_norm"] == first["muon", seed]["grad_norm"]
+    assert first["adamw", 0]["loss"] != first["adamw", 1]["loss"]
+
+
+def test_recipes_and_seeds_may_be_added_and_must_be_named_again(
+    config: CompareConfig, tmp_path: Path, cache_dir: Path
+) -> None:
+    small = config.model_copy(update={"seeds": (0,)})
+    compare(small, tmp_path / "x", cache_dir=cache_dir)
+    grown = config.model_copy(update={"recipes": ("spectra", "adamw", "muon"), "seeds": (0,)})
+    watcher = Watcher()
+    compare(grown, tmp_path / "x", cache_dir=cache_dir, monitor=watcher)
+    assert watcher.started == ["spectra-0"]
+    with pytest.raises(LabError, match="has recipes spectra too"):
+        compare(small, tmp_path / "x", cache_dir=cache_dir)
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        ({"steps": 7}, "steps is 6 there, 7 here; choose another --name"),
+        ({"lr": {"muon": 0.5}}, r"optimizer\.lr is .* there, 0\.5 here; choose another --name"),
+    ],
+)
+def test_other_settings_under_the_same_name_are_refused_naming_the_difference(
+    config: CompareConfig, tmp_path: Path, cache_dir: Path, update: dict[str, object], message: str
+) -> None:
+    out = tmp_path / "x"
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, out, cache_dir=cache_dir, monitor=Watcher(stop=(2, 1)))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(LabError, match=message):
+        compare(config.model_copy(update=update), out, cache_dir=cache_dir)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_changed_text_is_refused(config: CompareConfig, text_folder: Path, tmp_path: Path, cache_dir: Path) -> None:
+    copy = tmp_path / "text"
+    shutil.copytree(text_folder, copy)
+    data = config.data.model_copy(update={"sources": (str(copy),)})
+    mine = config.model_copy(update={"data": data, "recipes": ("adamw",), "seeds": (0,)})
+    compare(mine, tmp_path / "x", cache_dir=cache_dir)
+    (copy / "new.txt").write_text("a new document " * 50)
+    with pytest.raises(LabError, match="trained on other text"):
+        compare(mine, tmp_path / "x", cache_dir=cache_dir)
+
+
+def test_a_folder_that_is_no_comparison_is_left_alone(config: CompareConfig, tmp_path: Path, cache_dir: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(LabError, match="is no comparison"):
+        compare(config, tmp_path, cache_dir=cache_dir)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_diverged_recipe_is_reported_as_such() -> None:
+    healthy = {
+        "final_loss": 4.0,
+        "tokens_to_adamw": 1.0,
+        "lr": 0.1,
+        "curve": {"tokens": [10, 20], "val_loss": [5.0, 4.0]},
+    }
+    diverged = {
+        **healthy,
+        "final_loss": None,
+        "tokens_to_adamw": None,
+        "curve": {"tokens": [10, 20], "val_loss": [5.0, None]},
+    }
+    config = {"steps": 2, "seeds": [0], "model": {"preset": "tiny"}, "data": {"sources": []}}
+    summary = {"recipes": {"adamw": healthy, "muon": diverged}, "config": config, "environment": {}}
+    page = markdown(summary, "x")
+    assert "| diverged | never |" in page
+    assert "`muon` diverged" in page
+    assert terminal_table(summary).row_count == 2
