@@ -1,11 +1,12 @@
-"""The grid behind the lab's default learning rates: run it, keep its results, write the table of defaults from them.
+"""The search behind the lab's default learning rates: run it, keep its results, write the table of defaults from them.
 
     python benchmarks/learning_rates.py --workers 2 --threads 1
     python benchmarks/learning_rates.py --write-defaults
 
-Every point is one run at the lab's default size, the same as a run of `spectrim compare`. Points whose result is in
-the results file are not run again, and an interrupted point goes on from its checkpoint. Second-stage recipes are
-searched around the winner of the recipe that they add to, so their points appear when the first stage is done.
+Every point is one run at the lab's default size, the same as a run of `spectrim compare`. The points of a recipe lie on
+a lattice of factors of two: its search begins at one of them, and goes on until the best is surrounded by worse
+ones, so no winner stands at the edge of what was tried. Points whose result is in the results file are not run
+again, and an interrupted point goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import argparse
 import json
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,22 +30,23 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "learning_rates.json"
 DEFAULTS = HERE.parent / "src" / "spectrim" / "lab" / "defaults.toml"
 
-# recipe: (learning rates, factors of embeddings and head on them). Recipes whose embeddings and head are left to
-# AdamW search that factor too; the scale of the clipped ones gives them theirs (methods: s = sqrt(max(1, m/n))).
-FIRST_STAGE: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "adamw": ((1.5e-3, 3e-3, 6e-3), (1, 4, 8)),
-    "adamw+clip": ((2e-3, 3e-3, 5e-3, 8e-3), (1,)),
-    "muon": ((2e-3, 4e-3, 8e-3), (1, 4, 8)),
-    "spectra": ((1e-3, 2e-3, 4e-3), (1, 4, 8)),
+# recipe: (learning rate, factor of embeddings and head on it) where its search starts. The threshold of a clip follows
+# the factor, so that it means the same to every recipe: how much further embeddings and head move in a step.
+STARTS: dict[str, tuple[float, float]] = {
+    "adamw": (1.5e-3, 16),
+    "adamw+clip": (4e-3, 4),
+    "muon": (4e-3, 8),
+    "spectra": (2e-3, 8),
 }
-
-# recipe: (the recipe it adds to, factors on that one's best learning rate); the multiplier is that one's.
-SECOND_STAGE: dict[str, tuple[str, tuple[float, ...]]] = {
-    "adamw+shrink": ("adamw", (0.7, 1, 1.5)),
-    "muon+shrink": ("muon", (0.7, 1, 1.5)),
-    "spectra+shrink": ("spectra", (0.7, 1, 1.5)),
-    "adamw+shrink+clip": ("adamw+clip", (0.7, 1, 1.5)),
+# recipe: the recipe that it adds to. It starts at that one's winner and searches the learning rate alone.
+ADDITIONS: dict[str, str] = {
+    "adamw+shrink": "adamw",
+    "muon+shrink": "muon",
+    "spectra+shrink": "spectra",
+    "adamw+shrink+clip": "adamw+clip",
 }
+RATE_STEPS = ((1, 1), (2, 1), (0.5, 1))
+FACTOR_STEPS = ((1, 2), (1, 0.5))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,45 +56,45 @@ class Point:
     recipe: str
     lr: float
     multiplier: float
-    seed: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.recipe}-lr{self.lr:g}-x{self.multiplier:g}-seed{self.seed}"
+        return f"{self.recipe}-lr{self.lr:g}-x{self.multiplier:g}-seed0"
 
     def config(self, steps: int | None) -> TrainConfig:
         optimizer = OptimizerConfig(lr=self.lr, embedding_lr=self.multiplier, head_lr=self.multiplier)
-        config = TrainConfig(recipe=self.recipe, seed=self.seed, optimizer=optimizer)
+        config = TrainConfig(recipe=self.recipe, seed=0, optimizer=optimizer)
         return config.model_copy(update={"steps": steps}) if steps else config
 
 
-def grid(results: list[dict], seeds: list[int]) -> Iterator[Point]:
-    """Every point that can be named by now: the second stage needs the first one's winners."""
-    for recipe, (rates, multipliers) in FIRST_STAGE.items():
-        for lr in rates:
-            for multiplier in multipliers:
-                yield from (Point(recipe=recipe, lr=lr, multiplier=multiplier, seed=seed) for seed in seeds)
-    for recipe, (plainer, factors) in SECOND_STAGE.items():
-        rates, multipliers = FIRST_STAGE[plainer]
-        measured = [entry for entry in results if entry["recipe"] == plainer]
-        if len(measured) < len(rates) * len(multipliers) * len(seeds):
+def wanted(results: list[dict]) -> Iterator[Point]:
+    """Every point that can be named by now and has no result: starts, and neighbours of the best so far."""
+    measured = {(entry["recipe"], entry["lr"], entry["multiplier"]) for entry in results}
+    searching = set()
+    for recipe in [*STARTS, *ADDITIONS]:
+        plainer = ADDITIONS.get(recipe)
+        if plainer in searching:
+            searching.add(recipe)
             continue
-        best = winner(measured)
-        for factor in factors:
-            lr = float(f"{best['lr'] * factor:.2g}")
-            yield from (Point(recipe=recipe, lr=lr, multiplier=best["multiplier"], seed=seed) for seed in seeds)
+        own = [entry for entry in results if entry["recipe"] == recipe]
+        lr, multiplier = STARTS[recipe] if plainer is None else place(winner(results, plainer))
+        if own:
+            lr, multiplier = place(winner(results, recipe))
+        for rate_step, factor_step in RATE_STEPS + (FACTOR_STEPS if plainer is None else ()):
+            point = Point(recipe=recipe, lr=lr * rate_step, multiplier=multiplier * factor_step)
+            if (point.recipe, point.lr, point.multiplier) not in measured:
+                searching.add(recipe)
+                yield point
 
 
-def winner(entries: list[dict]) -> dict:
-    """The (lr, multiplier) with the smallest mean loss over its seeds; a diverged run has none and cannot win."""
-    means = {}
-    for key in {(entry["lr"], entry["multiplier"]) for entry in entries}:
-        losses = [entry["final_loss"] for entry in entries if (entry["lr"], entry["multiplier"]) == key]
-        if None not in losses:
-            means[key] = (sum(losses) / len(losses), len(losses))
-    lr, multiplier = min(means, key=lambda key: means[key])
-    loss, seeds = means[lr, multiplier]
-    return {"lr": lr, "multiplier": multiplier, "final_loss": loss, "seeds": seeds}
+def winner(results: list[dict], recipe: str) -> dict:
+    """The recipe's result with the smallest loss; a diverged run has none and cannot win."""
+    finished = [entry for entry in results if entry["recipe"] == recipe and entry["final_loss"] is not None]
+    return min(finished, key=lambda entry: entry["final_loss"])
+
+
+def place(entry: dict) -> tuple[float, float]:
+    return entry["lr"], entry["multiplier"]
 
 
 def run_point(point: Point, steps: int | None, folder: Path, cache_dir: Path | None, threads: int) -> RunResult:
@@ -108,63 +111,53 @@ def read_results(path: Path) -> list[dict]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run what is missing; each result is in the file as soon as its run ends."""
+    """Run what is wanted, as many at once as there are workers; each result is in the file as soon as its run ends."""
     results = read_results(arguments.results)
-    context = get_context("spawn")
-    with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
+    running: dict[Future[RunResult], Point] = {}
+    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
         while True:
-            done = {(entry["recipe"], entry["lr"], entry["multiplier"], entry["seed"]) for entry in results}
-            missing = [
-                point
-                for point in grid(results, arguments.seeds)
-                if (point.recipe, point.lr, point.multiplier, point.seed) not in done
-                and (not arguments.only or point.recipe in arguments.only)
-            ]
-            if not missing:
+            for point in wanted(results):
+                if arguments.only and point.recipe not in arguments.only:
+                    continue
+                if len(running) < arguments.workers and point not in running.values():
+                    job = (point, arguments.steps, arguments.runs_dir, arguments.cache_dir, arguments.threads)
+                    running[pool.submit(run_point, *job)] = point
+            if not running:
                 return
-            print(f"{len(done)} done, {len(missing)} to run", flush=True)
-            futures = {
-                pool.submit(
-                    run_point, point, arguments.steps, arguments.runs_dir, arguments.cache_dir, arguments.threads
-                ): point
-                for point in missing
-            }
-            for future in as_completed(futures):
-                point, result = futures[future], future.result()
-                config = point.config(arguments.steps)
-                entry = {
-                    **asdict(point),
-                    "steps": config.steps,
-                    "tokens": config.steps * config.tokens_per_step,
-                    "preset": config.model.preset,
-                    "final_loss": result.final_loss,
-                    "step_ms": result.step_ms,
-                    "optimizer_ms": result.optimizer_ms,
-                    "weight_norm": result.weight_norm,
-                    "threads": result.environment["threads"],
-                    "torch": result.environment["torch"],
-                }
-                results.append(entry)
-                results.sort(key=lambda entry: (entry["recipe"], entry["lr"], entry["multiplier"], entry["seed"]))
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                point = running.pop(future)
+                results.append(as_entry(point, point.config(arguments.steps), future.result()))
+                results.sort(key=lambda entry: (entry["recipe"], entry["lr"], entry["multiplier"]))
                 write_json(arguments.results, {"runs": results})
-                print(f"{time.strftime('%H:%M:%S')}  {point.name}  {result.final_loss}", flush=True)
+                print(f"{time.strftime('%H:%M:%S')}  {point.name}  {future.result().final_loss}", flush=True)
+
+
+def as_entry(point: Point, config: TrainConfig, result: RunResult) -> dict:
+    return {
+        **asdict(point),
+        "seed": config.seed,
+        "steps": config.steps,
+        "tokens": config.steps * config.tokens_per_step,
+        "preset": config.model.preset,
+        "final_loss": result.final_loss,
+        "weight_norm": result.weight_norm,
+        "threads": result.environment["threads"],
+        "torch": result.environment["torch"],
+    }
 
 
 def write_defaults(results: list[dict], path: Path) -> None:
     """Write the winner of each recipe as its default, quoting the result; recipes without results keep their entry."""
-    import tomllib
-
     table = tomllib.loads(path.read_text(encoding="utf-8"))
-    for recipe in {entry["recipe"] for entry in results}:
-        entries = [entry for entry in results if entry["recipe"] == recipe]
-        best = winner(entries)
-        points = len({(entry["lr"], entry["multiplier"]) for entry in entries})
+    for recipe in dict.fromkeys(entry["recipe"] for entry in results):
+        best = winner(results, recipe)
+        points = sum(entry["recipe"] == recipe for entry in results)
         table[recipe] = {
             "lr": best["lr"],
             "embedding_lr": float(best["multiplier"]),
             "head_lr": float(best["multiplier"]),
             "source": f"{RESULTS.relative_to(HERE.parent).as_posix()}: loss {best['final_loss']:.4f} after "
-            f"{entries[0]['steps']} steps, {best['seeds']} seed(s), the best of {points} points",
+            f"{best['steps']} steps, seed {best['seed']}, the best of {points} points",
         }
     lines = ["# Default hyperparameters of every recipe, written by benchmarks/learning_rates.py --write-defaults."]
     for recipe, entry in table.items():
@@ -173,25 +166,20 @@ def write_defaults(results: list[dict], path: Path) -> None:
 
 
 def print_table(results: list[dict]) -> None:
-    """Losses by recipe, learning rate and multiplier; a winner at the edge of its grid asks for a wider one."""
-    for recipe in [*FIRST_STAGE, *SECOND_STAGE]:
-        entries = [entry for entry in results if entry["recipe"] == recipe]
-        if not entries:
-            continue
-        best = winner(entries)
-        rates = sorted({entry["lr"] for entry in entries})
-        edge = "  (at the edge of the grid)" if best["lr"] in (rates[0], rates[-1]) else ""
-        print(f"{recipe}: best lr {best['lr']:g} x{best['multiplier']:g}, final loss {best['final_loss']:.4f}{edge}")
-        for entry in entries:
-            loss = "diverged" if entry["final_loss"] is None else f"{entry['final_loss']:.4f}"
-            print(f"    lr {entry['lr']:<8g} x{entry['multiplier']:<4g} seed {entry['seed']}  {loss}")
+    """Losses by recipe, learning rate and multiplier."""
+    for recipe in dict.fromkeys(entry["recipe"] for entry in results):
+        best = winner(results, recipe)
+        print(f"{recipe}: best lr {best['lr']:g} x{best['multiplier']:g}, final loss {best['final_loss']:.4f}")
+        for entry in results:
+            if entry["recipe"] == recipe:
+                loss = "diverged" if entry["final_loss"] is None else f"{entry['final_loss']:.4f}"
+                print(f"    lr {entry['lr']:<9g} x{entry['multiplier']:<5g} {loss}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=1, help="runs at the same time")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, help="the lab's default unless given")
     parser.add_argument("--only", nargs="+", metavar="RECIPE", help="only these recipes")
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -66,3 +66,40 @@ def spectra(X, grads, *, lr, start, mu=0.95, decay=0.1, first_steps=4, c=None):
         update = 0.2 * math.sqrt(shaped.numel()) / shaped.norm() * shaped
         X = (1 - lr * decay) * X - lr * (update if c is None else clip(update, c))
     return X
+
+
+def signum(X, grads, *, lr, mu=0.95, nesterov=True, decay=0.1, c=None):
+    X, buffer = X.double(), 0.0
+    for raw in grads:
+        G = raw.double()
+        buffer = mu * buffer + G
+        U = torch.sign(G + mu * buffer if nesterov else buffer)
+        X = (1 - lr * decay) * X - lr * (U if c is None else clip(U, c))
+    return X
+
+
+def momentum(X, grads, *, lr, mu=0.95, nesterov=False, decay=0.0, c=None):
+    X, buffer = X.double(), 0.0
+    for raw in grads:
+        G = raw.double()
+        buffer = mu * buffer + G
+        U = G + mu * buffer if nesterov else buffer
+        X = (1 - lr * decay) * X - lr * (U if c is None else clip(U, c))
+    return X
+
+
+def ademamix(X, grads, *, lr, betas=(0.9, 0.999, 0.9999), alpha=8.0, eps=1e-8, decay=0.01, warmup=None, c=None):
+    def h(beta):
+        return math.log(0.5) / math.log(beta) - 1
+
+    X, m1, m2, v = X.double(), 0.0, 0.0, 0.0
+    for step, raw in enumerate(grads, 1):
+        G, x = raw.double(), 1.0 if warmup is None else min(step / warmup, 1.0)
+        beta3 = 0.5 ** (1 / (1 + (1 - x) * h(betas[0]) + x * h(betas[2])))
+        m1 = betas[0] * m1 + (1 - betas[0]) * G
+        m2 = beta3 * m2 + (1 - beta3) * G
+        v = betas[1] * v + (1 - betas[1]) * G**2
+        root = (v / (1 - betas[1] ** step)).sqrt() + eps
+        U = (m1 / (1 - betas[0] ** step) + alpha * x * m2) / root
+        X = (1 - lr * decay) * X - lr * (U if c is None else clip(U, c))
+    return X

@@ -13,13 +13,16 @@ from spectrim.operators import (
     soft_clip,
     track_spike,
 )
-from spectrim.optim import AdamW, Muon, Spectra, SpectralOptimizer, describe, param_groups
+from spectrim.optim import AdamW, AdEMAMix, Momentum, Muon, Signum, Spectra, SpectralOptimizer, describe, param_groups
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdEMAMix",
     "AdamW",
+    "Momentum",
     "Muon",
+    "Signum",
     "Spectra",
     "SpectralOptimizer",
     "Spike",

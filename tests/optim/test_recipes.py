@@ -7,6 +7,8 @@ from torch import nn
 import reference_optimizers as reference
 import spectrim
 from spectrim.operators.spike import start_basis
+from spectrim.optim import Recipe, SpectralOptimizer
+from spectrim.optim.directions import AVERAGE
 
 LR = 1e-2
 SHAPES = [(24, 40), (40, 24), (16, 16), (1, 12), (12, 1), (1, 1)]
@@ -87,6 +89,61 @@ def test_spectra_is_its_formula(shape, clip):
     actual = run(spectrim.Spectra, weight, grads, lr=LR, rank_ratio=0.05, clip=clip)
     start = start_basis(shape[1], rank, device=weight.device, dtype=torch.float64)
     assert drift(actual, reference.spectra(weight, grads, lr=LR, start=start, c=clip), weight) < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (30,)])
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("clip", [None, 0.7], ids=["", "clip"])
+def test_signum_and_momentum_are_their_formulas(shape, nesterov, clip):
+    weight, grads = torch.randn(shape), gradients(shape)
+    options = {"lr": LR, "nesterov": nesterov, "weight_decay": 0.0}
+    for ours, formula in ((spectrim.Signum, reference.signum), (spectrim.Momentum, reference.momentum)):
+        actual = run(ours, weight, grads, clip=clip, **options)
+        expected = formula(weight, grads, lr=LR, nesterov=nesterov, decay=0.0, c=clip)
+        assert drift(actual, expected, weight) < 1e-3
+
+
+@pytest.mark.parametrize("warmup", [None, 4, 100])
+@pytest.mark.parametrize("clip", [None, 0.7], ids=["", "clip"])
+def test_ademamix_is_its_formula_with_both_warmups(warmup, clip):
+    weight, grads = torch.randn(24, 40), gradients((24, 40))
+    actual = run(spectrim.AdEMAMix, weight, grads, lr=LR, slow_warmup_steps=warmup, clip=clip)
+    assert drift(actual, reference.ademamix(weight, grads, lr=LR, warmup=warmup, c=clip), weight) < 1e-3
+
+
+def test_shrinking_the_direction_instead_of_the_gradient():
+    weight, grads = torch.randn(24, 40), gradients((24, 40), steps=1)
+    actual = run(spectrim.Momentum, weight, grads, lr=LR, shrink=2.0, shrink_at="direction", shrink_form="redescending")
+    expected = weight.double() - LR * reference.shrink(grads[0].double(), 2.0)
+    assert drift(actual, expected, weight) < 1e-4
+
+
+def test_bfloat16_momentum_keeps_what_rounding_to_nearest_would_lose():
+    """Gradients of 1 % of half a unit in the last place each: nearest would stay at the first, stochastic follows."""
+    parameter = nn.Parameter(torch.zeros(64, 64))
+    optimizer = spectrim.Spectra([parameter], lr=1e-3, momentum=0.999, state_dtype="bfloat16")
+    exact = torch.zeros(64, 64, dtype=torch.float64)
+    for step in range(1000):
+        parameter.grad = torch.full((64, 64), 1.0 if step == 0 else 2e-3) + 1e-4 * torch.randn(64, 64)
+        exact = 0.999 * exact + parameter.grad.double()
+        optimizer.step()
+    kept = optimizer.state[parameter]["momentum_buffer"]
+    assert kept.dtype == torch.bfloat16
+    assert abs(kept.double().mean() / exact.mean() - 1) < 2e-3
+
+
+def test_a_recipe_of_ones_own_takes_ten_lines():
+    class ClippedAverage(SpectralOptimizer):
+        recipe = Recipe(direction=AVERAGE)
+
+        def __init__(self, params, lr=1e-3, momentum=0.95, weight_decay=0.1, *, clip="auto", **options):
+            own = {"lr": lr, "momentum": momentum, "nesterov": False, "weight_decay": weight_decay, "clip": clip}
+            super().__init__(params, own, options)
+
+    weight, grads = torch.randn(24, 40), gradients((24, 40))
+    actual = run(ClippedAverage, weight, grads, lr=LR, clip=0.1, weight_decay=0.0)
+    expected = reference.momentum(weight, [0.05 * grad for grad in grads], lr=LR, c=0.1)
+    assert drift(actual, expected, weight) < 1e-3
 
 
 def test_spectra_keeps_momentum_and_basis_alone():

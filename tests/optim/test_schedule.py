@@ -6,7 +6,15 @@ from spectrim.optim.schedule import clip_threshold
 
 
 def group(**values):
-    defaults = {"clip": 5.0, "lr": 2e-3, "peak_lr": 2e-3, "steps_taken": 0, "warmup_steps": 0, "total_steps": 100}
+    defaults = {
+        "lr_scale": 1.0,
+        "clip": 5.0,
+        "lr": 2e-3,
+        "peak_lr": 2e-3,
+        "steps_taken": 0,
+        "warmup_steps": 0,
+        "total_steps": 100,
+    }
     return {**defaults, "clip_decay": "constant", "clip_decay_fraction": 0.1, "clip_final": 0.2, **values}
 
 
@@ -37,3 +45,7 @@ def test_decay_runs_over_the_last_fraction_to_its_final_share(decay, halfway):
 def test_the_automatic_threshold_follows_the_peak():
     assert clip_threshold(group(clip="auto")) == pytest.approx(5.0)
     assert clip_threshold(group(clip="auto", lr=1e-4, peak_lr=1e-3, steps_taken=3)) == pytest.approx(10.0)
+
+
+def test_the_automatic_threshold_is_one_for_all_groups_so_that_a_factor_moves_its_group_further():
+    assert clip_threshold(group(clip="auto", lr=8e-3, peak_lr=8e-3, lr_scale=4.0)) == pytest.approx(5.0)

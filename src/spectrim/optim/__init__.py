@@ -4,6 +4,17 @@ from spectrim.optim.describe import describe
 from spectrim.optim.groups import param_groups
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.recipe import Recipe
-from spectrim.optim.recipes import AdamW, Muon, Spectra
+from spectrim.optim.recipes import AdamW, AdEMAMix, Momentum, Muon, Signum, Spectra
 
-__all__ = ["AdamW", "Muon", "Recipe", "Spectra", "SpectralOptimizer", "describe", "param_groups"]
+__all__ = [
+    "AdEMAMix",
+    "AdamW",
+    "Momentum",
+    "Muon",
+    "Recipe",
+    "Signum",
+    "Spectra",
+    "SpectralOptimizer",
+    "describe",
+    "param_groups",
+]

@@ -6,6 +6,7 @@ Each is a pure function of tensors that works entry by entry, so it runs on a sh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +16,18 @@ from torch import Tensor
 
 __all__ = [
     "ADAM",
+    "ADEMAMIX",
     "AVERAGE",
     "MOMENTUM",
+    "SIGN",
     "Direction",
     "adam",
+    "ademamix",
     "average",
     "fused_adam",
     "fused_kernel_serves",
     "momentum",
+    "sign",
 ]
 
 Number = float | Tensor
@@ -59,10 +64,8 @@ def adam(
     """
     exp_avg.lerp_(grad, _like(1 - beta1, grad))
     exp_avg_sq.mul_(beta2).add_(grad * grad * (1 - beta2))
-    # Float64: 1 − β^t loses its leading digits in float32 where β = 0.999 and t is small.
-    count = step.double()
-    first = (1 - torch.as_tensor(beta1, dtype=torch.float64, device=count.device) ** count).to(grad.dtype)
-    second = (1 - torch.as_tensor(beta2, dtype=torch.float64, device=count.device) ** count).sqrt().to(grad.dtype)
+    first = _bias_correction(beta1, step).to(grad.dtype)
+    second = _bias_correction(beta2, step).sqrt().to(grad.dtype)
     return (exp_avg / first).div_((exp_avg_sq.sqrt() / second).add_(eps))
 
 
@@ -104,6 +107,60 @@ def average(grad: Tensor, momentum_buffer: Tensor, *, decay: Number, nesterov: b
     return torch.lerp(grad, momentum_buffer, _like(decay, grad)) if nesterov else momentum_buffer
 
 
+def sign(grad: Tensor, momentum_buffer: Tensor, *, decay: Number, nesterov: bool) -> Tensor:
+    """The sign of :func:`momentum`'s direction, a new tensor. Updates the buffer in place."""
+    return momentum(grad, momentum_buffer, decay=decay, nesterov=nesterov).sign()
+
+
+def ademamix(
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_slow: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    *,
+    beta1: Number,
+    beta2: Number,
+    beta3: Number,
+    alpha: float,
+    eps: float,
+    warmup_steps: int | None,
+) -> Tensor:
+    """The AdEMAMix direction (m̂₁ + a_t m₂) / (√v̂ + ε); updates the three moments in place.
+
+    Over ``warmup_steps`` a_t grows linearly to ``alpha``, and the half-life of the slow average linearly from that of
+    β₁ to that of β₃. Source: arXiv 2409.03137.
+    """
+    progress = torch.ones_like(step) if warmup_steps is None else (step / warmup_steps).clamp(max=1)
+    slow = interpolated_decay(beta1, beta3, progress.double())
+    exp_avg.lerp_(grad, _like(1 - beta1, grad))
+    exp_avg_slow.lerp_(grad, (1 - slow).to(grad.dtype))
+    exp_avg_sq.mul_(beta2).add_(grad * grad * (1 - beta2))
+    direction = exp_avg / _bias_correction(beta1, step).to(grad.dtype)
+    direction.addcmul_(exp_avg_slow, (alpha * progress).to(grad.dtype))
+    return direction.div_((exp_avg_sq.sqrt() / _bias_correction(beta2, step).sqrt().to(grad.dtype)).add_(eps))
+
+
+def interpolated_decay(start: Number, end: Number, progress: Tensor) -> Tensor:
+    """The decay whose half-life lies between those of two decays: ½^{1/(1 + (1−x) h(start) + x h(end))}.
+
+    h(β) = ln ½ / ln β − 1, in steps; x in [0, 1] is a float64 scalar. A decay of 1 never halves, and stays 1.
+    """
+
+    def half_life(decay: Number) -> Tensor:
+        return math.log(0.5) / torch.as_tensor(decay, dtype=torch.float64, device=progress.device).log() - 1
+
+    # Each share only where it counts: zero times an infinite half-life would be no number.
+    early = torch.where(progress < 1, (1 - progress) * half_life(start), 0.0)
+    late = torch.where(progress > 0, progress * half_life(end), 0.0)
+    return torch.pow(0.5, 1 / (1 + early + late).abs())
+
+
+def _bias_correction(decay: Number, step: Tensor) -> Tensor:
+    # Float64: 1 − β^t loses its leading digits in float32 where β = 0.999 and t is small.
+    return 1 - torch.as_tensor(decay, dtype=torch.float64, device=step.device) ** step.double()
+
+
 def _add_decayed(grad: Tensor, buffer: Tensor, decay: Number, out: Tensor | None = None) -> Tensor:
     if isinstance(decay, Tensor):
         return torch.addcmul(grad, buffer, decay.to(buffer.dtype), out=out)
@@ -119,6 +176,23 @@ def _adam_direction(grad: Tensor, state: Mapping[str, Tensor], step: Tensor, opt
     moments = state["exp_avg"], state["exp_avg_sq"]
     function = adam if isinstance(beta1, Tensor) or not fused_kernel_serves(grad, *moments) else fused_adam
     return function(grad, *moments, step, beta1=beta1, beta2=beta2, eps=options["eps"])
+
+
+def _ademamix_direction(grad: Tensor, state: Mapping[str, Tensor], step: Tensor, options: Mapping[str, Any]) -> Tensor:
+    beta1, beta2, beta3 = options["betas"]
+    return ademamix(
+        grad,
+        state["exp_avg"],
+        state["exp_avg_slow"],
+        state["exp_avg_sq"],
+        step,
+        beta1=beta1,
+        beta2=beta2,
+        beta3=beta3,
+        alpha=options["alpha"],
+        eps=options["eps"],
+        warmup_steps=options["slow_warmup_steps"] or options["total_steps"],
+    )
 
 
 def _with_buffer(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -139,5 +213,9 @@ def fused_kernel_serves(*tensors: Tensor) -> bool:
 
 
 ADAM = Direction(name="adam", state=("exp_avg", "exp_avg_sq"), compute=_adam_direction, decays=("betas",))
+ADEMAMIX = Direction(
+    name="ademamix", state=("exp_avg", "exp_avg_slow", "exp_avg_sq"), compute=_ademamix_direction, decays=("betas",)
+)
+SIGN = Direction(name="sign", state=("momentum_buffer",), compute=_with_buffer(sign), decays=("momentum",))
 MOMENTUM = Direction(name="momentum", state=("momentum_buffer",), compute=_with_buffer(momentum), decays=("momentum",))
 AVERAGE = Direction(name="average", state=("momentum_buffer",), compute=_with_buffer(average), decays=("momentum",))

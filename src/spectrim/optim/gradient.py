@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectrim.operators import entry_scale, smooth_shrink, soft_clip
+from spectrim.operators import DEFAULT_SHRINK_FACTOR, entry_scale, smooth_shrink, soft_clip
 from spectrim.optim.layout import Layout, matrices
 
-__all__ = ["map_matrices", "prepare"]
-
-DEFAULT_SHRINK_FACTOR = 3.0
+__all__ = ["map_matrices", "prepare", "shrink_entries"]
 
 
 def prepare(grad: Tensor, options: Mapping[str, Any], layout: Layout) -> Tensor:
@@ -28,17 +26,22 @@ def prepare(grad: Tensor, options: Mapping[str, Any], layout: Layout) -> Tensor:
     exact = grad.to(torch.promote_types(grad.dtype, torch.float32))
     if options["maximize"]:
         exact = -exact
-    if options["shrink"] is not None:
-        factor = DEFAULT_SHRINK_FACTOR if options["shrink"] == "auto" else float(options["shrink"])
-        exact = map_matrices(
-            lambda G: smooth_shrink(G, factor * entry_scale(G), form=options["shrink_form"]),
-            exact,
-            layout,
-            options["split"],
-        )
+    if options["shrink"] is not None and options["shrink_at"] == "gradient":
+        exact = shrink_entries(exact, options, layout)
     if options["pre_clip"] is not None and layout != "vector":
         exact = map_matrices(lambda G: soft_clip(G, options["pre_clip"]), exact, layout, options["split"])
     return exact
+
+
+def shrink_entries(tensor: Tensor, options: Mapping[str, Any], layout: Layout) -> Tensor:
+    """Shrink the entries that are large against their logical matrix's scale; a new tensor."""
+    factor = DEFAULT_SHRINK_FACTOR if options["shrink"] == "auto" else float(options["shrink"])
+    return map_matrices(
+        lambda G: smooth_shrink(G, factor * entry_scale(G), form=options["shrink_form"]),
+        tensor,
+        layout,
+        options["split"],
+    )
 
 
 def map_matrices(

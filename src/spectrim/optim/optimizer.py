@@ -17,10 +17,11 @@ from torch.optim.optimizer import ParamsT
 
 from spectrim.optim.directions import ADAM, fused_kernel_serves
 from spectrim.optim.entries import Entry, buckets, reading_is_free, role_and_layout
-from spectrim.optim.gradient import prepare
+from spectrim.optim.gradient import prepare, shrink_entries
 from spectrim.optim.layout import Layout, matrices
 from spectrim.optim.options import complete_options, effective_options, finish_group, is_zero
 from spectrim.optim.recipe import PLAIN_ADAMW, Recipe
+from spectrim.optim.rounding import round_stochastically_
 from spectrim.optim.schedule import clip_threshold
 from spectrim.optim.shaping import Update, apply_update, basis_slices, shape_matrices, shape_vector, start_bases
 
@@ -111,10 +112,11 @@ class SpectralOptimizer(Optimizer):
         role, layout = role_and_layout(group, parameter)
         recipe = self._recipe(group, role)
         dtype = torch.promote_types(parameter.dtype, torch.float32)
+        kept = torch.bfloat16 if group["state_dtype"] == "bfloat16" else dtype
         state = self.state[parameter]
         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         for key in recipe.direction.state:
-            state[key] = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+            state[key] = torch.zeros_like(parameter, dtype=kept, requires_grad=False)
         if recipe.operator == "shape_spike":
             state["spike_basis"] = start_bases(matrices(parameter, layout, group["split"]), group["rank_ratio"], dtype)
 
@@ -233,7 +235,7 @@ class SpectralOptimizer(Optimizer):
         threshold = clip_threshold(options)
         if layout == "vector":
             for entry, direction in zip(bucket, directions, strict=True):
-                _apply(entry, entry.parameter, shape_vector(direction, threshold=threshold), options, decay)
+                _apply(entry, entry.parameter, shape_vector(direction, options, threshold=threshold), options, decay)
             return
         # A single matrix stays where it is: a copy into a stack of one would cost a pass over it.
         stacked = torch.stack(directions) if len(directions) > 1 else directions[0].unsqueeze(0)
@@ -291,11 +293,27 @@ def _fused_adamw(bucket: list[Entry], options: Mapping[str, Any], weight_decay: 
 
 def _direct(recipe: Recipe, options: Mapping[str, Any], entry: Entry) -> Tensor:
     """The base direction of one parameter, in float32 or better; updates its state."""
-    grad, state, taken = prepare(entry.grad, options, entry.layout), entry.state, entry.taken
-    if taken is None:
-        return recipe.direction.compute(grad, state, state["step"], options)
-    held = {key: _held(options[key], taken) for key in recipe.direction.decays}
-    return torch.where(taken, recipe.direction.compute(grad, state, state["step"], {**options, **held}), 0)
+    grad, taken = prepare(entry.grad, options, entry.layout), entry.taken
+    if taken is not None:
+        options = {**options, **{key: _held(options[key], taken) for key in recipe.direction.decays}}
+    stored = {key: entry.state[key] for key in recipe.direction.state}
+    narrow = options["state_dtype"] == "bfloat16"
+    state = {key: value.float() for key, value in stored.items()} if narrow else stored
+    direction = recipe.direction.compute(grad, state, entry.state["step"], options)
+    if narrow:
+        for number, (key, value) in enumerate(stored.items()):
+            round_stochastically_(value, state[key], _seed(options["steps_taken"], *entry.position, number))
+    if options["shrink"] is not None and options["shrink_at"] == "direction":
+        direction = shrink_entries(direction, options, entry.layout)
+    return direction if taken is None else torch.where(taken, direction, 0)
+
+
+def _seed(*numbers: int) -> int:
+    """One seed for each place and moment at which state is rounded; the same in a resumed run."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number) % 2**63
+    return seed
 
 
 def _held(decay: float | tuple[float, ...], taken: Tensor) -> Any:

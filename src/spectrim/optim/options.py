@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast, get_args
 
 from torch import Tensor
 
+from spectrim.operators import DEFAULT_SHRINK_FORM, ShrinkForm
 from spectrim.optim.layout import LAYOUTS
 from spectrim.optim.recipe import SCALES
 from spectrim.optim.roles import ROLES
@@ -26,9 +27,13 @@ class SpectralOptions(TypedDict, total=False):
         peak_lr: the learning rate that thresholds refer to; the group's initial one unless given.
         warmup_steps: while the learning rate warms up, threshold times learning rate is constant.
         total_steps: length of training, needed where ``clip_decay`` is not "constant".
+        clip_form: "soft" shrinks every singular value σ to σ/√(1+σ²/c²); "hard" only those above c, to c.
         clip_decay: how the threshold falls over the last ``clip_decay_fraction`` of training to ``clip_final`` of
             itself.
+        shrink_at: "gradient", or "direction" to shrink what the base direction gives instead.
         shrink_form: "redescending", "monotone" or "hard"; see :func:`spectrim.smooth_shrink`.
+        state_dtype: in which the direction's state is kept: "float32", or "bfloat16" with stochastic rounding; None for
+            float32, or the parameter's dtype where that is wider.
         maximize: ascend instead of descend.
         on_nonfinite: "skip" leaves a parameter whose gradient is not finite as it is; "raise" stops before any moves.
     """
@@ -37,10 +42,13 @@ class SpectralOptions(TypedDict, total=False):
     peak_lr: float | None
     warmup_steps: int
     total_steps: int | None
+    clip_form: Literal["soft", "hard"]
     clip_decay: ClipDecay
     clip_decay_fraction: float
     clip_final: float
-    shrink_form: Literal["redescending", "monotone", "hard"]
+    shrink_at: Literal["gradient", "direction"]
+    shrink_form: ShrinkForm
+    state_dtype: Literal["float32", "bfloat16"] | None
     maximize: bool
     on_nonfinite: Literal["skip", "raise"]
 
@@ -56,10 +64,13 @@ _DEFAULTS: dict[str, Any] = {
     "peak_lr": None,
     "warmup_steps": 0,
     "total_steps": None,
+    "clip_form": "soft",
     "clip_decay": "constant",
     "clip_decay_fraction": 0.1,
     "clip_final": 0.1,
-    "shrink_form": "redescending",
+    "shrink_at": "gradient",
+    "shrink_form": DEFAULT_SHRINK_FORM,
+    "state_dtype": None,
     "maximize": False,
     "on_nonfinite": "skip",
 }
@@ -73,8 +84,11 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "layout": LAYOUTS,
     "scale": SCALES,
     "clip_scope": ("all", "matrices"),
+    "clip_form": ("soft", "hard"),
     "clip_decay": CLIP_DECAYS,
-    "shrink_form": ("redescending", "monotone", "hard"),
+    "shrink_at": ("gradient", "direction"),
+    "shrink_form": get_args(ShrinkForm),
+    "state_dtype": ("float32", "bfloat16"),
     "on_nonfinite": ("skip", "raise"),
 }
 _POSITIVE_OR_AUTO = ("clip", "shrink")
@@ -127,7 +141,9 @@ def effective_options(group: Mapping[str, Any], role: str, *, follows: bool) -> 
     rows are zero in any one batch, and a scale taken over those would call every other entry an outlier.
     """
     if not follows:
-        return {**group, "clip": None, "pre_clip": None, "shrink": None, "scale": "none"}
+        # AdEMAMix has a third beta, which is no business of AdamW's.
+        off = {"clip": None, "pre_clip": None, "shrink": None, "scale": "none"}
+        return {**group, **off, "betas": tuple(group["betas"][:2])}
     if role == "embedding":
         return {**group, "shrink": None}
     return dict(group)
@@ -149,6 +165,10 @@ def _check(group: Mapping[str, Any], where: str) -> None:
             raise ValueError(f'{key}={value!r} for {where}: expected a positive number, "auto" or None')
     if group["pre_clip"] is not None and not _is_number(group["pre_clip"], above=0):
         raise ValueError(f"pre_clip={group['pre_clip']!r} for {where}: expected a positive number or None")
+    for key in ("orthogonalize_steps", "slow_warmup_steps"):
+        value = group.get(key)
+        if value is not None and not (isinstance(value, int) and value > 0):
+            raise ValueError(f"{key}={value!r} for {where}: expected a positive whole number or None")
     for key in _AT_LEAST_ZERO:
         if not _is_number(group[key], above=0, inclusive=True):
             raise ValueError(f"{key}={group[key]!r} for {where}: expected a number of at least 0")

@@ -7,12 +7,12 @@ from typing import Any, Literal, Unpack
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from spectrim.optim.directions import ADAM, AVERAGE, MOMENTUM
+from spectrim.optim.directions import ADAM, ADEMAMIX, AVERAGE, MOMENTUM, SIGN
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.options import SpectralOptions
 from spectrim.optim.recipe import Recipe
 
-__all__ = ["AdamW", "Muon", "Spectra"]
+__all__ = ["AdEMAMix", "AdamW", "Momentum", "Muon", "Signum", "Spectra"]
 
 Threshold = float | Literal["auto"] | None
 
@@ -58,6 +58,141 @@ class AdamW(SpectralOptimizer):
     ) -> None:
         own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "clip_scope": "all"}
         super().__init__(params, {**own, "clip": clip, "pre_clip": pre_clip, "shrink": shrink}, options)
+
+
+class Signum(SpectralOptimizer):
+    r"""The sign of momentum, whose update may be clipped spectrally: AdamW's step with half of its state.
+
+        B ← μB + G;   U = sign(G + μB) with Nesterov, sign(B) without
+        X ← (1 − ηλ)X − η √max(1, p/q) H_c(U)
+
+    Args:
+        params: parameters, named parameters, or groups from :func:`spectrim.param_groups`.
+        lr: learning rate η; about a third of AdamW's, since every entry moves by all of it.
+        momentum: μ; momentum is a sum from zero.
+        nesterov: look one step ahead, as the source does.
+        weight_decay: decoupled decay λ.
+        clip, pre_clip, shrink: as for :class:`AdamW`. A sign matrix has singular values up to √(pq), so clipping
+            matters
+            most here.
+        options: see :class:`~spectrim.optim.options.SpectralOptions`. ``clip_scope`` is "all".
+        betas, eps: of the plain AdamW that embeddings, heads and vectors get with ``clip_scope="matrices"``.
+
+    When to use it: with ``clip="auto"`` where memory allows one state tensor but AdamW's quality is wanted.
+
+    Source: arXiv 1802.04434 for Signum, arXiv 2603.14315 for clipping it.
+    """
+
+    recipe = Recipe(direction=SIGN)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 3e-4,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.1,
+        *,
+        clip: Threshold = None,
+        pre_clip: float | None = None,
+        shrink: Threshold = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        **options: Unpack[SpectralOptions],
+    ) -> None:
+        own: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        own |= {"betas": betas, "eps": eps, "clip_scope": "all", "clip": clip, "pre_clip": pre_clip, "shrink": shrink}
+        super().__init__(params, own, options)
+
+
+class AdEMAMix(SpectralOptimizer):
+    r"""AdamW with a second, slow average of gradients, whose update may be clipped spectrally.
+
+        m₁ ← β₁m₁ + (1−β₁)G;  m₂ ← β₃(t) m₂ + (1−β₃(t))G;  v ← β₂v + (1−β₂)G²
+        U = (m̂₁ + a(t) m₂) / (√v̂ + ε);   X ← (1 − ηλ)X − η √max(1, p/q) H_c(U)
+
+    a(t) and the half-life of β₃(t) grow linearly over the first T_w steps.
+
+    Args:
+        params: parameters, named parameters, or groups from :func:`spectrim.param_groups`.
+        lr: learning rate η.
+        betas: β₁, β₂, β₃.
+        alpha: a, the weight of the slow average.
+        eps, weight_decay: as for :class:`AdamW`.
+        slow_warmup_steps: T_w; ``total_steps`` unless given, and no warm-up where neither is.
+        clip, pre_clip, shrink: as for :class:`AdamW`.
+        options: see :class:`~spectrim.optim.options.SpectralOptions`. ``clip_scope`` is "all"; with "matrices",
+            embeddings,
+            heads and vectors get plain AdamW with β₁ and β₂.
+
+    When to use it: on long runs, where the slow average has time to pay for its memory.
+
+    Source: arXiv 2409.03137 for AdEMAMix, arXiv 2603.14315 for clipping it.
+    """
+
+    recipe = Recipe(direction=ADEMAMIX)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        alpha: float = 8.0,
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        slow_warmup_steps: int | None = None,
+        clip: Threshold = None,
+        pre_clip: float | None = None,
+        shrink: Threshold = None,
+        **options: Unpack[SpectralOptions],
+    ) -> None:
+        own: dict[str, Any] = {"lr": lr, "betas": betas, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
+        own |= {"slow_warmup_steps": slow_warmup_steps, "clip_scope": "all"}
+        super().__init__(params, {**own, "clip": clip, "pre_clip": pre_clip, "shrink": shrink}, options)
+
+
+class Momentum(SpectralOptimizer):
+    r"""Momentum SGD with decoupled decay, whose update may be clipped spectrally.
+
+        B ← μB + G;   U = G + μB with Nesterov, B without;   X ← (1 − ηλ)X − η √max(1, p/q) H_c(U)
+
+    Args:
+        params: parameters, named parameters, or groups from :func:`spectrim.param_groups`.
+        lr: learning rate η.
+        momentum: μ; momentum is a sum from zero.
+        nesterov: look one step ahead.
+        weight_decay: decoupled decay λ.
+        clip, pre_clip, shrink: as for :class:`AdamW`. Gradients are small: a threshold on their sum is in their unit.
+        options: see :class:`~spectrim.optim.options.SpectralOptions`. ``clip_scope`` is "all".
+        betas, eps: of the plain AdamW that embeddings, heads and vectors get with ``clip_scope="matrices"``.
+
+    When to use it: where SGD is used today, and with ``clip`` as the plainest form of the Frank-Wolfe step of the
+        source.
+
+    Source: arXiv 2603.14315.
+    """
+
+    recipe = Recipe(direction=MOMENTUM)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        momentum: float = 0.95,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        *,
+        clip: Threshold = None,
+        pre_clip: float | None = None,
+        shrink: Threshold = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        **options: Unpack[SpectralOptions],
+    ) -> None:
+        own: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        own |= {"betas": betas, "eps": eps, "clip_scope": "all", "clip": clip, "pre_clip": pre_clip, "shrink": shrink}
+        super().__init__(params, own, options)
 
 
 class Spectra(SpectralOptimizer):
@@ -126,6 +261,8 @@ class Muon(SpectralOptimizer):
         nesterov: look one step ahead.
         weight_decay: decoupled decay λ.
         scale: "match_rms_adamw", 0.2 √max(m, n), takes AdamW's learning rates; "original" is √max(1, m/n).
+        orthogonalize_steps: None orthogonalises accurately; a number runs so many steps of Muon's rough iteration, 5 in
+            the original.
         shrink: factor on the gradient's entry scale above which entries are shrunk, before momentum.
         betas, eps: of the plain AdamW.
         options: see :class:`~spectrim.optim.options.SpectralOptions`.
@@ -147,11 +284,18 @@ class Muon(SpectralOptimizer):
         weight_decay: float = 0.1,
         *,
         scale: Literal["match_rms_adamw", "original"] = "match_rms_adamw",
+        orthogonalize_steps: int | None = None,
         shrink: Threshold = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         **options: Unpack[SpectralOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        own |= {"betas": betas, "eps": eps, "scale": scale, "shrink": shrink}
+        own |= {
+            "betas": betas,
+            "eps": eps,
+            "scale": scale,
+            "shrink": shrink,
+            "orthogonalize_steps": orthogonalize_steps,
+        }
         super().__init__(params, own, options)

@@ -18,8 +18,8 @@ __all__ = ["AUTO_CLIP", "CLIP_DECAYS", "ClipDecay", "clip_threshold"]
 ClipDecay = Literal["constant", "linear", "cosine", "sqrt", "square", "exponential"]
 CLIP_DECAYS: tuple[str, ...] = get_args(ClipDecay)
 
-#: c times the peak learning rate for ``clip="auto"``: no update moves a weight matrix by more than this times
-#: √max(1, m/n) in spectral norm. The value in nearly all published runs of arXiv 2603.14315.
+#: c times the peak learning rate, before a group's factor, for ``clip="auto"``: no update moves a weight matrix by
+#: more than this times √max(1, m/n) in spectral norm. The value in nearly all published runs of arXiv 2603.14315.
 AUTO_CLIP = 0.01
 
 
@@ -34,7 +34,8 @@ def clip_threshold(group: Mapping[str, Any]) -> float | Tensor | None:
     if clip is None or (isinstance(lr, float | int) and lr == 0):
         return None
     peak: float = group["peak_lr"]
-    threshold: float | Tensor = AUTO_CLIP / peak if clip == "auto" else float(clip)
+    # A group whose learning rate carries a factor moves by that factor further, clipped or not.
+    threshold: float | Tensor = AUTO_CLIP * group["lr_scale"] / peak if clip == "auto" else float(clip)
     step = group["steps_taken"]
     if step < group["warmup_steps"]:
         return threshold * peak / lr

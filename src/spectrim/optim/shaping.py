@@ -87,7 +87,7 @@ def shape_matrices(
     """
     update, new_basis = Update(dense=direction), None
     if recipe.operator == "orthogonalize":
-        update = Update(dense=orthogonalize(direction))
+        update = Update(dense=orthogonalize(direction, steps=options.get("orthogonalize_steps")))
     elif recipe.operator == "shape_spike":
         assert basis is not None
         spike = track_spike(direction, basis, steps=FIRST_POWER_STEPS if options["steps_taken"] == 0 else 1)
@@ -101,7 +101,7 @@ def shape_matrices(
     return update, new_basis
 
 
-def shape_vector(direction: Tensor, *, threshold: float | Tensor | None) -> Update:
+def shape_vector(direction: Tensor, options: Mapping[str, Any], *, threshold: float | Tensor | None) -> Update:
     """The update of a parameter that is no matrix: the direction, its norm clipped where a threshold is given."""
     if threshold is None:
         return Update(dense=direction)
