@@ -1,7 +1,11 @@
-r"""The solvers of (I + X Xᵀ/c²)^(-1/2) X, which is all of soft clipping.
+r"""The solvers of (I + X Xᵀ/c²)^(-1/2) X, which is all of soft clipping, and the rule that picks one.
 
-Each solver takes X (..., m, n) with m <= n in its working precision and c as (..., 1, 1), and returns a new tensor.
-:func:`choose_solver` picks one; ``clip.py`` is what calls them.
+Each takes X (..., m, n) with m <= n in its working precision and c as (..., 1, 1), and returns a new tensor.
+
+    rational        Zolotarev's rational approximation, poles and precision chosen from κ, which it reads    rational.py
+    minimax         best odd quintics on the known interval, coefficients looked up on the device            minimax.py
+    reference       eigendecomposition of the float64 Gram matrix: what the others are held against          here
+    newton_schulz   the paper's ten coupled steps, to be compared with                                       here
 """
 
 from __future__ import annotations
@@ -9,22 +13,30 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._stack import entry_maximum
+from .minimax import minimax
+from .rational import rational
 
 __all__ = ["Solver", "check_solver", "choose_solver", "newton_schulz", "reference", "solve"]
 
-Solver = Literal["auto", "reference", "newton_schulz"]
+Solver = Literal["auto", "rational", "minimax", "reference", "newton_schulz"]
 
+SMALL_SIDE = 64  # up to here an eigendecomposition costs no more than the overhead of anything else
 PAPER_STEPS = 10  # arXiv 2603.14315 runs ten coupled steps whatever the matrix
 
 
 def solve(X: Tensor, c: Tensor, solver: Solver, tol: float) -> Tensor:
     """(I + XXᵀ/c²)^(-1/2) X by the named solver."""
     if solver == "auto":
-        solver = choose_solver(X, c, tol)
-    return newton_schulz(X, c) if solver == "newton_schulz" else reference(X, c)
+        solver = choose_solver(X)
+    if solver == "minimax":
+        return minimax(X, c)
+    if solver == "newton_schulz":
+        return newton_schulz(X, c)
+    result = rational(X, c, tol) if solver == "rational" else None
+    return reference(X, c) if result is None else result
 
 
 def check_solver(solver: str) -> None:
@@ -33,9 +45,18 @@ def check_solver(solver: str) -> None:
         raise ValueError(f"solver={solver!r}: expected one of {', '.join(map(repr, get_args(Solver)))}")
 
 
-def choose_solver(X: Tensor, c: Tensor, tol: float) -> Solver:
-    """The solver that reaches tol on this matrix."""
-    return "reference"
+def choose_solver(X: Tensor) -> Solver:
+    """The solver that "auto" stands for.
+
+    - Where reading a number would make the host wait, or cannot be done (an accelerator, a compiled graph, fake and
+      meta tensors): "minimax", which is a fixed sequence of products.
+    - On the CPU, smaller side up to 64: "reference".
+    - On the CPU otherwise: "rational", which itself goes from float32 to float64 to the reference as κ demands.
+    """
+    readable = X.device.type == "cpu" and type(X) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
+    if not readable:
+        return "minimax"
+    return "reference" if min(X.shape[-2:]) <= SMALL_SIDE else "rational"
 
 
 def reference(X: Tensor, c: Tensor) -> Tensor:
@@ -44,11 +65,12 @@ def reference(X: Tensor, c: Tensor) -> Tensor:
     Singular values are read from the rows of QᵀX, not from the eigenvalues, which know only their squares.
     """
     scale = entry_maximum(X).double()
-    Y = X.double() / scale
+    finite = scale.isfinite()  # a decomposition refuses what is not; such a matrix comes back as NaN
+    Y = torch.where(finite, X.double() / scale, 0.0)
     Q: Tensor = torch.linalg.eigh(Y @ Y.mT).eigenvectors
     rows = Q.mT @ Y
     sigma = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return (Q @ (rows / torch.hypot(1 / scale, sigma / c.double()))).to(X.dtype)
+    return (Q @ torch.where(finite, rows / torch.hypot(1 / scale, sigma / c.double()), torch.nan)).to(X.dtype)
 
 
 def newton_schulz(X: Tensor, c: Tensor, steps: int = PAPER_STEPS) -> Tensor:

@@ -1,0 +1,197 @@
+r"""(I + X Xᵀ/c²)^(-1/2) X by Zolotarev's best rational approximation of the inverse square root: the solver for CPUs.
+
+    λ^(-1/2) ≈ M (1 + Σⱼ aⱼ / (λ + pⱼ))   on [1, κ],   with r poles and a relative error that r and κ determine
+
+Every pole costs the inverse of one positive definite matrix of the small side, no more than one product of it. Four to
+seven poles do where a polynomial iteration takes fifteen products. Reads κ, so it is for devices where that is free.
+
+A Gram matrix squares the condition number. Where a spike would drown the rest in rounding, X is first turned so that
+the spike lies in its first rows: the Gram matrix is then graded, and inversion of a graded positive definite matrix
+keeps small entries accurate. What even that cannot serve is computed in float64.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .spike import start_basis
+
+__all__ = ["largest_eigenvalue", "rational", "zolotarev"]
+
+SPIKE_RANK = 16  # rows that the rotation sets apart
+SPIKE_RATIO = 25.0  # ‖X‖_F/c above which a spike could drown the rest in float32
+ROUNDING = 4.0  # the error of an inverse, in units of eps ‖G‖: measured, see _accurate
+LARGEST = 1e6  # ‖X‖_F/c beyond which the reference is left to do its best
+MOST_POLES = 40
+FLOAT32_TOL = 1e-4  # below this tolerance float32 arithmetic is not enough
+POWER_STEPS = 6
+POWER_MARGIN = 1.5  # power steps may stop this far below the largest eigenvalue of a flat spectrum
+
+
+def rational(X: Tensor, c: Tensor, tol: float) -> Tensor | None:
+    """(I + XXᵀ/c²)^(-1/2) X for X (..., m, n), m <= n, on the CPU; None where σ₁/c is beyond even float64."""
+    if X.dtype == torch.float64 or tol < FLOAT32_TOL:
+        return _in_precision(X, c, tol, torch.float64)
+    result = _in_precision(X, c, tol, torch.float32)
+    return _in_precision(X, c, tol, torch.float64) if result is None else result
+
+
+def _in_precision(X: Tensor, c: Tensor, tol: float, dtype: torch.dtype) -> Tensor | None:
+    """The result in the given arithmetic, or None where its rounding would not leave the tolerance."""
+    c = c.to(dtype)
+    Z = X.to(dtype) / c
+    largest = torch.linalg.matrix_norm(Z).amax().item()
+    if not largest < LARGEST:
+        return None
+    if largest * largest <= tol:  # then no singular value changes by more than tol/2 of itself
+        return X.clone()
+    spike = 0
+    if largest > SPIKE_RATIO and dtype == torch.float32 and X.shape[-2] > 4 * SPIKE_RANK:
+        spike = SPIKE_RANK
+        reflector = spike_reflector(Z, spike)
+        Z = reflect(Z, reflector)
+    root = inverse_root(symmetric_product(Z, Z), tol / 2, spike)
+    if root is None:
+        return None
+    if spike:
+        return (reflect(root @ Z, reflector) * c).to(X.dtype)
+    return (root @ Z * c).to(X.dtype)
+
+
+def inverse_root(gram: Tensor, tol: float, spike: int = 0) -> Tensor | None:
+    """(I + gram)^(-1/2) of a stack to a relative error of tol, or None where rounding would not allow it.
+
+    The first spike rows and columns may be far larger than the rest: gradedness protects the rest from their rounding.
+    """
+    tail = largest_eigenvalue(gram[..., spike:, spike:])
+    kappa = 1 + POWER_MARGIN * (largest_eigenvalue(gram) if spike else tail)
+    limits = [max(value, 1.01) for value in kappa.reshape(-1).tolist()]
+    poles = next(r for r in range(1, MOST_POLES) if zolotarev(max(limits), r)[3] <= tol)
+    fits = [zolotarev(limit, poles) for limit in limits]
+    stack = (*kappa.shape, 1, 1)
+    root = torch.diag_embed(
+        gram.new_tensor([fit[0] for fit in fits]).reshape(kappa.shape)[..., None].expand(gram.shape[:-1])
+    )
+    for j in range(poles):
+        weight = gram.new_tensor([fit[0] * fit[1][j] for fit in fits]).reshape(stack)
+        shift = gram.new_tensor([1 + fit[2][j] for fit in fits]).reshape(stack)
+        shifted = gram.clone()
+        shifted.diagonal(dim1=-2, dim2=-1).add_(shift[..., 0])
+        resolvent = inverse(shifted)
+        if j == 0 and not _accurate(resolvent, gram, tail, tol):
+            return None
+        root += resolvent.mul_(weight)
+    return root
+
+
+def _accurate(resolvent: Tensor, gram: Tensor, tail: Tensor, tol: float) -> bool:
+    """Whether rounding leaves (I + G)^(-1/2) X within tol, seen from the first resolvent R = (G + shift)^(-1).
+
+    An error E in the Gram matrix changes the result by about E/2 times (I + G)^(-1), for which R stands in, and the
+    result's squared size is tr G (I + G)^(-1). So a tail far above the threshold, where the map is flat, allows far
+    larger singular values than a tail near it.
+    """
+    rounding = ROUNDING * torch.finfo(gram.dtype).eps * tail / 2
+    size = torch.linalg.vecdot(gram.flatten(-2), resolvent.flatten(-2)).clamp_min(0).sqrt()
+    return bool((rounding * torch.linalg.matrix_norm(resolvent) <= tol * size).all())
+
+
+def zolotarev(kappa: float, poles: int) -> tuple[float, list[float], list[float], float]:
+    """The best M (1 + Σⱼ aⱼ / (λ + pⱼ)) for λ^(-1/2) on [1, κ]: M, the aⱼ, the pⱼ and the relative error.
+
+    x (1 + Σⱼ aⱼ / (x² + pⱼ)) is Zolotarev's approximation of sign(x) of type (2r+1, 2r) on [1/√κ, 1]; its zeros and
+    poles are Jacobi's sn/cn at equally spaced points, computed by the arithmetic-geometric mean.
+    """
+    low = 1 / math.sqrt(kappa)
+    means, excess = [1.0], [math.sqrt(1 - low * low)]
+    b = low
+    while excess[-1] > 1e-16:
+        a = means[-1]
+        means.append((a + b) / 2)
+        excess.append((a - b) / 2)
+        b = math.sqrt(a * b)
+    squares = []
+    for i in range(1, 2 * poles + 1):
+        phi = 2 ** (len(means) - 1) * math.pi / 2 * i / (2 * poles + 1)
+        for a, e in zip(means[:0:-1], excess[:0:-1], strict=True):
+            phi = (phi + math.asin(e / a * math.sin(phi))) / 2
+        squares.append((low * math.tan(phi)) ** 2)
+    p, q = squares[0::2], squares[1::2]
+    weights = [
+        -math.prod(p[j] - zero for zero in q) / math.prod(p[j] - p[i] for i in range(poles) if i != j)
+        for j in range(poles)
+    ]
+
+    def value(x: float) -> float:
+        return x * (1 + sum(a / (x * x + pole) for a, pole in zip(weights, p, strict=True)))
+
+    least, most = value(low), value(1.0)
+    # In λ = κx² the sum reads κ^(-1/2) (1 + Σ κaⱼ / (λ + κpⱼ)).
+    scale = 2 / (least + most) * low
+    error = (most - least) / (most + least)
+    return scale, [kappa * a for a in weights], [kappa * pole for pole in p], error
+
+
+def inverse(A: Tensor, leaf: int = 128) -> Tensor:
+    """The inverse of a stack of symmetric positive definite matrices by recursive halving: mostly products."""
+    n = A.shape[-1]
+    if n <= leaf:
+        return torch.cholesky_inverse(torch.linalg.cholesky_ex(A).L)
+    h = n // 2
+    first = inverse(A[..., :h, :h], leaf)
+    coupling = first @ A[..., :h, h:]
+    second = inverse(A[..., h:, h:] - symmetric_product(A[..., h:, :h], coupling.mT), leaf)
+    corner = coupling @ second
+    out = torch.empty_like(A)
+    out[..., :h, :h] = first + symmetric_product(corner, coupling)
+    out[..., :h, h:] = -corner
+    out[..., h:, :h] = -corner.mT
+    out[..., h:, h:] = second
+    return out
+
+
+def symmetric_product(X: Tensor, Y: Tensor, block: int = 192) -> Tensor:
+    """X Yᵀ where it is known to be symmetric: only blocks on and below the diagonal are multiplied."""
+    m = X.shape[-2]
+    if m < 2 * block:
+        return X @ Y.mT
+    out = X.new_empty(*X.shape[:-2], m, m)
+    for start in range(0, m, block):
+        end = min(start + block, m)
+        out[..., start:end, :end] = X[..., start:end, :] @ Y[..., :end, :].mT
+        out[..., :start, start:end] = out[..., start:end, :start].mT
+    return out
+
+
+def largest_eigenvalue(A: Tensor, steps: int = POWER_STEPS) -> Tensor:
+    """The largest eigenvalue of positive semidefinite matrices (..., n, n), from below, by power steps."""
+    V = start_basis(A.shape[-1], 8, device=A.device, dtype=A.dtype)
+    for _ in range(steps):
+        length = torch.linalg.vector_norm(V, dim=-2, keepdim=True)
+        V = A @ (V / length.clamp_min(torch.finfo(A.dtype).tiny))
+    norms: Tensor = torch.linalg.vector_norm(V, dim=-2)
+    return norms.amax(-1)
+
+
+def spike_reflector(X: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """V and T of a reflection H = I − V T Vᵀ that moves X's dominant left directions into the first rows of HX.
+
+    H is orthogonal whatever the directions are, so how well they have converged matters for grading only. With Q their
+    basis and Q₁ = P S the polar form of its first rows, V = Q + [P; 0] and T = (I + S)^(-1).
+    """
+    Q = X @ (X.mT @ start_basis(X.shape[-2], rank, device=X.device, dtype=X.dtype))
+    Q = torch.linalg.qr(Q).Q
+    left, sigma, right = torch.linalg.svd(Q[..., :rank, :])
+    V = Q.clone()
+    V[..., :rank, :] += left @ right
+    T = (right.mT / (1 + sigma[..., None, :])) @ right
+    return V, T
+
+
+def reflect(X: Tensor, reflector: tuple[Tensor, Tensor]) -> Tensor:
+    """H X for the reflection of :func:`spike_reflector`, which is its own inverse."""
+    V, T = reflector
+    return X - V @ (T @ (V.mT @ X))
