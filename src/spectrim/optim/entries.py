@@ -46,8 +46,8 @@ def role_and_layout(group: Mapping[str, Any], parameter: Tensor) -> tuple[Role, 
 
 
 def reading_is_free(device: torch.device) -> bool:
-    """Whether a tensor's value can be read without making the host wait for a queue."""
-    return device.type == "cpu"
+    """Whether a tensor's value can be read without making the host wait for a queue, or breaking a compiled graph."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def buckets(entries: Iterable[Entry]) -> Iterator[list[Entry]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from spectrim.operators import DEFAULT_SHRINK_FACTOR, entry_scale, smooth_shrink, soft_clip
 from spectrim.optim.layout import Layout, matrices
 
-__all__ = ["map_matrices", "prepare", "shrink_entries"]
+__all__ = ["map_matrices", "prepare", "shrink_entries", "squared_norm"]
 
 
 def prepare(grad: Tensor, options: Mapping[str, Any], layout: Layout) -> Tensor:
@@ -31,6 +31,19 @@ def prepare(grad: Tensor, options: Mapping[str, Any], layout: Layout) -> Tensor:
     if options["pre_clip"] is not None and layout != "vector":
         exact = map_matrices(lambda G: soft_clip(G, options["pre_clip"]), exact, layout, options["split"])
     return exact
+
+
+def squared_norm(grad: Tensor) -> Tensor:
+    """The sum of squares as a scalar, in float32 or better: one pass, and not finite where any entry is not.
+
+    Nor where the sum itself overflows. Such a gradient counts as non-finite too: second moments could not hold it.
+    """
+    exact = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    if exact.is_contiguous():
+        # A product of BLAS, which reads at the speed of memory; torch's norms take several times as long on a host.
+        flat = exact.view(-1)
+        return torch.dot(flat, flat)
+    return exact.square().sum()
 
 
 def shrink_entries(tensor: Tensor, options: Mapping[str, Any], layout: Layout) -> Tensor:

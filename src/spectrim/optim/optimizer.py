@@ -7,6 +7,7 @@ gradient into a base direction, entry by entry, *shape* whole matrices, and *app
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, overload
 
@@ -17,7 +18,7 @@ from torch.optim.optimizer import ParamsT
 
 from spectrim.optim.directions import ADAM, fused_kernel_serves
 from spectrim.optim.entries import Entry, buckets, reading_is_free, role_and_layout
-from spectrim.optim.gradient import prepare, shrink_entries
+from spectrim.optim.gradient import prepare, shrink_entries, squared_norm
 from spectrim.optim.layout import Layout, matrices
 from spectrim.optim.options import complete_options, effective_options, finish_group, is_zero
 from spectrim.optim.recipe import PLAIN_ADAMW, Recipe
@@ -25,10 +26,8 @@ from spectrim.optim.rounding import round_stochastically_
 from spectrim.optim.schedule import clip_threshold
 from spectrim.optim.shaping import Update, apply_update, basis_slices, shape_matrices, shape_vector, start_bases
 
-__all__ = ["LARGEST_ENTRY", "SpectralOptimizer"]
+__all__ = ["SpectralOptimizer"]
 
-#: A gradient with an entry from here on counts as non-finite: float32 could not hold its square, which second
-#: moments and norms are made of.
 LARGEST_ENTRY = 2.0**63
 
 
@@ -200,19 +199,19 @@ class SpectralOptimizer(Optimizer):
         if entry.grad.numel() == 0:
             return True
         group = self.param_groups[entry.position[0]]
-        largest = torch.linalg.vector_norm(entry.grad, float("inf"))
-        if not reading_is_free(largest.device) and group["on_nonfinite"] == "skip":
-            finite = largest < LARGEST_ENTRY
-            entry.taken = finite & ((largest > 0) | (torch.as_tensor(group["lr"], device=largest.device) != 0))
+        energy = squared_norm(entry.grad)
+        if not reading_is_free(energy.device) and group["on_nonfinite"] == "skip":
+            finite = energy.isfinite()
+            entry.taken = finite & ((energy > 0) | (torch.as_tensor(group["lr"], device=energy.device) != 0))
             entry.grad = torch.where(entry.taken, entry.grad, 0)
             self._skipped[entry.position] = self._skipped.get(entry.position, 0) + (~finite).int()
             return True
-        number = largest.item()
-        if number < LARGEST_ENTRY:
+        number = energy.item()
+        if math.isfinite(number):
             return number > 0 or not is_zero(group["lr"])
         if group["on_nonfinite"] == "raise":
             raise FloatingPointError(
-                f"the gradient of {self._name(entry.position)} is not finite (largest entry {number}); no parameter "
+                f"the gradient of {self._name(entry.position)} is not finite (squared norm {number}); no parameter "
                 f'was updated. on_nonfinite="skip" would leave this one as it is and go on.'
             )
         self._skipped[entry.position] = self._skipped.get(entry.position, 0) + 1
