@@ -4,9 +4,12 @@ Models are built from configurations, with one layer of width 32. A table lists 
 more; the rest must be vectors. That logical matrices are the ones the model multiplies by is checked by computing.
 """
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 
 from spectrim.optim.groups import param_groups
@@ -212,6 +215,12 @@ def test_t5(tied: bool) -> None:
     check(model, {**expected, **({} if tied else LM_HEAD)})
 
 
+def test_phi3_fuses_queries_with_fewer_keys_and_values() -> None:
+    found = table(build("Phi3", **GROUPED_QUERIES))
+    assert found["model.layers.0.self_attn.qkv_proj.weight"] == ("matrix", "matrix", (32, 16, 16))
+    assert found["model.layers.0.mlp.gate_up_proj.weight"] == ("matrix", "matrix", (64, 64))
+
+
 def test_mamba() -> None:
     mixer = "backbone.layers.0.mixer"
     expected = {
@@ -405,3 +414,56 @@ def test_lora_with_embedding_and_head_trained_in_full() -> None:
         f"{attention}.lora_magnitude_vector.default.weight": VECTOR,
     }
     assert table(peft.get_peft_model(base, config)) == expected
+
+
+def test_a_classifier_that_peft_trains_in_full_is_a_head() -> None:
+    peft = pytest.importorskip("peft")
+    base = transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**GROUPED_QUERIES))
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="SEQ_CLS"))
+    assert table(model)["base_model.model.score.modules_to_save.default.weight"] == HEAD
+
+
+def test_a_fused_layer_that_peft_trains_in_full_is_split() -> None:
+    peft = pytest.importorskip("peft")
+    base = transformers.Phi3ForCausalLM(transformers.Phi3Config(**GROUPED_QUERIES))
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["o_proj"], modules_to_save=["qkv_proj"]))
+    name = "base_model.model.model.layers.0.self_attn.qkv_proj.modules_to_save.default.weight"
+    assert table(model)[name] == ("matrix", "matrix", (32, 16, 16))
+
+
+def test_a_layer_inside_of_an_adapter_is_read_as_without_it() -> None:
+    peft = pytest.importorskip("peft")
+    base = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2))
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True))
+    model.requires_grad_(True)
+    found = table(model)
+    prefix = "base_model.model.transformer"
+    assert found[f"{prefix}.h.0.attn.c_attn.base_layer.weight"] == ("matrix", "transposed", (32, 32, 32))
+    assert found[f"{prefix}.wte.weight"] == EMBEDDING
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize(
+    ("name", "task", "settings"),
+    [
+        ("GPT2", "LMHeadModel", GPT2),
+        ("Phi3", "ForCausalLM", GROUPED_QUERIES),
+        ("Mixtral", "ForCausalLM", GROUPED_QUERIES),
+    ],
+)
+def test_sharding_every_module_changes_no_reading(name: str, task: str, settings: dict[str, object]) -> None:
+    model = getattr(transformers, f"{name}{task}")(getattr(transformers, f"{name}Config")(**settings))
+    expected = table(model)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    for module in reversed(list(model.modules())):
+        if not isinstance(module, nn.ModuleList):
+            fully_shard(module, mesh=mesh)
+    assert type(model).__name__.startswith("FSDP")
+    assert table(model) == expected

@@ -12,13 +12,13 @@ Class names alone are compared, so that nothing has to be imported. Relied on by
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from spectrim.optim.layout import Layout
-from spectrim.optim.roles import Reading, Site
+from spectrim.optim.roles import Reading, Site, class_names
 
 __all__ = ["expert_reading", "fused_sizes", "known_parameter"]
 
@@ -31,7 +31,7 @@ def fused_sizes(site: Site, outputs: int) -> Sizes | None:
     if site.around is None:
         return None
     for class_pattern, attribute, rule in _FUSED_LAYERS:
-        if attribute == site.attribute and fnmatchcase(type(site.around).__name__, class_pattern):
+        if attribute == site.attribute and _any_matches(class_names(site.around), class_pattern):
             # A projection may be absent: rotary keys of a model without rotary positions.
             sizes = tuple(size for size in rule(site.around, outputs) or () if size)
             return sizes if len(sizes) > 1 and sum(sizes) == outputs else None
@@ -40,9 +40,9 @@ def fused_sizes(site: Site, outputs: int) -> Sizes | None:
 
 def expert_reading(site: Site) -> Reading | None:
     """The reading of experts' weights that are held as one 3-D parameter, in classes named "...Experts"."""
-    if len(site.shape) != 3 or "Experts" not in site.kind or site.leaf not in _EXPERT_WEIGHTS:
+    if len(site.shape) != 3 or site.leaf not in _EXPERT_WEIGHTS or not _any_matches(site.kinds, "*Experts"):
         return None
-    transposed = getattr(site.holder, "is_transposed", site.kind in _TRANSPOSED_EXPERTS)
+    transposed = getattr(site.holder, "is_transposed", not _TRANSPOSED_EXPERTS.isdisjoint(site.kinds))
     outputs = site.shape[2] if transposed else site.shape[1]
     sizes = fused_sizes(site, outputs)
     if site.leaf == "gate_up_proj" and getattr(site.holder, "is_concatenated", True):
@@ -53,9 +53,14 @@ def expert_reading(site: Site) -> Reading | None:
 def known_parameter(site: Site) -> Reading | None:
     """The reading of a parameter that a known module multiplies by itself, without a layer around it."""
     for class_pattern, leaf_pattern, layout, rule in _PARAMETERS:
-        if fnmatchcase(site.kind, class_pattern) and fnmatchcase(site.leaf, leaf_pattern):
+        if _any_matches(site.kinds, class_pattern) and fnmatchcase(site.leaf, leaf_pattern):
             return Reading("matrix", layout, rule(site.holder, site.shape[0]) if rule else None)
     return None
+
+
+def _any_matches(names: Iterable[str], pattern: str) -> bool:
+    """Whether any of the names matches the pattern."""
+    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def _equal(parts: int) -> SizeRule:

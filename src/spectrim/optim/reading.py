@@ -93,9 +93,9 @@ def _single_axis(site: Site) -> Reading | None:
 
 def _parametrized(site: Site) -> Reading | None:
     """The original of a parametrized weight is read as that weight; a weight norm's magnitude is a vector."""
-    if site.kind == "ParametrizationList" and site.leaf in ("original", "original1"):
+    if "ParametrizationList" in site.kinds and site.leaf in ("original", "original1"):
         return read_site(replace(site, leaf=site.attribute, path=site.path[:-2], owners=site.owners[:-2]))
-    magnitude = site.kind == "ParametrizationList" and site.leaf == "original0"
+    magnitude = "ParametrizationList" in site.kinds and site.leaf == "original0"
     return VECTOR if magnitude and max(site.shape) == site.parameter.numel() else None
 
 
@@ -133,7 +133,7 @@ _ADAPTERS = {
 
 
 def _embedding(site: Site) -> Reading | None:
-    is_embedding = isinstance(site.holder, nn.Embedding | nn.EmbeddingBag) or "Embedding" in site.kind
+    is_embedding = isinstance(site.holder, nn.Embedding | nn.EmbeddingBag) or _named_like(site, "Embedding")
     return EMBEDDING if is_embedding and site.leaf == "weight" and len(site.shape) == 2 else None
 
 
@@ -141,7 +141,7 @@ def _linear(site: Site) -> Reading | None:
     if site.leaf != "weight" or len(site.shape) != 2 or not _is_linear(site):
         return None
     # GPT-2's Conv1D is a linear layer that stores inputs x outputs.
-    transposed = site.kind == "Conv1D"
+    transposed = "Conv1D" in site.kinds
     layout: Layout = "transposed" if transposed else "matrix"
     if _is_head(site):
         return Reading("head", layout)
@@ -149,7 +149,7 @@ def _linear(site: Site) -> Reading | None:
 
 
 def _is_linear(site: Site) -> bool:
-    return isinstance(site.holder, nn.Linear) or "Linear" in site.kind or site.kind == "Conv1D"
+    return isinstance(site.holder, nn.Linear) or _named_like(site, "Linear") or "Conv1D" in site.kinds
 
 
 def _is_head(site: Site) -> bool:
@@ -167,12 +167,16 @@ def _is_head(site: Site) -> bool:
 
 
 def _norm(site: Site) -> Reading | None:
-    return VECTOR if "Norm" in site.kind else None
+    return VECTOR if _named_like(site, "Norm") else None
 
 
 def _router(site: Site) -> Reading | None:
-    is_router = site.kind.endswith(("Router", "Gate"))
+    is_router = any(kind.endswith(("Router", "Gate")) for kind in site.kinds)
     return MATRIX if is_router and site.leaf == "weight" and len(site.shape) == 2 else None
+
+
+def _named_like(site: Site, word: str) -> bool:
+    return any(word in kind for kind in site.kinds)
 
 
 def _by_name(site: Site) -> Reading | None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from spectrim.optim.layout import Layout
 
-__all__ = ["ROLES", "Reading", "Role", "Site", "sites"]
+__all__ = ["ROLES", "Reading", "Role", "Site", "class_names", "sites"]
 
 Role = Literal["matrix", "embedding", "head", "vector"]
 ROLES: tuple[str, ...] = get_args(Role)
@@ -28,6 +28,8 @@ _WRAPPED_AS = frozenset(
         "original_module",  # a PEFT copy of a layer that is trained in full
     }
 )
+
+_DATA_PARALLEL = frozenset({"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"})
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,9 @@ class Site:
         return self.owners[-1]
 
     @property
-    def kind(self) -> str:
-        """The class name of the holder."""
-        return type(self.holder).__name__
+    def kinds(self) -> tuple[str, ...]:
+        """The class names of the holder."""
+        return class_names(self.holder)
 
     @property
     def attribute(self) -> str:
@@ -84,13 +86,14 @@ class Site:
         """The module around the holder."""
         return self.owners[-2] if len(self.owners) > 1 else None
 
-    def config(self, name: str) -> Any:
-        """A value of the configuration nearest to the holder, or None."""
-        for owner in reversed(self.owners):
-            value = getattr(getattr(owner, "config", None), name, None)
-            if value is not None:
-                return value
-        return None
+
+def class_names(module: nn.Module) -> tuple[str, ...]:
+    """The names of a module's class and of those it derives from, below ``nn.Module``.
+
+    Sharding and parametrization replace the class of a module by a derived one with another name.
+    """
+    kinds = type(module).__mro__
+    return tuple(kind.__name__ for kind in kinds[: kinds.index(nn.Module)])
 
 
 def sites(model: nn.Module) -> Iterator[Site]:
@@ -155,11 +158,10 @@ def _without_wrappers(
         if name in _WRAPPED_AS:
             kept[-1] = owner
         elif names and names[-1] == "modules_to_save":
-            # PEFT's "lm_head.modules_to_save.default" is lm_head.
+            # PEFT's "lm_head.modules_to_save.default" is lm_head: the copy replaces its wrapper, two levels up.
             names.pop()
             kept[-2:] = [owner]
         else:
             names.append(name)
             kept.append(owner)
-    # A copy replaces its wrapper, two levels up.
     return tuple(names), tuple(kept)
