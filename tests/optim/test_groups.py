@@ -86,12 +86,14 @@ def test_a_tied_weight_is_an_embedding_under_its_first_name(head_first: bool) ->
 def test_linear_layers_are_heads_by_name_only_outside_of_numbered_layers() -> None:
     model = nn.Module()
     model.output = nn.Linear(4, 10, bias=False)
+    model.value_head = nn.Linear(4, 1, bias=False)
     model.block = nn.ModuleDict({"output": nn.Linear(4, 4, bias=False)})
     model.layers = nn.ModuleList([nn.ModuleDict({"classifier": nn.Linear(4, 3, bias=False)})])
     model.lm_heads = nn.ModuleList([nn.Linear(4, 10, bias=False)])
     roles = {name: reading[0] for name, reading in read(model).items()}
     assert roles == {
         "output.weight": "head",
+        "value_head.weight": "head",
         "block.output.weight": "matrix",
         "layers.0.classifier.weight": "matrix",
         "lm_heads.0.weight": "head",

@@ -453,7 +453,7 @@ def one_process() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("name", "task", "settings"),
     [
-        ("GPT2", "LMHeadModel", GPT2),
+        ("GPT2", "LMHeadModel", {**GPT2, "tie_word_embeddings": False}),
         ("Phi3", "ForCausalLM", GROUPED_QUERIES),
         ("Mixtral", "ForCausalLM", GROUPED_QUERIES),
     ],
@@ -465,5 +465,17 @@ def test_sharding_every_module_changes_no_reading(name: str, task: str, settings
     for module in reversed(list(model.modules())):
         if not isinstance(module, nn.ModuleList):
             fully_shard(module, mesh=mesh)
+    assert type(model).__name__.startswith("FSDP")
+    assert table(model) == expected
+
+
+@pytest.mark.usefixtures("one_process")
+def test_sharding_an_adapted_model_changes_no_reading() -> None:
+    peft = pytest.importorskip("peft")
+    base = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2, tie_word_embeddings=False))
+    config = peft.LoraConfig(r=4, target_modules=["c_attn", "lm_head"], fan_in_fan_out=True)
+    model = peft.get_peft_model(base, config)
+    expected = table(model)
+    fully_shard(model, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (1,)))
     assert type(model).__name__.startswith("FSDP")
     assert table(model) == expected

@@ -43,7 +43,7 @@ EMBEDDING = Reading("embedding", "matrix")
 _HEADS = frozenset(
     {
         *("lm_head", "lm_heads", "embed_out", "output_projection", "unembed"),
-        *("classifier", "score", "qa_outputs", "seq_relationship", "value_head", "v_head"),
+        *("classifier", "score", "qa_outputs", "seq_relationship"),
     }
 )
 # Too common a name inside of models to mean a head anywhere but on top.
@@ -163,7 +163,7 @@ def _is_head(site: Site) -> bool:
         return False
     if name in _LAST_OF_A_HEAD and around:
         return around[-1] in _HEAD_MODULES
-    return name in _HEADS or (name in _HEADS_ON_TOP and not around)
+    return name in _HEADS or (not around and (name in _HEADS_ON_TOP or name.endswith("_head")))
 
 
 def _norm(site: Site) -> Reading | None:

@@ -122,11 +122,9 @@ def _core(model: nn.Module) -> nn.Module:
     while True:
         if "_orig_mod" in model._modules:
             inner: Any = model._modules["_orig_mod"]
-        elif type(model).__name__ in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
+        elif not _DATA_PARALLEL.isdisjoint(class_names(model)):
             inner = model.module
-        elif type(model).__name__.startswith("Peft") and callable(
-            get_base_model := getattr(model, "get_base_model", None)
-        ):
+        elif "PeftModel" in class_names(model) and callable(get_base_model := getattr(model, "get_base_model", None)):
             inner = get_base_model()
         else:
             return model
