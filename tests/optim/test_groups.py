@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import spectrim
 from spectrim.optim.groups import param_groups
 from spectrim.optim.layout import LAYOUTS
 
@@ -212,6 +213,17 @@ def test_an_override_may_name_any_name_of_a_tied_parameter() -> None:
     model.lm_head.weight = model.embed.weight
     groups = param_groups(model, overrides={"lm_head.weight": {"role": "head"}})
     assert readings(groups)["embed.weight"] == ("head", "matrix", None)
+
+
+NAMED = [getattr(spectrim, name) for name in ("AdamW", "Signum", "AdEMAMix", "Momentum", "Spectra", "Muon")]
+
+
+@pytest.mark.parametrize("optimizer", NAMED)
+def test_every_option_of_a_named_optimizer_can_be_overridden(optimizer: type[torch.optim.Optimizer]) -> None:
+    options = optimizer(param_groups(Small()), lr=1e-3).defaults  # type: ignore[call-arg]
+    groups = param_groups(Small(), overrides={"*.out.weight": {"peak_lr": 0.5}, "*": options})
+    described = optimizer(groups, lr=1.0)  # type: ignore[call-arg]
+    assert {group["lr"] for group in described.param_groups} == {1e-3, 1.0}
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

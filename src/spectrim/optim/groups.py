@@ -24,9 +24,10 @@ from spectrim.optim.roles import ROLES, Reading, Role
 __all__ = ["describe", "param_groups"]
 
 _GROUPING = ("role", "layout", "split", "lr_scale", "weight_decay")
-# The optimizer options that an override may set besides the values of grouping itself.
+# The options of the named optimizers, each of which an override may set for some parameters.
 _OPTIONS = (
-    *("lr", "betas", "eps", "momentum", "nesterov", "scale", "rank_ratio", "clip", "clip_form", "pre_clip", "shrink"),
+    *("lr", "betas", "eps", "momentum", "nesterov", "alpha", "slow_warmup_steps", "rank_ratio", "scale"),
+    *("orthogonalize_steps", "clip", "pre_clip", "shrink"),
     *SpectralOptions.__annotations__,
 )
 
