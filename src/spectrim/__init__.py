@@ -13,7 +13,20 @@ from spectrim.operators import (
     soft_clip,
     track_spike,
 )
-from spectrim.optim import AdamW, AdEMAMix, Momentum, Muon, Signum, Spectra, SpectralOptimizer, describe, param_groups
+from spectrim.optim import (
+    AdamW,
+    AdEMAMix,
+    Momentum,
+    Muon,
+    Signum,
+    Spectra,
+    SpectralClipping,
+    SpectralOptimizer,
+    clip_grad_spectral_,
+    describe,
+    param_groups,
+    shrink_grad_,
+)
 
 __version__ = "0.1.0"
 
@@ -24,13 +37,16 @@ __all__ = [
     "Muon",
     "Signum",
     "Spectra",
+    "SpectralClipping",
     "SpectralOptimizer",
     "Spike",
+    "clip_grad_spectral_",
     "describe",
     "entry_scale",
     "orthogonalize",
     "param_groups",
     "shape_spike",
+    "shrink_grad_",
     "smooth_shrink",
     "soft_clip",
     "track_spike",

@@ -1,10 +1,12 @@
 """Optimizers as recipes over the operators, and the groups they read."""
 
 from spectrim.optim.describe import describe
+from spectrim.optim.grads import clip_grad_spectral_, shrink_grad_
 from spectrim.optim.groups import param_groups
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.recipe import Recipe
 from spectrim.optim.recipes import AdamW, AdEMAMix, Momentum, Muon, Signum, Spectra
+from spectrim.optim.wrapper import SpectralClipping
 
 __all__ = [
     "AdEMAMix",
@@ -14,7 +16,10 @@ __all__ = [
     "Recipe",
     "Signum",
     "Spectra",
+    "SpectralClipping",
     "SpectralOptimizer",
+    "clip_grad_spectral_",
     "describe",
     "param_groups",
+    "shrink_grad_",
 ]

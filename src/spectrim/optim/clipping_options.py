@@ -1,0 +1,86 @@
+"""The options of :class:`~spectrim.optim.wrapper.SpectralClipping`, and how groups of another optimizer take them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict
+
+from torch.optim import Optimizer
+
+from spectrim.optim.options import ClipScope, complete_options, finish_group
+from spectrim.optim.schedule import ClipDecay
+
+__all__ = ["CLIPPING_KEYS", "ClippingOptions", "clipping_defaults", "clipping_values"]
+
+
+class ClippingOptions(TypedDict, total=False):
+    """Those of :class:`~spectrim.optim.options.SpectralOptions` that concern the clip; there they are explained.
+
+    Each is also a value of a param group; a group that states it before it is wrapped keeps its value.
+    """
+
+    clip_scope: ClipScope
+    peak_lr: float | None
+    warmup_steps: int
+    total_steps: int | None
+    clip_form: Literal["soft", "hard"]
+    clip_decay: ClipDecay
+    clip_decay_fraction: float
+    clip_final: float
+    on_nonfinite: Literal["skip", "raise"]
+
+
+#: What the wrapper adds to every group of its base, beside "steps_taken".
+CLIPPING_KEYS = ("clip", *ClippingOptions.__annotations__)
+_STRUCTURE = ("params", "param_names", "role", "layout", "split", "lr", "lr_scale")
+
+
+def clipping_defaults(clip: float | str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a group gets that does not say otherwise.
+
+    Raises:
+        TypeError: a keyword that is no option.
+    """
+    for key in options:
+        if key not in CLIPPING_KEYS:
+            raise TypeError(f"unexpected option {key!r}: expected one of {', '.join(sorted(CLIPPING_KEYS))}")
+    return complete_options({"lr": 0.0, "weight_decay": 0.0, "clip_scope": "all", "clip": clip}, options)
+
+
+def clipping_values(base: Optimizer, index: int, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What a group of the base lacks in order to be clipped, and its learning rate; the group stays as it is.
+
+    Raises:
+        ValueError: a value that is not allowed, or an option that neither the base nor the wrapper has.
+    """
+    group = base.param_groups[index]
+    where = f"group {index} of {type(base).__name__}"
+    clashing = [key for key in (*CLIPPING_KEYS, "steps_taken") if key in base.defaults]
+    if clashing:
+        raise ValueError(f"{clashing[0]!r} is an option of {type(base).__name__}: it would be taken for the clip's")
+    for key, default in defaults.items():
+        ours = key in base.defaults or key in (*CLIPPING_KEYS, *_STRUCTURE, "weight_decay")
+        if not ours and group.get(key, default) != default:
+            raise ValueError(f"{key}={group[key]!r} for {where}: neither that class nor SpectralClipping has it")
+    values = {key: group[key] for key in (*CLIPPING_KEYS, *_STRUCTURE) if key in group}
+    values["lr"] = _scaled_lr(base, group, where)
+    if values.get("peak_lr") is None and defaults["peak_lr"] is None:
+        # What a scheduler made before the wrapper left there: the present rate may be one of its warm-up.
+        values["peak_lr"] = float(group.get("max_lr", group.get("initial_lr", values["lr"])))
+    finish_group(values, defaults, index)
+    if values["peak_lr"] == 0 and (values["clip"] == "auto" or values["warmup_steps"] > 0):
+        raise ValueError(f"peak_lr=0.0 for {where}: state the peak learning rate that the threshold refers to")
+    added = (*CLIPPING_KEYS, "split", "lr", "lr_scale", "steps_taken")
+    return {key: values[key] for key in added}
+
+
+def _scaled_lr(base: Optimizer, group: Mapping[str, Any], where: str) -> Any:
+    """The group's learning rate; where it is the default, times the factor that ``param_groups`` was asked for."""
+    lr, factor = group["lr"], group.get("lr_scale", 1.0)
+    if factor == 1.0 or group.get("initial_lr", lr) != base.defaults["lr"]:
+        return lr
+    if "initial_lr" in group:
+        raise ValueError(
+            f"lr_scale={factor} for {where}, which has a scheduler: wrap the optimizer before making the scheduler"
+        )
+    return lr * factor

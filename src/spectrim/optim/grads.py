@@ -1,0 +1,226 @@
+"""Spectral clipping and entry-wise shrinkage of gradients in place, for loops around any optimizer.
+
+In the manner of :func:`torch.nn.utils.clip_grad_norm_`, and by the same code as the options ``pre_clip`` and ``shrink``
+of the optimizers here. The order matters: entry-wise or spectral first, then the global L2 norm, which would otherwise
+be taken up by the very spikes that these remove. ::
+
+    loss.backward()
+    found = clip_grad_spectral_(groups, 0.1)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.operators import DEFAULT_SHRINK_FORM, ShrinkForm, entry_scale, soft_clip_vector, track_spike
+from spectrim.optim.entries import role_and_layout
+from spectrim.optim.gradient import prepare, squared_norm
+from spectrim.optim.groups import param_groups
+from spectrim.optim.layout import Layout, matrices
+
+__all__ = ["Parameters", "Shrunk", "clip_grad_spectral_", "shrink_grad_"]
+
+Parameters = Tensor | nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
+
+# Power steps and vectors of a norm estimate. Random 768 x 768 matrices, a hard case, come out 1.3 % low.
+NORM_STEPS = 12
+NORM_RANK = 8
+
+
+class Shrunk(NamedTuple):
+    """What :func:`shrink_grad_` found, one number for each parameter that has a gradient, in order.
+
+    scales: the scale of its entries (the mean over its matrices), before. removed: the share of its squared norm that
+    was taken away. Both are zero where the gradient was left alone.
+    """
+
+    scales: Tensor
+    removed: Tensor
+
+
+class _Gradient(NamedTuple):
+    name: str
+    grad: Tensor
+    role: str
+    layout: Layout
+    split: Sequence[int] | None
+
+
+@torch.no_grad()
+def clip_grad_spectral_(
+    parameters: Parameters, threshold: float, *, vectors: bool = False, error_if_nonfinite: bool = False
+) -> Tensor:
+    r"""Clip the singular values σ of every gradient matrix in place, to σ / sqrt(1 + σ²/c²).
+
+    Args:
+        parameters: a tensor; an iterable of parameters or of named ones, of which 2-D and 3-D ones are matrices and
+            the rest vectors; groups of :func:`spectrim.param_groups` or of an optimizer, which say how each is read; or
+            a module, which is grouped at every call.
+        threshold: c > 0, in the units of the gradients' singular values.
+        vectors: clip vectors by their norm too.
+        error_if_nonfinite: raise where a gradient is not finite. That reads the device. Otherwise such a gradient is
+            left as it is.
+
+    Returns:
+        The largest singular value that each gradient had before, one number for each parameter that has a gradient, in
+        order; for vectors their norm, whether clipped or not. An estimate from below, by power steps, within 2 %;
+        not finite where the gradient is not. On the first gradient's device; nothing is read.
+
+    Raises:
+        ValueError: threshold is not positive.
+        RuntimeError: a gradient is not finite, by name; none was changed.
+
+    Call it before the global norm is clipped. Source: arXiv 2603.14315, whose pre-clipping uses c = 0.1.
+    """
+    if not threshold > 0:
+        raise ValueError(f"threshold={threshold}: expected a positive number")
+    options = {"maximize": False, "shrink": None, "pre_clip": threshold}
+    gradients = list(_gradients(parameters))
+    finite = _finite(gradients, error_if_nonfinite)
+    norms = []
+    for gradient, flag in zip(gradients, finite, strict=True):
+        # Zeros in place of what is not finite: no operator has to survive it.
+        exact = torch.where(flag, gradient.grad, 0)
+        norms.append(torch.where(flag, _largest_singular_value(exact, gradient), torch.inf))
+        if gradient.layout != "vector":
+            clipped = prepare(exact, {**options, "split": gradient.split}, gradient.layout)
+        elif vectors:
+            clipped = soft_clip_vector(exact.reshape(-1), threshold).view_as(exact)
+        else:
+            continue
+        gradient.grad.copy_(torch.where(flag, clipped, gradient.grad))
+    return _gathered(norms)
+
+
+@torch.no_grad()
+def shrink_grad_(
+    parameters: Parameters,
+    factor: float | Literal["auto"] = "auto",
+    *,
+    form: ShrinkForm = DEFAULT_SHRINK_FORM,
+    error_if_nonfinite: bool = False,
+) -> Shrunk:
+    """Shrink, in place, the entries of every gradient that are large against the scale of its matrix.
+
+    Args:
+        parameters: as for :func:`clip_grad_spectral_`. Vectors are shrunk too; embeddings are not, where groups or a
+            module tell which they are: most of their rows are zero, and every other entry would pass for an outlier.
+        factor: τ over the entry scale; "auto" for the default factor.
+        form: see :func:`spectrim.smooth_shrink`.
+        error_if_nonfinite: as for :func:`clip_grad_spectral_`.
+
+    Returns:
+        Scales and the shares of energy removed. On the first gradient's device; nothing is read.
+
+    Raises:
+        ValueError: a factor that is not positive, or an unknown form.
+        RuntimeError: a gradient is not finite, by name; none was changed.
+
+    Call it before the global norm is clipped. Source: arXiv 2605.27733.
+    """
+    if factor != "auto" and not factor > 0:
+        raise ValueError(f'factor={factor}: expected a positive number or "auto"')
+    options = {
+        "maximize": False,
+        "shrink": factor,
+        "shrink_at": "gradient",
+        "shrink_form": form,
+        "pre_clip": None,
+    }
+    gradients = list(_gradients(parameters))
+    finite = _finite(gradients, error_if_nonfinite)
+    scales, removed = [], []
+    for gradient, flag in zip(gradients, finite, strict=True):
+        if gradient.role == "embedding":
+            scales.append(torch.zeros((), device=gradient.grad.device))
+            removed.append(scales[-1])
+            continue
+        exact = torch.where(flag, gradient.grad, 0)
+        shrunk = prepare(exact, {**options, "split": gradient.split}, gradient.layout)
+        views = matrices(exact, gradient.layout, gradient.split) or [exact.reshape(-1)]
+        scales.append(torch.cat([entry_scale(view).reshape(-1) for view in views]).mean())
+        before, after = squared_norm(exact).double(), squared_norm(shrunk).double()
+        removed.append(torch.where(before > 0, 1 - after / before, 0))
+        gradient.grad.copy_(torch.where(flag, shrunk, gradient.grad))
+    return Shrunk(_gathered(scales), _gathered(removed))
+
+
+def _gradients(parameters: Parameters) -> Iterator[_Gradient]:
+    """The gradients that there are, each with how it is read as matrices."""
+    for group_index, group in enumerate(_groups(parameters)):
+        names = group.get("param_names")
+        for index, item in enumerate(group["params"]):
+            name = names[index] if names else f"group {group_index}, parameter {index}"
+            if isinstance(item, tuple):
+                name, item = item
+            if item.grad is None:
+                continue
+            if item.grad.is_sparse or not item.grad.is_floating_point():
+                raise ValueError(f"the gradient of {name!r} is sparse or not real: expected a dense, real one")
+            role, layout = role_and_layout(group, item)
+            yield _Gradient(name, item.grad, role, layout, group.get("split"))
+
+
+def _groups(parameters: Parameters) -> Sequence[Mapping[str, Any]]:
+    if isinstance(parameters, nn.Module):
+        return param_groups(parameters)
+    if isinstance(parameters, Tensor):
+        return [{"params": [parameters]}]
+    items: list[Any] = list(parameters)
+    return items if items and isinstance(items[0], Mapping) else [{"params": items}]
+
+
+def _finite(gradients: Sequence[_Gradient], error_if_nonfinite: bool) -> list[Tensor]:
+    """A flag on the device for each gradient."""
+    finite = [squared_norm(gradient.grad).isfinite() for gradient in gradients]
+    if error_if_nonfinite:
+        for gradient, flag in zip(gradients, finite, strict=True):
+            if not flag:
+                raise RuntimeError(
+                    f"the gradient of {gradient.name!r} is not finite; no gradient was changed. "
+                    f"error_if_nonfinite=False would leave this one as it is and go on."
+                )
+    return finite
+
+
+def _largest_singular_value(grad: Tensor, gradient: _Gradient) -> Tensor:
+    views = matrices(grad, gradient.layout, gradient.split)
+    if not views:
+        return squared_norm(grad).sqrt()
+    found = [grad.new_zeros((), dtype=torch.float32)]
+    for view in views:
+        if view.numel():
+            spike = track_spike(view, None, rank=min(NORM_RANK, *view.shape[-2:]), steps=NORM_STEPS)
+            found.append(_norm_of_few_columns(spike.W).amax().float())
+    return torch.stack(found).amax()
+
+
+def _norm_of_few_columns(W: Tensor) -> Tensor:
+    """The largest singular value of every (..., n, k), for small k, by squaring the Gram matrix: nothing is read.
+
+    With B = WᵀW and p = 64, tr(Bᵖ⁺¹)/tr(Bᵖ) is a mean of B's eigenvalues on which only the largest have weight.
+    """
+    norm = torch.linalg.matrix_norm(W.double(), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    B = (W / norm).mT @ (W / norm)
+    P = B
+    for _ in range(6):
+        P = P @ P
+        P = P / _trace(P).clamp_min(torch.finfo(P.dtype).tiny)
+    return (_trace(P @ B).sqrt() * norm)[..., 0, 0]
+
+
+def _trace(B: Tensor) -> Tensor:
+    trace: Tensor = B.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return trace[..., None, None]
+
+
+def _gathered(numbers: Sequence[Tensor]) -> Tensor:
+    if not numbers:
+        return torch.zeros(0)
+    return torch.stack([number.to(device=numbers[0].device, dtype=torch.float32) for number in numbers])

@@ -1,0 +1,74 @@
+"""A parameter during the step of a base optimizer that :class:`~spectrim.optim.wrapper.SpectralClipping` wraps.
+
+The weight is set aside, the base steps on what its :class:`~spectrim.optim.probe.Manner` asks for, and what it did is
+taken back as a direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from spectrim.optim.entries import Entry, buckets
+from spectrim.optim.probe import Manner
+
+__all__ = ["Held", "held_buckets"]
+
+
+@dataclass(kw_only=True, eq=False)
+class Held(Entry):
+    """An entry whose parameter is in the hands of a base optimizer, from construction to :meth:`restore`.
+
+    Attributes:
+        manner: how the base steps it.
+        weight_decay: the group's; it matters where the manner couples it to the gradient.
+    """
+
+    manner: Manner
+    weight_decay: float
+    state: dict[str, Tensor] = field(default_factory=dict)
+    _weight: Tensor | None = field(init=False)
+    _version: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._weight = self.parameter.clone()
+        if self.manner.way == "coupled":
+            alpha = self.manner.coupling * self.weight_decay
+            self.parameter.grad = torch.add(self.grad, self._weight, alpha=alpha)
+        elif self.manner.writes_gradients:
+            self.parameter.grad = self.grad.clone()
+        if self.manner.way != "direct":
+            self.parameter.zero_()
+        self._version = self.parameter._version
+
+    def restore(self) -> None:
+        """Put the weight and the gradient back. Safe to call again: what came after stays."""
+        self.parameter.grad = self.grad
+        if self._weight is not None:
+            self.parameter.copy_(self._weight)
+            self._weight = None
+
+    def idled(self) -> bool:
+        """Whether the base left the parameter out of this step, as some do in their first: nothing decays then."""
+        if not self.manner.idles or self.parameter._version != self._version:
+            return False
+        # Reads the device, but only in those few steps.
+        return self.manner.way == "direct" or not self.parameter.any()
+
+    def direction(self, keep: float | Tensor) -> Tensor:
+        """The learning rate times the base's direction, in float32 or better."""
+        dtype = torch.promote_types(self.parameter.dtype, torch.float32)
+        left = self.parameter.to(dtype)
+        if self.manner.way != "direct":
+            return -left
+        assert self._weight is not None
+        return self._weight.to(dtype) * keep - left
+
+
+def held_buckets(entries: Iterable[Held]) -> Iterator[list[Held]]:
+    """:func:`~spectrim.optim.entries.buckets` of held entries."""
+    return cast(Iterator[list[Held]], buckets(entries))

@@ -1,0 +1,264 @@
+"""How the step of an optimizer splits into a decay of the weights and a change: measured, not read from its class.
+
+A copy of the optimizer with one small parameter takes a few steps with fixed gradients, and its steps are compared with
+what each way of splitting them would give. Relied on by :class:`~spectrim.optim.wrapper.SpectralClipping`, which clips
+the change and leaves the decay alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["Manner", "check_base", "find_manner"]
+
+# Steps of a probe: enough for schemes that act every few steps, such as a look ahead every sixth, to show.
+STEPS = 12
+# Learning rates to probe at: two determine the decay, the third confirms that it is linear in the rate. It is 1, where
+# methods that adapt their rate by themselves begin to.
+RATES = (2.0**-7, 2.0**-6, 1.0)
+# Relative agreement asked for. Probes run in float64, where the right way agrees to 1e-15 and a decay of 1e-6, missed,
+# still shows as 1e-8.
+TOLERANCE = 1e-10
+# The sizes of a probe's parameter, as many of them as the real one has dimensions. Unequal, so that none is square.
+SIZES = (6, 4, 3, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How an optimizer steps parameters of one number of dimensions: X ← keep · X + change, keep = 1 − ηλ − φ.
+
+    Attributes:
+        way: how the change is found. "zeroed": it does not depend on the weights, and is what a step makes of zeros.
+            "coupled": likewise, once a multiple of the weights was added to the gradient. "direct": it depends on the
+            weights, and is the new ones minus keep times the old ones.
+        decay: λ.
+        fixed_decay: φ.
+        coupling: what times the group's "weight_decay" times X is added to the gradient: 1, or −1 where it is ascended.
+        idles: whether some steps leave a parameter as it is, decay included, as the first of SOAP does.
+        writes_gradients: whether a step writes to the gradient.
+    """
+
+    way: Literal["zeroed", "coupled", "direct"]
+    decay: float = 0.0
+    fixed_decay: float = 0.0
+    coupling: float = 0.0
+    idles: bool
+    writes_gradients: bool
+
+    def keep(self, lr: float | Tensor) -> float | Tensor:
+        """What a weight is multiplied by before the change is added."""
+        return 1 - lr * self.decay - self.fixed_decay
+
+
+def find_manner(optimizer: Optimizer, group: Mapping[str, Any], dimensions: int) -> Manner:
+    """Probe how an optimizer steps the parameters of a group that have this number of dimensions.
+
+    The optimizer, its parameters and the global random state stay as they are.
+
+    Raises:
+        ValueError: the probe cannot be run, or no way of splitting the step is exact; the message says why.
+    """
+    options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+    if "capturable" in options:
+        options["capturable"] = False  # the probe runs on the host
+    shape = tuple(SIZES[min(index, len(SIZES) - 1)] for index in range(dimensions))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            manner = (
+                _zeroed(optimizer, options, shape)
+                or _coupled(optimizer, options, shape)
+                or _direct(optimizer, options, shape)
+            )
+    except Exception as error:
+        reason = f"a step on a small dense parameter of shape {shape} failed with {type(error).__name__}: {error}"
+        raise _refusal(optimizer, reason) from error
+    if manner is None:
+        raise _refusal(
+            optimizer,
+            f"with these options, its step on parameters of {dimensions} dimensions is not a decay plus a change that "
+            f"can be told apart from it, or its state holds weights",
+        )
+    return manner
+
+
+def check_base(optimizer: Optimizer) -> None:
+    """Refuse, with a ValueError that says why, an optimizer that a probe could not run or would disturb."""
+    inner = [key for key, value in vars(optimizer).items() if isinstance(value, Optimizer)]
+    if inner:
+        raise _refusal(optimizer, f"it wraps another optimizer, {inner[0]!r}; wrap that one instead")
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise _refusal(optimizer, "its step needs the closure itself")
+    if any("lr" not in group for group in optimizer.param_groups):
+        raise _refusal(optimizer, "its groups have no learning rate 'lr'")
+
+
+def _refusal(optimizer: Optimizer, reason: str) -> ValueError:
+    return ValueError(f"SpectralClipping cannot wrap {type(optimizer).__name__}: {reason}")
+
+
+class _Miniature:
+    """A copy of an optimizer, attributes and options alike, with one small parameter, no state and no hooks."""
+
+    def __init__(self, optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, ...], lr: float) -> None:
+        self.parameter = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+        self.idled = False
+        self.wrote_gradient = False
+        self._steps = 0
+        # Not copy.copy: torch leaves all attributes but three out of it. And no `step`, which a scheduler replaces
+        # by one that is bound to the original.
+        self._optimizer: Optimizer = object.__new__(type(optimizer))
+        for key, value in vars(optimizer).items():
+            if key.startswith("_optimizer_") and key.endswith("_hooks"):
+                value = OrderedDict()
+            if key not in ("step", "state", "param_groups"):
+                setattr(self._optimizer, key, copy.copy(value) if isinstance(value, dict | list | set) else value)
+        self._optimizer.state = defaultdict(dict)
+        self._optimizer.param_groups = [{**copy.deepcopy(dict(options)), "lr": lr, "params": [self.parameter]}]
+
+    def step(self, weight: Tensor, grad: Tensor) -> Tensor:
+        """The new weight after a step from this one."""
+        # Optimizers that draw random numbers must draw the same ones in every miniature.
+        torch.default_generator.manual_seed(self._steps)
+        self._steps += 1
+        self.parameter.copy_(weight)
+        self.parameter.grad = grad.clone()
+        type(self._optimizer).step(self._optimizer)
+        self.idled |= torch.equal(self.parameter, weight)
+        self.wrote_gradient |= self.parameter.grad is None or not torch.equal(self.parameter.grad, grad)
+        return self.parameter.detach().clone()
+
+    def remembers_other_weights_than(self, other: _Miniature) -> bool:
+        """Whether a state tensor of the parameter's shape differs: it then holds, or averages, weights."""
+        mine, its = (
+            [
+                value
+                for _, value in sorted(each._optimizer.state[each.parameter].items())
+                if isinstance(value, Tensor) and value.ndim and value.shape == each.parameter.shape
+            ]
+            for each in (self, other)
+        )
+        return not all(_close(left, right) for left, right in zip(mine, its, strict=True))
+
+
+def _zeroed(
+    optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, ...], coupling: float = 0.0
+) -> Manner | None:
+    """The decay of an optimizer whose change is what a step makes of zeros, or None where it is not."""
+    keeps = []
+    for lr in RATES:
+        real, mirror = (_Miniature(optimizer, options, shape, lr) for _ in range(2))
+        weight, measured = _numbers(shape, seed=0), []
+        for grad in _gradients(shape):
+            new = real.step(weight, grad)
+            added = grad if coupling == 0 else grad + coupling * options["weight_decay"] * weight
+            change = mirror.step(torch.zeros_like(weight), added)
+            if not (torch.equal(new, weight) and not change.any()):
+                measured.append(_multiple(new - change, weight))
+            weight = new
+        keep = _common(measured)
+        if keep is None or real.remembers_other_weights_than(mirror):
+            return None
+        keeps.append(keep)
+    decays = _decays(keeps)
+    if decays is None or (coupling != 0 and decays != (0.0, 0.0)):
+        return None
+    return Manner(
+        way="zeroed" if coupling == 0 else "coupled",
+        decay=decays[0],
+        fixed_decay=decays[1],
+        coupling=coupling,
+        idles=real.idled,
+        writes_gradients=real.wrote_gradient,
+    )
+
+
+def _coupled(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, ...]) -> Manner | None:
+    """The sign with which the decay goes into the gradient, or None where it does not."""
+    if not options.get("weight_decay"):
+        return None
+    return _zeroed(optimizer, options, shape, coupling=1.0) or _zeroed(optimizer, options, shape, coupling=-1.0)
+
+
+def _direct(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, ...]) -> Manner | None:
+    """The decay of an optimizer whose change depends on the weights, or None where the two cannot be told apart.
+
+    The decay is what the same step without it, from the same weights, differs by. No state may depend on the weights,
+    since those will not be the ones that the optimizer expects.
+    """
+    undecayed = {**options, **{key: 0.0 for key in options if key.startswith("weight_decay")}}
+    weight, elsewhere = _numbers(shape, seed=0), _numbers(shape, seed=-1)
+    keeps = []
+    for lr in RATES:
+        real, wandering = (_Miniature(optimizer, options, shape, lr) for _ in range(2))
+        bare = _Miniature(optimizer, undecayed, shape, lr)
+        measured = []
+        for index, grad in enumerate(_gradients(shape)):
+            new, other = real.step(weight, grad), wandering.step(elsewhere if index % 2 else weight, grad)
+            if index % 2 == 0 and not _close(other, new):
+                return None
+            without = bare.step(weight, grad)
+            if not torch.equal(new, weight):
+                measured.append(_multiple(weight + new - without, weight))
+        keep = _common(measured)
+        if keep is None or real.remembers_other_weights_than(wandering):
+            return None
+        keeps.append(keep)
+    decays = _decays(keeps)
+    if decays is None:
+        return None
+    return Manner(
+        way="direct",
+        decay=decays[0],
+        fixed_decay=decays[1],
+        idles=real.idled,
+        writes_gradients=real.wrote_gradient,
+    )
+
+
+def _numbers(shape: tuple[int, ...], *, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _gradients(shape: tuple[int, ...]) -> list[Tensor]:
+    # What they have in common lets methods that adapt their own learning rate do so; their decay then moves.
+    common = _numbers(shape, seed=STEPS + 1)
+    return [common + _numbers(shape, seed=seed) for seed in range(1, STEPS + 1)]
+
+
+def _close(actual: Tensor, expected: Tensor) -> bool:
+    return bool((actual - expected).norm() <= TOLERANCE * expected.norm())
+
+
+def _multiple(tensor: Tensor, of: Tensor) -> float | None:
+    """The number that a tensor is a multiple of another by, or None."""
+    factor = (tensor * of).sum() / of.square().sum()
+    return factor.item() if _close(factor * of, tensor) else None
+
+
+def _common(values: Sequence[float | None]) -> float | None:
+    """The one number that all values are, or None."""
+    numbers = [value for value in values if value is not None]
+    if not numbers or len(numbers) < len(values) or max(numbers) - min(numbers) > TOLERANCE:
+        return None
+    return sum(numbers) / len(numbers)
+
+
+def _decays(keeps: Sequence[float]) -> tuple[float, float] | None:
+    """λ and φ of keep = 1 − ηλ − φ from its values at the rates η, or None where it is not of that form."""
+    decay = (keeps[0] - keeps[1]) / (RATES[1] - RATES[0])
+    fixed_decay = 1 - keeps[0] - RATES[0] * decay
+    if abs(1 - RATES[2] * decay - fixed_decay - keeps[2]) > TOLERANCE:
+        return None
+    # The digits that float64 resolves here, so that an exact zero stays one. Adding zero turns −0 into 0.
+    return round(decay, 10) + 0.0, round(fixed_decay, 12) + 0.0
