@@ -16,7 +16,7 @@ from spectrim.lab.results import BASELINE
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["COLUMNS", "Column", "terminal_table", "write_report"]
+__all__ = ["COLUMNS", "NOTE", "Column", "heading", "reading", "table_lines", "terminal_table", "write_report"]
 
 Summary = dict[str, Any]
 
@@ -97,18 +97,25 @@ def heading(summary: Summary) -> str:
     return f"Validation loss after {length}; model {config['model']['preset']}; seeds {seeds}"
 
 
-def markdown(summary: Summary, name: str) -> str:
-    """The summary as a Markdown page beside its picture."""
+def table_lines(summary: Summary) -> list[str]:
+    """The table in Markdown, a line a recipe."""
     titles = ["recipe", *(column.heading for column in COLUMNS.values())]
     rows = [[f"`{recipe}`", *cells(entry, COLUMNS)] for recipe, entry in summary["recipes"].items()]
+    return [
+        f"| {' | '.join(titles)} |",
+        f"|{'---|' + '---:|' * len(COLUMNS)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def markdown(summary: Summary, name: str) -> str:
+    """The summary as a Markdown page beside its picture."""
     lines = [
         f"# Comparison {name}",
         "",
         heading(summary) + ".",
         "",
-        f"| {' | '.join(titles)} |",
-        f"|{'---|' + '---:|' * len(COLUMNS)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
+        *table_lines(summary),
         "",
         NOTE,
         "",
