@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         try:
             code = app(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
-            return code if isinstance(code, int) else 0
+            # The argument parser turns Ctrl-C into this code, and says nothing.
+            return fail(INTERRUPTED, code) if code == 130 else int(code or 0)
         except LabError as error:
             return fail(str(error), 2)
     except ModuleNotFoundError as error:

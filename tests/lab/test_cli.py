@@ -115,5 +115,23 @@ def test_a_missing_dependency_is_told_with_the_command_that_installs_it() -> Non
 
 def test_python_m_spectrim_shows_the_commands() -> None:
     done = subprocess.run([sys.executable, "-m", "spectrim", "--help"], capture_output=True, text=True, check=True)
-    for command in ("compare", "train", "corpus"):
+    for command in ("compare", "train", "corpus", "plan"):
         assert command in done.stdout
+
+
+def test_plan_is_a_command_and_its_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--model", "tiny", "--recipe", "muon", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"] == "muon"
+    assert main(["plan", "--model", "lama"]) == 2
+    assert "unknown model 'lama'" in capsys.readouterr().err
+
+
+def test_an_interruption_says_how_to_go_on(
+    small_flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spectrim.lab.train.evaluate", interrupt)
+    assert main(["train", "adamw", "--out", str(tmp_path / "run"), *small_flags]) == 130
+    assert "--resume" in capsys.readouterr().err

@@ -1,5 +1,9 @@
 import json
 import math
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +181,27 @@ def test_a_diverged_run_ends_and_its_files_are_json(
     assert read_log(tmp_path / "run" / "log.jsonl")[-1]["val_loss"] is None
     assert json.loads((tmp_path / "run" / "result.json").read_text())["final_loss"] is None
     assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def test_a_killed_process_is_resumed_bit_for_bit(small_config: TrainConfig, tmp_path: Path, cache_dir: Path) -> None:
+    config = small_config.model_copy(update={"steps": 200, "checkpoint_every": 5})
+    config_file = tmp_path / "config.toml"
+    config_file.write_text(config.to_toml(), encoding="utf-8")
+    command = [sys.executable, "-m", "spectrim", "train", "--config", str(config_file), "--cache-dir", str(cache_dir)]
+    command += ["--out", str(tmp_path / "killed")]
+    # One thread as in this process: how a sum is split among threads decides its rounding.
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    log = tmp_path / "killed" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_bytes().count(b"\n") > 12):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    train(config, tmp_path / "killed", resume=True, cache_dir=cache_dir)
+    train(config, tmp_path / "whole", cache_dir=cache_dir)
+    assert_equal(final_state(tmp_path / "killed", 200), final_state(tmp_path / "whole", 200))
+    assert log_without_times(tmp_path / "killed") == log_without_times(tmp_path / "whole")
+    assert not list((tmp_path / "killed").rglob("*.partial"))

@@ -46,6 +46,8 @@ def load_latest(folder: Path, *, data_key: str) -> dict[str, Any] | None:
     Raises:
         LabError: the checkpoint belongs to other data.
     """
+    for partial in folder.glob(".*.partial"):
+        partial.unlink(missing_ok=True)  # what a process killed while it wrote has left
     for path in list_checkpoints(folder):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from spectrim.lab.errors import LabError
+from spectrim.lab.plan import plan_command
 
 __all__ = ["app"]
 
@@ -178,6 +179,9 @@ def corpus(
     config = configure(DataConfig, None, {"sources": data, "vocabulary_size": vocabulary_size})
     description = describe_tokens(prepare_tokens(config, cache_dir))
     show(description, as_json, lambda: corpus_table(description))
+
+
+app.command("plan")(plan_command)
 
 
 @app.command(

@@ -5,7 +5,7 @@ the results of its grid; each entry says which result it comes from.
 """
 
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -27,20 +27,19 @@ PRE_CLIP = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A base of recipe names: a class of ``spectrim``, what it is given, and which modifiers it knows."""
+    """A base of recipe names: a class of ``spectrim``, and which modifiers it knows."""
 
     optimizer: str
     modifiers: tuple[str, ...]
-    betas: str | None = "betas"
-    """Which argument takes (beta1, beta2); AdEMAMix has a third beta of its own."""
-    arguments: dict[str, Any] = field(default_factory=dict)
+    more_betas: tuple[float, ...] = ()
+    """What the class wants after (beta1, beta2)."""
 
 
 BASES = {
     "adamw": Base(optimizer="AdamW", modifiers=MODIFIERS),
-    "signum": Base(optimizer="Signum", modifiers=MODIFIERS, betas=None),
-    "ademamix": Base(optimizer="AdEMAMix", modifiers=MODIFIERS, betas=None),
-    "momentum": Base(optimizer="Momentum", modifiers=MODIFIERS, betas=None),
+    "signum": Base(optimizer="Signum", modifiers=MODIFIERS),
+    "ademamix": Base(optimizer="AdEMAMix", modifiers=MODIFIERS, more_betas=(0.9999,)),
+    "momentum": Base(optimizer="Momentum", modifiers=MODIFIERS),
     "spectra": Base(optimizer="Spectra", modifiers=("shrink", "clip")),
     "muon": Base(optimizer="Muon", modifiers=("shrink",)),
 }
@@ -151,16 +150,15 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         "weight_decay": settings.weight_decay,
         "warmup_steps": config.warmup_steps,
         "total_steps": config.steps,
-        **base.arguments,
+        "betas": (settings.beta1, settings.beta2, *base.more_betas),
     }
-    if base.betas is not None:
-        arguments[base.betas] = (settings.beta1, settings.beta2)
     if "shrink" in recipe.modifiers:
         arguments["shrink"] = "auto"
     if "preclip" in recipe.modifiers:
         arguments["pre_clip"] = PRE_CLIP
     if "clip" in recipe.modifiers:
         arguments["clip"] = "auto"
+        # Spectra leaves embeddings and head to AdamW, clipped or not; the scope of the others is the paper's.
         if recipe.base != "spectra":
             arguments["clip_scope"] = "all"
     groups = spectrim.param_groups(model, embedding_lr=settings.embedding_lr or 1.0, head_lr=settings.head_lr or 1.0)
