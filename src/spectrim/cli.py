@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from spectrim.lab.errors import LabError
 
         try:
-            code = app(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+            given = list(sys.argv[1:] if arguments is None else arguments)
+            code = app(given, prog_name="spectrim", standalone_mode=False)
             # The argument parser turns Ctrl-C into this code, and says nothing.
             return fail(INTERRUPTED, code) if code == 130 else int(code or 0)
         except LabError as error:
