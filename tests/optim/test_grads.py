@@ -13,6 +13,11 @@ from spectra import SPECTRA, with_spectrum
 from spectrim.optim.grads import clip_grad_spectral_, shrink_grad_
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
 def with_gradient(grad, dtype=torch.float32):
     parameter = nn.Parameter(torch.zeros(grad.shape, dtype=dtype))
     parameter.grad = grad.to(dtype)

@@ -206,8 +206,8 @@ def _norm_of_few_columns(W: Tensor) -> Tensor:
 
     With B = WᵀW and p = 64, tr(Bᵖ⁺¹)/tr(Bᵖ) is a mean of B's eigenvalues on which only the largest have weight.
     """
-    norm = torch.linalg.matrix_norm(W.double(), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    B = (W / norm).mT @ (W / norm)
+    norm: Tensor = torch.linalg.matrix_norm(W.double(), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    B: Tensor = (W / norm).mT @ (W / norm)
     P = B
     for _ in range(6):
         P = P @ P

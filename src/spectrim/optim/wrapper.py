@@ -294,8 +294,10 @@ class SpectralClipping(Optimizer):
 
 
 def _switches(group: Mapping[str, Any]) -> str:
-    """The options on which the manner may depend: not the numbers that a schedule moves, save the decay."""
-    return repr([(key, value) for key, value in group.items() if isinstance(value, bool | str) or "decay" in key])
+    """The base's options on which the manner may depend: not the numbers that a schedule moves, save the decay."""
+    ours = (*CLIPPING_KEYS, "role", "layout")
+    base = [(key, value) for key, value in group.items() if key not in ours]
+    return repr([(key, value) for key, value in base if isinstance(value, bool | str) or "decay" in key])
 
 
 def _in_scope(group: Mapping[str, Any], role: str) -> bool:
