@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import oracle
 import spectra
-from spectrim.operators import soft_clip, soft_clip_vector
+from spectrim.operators import hard_clip, soft_clip, soft_clip_vector
 
 thresholds = st.floats(-2, 2).map(lambda exponent: 10.0**exponent)
 quick = settings(max_examples=60, deadline=None)
@@ -116,3 +116,68 @@ def test_the_vector_form_keeps_the_dtype_and_survives_large_entries():
     assert soft_clip_vector(torch.ones(3, dtype=torch.bfloat16), 1.0).dtype == torch.bfloat16
     torch.testing.assert_close(soft_clip_vector(torch.full((4,), 1e30), torch.tensor(2.0)), torch.full((4,), 1.0))
     assert torch.equal(soft_clip_vector(torch.zeros(3), 1.0), torch.zeros(3))
+
+
+@pytest.mark.parametrize("ratio", [1e-3, 1.0, 30.0, 1e3])
+@pytest.mark.parametrize("spectrum", spectra.SPECTRA)
+@pytest.mark.parametrize("shape", [(96, 96), (40, 100), (100, 40)])
+def test_hard_clip_is_accurate_for_every_spectrum(shape, spectrum, ratio):
+    X = spectra.with_spectrum(spectrum, *shape).float()
+    clipped = hard_clip(X, 1 / ratio)
+    assert oracle.relative_error(clipped, oracle.hard_clip(X, 1 / ratio)) < 1e-3
+    assert oracle.norm(clipped) <= (1 + 1e-3) / ratio
+
+
+def test_hard_clip_is_accurate_where_many_singular_values_are_near_the_threshold():
+    X = spectra.matrix(80, 120, 1 + 1e-3 * torch.linspace(-1, 1, 80)).float()
+    assert oracle.relative_error(hard_clip(X, 1.0), oracle.hard_clip(X, 1.0)) < 1e-6
+    spiky = spectra.matrix(80, 120, torch.cat([torch.full((5,), 1e3), 1 + 1e-3 * torch.linspace(-1, 1, 75)])).float()
+    assert oracle.relative_error(hard_clip(spiky, 1.0), oracle.hard_clip(spiky, 1.0)) < 1e-4
+
+
+def test_hard_clip_of_zero_is_zero_and_the_rest_of_a_stack_is_not_touched_by_a_matrix_that_is_not_finite():
+    X = torch.stack(
+        [torch.zeros(70, 90), spectra.with_spectrum("flat", 70, 90).float(), torch.full((70, 90), torch.nan)]
+    )
+    for clip in (hard_clip, soft_clip):
+        clipped = clip(X, 0.5)
+        assert torch.equal(clipped[0], X[0])
+        torch.testing.assert_close(clipped[1], clip(X[1], 0.5), rtol=1e-3, atol=1e-3)
+        assert clipped[2].isnan().all()
+
+
+@pytest.mark.parametrize("shape", [(128, 160), (300, 300), (100, 1000)])
+def test_every_solver_handles_what_training_produces(shape, recorded):
+    for name, X in recorded(shape):
+        for c in (0.02 * oracle.norm(X).item(), 0.2 * oracle.norm(X).item()):
+            exact = oracle.soft_clip(X, c)
+            for solver in ("auto", "minimax"):
+                clipped = soft_clip(X, c, solver=solver)
+                assert oracle.relative_error(clipped, exact) < 1e-3, name
+                assert oracle.norm(clipped) <= c * (1 + 1e-3), name
+            half = soft_clip(X.bfloat16(), c)
+            assert oracle.relative_error(half, oracle.soft_clip(X.bfloat16(), c)) < 1e-2, name
+            assert oracle.norm(half) <= c * (1 + 1e-2), name
+
+
+def test_a_tighter_tolerance_is_met():
+    X = spectra.with_spectrum("ten spikes", 128, 160)
+    for tol in (1e-2, 1e-5, 1e-9):
+        assert oracle.relative_error(soft_clip(X, 0.01, tol=tol), oracle.soft_clip(X, 0.01)) < tol
+
+
+def test_soft_clip_compiles_whole_and_does_not_recompile_for_another_matrix_or_threshold():
+    X = torch.stack([spectra.with_spectrum(name, 70, 90) for name in ("ten spikes", "flat")]).float()
+    compiled = torch.compile(soft_clip, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for scale, threshold in ((1.0, torch.tensor([0.05, 1.0])), (30.0, torch.tensor([0.1, 3.0]))):
+            exact = oracle.soft_clip(X * scale, threshold)
+            assert oracle.relative_error(compiled(X * scale, threshold), exact) < 1e-3
+
+
+def test_soft_clip_works_on_fake_and_meta_tensors():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        assert soft_clip(torch.empty(3, 200, 100), 1.0).shape == (3, 200, 100)
+    assert soft_clip(torch.empty(200, 100, device="meta", dtype=torch.bfloat16), 1.0).dtype == torch.bfloat16

@@ -25,9 +25,33 @@ def test_orthogonalize_matches_the_polar_factor(shape, spectrum):
     assert oracle.relative_error(orthogonalize(X), oracle.polar(X)) < 1e-3
 
 
-def test_orthogonalize_reaches_three_decades():
-    X = spectra.matrix(80, 120, torch.logspace(0, -3, 80)).float()
-    assert oracle.relative_error(orthogonalize(X), oracle.polar(X)) < 1e-3
+@pytest.mark.parametrize("solver", ["auto", "minimax"])
+@pytest.mark.parametrize("sigma", [torch.logspace(0, -3, 80), 1e-3 + (torch.arange(80) < 3), torch.ones(80)])
+def test_orthogonalize_reaches_three_decades(sigma, solver):
+    X = spectra.matrix(80, 120, sigma).float()
+    assert oracle.relative_error(orthogonalize(X, solver=solver), oracle.polar(X)) < 1e-3
+
+
+def test_the_best_quintics_are_more_accurate_than_muons_at_the_same_number_of_steps():
+    X = spectra.matrix(64, 96, torch.linspace(1, 0.05, 64)).float()
+    errors = [
+        oracle.relative_error(orthogonalize(X, solver=solver, steps=5), oracle.polar(X))
+        for solver in ("minimax", "muon")
+    ]
+    assert errors[0] < 0.05 < errors[1]
+
+
+def test_orthogonalize_compiles_whole():
+    X = spectra.matrix(70, 90, torch.logspace(0, -2, 70)).float()
+    compiled = torch.compile(orthogonalize, fullgraph=True, backend="aot_eager")
+    assert oracle.relative_error(compiled(X), oracle.polar(X)) < 1e-3
+
+
+def test_a_matrix_that_is_not_finite_does_not_touch_the_others():
+    X = torch.stack([torch.eye(4), torch.full((4, 4), torch.inf)])
+    polar = orthogonalize(X)
+    torch.testing.assert_close(polar[0], X[0])
+    assert polar[1].isnan().all()
 
 
 def test_the_rough_form_is_muons():

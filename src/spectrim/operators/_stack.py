@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["as_matrices", "entry_maximum", "per_matrix", "working_dtype"]
+__all__ = ["as_matrices", "entry_maximum", "per_matrix", "reading_is_free", "working_dtype"]
 
 
 def working_dtype(X: Tensor) -> torch.dtype:
@@ -50,3 +50,8 @@ def entry_maximum(X: Tensor) -> Tensor:
     """The largest |entry| of every matrix, as (..., 1, 1), and 1 where the matrix is zero: a safe divisor."""
     largest: Tensor = torch.linalg.vector_norm(X, ord=math.inf, dim=(-2, -1), keepdim=True)
     return torch.where(largest == 0, 1.0, largest)
+
+
+def reading_is_free(X: Tensor) -> bool:
+    """Whether a number can be read from X without waiting: not on an accelerator, while compiling, or if X is fake."""
+    return X.device.type == "cpu" and type(X) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()

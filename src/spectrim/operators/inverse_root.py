@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ._stack import entry_maximum
+from ._stack import entry_maximum, reading_is_free
 from .minimax import minimax
 from .rational import rational
 
@@ -53,16 +53,16 @@ def choose_solver(X: Tensor) -> Solver:
     - On the CPU, smaller side up to 64: "reference".
     - On the CPU otherwise: "rational", which itself goes from float32 to float64 to the reference as κ demands.
     """
-    readable = X.device.type == "cpu" and type(X) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
-    if not readable:
+    if not reading_is_free(X):
         return "minimax"
     return "reference" if min(X.shape[-2:]) <= SMALL_SIDE else "rational"
 
 
-def reference(X: Tensor, c: Tensor) -> Tensor:
-    """Eigendecomposition of the float64 Gram matrix: right for every spectrum, and the slowest.
+def reference(X: Tensor, c: Tensor, *, hard: bool = False) -> Tensor:
+    """Eigendecomposition of the float64 Gram matrix: right for every spectrum, and slow.
 
-    Singular values are read from the rows of QᵀX, not from the eigenvalues, which know only their squares.
+    Singular values are read from the rows of QᵀX, not from the eigenvalues, which know only their squares. They go to
+    σ / √(1 + σ²/c²), or to min(σ, c) where hard.
     """
     scale = entry_maximum(X).double()
     finite = scale.isfinite()  # a decomposition refuses what is not; such a matrix comes back as NaN
@@ -70,7 +70,8 @@ def reference(X: Tensor, c: Tensor) -> Tensor:
     Q: Tensor = torch.linalg.eigh(Y @ Y.mT).eigenvectors
     rows = Q.mT @ Y
     sigma = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return (Q @ torch.where(finite, rows / torch.hypot(1 / scale, sigma / c.double()), torch.nan)).to(X.dtype)
+    shrink = torch.maximum if hard else torch.hypot
+    return (Q @ torch.where(finite, rows / shrink(1 / scale, sigma / c.double()), torch.nan)).to(X.dtype)
 
 
 def newton_schulz(X: Tensor, c: Tensor, steps: int = PAPER_STEPS) -> Tensor:

@@ -10,7 +10,6 @@ coefficients are looked up on its device. The same idea, with the interval guess
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from ._stack import entry_maximum
 __all__ = ["Quintic", "minimax", "minimax_polar", "minimax_quintic", "steps_to_reach"]
 
 LEAST_LOW = 1e-5  # intervals that reach further down are treated like this one
-GRID = 200  # intervals tabulated, equally spaced in log l
+GRID = 100  # intervals tabulated, equally spaced in log l
 LIMIT_LOW = 0.9  # from here on the quintic of l = 1 is as good
 REACH = 1e3  # σ₁/c served at full accuracy whatever the shape
 
@@ -61,14 +60,13 @@ def minimax(X: Tensor, c: Tensor, steps: int | None = None) -> Tensor:
 
 
 def minimax_polar(X: Tensor, low: float, steps: int) -> Tensor:
-    """The polar factor of X (..., m, n), m <= n, of those directions whose σ/σ₁ is above low, by the same steps."""
+    """The polar factor of X (..., m, n), m <= n, of the directions with σ above low ‖XXᵀ‖_F^½, by the same steps."""
     Y = X / entry_maximum(X)
+    Y = Y / _root_norm(Y @ Y.mT)
     lows = torch.full_like(Y[..., :1, :1], low)
     for _ in range(steps):
-        R = Y @ Y.mT
-        norm = _root_norm(R)
-        P, lows = _compose(R / norm.square(), lows / norm, 1)
-        Y = (P / norm) @ Y
+        P, lows = _compose(Y @ Y.mT, lows, 1)
+        Y = P @ Y
     return Y
 
 
@@ -77,7 +75,7 @@ def steps_to_reach(low: float, tol: float = 2e-4) -> int:
     """How many steps send [low, 1] into [1 − tol, 1]."""
     steps = 0
     while low < 1 - tol:
-        low = minimax_quintic(max(low, LEAST_LOW)).low
+        low = minimax_quintic(low).low
         steps += 1
     return steps
 
@@ -93,7 +91,7 @@ def _compose(R: Tensor, low: Tensor, steps: int) -> tuple[Tensor, Tensor]:
 
     It costs 4·steps − 3 products.
     """
-    table = _table_on(R)
+    table = torch.tensor(TABLE, dtype=R.dtype, device=R.device)
     P = None
     for step in range(steps):
         place = (torch.log(low.clamp(LEAST_LOW, 1.0)) / math.log(LEAST_LOW) * (GRID - 1)).ceil().long()
@@ -107,19 +105,6 @@ def _compose(R: Tensor, low: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     return P, low
 
 
-def _table_on(R: Tensor) -> Tensor:
-    """The coefficients of every tabulated interval, (GRID, 4), on R's device."""
-    return torch.tensor(_table(), dtype=R.dtype, device=R.device)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@functools.cache
-def _table() -> list[Quintic]:
-    """The quintics for l = LEAST_LOW^(i/(GRID − 1)): entry 0 is for l = 1."""
-    return [minimax_quintic(LEAST_LOW ** (i / (GRID - 1))) for i in range(GRID)]
-
-
-@functools.cache
 def minimax_quintic(low: float) -> Quintic:
     """The odd quintic nearest to 1 on [low, 1] by Remez' exchange, scaled so that it stays in [., 1].
 
@@ -155,3 +140,7 @@ def _solve(rows: list[list[float]]) -> list[float]:
             if j != i:
                 rows[j] = [x - rows[j][i] * y for x, y in zip(rows[j], rows[i], strict=True)]
     return [row[-1] for row in rows]
+
+
+# The quintics for l = LEAST_LOW^(i/(GRID − 1)); entry 0 is for l = 1. Made on import, so that a compiler sees constants.
+TABLE = [minimax_quintic(LEAST_LOW ** (i / (GRID - 1))) for i in range(GRID)]

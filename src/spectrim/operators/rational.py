@@ -22,13 +22,16 @@ from .spike import start_basis
 __all__ = ["largest_eigenvalue", "rational", "zolotarev"]
 
 SPIKE_RANK = 16  # rows that the rotation sets apart
-SPIKE_RATIO = 25.0  # ‖X‖_F/c above which a spike could drown the rest in float32
-ROUNDING = 4.0  # the error of an inverse, in units of eps ‖G‖: measured, see _accurate
+SPIKE_RATIO = 10.0  # ‖X‖_F/c above which a spike could drown the rest in float32
+FIT_SHARE = 0.9  # of the tolerance, for the rational approximation, whose error is that large at its extremes only
+ROUNDING_SHARE = 0.15  # of the tolerance, for rounding, which adds to it like noise
+ROUNDING = 1.5  # the error of an inverse, in units of eps times the bound on ‖G‖: measured, see _accurate
 LARGEST = 1e6  # ‖X‖_F/c beyond which the reference is left to do its best
 MOST_POLES = 40
 FLOAT32_TOL = 1e-4  # below this tolerance float32 arithmetic is not enough
-POWER_STEPS = 6
-POWER_MARGIN = 1.5  # power steps may stop this far below the largest eigenvalue of a flat spectrum
+POWER_STEPS = 4
+POWER_VECTORS = 4
+POWER_MARGIN = 2.0  # power steps may stop this far below the largest eigenvalue
 
 
 def rational(X: Tensor, c: Tensor, tol: float) -> Tensor | None:
@@ -53,7 +56,7 @@ def _in_precision(X: Tensor, c: Tensor, tol: float, dtype: torch.dtype) -> Tenso
         spike = SPIKE_RANK
         reflector = spike_reflector(Z, spike)
         Z = reflect(Z, reflector)
-    root = inverse_root(symmetric_product(Z, Z), tol / 2, spike)
+    root = inverse_root(symmetric_product(Z, Z), tol, spike)
     if root is None:
         return None
     if spike:
@@ -66,10 +69,11 @@ def inverse_root(gram: Tensor, tol: float, spike: int = 0) -> Tensor | None:
 
     The first spike rows and columns may be far larger than the rest: gradedness protects the rest from their rounding.
     """
-    tail = largest_eigenvalue(gram[..., spike:, spike:])
-    kappa = 1 + POWER_MARGIN * (largest_eigenvalue(gram) if spike else tail)
+    tail = POWER_MARGIN * largest_eigenvalue(gram[..., spike:, spike:])
+    # No eigenvalue of a positive semidefinite matrix exceeds the sum of those of its diagonal blocks.
+    kappa = 1 + tail + (torch.linalg.eigvalsh(gram[..., :spike, :spike])[..., -1] if spike else 0)
     limits = [max(value, 1.01) for value in kappa.reshape(-1).tolist()]
-    poles = next(r for r in range(1, MOST_POLES) if zolotarev(max(limits), r)[3] <= tol)
+    poles = next(r for r in range(1, MOST_POLES) if zolotarev(max(limits), r)[3] <= FIT_SHARE * tol)
     fits = [zolotarev(limit, poles) for limit in limits]
     stack = (*kappa.shape, 1, 1)
     root = torch.diag_embed(
@@ -96,7 +100,7 @@ def _accurate(resolvent: Tensor, gram: Tensor, tail: Tensor, tol: float) -> bool
     """
     rounding = ROUNDING * torch.finfo(gram.dtype).eps * tail / 2
     size = torch.linalg.vecdot(gram.flatten(-2), resolvent.flatten(-2)).clamp_min(0).sqrt()
-    return bool((rounding * torch.linalg.matrix_norm(resolvent) <= tol * size).all())
+    return bool((rounding * torch.linalg.matrix_norm(resolvent) <= ROUNDING_SHARE * tol * size).all())
 
 
 def zolotarev(kappa: float, poles: int) -> tuple[float, list[float], list[float], float]:
@@ -135,7 +139,7 @@ def zolotarev(kappa: float, poles: int) -> tuple[float, list[float], list[float]
     return scale, [kappa * a for a in weights], [kappa * pole for pole in p], error
 
 
-def inverse(A: Tensor, leaf: int = 128) -> Tensor:
+def inverse(A: Tensor, leaf: int = 256) -> Tensor:
     """The inverse of a stack of symmetric positive definite matrices by recursive halving: mostly products."""
     n = A.shape[-1]
     if n <= leaf:
@@ -168,7 +172,7 @@ def symmetric_product(X: Tensor, Y: Tensor, block: int = 192) -> Tensor:
 
 def largest_eigenvalue(A: Tensor, steps: int = POWER_STEPS) -> Tensor:
     """The largest eigenvalue of positive semidefinite matrices (..., n, n), from below, by power steps."""
-    V = start_basis(A.shape[-1], 8, device=A.device, dtype=A.dtype)
+    V = start_basis(A.shape[-1], POWER_VECTORS, device=A.device, dtype=A.dtype)
     for _ in range(steps):
         length = torch.linalg.vector_norm(V, dim=-2, keepdim=True)
         V = A @ (V / length.clamp_min(torch.finfo(A.dtype).tiny))

@@ -1,0 +1,75 @@
+"""The functions behind the fast solvers: each approximates what it says, and no other does better."""
+
+import itertools
+
+import pytest
+import torch
+
+import spectra
+from spectrim.operators.minimax import minimax_quintic, steps_to_reach
+from spectrim.operators.rational import inverse, largest_eigenvalue, spike_reflector, symmetric_product, zolotarev
+from spectrim.operators.rational import reflect as apply_reflector
+
+
+@pytest.mark.parametrize("poles", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("kappa", [1.01, 3.0, 1e2, 1e4, 1e8])
+def test_the_rational_function_equioscillates_with_the_error_it_states(kappa, poles):
+    scale, weights, shifts, error = zolotarev(kappa, poles)
+    x = torch.logspace(0, torch.tensor(kappa).log10().item(), 50001, dtype=torch.float64)
+    value = scale * (1 + sum(a / (x + p) for a, p in zip(weights, shifts, strict=True)))
+    deviation = value * x.sqrt() - 1
+    assert min(weights) > 0
+    assert min(shifts) > 0
+    assert deviation.abs().max().item() == pytest.approx(error, rel=1e-3, abs=1e-13)
+    if error > 1e-9:  # 2r + 2 extremes of alternating sign: by Chebyshev's criterion none is better
+        extremes = deviation[deviation.abs() > 0.999 * error].sign()
+        changes = (extremes[1:] != extremes[:-1]).sum().item()
+        assert changes >= 2 * poles + 1
+
+
+@pytest.mark.parametrize("low", [1e-4, 1e-2, 0.1, 0.5, 0.8])
+def test_the_quintic_equioscillates_on_its_interval(low):
+    a, b, c, lowest = minimax_quintic(low)
+    x = torch.linspace(low, 1, 200001, dtype=torch.float64)
+    p = a * x + b * x**3 + c * x**5
+    assert p.max().item() == pytest.approx(1.0, abs=1e-6)
+    assert p.min().item() == pytest.approx(lowest, rel=1e-5)
+    middle = (1 + lowest) / 2
+    extremes = (p - middle)[(p - middle).abs() > 0.9999 * (1 - middle)].sign()
+    assert (extremes[1:] != extremes[:-1]).sum().item() >= 3
+
+
+def test_more_is_needed_for_a_longer_interval():
+    steps = [steps_to_reach(low) for low in (0.9999, 0.5, 0.1, 1e-2, 1e-3, 1e-4)]
+    assert steps == sorted(steps)
+    assert steps[0] == 0
+    assert steps[-2] <= 7
+
+
+@pytest.mark.parametrize("n", [1, 5, 257, 400])
+def test_the_recursive_inverse_is_an_inverse_also_of_a_graded_stack(n):
+    A = torch.stack([spectra.matrix(n, n, spectra.ten_spikes(n), seed) for seed in range(2)])
+    A = torch.eye(n, dtype=torch.float64) + 1e3 * A @ A.mT
+    torch.testing.assert_close(inverse(A), torch.linalg.inv(A))
+    torch.testing.assert_close(inverse(A, leaf=3), torch.linalg.inv(A))
+
+
+@pytest.mark.parametrize(("m", "block"), list(itertools.product([1, 10, 33], [4, 5, 40])))
+def test_the_symmetric_product_is_a_product(m, block):
+    X = torch.randn(2, m, 7, dtype=torch.float64)
+    torch.testing.assert_close(symmetric_product(X, X, block), X @ X.mT)
+
+
+def test_the_reflection_is_orthogonal_and_moves_the_spike_into_the_first_rows():
+    X = torch.stack([spectra.with_spectrum("ten spikes", 90, 110), torch.zeros(90, 110, dtype=torch.float64)])
+    reflector = spike_reflector(X, 16)
+    H = apply_reflector(torch.eye(90, dtype=torch.float64).expand(2, 90, 90), reflector)
+    torch.testing.assert_close(H @ H.mT, torch.eye(90, dtype=torch.float64).expand(2, 90, 90))
+    moved = apply_reflector(X, reflector)
+    assert torch.linalg.matrix_norm(moved[0, 16:], ord=2) < 0.05 * torch.linalg.matrix_norm(X[0], ord=2)
+
+
+@pytest.mark.parametrize("spectrum", spectra.SPECTRA)
+def test_the_estimate_of_the_largest_eigenvalue_is_within_its_margin(spectrum):
+    X = spectra.with_spectrum(spectrum, 200, 300)
+    assert 0.6 < largest_eigenvalue(X @ X.mT).item() <= 1 + 1e-9
