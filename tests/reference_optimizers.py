@@ -16,6 +16,12 @@ def clip_scale(X: Tensor) -> float:
     return math.sqrt(max(1.0, X.shape[0] / X.shape[1])) if X.ndim == 2 else 1.0
 
 
+def hard_clip(U: Tensor, c: float) -> Tensor:
+    if U.ndim < 2:
+        return U * (c / U.norm()).clamp(max=1)
+    return clip_scale(U) * oracle.hard_clip(U, c)
+
+
 def clip(U: Tensor, c: float) -> Tensor:
     if U.ndim < 2:
         return U / torch.sqrt(1 + (U.norm() / c) ** 2)

@@ -6,7 +6,9 @@ made of. Importing this package needs torch alone.
 
 from spectrim.operators import (
     Spike,
+    bayes_shrink,
     entry_scale,
+    hard_clip,
     orthogonalize,
     shape_spike,
     smooth_shrink,
@@ -40,9 +42,11 @@ __all__ = [
     "SpectralClipping",
     "SpectralOptimizer",
     "Spike",
+    "bayes_shrink",
     "clip_grad_spectral_",
     "describe",
     "entry_scale",
+    "hard_clip",
     "orthogonalize",
     "param_groups",
     "shape_spike",

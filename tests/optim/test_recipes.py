@@ -45,6 +45,14 @@ def test_adamw_with_clip_is_its_formula(shape, pre, shrink):
     assert drift(actual, expected, weight) < 1e-3
 
 
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (30,)])
+def test_the_hard_form_cuts_off_at_the_threshold(shape, monkeypatch):
+    monkeypatch.setattr(reference, "clip", reference.hard_clip)
+    weight, grads = torch.randn(shape), gradients(shape)
+    actual = run(spectrim.AdamW, weight, grads, lr=LR, clip=0.7, clip_form="hard", weight_decay=0.0)
+    assert drift(actual, reference.adamw(weight, grads, lr=LR, c=0.7, decay=0.0), weight) < 1e-3
+
+
 def test_a_vector_is_clipped_by_its_norm_and_not_decayed():
     weight, grads = torch.randn(30), gradients((30,))
     actual = run(spectrim.AdamW, weight, grads, lr=LR, clip=0.7, weight_decay=0.5)

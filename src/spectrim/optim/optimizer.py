@@ -28,8 +28,6 @@ from spectrim.optim.shaping import Update, apply_update, basis_slices, shape_mat
 
 __all__ = ["SpectralOptimizer"]
 
-LARGEST_ENTRY = 2.0**63
-
 
 class SpectralOptimizer(Optimizer):
     """The base of every spectrim optimizer. A subclass names a recipe and passes its options to ``__init__``.

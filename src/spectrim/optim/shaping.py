@@ -15,7 +15,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from spectrim.operators import orthogonalize, soft_clip, soft_clip_vector, spike_correction, track_spike
+from spectrim.operators import hard_clip, orthogonalize, soft_clip, soft_clip_vector, spike_correction, track_spike
 from spectrim.operators.spike import start_basis
 from spectrim.optim.recipe import Recipe, Scale
 
@@ -96,7 +96,8 @@ def shape_matrices(
         new_basis = spike.V
     update = replace(update, scale=scale_factor(options["scale"], update))
     if threshold is not None:
-        clipped = Update(dense=soft_clip(update.formed(), threshold))
+        clip = soft_clip if options["clip_form"] == "soft" else hard_clip
+        clipped = Update(dense=clip(update.formed(), threshold))
         update = replace(clipped, scale=scale_factor("original", clipped))
     return update, new_basis
 
@@ -105,6 +106,9 @@ def shape_vector(direction: Tensor, options: Mapping[str, Any], *, threshold: fl
     """The update of a parameter that is no matrix: the direction, its norm clipped where a threshold is given."""
     if threshold is None:
         return Update(dense=direction)
+    if options["clip_form"] == "hard":
+        # A vector is a matrix of one row, whose only singular value is its norm.
+        return Update(dense=hard_clip(direction.reshape(1, -1), threshold).view_as(direction))
     return Update(dense=soft_clip_vector(direction.reshape(-1), threshold).view_as(direction))
 
 
