@@ -30,23 +30,25 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "learning_rates.json"
 DEFAULTS = HERE.parent / "src" / "spectrim" / "lab" / "defaults.toml"
 
-# recipe: (learning rate, factor of embeddings and head on it) where its search starts. The threshold of a clip follows
-# the factor, so that it means the same to every recipe: how much further embeddings and head move in a step.
-STARTS: dict[str, tuple[float, float]] = {
-    "adamw": (1.5e-3, 16),
-    "adamw+clip": (4e-3, 4),
-    "muon": (4e-3, 8),
-    "spectra": (2e-3, 8),
+# recipe: (learning rate, factor of embeddings and head on it, threshold times learning rate) where its search starts.
+# The threshold of a clip follows the factor, so that it means the same to every recipe: how much further embeddings and
+# head move in a step.
+STARTS: dict[str, tuple[float, float, float | None]] = {
+    "adamw": (1.5e-3, 16, None),
+    "muon": (4e-3, 8, None),
+    "spectra": (2e-3, 8, None),
+    "adamw+clip": (8e-3, 8, 0.01),
 }
 # recipe: the recipe that it adds to. It starts at that one's winner and searches the learning rate alone.
 ADDITIONS: dict[str, str] = {
     "adamw+shrink": "adamw",
     "muon+shrink": "muon",
-    "spectra+shrink": "spectra",
     "adamw+shrink+clip": "adamw+clip",
+    "spectra+shrink": "spectra",
 }
-RATE_STEPS = ((1, 1), (2, 1), (0.5, 1))
-FACTOR_STEPS = ((1, 2), (1, 0.5))
+RATE_STEPS = ((1, 1, 1), (2, 1, 1), (0.5, 1, 1))
+FACTOR_STEPS = ((1, 2, 1), (1, 0.5, 1))
+BOUND_STEPS = ((1, 1, 2), (1, 1, 0.5))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,33 +58,40 @@ class Point:
     recipe: str
     lr: float
     multiplier: float
+    clip_bound: float | None
 
     @property
     def name(self) -> str:
-        return f"{self.recipe}-lr{self.lr:g}-x{self.multiplier:g}-seed0"
+        bound = "" if self.clip_bound is None else f"-bound{self.clip_bound:g}"
+        return f"{self.recipe}-lr{self.lr:g}-x{self.multiplier:g}{bound}-seed0"
 
     def config(self, steps: int | None) -> TrainConfig:
-        optimizer = OptimizerConfig(lr=self.lr, embedding_lr=self.multiplier, head_lr=self.multiplier)
+        optimizer = OptimizerConfig(
+            lr=self.lr, embedding_lr=self.multiplier, head_lr=self.multiplier, clip_bound=self.clip_bound
+        )
         config = TrainConfig(recipe=self.recipe, seed=0, optimizer=optimizer)
         return config.model_copy(update={"steps": steps}) if steps else config
 
 
 def wanted(results: list[dict]) -> Iterator[Point]:
     """Every point that can be named by now and has no result: starts, and neighbours of the best so far."""
-    measured = {(entry["recipe"], entry["lr"], entry["multiplier"]) for entry in results}
+    measured = {(entry["recipe"], *place(entry)) for entry in results}
     searching = set()
     for recipe in [*STARTS, *ADDITIONS]:
         plainer = ADDITIONS.get(recipe)
         if plainer in searching:
             searching.add(recipe)
             continue
-        own = [entry for entry in results if entry["recipe"] == recipe]
-        lr, multiplier = STARTS[recipe] if plainer is None else place(winner(results, plainer))
-        if own:
-            lr, multiplier = place(winner(results, recipe))
-        for rate_step, factor_step in RATE_STEPS + (FACTOR_STEPS if plainer is None else ()):
-            point = Point(recipe=recipe, lr=lr * rate_step, multiplier=multiplier * factor_step)
-            if (point.recipe, point.lr, point.multiplier) not in measured:
+        lr, multiplier, bound = STARTS[recipe] if plainer is None else place(winner(results, plainer))
+        if any(entry["recipe"] == recipe for entry in results):
+            lr, multiplier, bound = place(winner(results, recipe))
+        steps = RATE_STEPS
+        if plainer is None:
+            steps += FACTOR_STEPS + (() if bound is None else BOUND_STEPS)
+        for rate, factor, scale in steps:
+            clip_bound = None if bound is None else bound * scale
+            point = Point(recipe=recipe, lr=lr * rate, multiplier=multiplier * factor, clip_bound=clip_bound)
+            if (recipe, point.lr, point.multiplier, point.clip_bound) not in measured:
                 searching.add(recipe)
                 yield point
 
@@ -93,8 +102,8 @@ def winner(results: list[dict], recipe: str) -> dict:
     return min(finished, key=lambda entry: entry["final_loss"])
 
 
-def place(entry: dict) -> tuple[float, float]:
-    return entry["lr"], entry["multiplier"]
+def place(entry: dict) -> tuple[float, float, float | None]:
+    return entry["lr"], entry["multiplier"], entry["clip_bound"]
 
 
 def run_point(point: Point, steps: int | None, folder: Path, cache_dir: Path | None, threads: int) -> RunResult:
@@ -127,7 +136,9 @@ def run(arguments: argparse.Namespace) -> None:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 point = running.pop(future)
                 results.append(as_entry(point, point.config(arguments.steps), future.result()))
-                results.sort(key=lambda entry: (entry["recipe"], entry["lr"], entry["multiplier"]))
+                results.sort(
+                    key=lambda entry: (entry["recipe"], entry["clip_bound"] or 0, entry["lr"], entry["multiplier"])
+                )
                 write_json(arguments.results, {"runs": results})
                 print(f"{time.strftime('%H:%M:%S')}  {point.name}  {future.result().final_loss}", flush=True)
 
@@ -156,6 +167,7 @@ def write_defaults(results: list[dict], path: Path) -> None:
             "lr": best["lr"],
             "embedding_lr": float(best["multiplier"]),
             "head_lr": float(best["multiplier"]),
+            **({} if best["clip_bound"] is None else {"clip_bound": best["clip_bound"]}),
             "source": f"{RESULTS.relative_to(HERE.parent).as_posix()}: loss {best['final_loss']:.4f} after "
             f"{best['steps']} steps, seed {best['seed']}, the best of {points} points",
         }
@@ -169,11 +181,14 @@ def print_table(results: list[dict]) -> None:
     """Losses by recipe, learning rate and multiplier."""
     for recipe in dict.fromkeys(entry["recipe"] for entry in results):
         best = winner(results, recipe)
-        print(f"{recipe}: best lr {best['lr']:g} x{best['multiplier']:g}, final loss {best['final_loss']:.4f}")
+        print(f"{recipe}: best final loss {best['final_loss']:.4f}")
         for entry in results:
             if entry["recipe"] == recipe:
                 loss = "diverged" if entry["final_loss"] is None else f"{entry['final_loss']:.4f}"
-                print(f"    lr {entry['lr']:<9g} x{entry['multiplier']:<5g} {loss}")
+                bound = "" if entry["clip_bound"] is None else f"bound {entry['clip_bound']:<6g} "
+                print(
+                    f"    lr {entry['lr']:<9g} x{entry['multiplier']:<5g} {bound}{loss}{' *' if entry is best else ''}"
+                )
 
 
 def main() -> None:

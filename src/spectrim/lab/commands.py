@@ -66,6 +66,7 @@ def compare(
     lr: RateOf = None,
     embedding_lr: RateOf = None,
     head_lr: RateOf = None,
+    clip_bound: RateOf = None,
     preset: Preset = None,
     batch_size: BatchSize = None,
     sequence_length: SequenceLength = None,
@@ -93,6 +94,7 @@ def compare(
         "lr": parse_rates("--lr", lr),
         "embedding_lr": parse_rates("--embedding-lr", embedding_lr),
         "head_lr": parse_rates("--head-lr", head_lr),
+        "clip_bound": parse_rates("--clip-bound", clip_bound),
         "data.sources": data,
         "data.batch_size": batch_size,
         "data.sequence_length": sequence_length,
@@ -118,6 +120,9 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate; default: the recipe's own.")] = None,
     embedding_lr: Annotated[float | None, typer.Option(help="Factor on it for embeddings.")] = None,
     head_lr: Annotated[float | None, typer.Option(help="Factor on it for the output head.")] = None,
+    clip_bound: Annotated[
+        float | None, typer.Option(help="Of recipes with +clip: threshold times peak learning rate.")
+    ] = None,
     preset: Preset = None,
     batch_size: BatchSize = None,
     sequence_length: SequenceLength = None,
@@ -145,6 +150,7 @@ def train(
         "optimizer.lr": lr,
         "optimizer.embedding_lr": embedding_lr,
         "optimizer.head_lr": head_lr,
+        "optimizer.clip_bound": clip_bound,
         "data.sources": data,
         "data.batch_size": batch_size,
         "data.sequence_length": sequence_length,

@@ -25,7 +25,7 @@ __all__ = ["DEFAULT_RECIPES", "CompareConfig", "Monitor", "compare"]
 
 DEFAULT_RECIPES = (BASELINE, "adamw+clip", "spectra", "muon")
 
-RATES = ("lr", "embedding_lr", "head_lr")
+RATES = ("lr", "embedding_lr", "head_lr", "clip_bound")
 
 Rates = dict[str, PositiveFloat]
 
@@ -39,6 +39,7 @@ class CompareConfig(SharedConfig):
     """Learning rates by recipe, where not the recipe's default."""
     embedding_lr: Rates = Field(default={})
     head_lr: Rates = Field(default={})
+    clip_bound: Rates = Field(default={})
 
     @field_validator("recipes", "seeds")
     @classmethod

@@ -81,6 +81,9 @@ class OptimizerConfig(Config):
     """Factor on ``lr`` for embeddings."""
     head_lr: PositiveFloat | None = None
     """Factor on ``lr`` for the output head."""
+    clip_bound: PositiveFloat | None = None
+    """For recipes with +clip, the threshold times the peak learning rate: the most that a step moves a matrix in
+    spectral norm, before √max(1, m/n). Unset, and without a default of the recipe, it is what ``clip="auto"`` takes."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95

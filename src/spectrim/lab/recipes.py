@@ -64,6 +64,7 @@ class Defaults(Config):
     lr: PositiveFloat
     embedding_lr: PositiveFloat = 1.0
     head_lr: PositiveFloat = 1.0
+    clip_bound: PositiveFloat | None = None
     source: str
 
 
@@ -131,7 +132,11 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """
     recipe = parse_recipe(config.recipe)
     optimizer = config.optimizer
-    unset = [name for name in ("lr", "embedding_lr", "head_lr") if getattr(optimizer, name) is None]
+    unset = [name for name in ("lr", "embedding_lr", "head_lr", "clip_bound") if getattr(optimizer, name) is None]
+    if "clip" not in recipe.modifiers:
+        if optimizer.clip_bound is not None:
+            raise LabError(f"clip_bound={optimizer.clip_bound}: recipe {recipe.name!r} does not clip")
+        unset.remove("clip_bound")
     if unset:
         defaults = default_hyperparameters(recipe)
         optimizer = optimizer.model_copy(update={name: getattr(defaults, name) for name in unset})
@@ -157,7 +162,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     if "preclip" in recipe.modifiers:
         arguments["pre_clip"] = PRE_CLIP
     if "clip" in recipe.modifiers:
-        arguments["clip"] = "auto"
+        assert settings.lr is not None
+        arguments["clip"] = "auto" if settings.clip_bound is None else settings.clip_bound / settings.lr
         # Spectra leaves embeddings and head to AdamW, clipped or not; the scope of the others is the paper's.
         if recipe.base != "spectra":
             arguments["clip_scope"] = "all"

@@ -25,6 +25,7 @@ MEANS = (
     "lr",
     "embedding_lr",
     "head_lr",
+    "clip_bound",
 )
 """Numbers of a run that are averaged over seeds."""
 
@@ -44,6 +45,7 @@ class RunResult(Config):
     lr: float
     embedding_lr: float
     head_lr: float
+    clip_bound: float | None = None
     final_loss: float | None
     step_ms: float
     forward_backward_ms: float

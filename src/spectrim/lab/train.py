@@ -212,6 +212,7 @@ def measure(
         lr=settings.lr,
         embedding_lr=settings.embedding_lr,
         head_lr=settings.head_lr,
+        clip_bound=settings.clip_bound,
         final_loss=evaluated[-1]["val_loss"],
         state_bytes=state_bytes(optimizer),
         weight_norm=weight_norm(model),
