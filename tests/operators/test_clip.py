@@ -32,10 +32,10 @@ def test_soft_clip_is_odd_and_commutes_with_transposition(X, c):
     torch.testing.assert_close(soft_clip(X.mT, c).mT, clipped, rtol=0, atol=2e-3 * size)
 
 
-@pytest.mark.parametrize("ratio", [1e-3, 0.3, 3.0, 30.0, 200.0, 1e3])
+@pytest.mark.parametrize("ratio", [1e-3, 1.0, 20.0, 200.0, 1e3])
 @pytest.mark.parametrize("spectrum", spectra.SPECTRA)
-@pytest.mark.parametrize("shape", [(160, 160), (96, 240), (240, 96), (40, 60)])
-@pytest.mark.parametrize("solver", ["auto", "reference", "rational", "minimax"])
+@pytest.mark.parametrize("shape", [(160, 160), (96, 240), (240, 96), (1, 1), (1, 90)])
+@pytest.mark.parametrize("solver", ["reference", "rational", "minimax"])
 def test_soft_clip_is_accurate_for_every_spectrum(shape, spectrum, ratio, solver):
     X = spectra.with_spectrum(spectrum, *shape).float()
     clipped = soft_clip(X, 1 / ratio, solver=solver)
@@ -146,7 +146,7 @@ def test_hard_clip_of_zero_is_zero_and_the_rest_of_a_stack_is_not_touched_by_a_m
         assert clipped[2].isnan().all()
 
 
-@pytest.mark.parametrize("shape", [(128, 160), (300, 300), (100, 1000)])
+@pytest.mark.parametrize("shape", [(128, 160), (200, 200), (400, 80)])
 def test_every_solver_handles_what_training_produces(shape, recorded):
     for name, X in recorded(shape):
         for c in (0.02 * oracle.norm(X).item(), 0.2 * oracle.norm(X).item()):

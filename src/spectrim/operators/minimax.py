@@ -142,5 +142,5 @@ def _solve(rows: list[list[float]]) -> list[float]:
     return [row[-1] for row in rows]
 
 
-# The quintics for l = LEAST_LOW^(i/(GRID − 1)); entry 0 is for l = 1. Made on import, so that a compiler sees constants.
+# The quintics for l = LEAST_LOW^(i/(GRID − 1)), longest interval last. Made on import: a compiler sees constants.
 TABLE = [minimax_quintic(LEAST_LOW ** (i / (GRID - 1))) for i in range(GRID)]

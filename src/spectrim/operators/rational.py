@@ -139,7 +139,7 @@ def zolotarev(kappa: float, poles: int) -> tuple[float, list[float], list[float]
     return scale, [kappa * a for a in weights], [kappa * pole for pole in p], error
 
 
-def inverse(A: Tensor, leaf: int = 256) -> Tensor:
+def inverse(A: Tensor, leaf: int = 96) -> Tensor:
     """The inverse of a stack of symmetric positive definite matrices by recursive halving: mostly products."""
     n = A.shape[-1]
     if n <= leaf:

@@ -1,0 +1,113 @@
+"""Chooses the default factor and form of entry-wise shrinkage, and writes docs/shrinkage.md and its picture.
+
+An entry is y = x + n with x ~ N(0, 1) and n Cauchy(0, γ) with probability ε. The risk of an estimator of x is its mean
+squared error, by quadrature over y: p(y) and E[x|y] have closed forms. τ is a factor times the scale that entry_scale
+measures, whose population value is taken here.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from spectrim.lab.files import write_atomically, write_text
+from spectrim.operators import DEFAULT_SHRINK_FACTOR, DEFAULT_SHRINK_FORM, bayes_shrink, smooth_shrink
+from spectrim.operators.faddeeva import faddeeva
+from spectrim.operators.shrink import HALF_MOMENT
+
+DOCS = Path(__file__).parent.parent / "docs"
+SHARES = (0.0, 0.001, 0.01, 0.1, 0.5, 1.0)
+SCALES = (0.1, 0.3, 1.0, 3.0, 10.0)
+LARGEST_LIKELY_SHARE = 0.1  # beyond, the measured scale is that of the noise, and no factor of it serves
+FACTORS = tuple(round(0.5 * 2 ** (i / 4), 3) for i in range(21))
+FORMS = ("redescending", "monotone", "hard")
+
+
+def density(y: torch.Tensor, gamma: float, share: float) -> torch.Tensor:
+    """p(y): a Voigt profile with the share of the noise, a normal density with the rest."""
+    clean = torch.exp(-0.5 * y * y)
+    noisy = faddeeva(torch.complex(y, torch.full_like(y, gamma)) / math.sqrt(2)).real
+    return (share * noisy + (1 - share) * clean) / math.sqrt(2 * math.pi)
+
+
+def quadrature() -> tuple[torch.Tensor, torch.Tensor]:
+    """Points y > 0 and weights of the trapezoidal rule in log y; even integrands, so the weights count twice."""
+    u = torch.linspace(math.log(1e-6), math.log(1e12), 20001, dtype=torch.float64)
+    y = u.exp()
+    return y, 2 * y * (u[1] - u[0])
+
+
+def risks(gamma: float, share: float) -> tuple[float, dict[str, list[float]]]:
+    """The Bayes risk, and each form's risk at every factor. The mean square of x is one."""
+    y, weight = quadrature()
+    p = density(y, gamma, share) * weight
+    bayes = bayes_shrink(y, 1.0, gamma, contamination=share)
+    least = 1 - (p * bayes * bayes).sum().item()
+    scale = (p * y.sqrt()).sum().item() ** 2 / HALF_MOMENT
+    risk = {}
+    for form in FORMS:
+        shrunk = [smooth_shrink(y, factor * scale, form=form) for factor in FACTORS]
+        risk[form] = [1 + (p * (estimate * estimate - 2 * estimate * bayes)).sum().item() for estimate in shrunk]
+    return least, risk
+
+
+def main() -> None:
+    grid = {(gamma, share): risks(gamma, share) for share in SHARES for gamma in SCALES if share > 0 or gamma == 1}
+    likely = [entry for (_, share), entry in grid.items() if share <= LARGEST_LIKELY_SHARE]
+    excess = {
+        form: [sum(risk[form][i] - least for least, risk in likely) / len(likely) for i in range(len(FACTORS))]
+        for form in FORMS
+    }
+    best = {form: min(range(len(FACTORS)), key=lambda i: excess[form][i]) for form in FORMS}
+    header = ["ε", "γ", "Bayes", *(f"{form}, factor {FACTORS[best[form]]:g}" for form in FORMS)]
+    lines = [header, ["---"] * len(header)]
+    for (gamma, share), (least, risk) in grid.items():
+        cells = [f"{share:g}", f"{gamma:g}" if share else "", f"{abs(least):.3f}"]
+        lines.append(cells + [f"{risk[form][best[form]]:.3f}" for form in FORMS])
+    means = [f"{excess[form][best[form]]:.4f}" for form in FORMS]
+    lines.append([f"mean excess, ε <= {LARGEST_LIKELY_SHARE:g}", "", "0", *means])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    DOCS.joinpath("images").mkdir(parents=True, exist_ok=True)
+    draw(excess, DOCS / "images" / "shrinkage_risk.svg")
+    write_text(DOCS / "shrinkage.md", TEXT.format(table=table, form=DEFAULT_SHRINK_FORM, factor=DEFAULT_SHRINK_FACTOR))
+    for form in FORMS:
+        print(f"{form}: factor {FACTORS[best[form]]:g}, mean excess risk {excess[form][best[form]]:.4f}")
+
+
+def draw(excess: dict[str, list[float]], path: Path) -> None:
+    with rc_context({"svg.hashsalt": "spectrim", "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        axes = figure.add_subplot()
+        for form, style in zip(FORMS, ("-", "--", ":"), strict=True):
+            axes.semilogx(FACTORS, excess[form], style, label=form, base=2)
+        axes.set_xlabel("factor: τ over the scale of the entries")
+        axes.set_ylabel("mean excess of risk over the Bayes risk")
+        axes.set_ylim(bottom=0, top=0.2)
+        axes.set_title("Entry-wise shrinkage under contaminated noise", loc="left")
+        axes.legend(frameon=False)
+        write_atomically(path, lambda file: figure.savefig(file, format="svg", metadata={"Date": None}))
+
+
+TEXT = """\
+# Entry-wise shrinkage: which form, which factor
+
+<!-- Written by benchmarks/shrinkage_risk.py. Edit that. -->
+
+An entry is y = x + n with x ~ N(0, 1) and, with probability ε, n ~ Cauchy(0, γ). Risk is the mean squared error of the
+estimate of x: 1 is what zeroing everything gives. "Bayes" is `bayes_shrink`, the least possible. The others are
+`smooth_shrink` at the factor of `entry_scale` whose mean excess over the Bayes risk is least for ε <= 0.1. With more
+noise than that the scale that can be measured is the noise's own.
+
+{table}
+
+![Mean excess risk against the factor](images/shrinkage_risk.svg)
+
+The defaults are form `{form}` and factor {factor:g}. This model knows nothing of what an optimizer does with the
+gradient afterwards: measure on your own task with `spectrim compare`.
+"""
+
+
+if __name__ == "__main__":
+    main()

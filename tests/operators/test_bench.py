@@ -1,0 +1,57 @@
+"""The benchmark of operators: it measures what it says, and refuses what it does not know."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("typer")
+
+from spectrim.lab import bench_operators
+from spectrim.lab.bench_cli import bench_app
+from spectrim.lab.errors import LabError
+
+
+def run(*arguments: str) -> int:
+    return bench_app(["operators", *arguments], prog_name="spectrim bench", standalone_mode=False) or 0
+
+
+def test_it_prints_a_table_and_writes_json_and_a_picture(tmp_path, capsys):
+    rows, plot = tmp_path / "rows.json", tmp_path / "errors.svg"
+    code = run("--shapes", "70x90,2x66x80", "--solver", "auto,newton_schulz", "--repeats", "1", "--threads", "1",
+               "--json", str(rows), "--plot", str(plot))  # fmt: skip
+    assert code == 0
+    out = capsys.readouterr().out
+    assert "1 threads" in out
+    assert "2x66x80" in out
+    result = json.loads(rows.read_text())
+    assert [row["solver"] for row in result["clip"]] == ["auto", "newton_schulz"] * 2
+    assert result["clip"][0]["error"] < 1e-3 < result["clip"][1]["error"]
+    assert all(row["gigaflops"] > 0 and row["megabytes"] > 0 for row in result["clip"])
+    assert result["spike"][0]["rank"] == 1
+    assert plot.read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--shapes", "7"), ("--shapes", "gpt5"), ("--solver", "svd"), ("--dtype", "int8"), ("--spectrum", "odd"),
+     ("--ratio", "0"), ("--plot", "errors.txt")],
+)  # fmt: skip
+def test_unknown_values_are_named_with_what_is_allowed(option, value):
+    with pytest.raises(LabError, match=rf"{value}.*expected"):
+        run(option, value)
+
+
+def test_products_and_their_traffic_are_counted():
+    X, Y = torch.ones(2, 3, 5), torch.ones(2, 5, 7)
+    with bench_operators.Counter() as counter:
+        X @ Y
+    assert counter.flops == 2 * 2 * 3 * 5 * 7
+    assert counter.bytes == 4 * 2 * (3 * 5 + 5 * 7 + 3 * 7)
+
+
+@pytest.mark.parametrize("spectrum", bench_operators.SPECTRA)
+def test_every_spectrum_has_a_largest_singular_value_of_one(spectrum):
+    X = bench_operators.matrix(spectrum, (2, 20, 30))
+    assert X.shape == (2, 20, 30)
+    torch.testing.assert_close(torch.linalg.matrix_norm(X, ord=2), torch.ones(2, dtype=torch.float64))
