@@ -39,11 +39,13 @@ def small_model():
 # -- Clipping ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("form", ["soft", "hard"])
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (1, 12), (12, 1), (1, 1), (3, 24, 40)])
-def test_gradients_are_clipped_as_the_singular_values_say(shape):
+def test_gradients_are_clipped_as_the_singular_values_say(shape, form):
     parameter = with_gradient(torch.randn(shape))
-    expected = oracle.soft_clip(parameter.grad, torch.full(shape[:-2], 0.7, dtype=torch.float64))
-    clip_grad_spectral_(parameter, 0.7)
+    threshold = torch.full(shape[:-2], 0.7, dtype=torch.float64)
+    expected = {"soft": oracle.soft_clip, "hard": oracle.hard_clip}[form](parameter.grad, threshold)
+    clip_grad_spectral_(parameter, 0.7, form=form)
     assert oracle.relative_error(parameter.grad, expected) < 1e-3
 
 
@@ -67,6 +69,9 @@ def test_vectors_are_left_alone_unless_asked_for():
     assert torch.equal(vector.grad, before)
     clip_grad_spectral_([vector], 0.5, vectors=True)
     torch.testing.assert_close(vector.grad, reference.clip(before.double(), 0.5).float())
+    vector.grad = before.clone()
+    clip_grad_spectral_([vector], 0.5, vectors=True, form="hard")
+    torch.testing.assert_close(vector.grad, before * 0.5 / before.norm())
 
 
 @pytest.mark.parametrize(
@@ -232,5 +237,7 @@ def test_bad_values_are_named(value):
         clip_grad_spectral_(parameter, value)
     with pytest.raises(ValueError, match=f"factor={value}"):
         shrink_grad_(parameter, value)
+    with pytest.raises(ValueError, match=r"form='gentle': expected one of 'soft', 'hard'"):
+        clip_grad_spectral_(parameter, 1.0, form="gentle")
     with pytest.raises(ValueError, match=r"form='gentle'"):
         shrink_grad_(parameter, form="gentle")

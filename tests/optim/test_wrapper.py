@@ -44,6 +44,7 @@ BASES = {
     "AdEMAMix": (outside("AdEMAMix", weight_decay=DECAY), "coupled"),
     "AdEMAMix decoupled": (outside("AdEMAMix", weight_decay=DECAY, weight_decouple=True), "decoupled"),
     "Lion": (outside("Lion", weight_decay=DECAY), "decoupled"),
+    "Lion ascending": (outside("Lion", weight_decay=DECAY, maximize=True), "decoupled"),
     "Lion fixed": (outside("Lion", weight_decay=DECAY * LR, fixed_decay=True), "fixed"),
     "MARS": (outside("MARS", weight_decay=DECAY, optimize_1d=True), "decoupled"),
     "SOAP": (outside("SOAP", weight_decay=DECAY, precondition_frequency=4), "decoupled after one"),
@@ -140,12 +141,13 @@ def test_with_a_threshold_it_clips_what_the_base_adds_to_zeros(make, decay, shap
     assert not torch.allclose(X, start, rtol=0, atol=LR * CLIP / 10)
 
 
-@pytest.mark.parametrize("clip", [0.3, "auto"])
-@pytest.mark.parametrize("scope", ["all", "matrices"])
-def test_around_adamw_it_is_our_adamw(clip, scope):
+@pytest.mark.parametrize(
+    ("clip", "scope", "form"), [(0.3, "all", "soft"), ("auto", "all", "hard"), ("auto", "matrices", "soft")]
+)
+def test_around_adamw_it_is_our_adamw(clip, scope, form):
     models = small_model(), small_model()
     groups = [spectrim.param_groups(model, embedding_lr=3.0) for model in models]
-    options = {"clip_scope": scope, "warmup_steps": 10, "total_steps": 100, "clip_decay": "linear"}
+    options = {"clip_scope": scope, "warmup_steps": 10, "total_steps": 100, "clip_decay": "linear", "clip_form": form}
     theirs = torch.optim.AdamW(groups[0], lr=LR, weight_decay=DECAY)
     optimizers = [
         SpectralClipping(theirs, clip=clip, **options),
@@ -214,10 +216,21 @@ def test_at_learning_rate_zero_nothing_moves_and_the_base_counts_on(make, lr):
         optimizer.param_groups[0]["foreach"] = False
     train(model, optimizer, 1)
     assert_same(flatten(list(model.parameters())), weights)
+    if not isinstance(lr, torch.Tensor):
+        assert optimizer.param_groups[0]["steps_taken"] == 3
     assert any(
         not torch.equal(mine, its)
         for mine, its in zip(flatten(optimizer.state_dict()["state"]), flatten(state), strict=True)
     )
+
+
+def test_at_learning_rate_zero_a_decay_of_its_own_rests_too():
+    parameter = nn.Parameter(torch.ones(4, 4))
+    optimizer = SpectralClipping(BASES["Lion fixed"][0]([parameter]), clip=CLIP)
+    optimizer.param_groups[0]["lr"] = 0.0
+    parameter.grad = torch.ones(4, 4)
+    optimizer.step()
+    assert torch.equal(parameter, torch.ones(4, 4))
 
 
 def test_a_decay_that_is_switched_on_later_is_noticed():
@@ -247,9 +260,24 @@ def _lookahead(params):
     return package.Lookahead(torch.optim.AdamW(params))
 
 
+class Remembering(torch.optim.Optimizer):
+    """Steps by as much as the weight was long in the step before."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": LR})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            length = self.state[parameter].get("length", 1.0)
+            self.state[parameter]["length"] = parameter.norm()
+            parameter.sub_(LR * length * parameter.grad)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (Remembering, "Remembering: with these options, "),
         (inside("LBFGS"), "LBFGS: its step needs the closure itself"),
         (inside("SparseAdam"), "SparseAdam: a step on a small dense parameter .* failed with RuntimeError"),
         (inside("ASGD"), "ASGD: with these options, .* its state holds weights"),
@@ -270,6 +298,15 @@ def test_what_cannot_be_wrapped_is_refused_by_name_and_left_as_it_was(make, mess
         SpectralClipping(base)
     assert torch.equal(parameter, before)
     assert [dict(group) for group in base.param_groups] == groups
+
+
+def test_parameters_that_are_shards_or_complex_are_refused_by_name():
+    shard, number = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
+    shard.placements = ()  # what tells a DTensor
+    with pytest.raises(ValueError, match=r"first is a Parameter of torch\.float32"):
+        SpectralClipping(torch.optim.AdamW([("first", shard)]))
+    with pytest.raises(ValueError, match=r"group 0, parameter 0 is a Parameter of torch\.complex64"):
+        SpectralClipping(torch.optim.AdamW([number]))
 
 
 def test_our_own_optimizers_and_wrappers_are_refused():
@@ -305,6 +342,11 @@ def test_an_automatic_threshold_needs_a_peak_learning_rate():
     with pytest.raises(ValueError, match=r"peak_lr=0.0 for group 0"):
         SpectralClipping(torch.optim.AdamW([parameter], lr=0.0))
     assert SpectralClipping(torch.optim.AdamW([parameter], lr=0.0), peak_lr=1e-3).param_groups[0]["peak_lr"] == 1e-3
+
+
+def test_options_that_need_a_device_do_not_keep_a_probe_from_running_on_the_host():
+    base = torch.optim.AdamW([nn.Parameter(torch.ones(2, 2))], capturable=True)
+    assert SpectralClipping(base).param_groups[0]["capturable"] is True
 
 
 def test_a_probe_disturbs_nothing():

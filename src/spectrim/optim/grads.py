@@ -18,11 +18,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spectrim.operators import DEFAULT_SHRINK_FORM, ShrinkForm, entry_scale, soft_clip_vector, track_spike
+from spectrim.operators import DEFAULT_SHRINK_FORM, ShrinkForm, entry_scale, hard_clip, soft_clip, track_spike
 from spectrim.optim.entries import role_and_layout
-from spectrim.optim.gradient import prepare, squared_norm
+from spectrim.optim.gradient import map_matrices, prepare, squared_norm
 from spectrim.optim.groups import param_groups
 from spectrim.optim.layout import Layout, matrices
+from spectrim.optim.shaping import shape_vector
 
 __all__ = ["Parameters", "Shrunk", "clip_grad_spectral_", "shrink_grad_"]
 
@@ -54,7 +55,12 @@ class _Gradient(NamedTuple):
 
 @torch.no_grad()
 def clip_grad_spectral_(
-    parameters: Parameters, threshold: float, *, vectors: bool = False, error_if_nonfinite: bool = False
+    parameters: Parameters,
+    threshold: float,
+    *,
+    form: Literal["soft", "hard"] = "soft",
+    vectors: bool = False,
+    error_if_nonfinite: bool = False,
 ) -> Tensor:
     r"""Clip the singular values σ of every gradient matrix in place, to σ / sqrt(1 + σ²/c²).
 
@@ -63,6 +69,7 @@ def clip_grad_spectral_(
             the rest vectors; groups of :func:`spectrim.param_groups` or of an optimizer, which say how each is read; or
             a module, which is grouped at every call.
         threshold: c > 0, in the units of the gradients' singular values.
+        form: "soft" as above; "hard" lowers those above c to c and leaves the others untouched.
         vectors: clip vectors by their norm too.
         error_if_nonfinite: raise where a gradient is not finite. That reads the device. Otherwise such a gradient is
             left as it is.
@@ -73,14 +80,16 @@ def clip_grad_spectral_(
         not finite where the gradient is not. On the first gradient's device; nothing is read.
 
     Raises:
-        ValueError: threshold is not positive.
+        ValueError: threshold is not positive, or an unknown form.
         RuntimeError: a gradient is not finite, by name; none was changed.
 
     Call it before the global norm is clipped. Source: arXiv 2603.14315, whose pre-clipping uses c = 0.1.
     """
     if not threshold > 0:
         raise ValueError(f"threshold={threshold}: expected a positive number")
-    options = {"maximize": False, "shrink": None, "pre_clip": threshold}
+    if form not in ("soft", "hard"):
+        raise ValueError(f"form={form!r}: expected one of 'soft', 'hard'")
+    clip = soft_clip if form == "soft" else hard_clip
     gradients = list(_gradients(parameters))
     finite = _finite(gradients, error_if_nonfinite)
     norms = []
@@ -89,9 +98,9 @@ def clip_grad_spectral_(
         exact = torch.where(flag, gradient.grad, 0)
         norms.append(torch.where(flag, _largest_singular_value(exact, gradient), torch.inf))
         if gradient.layout != "vector":
-            clipped = prepare(exact, {**options, "split": gradient.split}, gradient.layout)
+            clipped = map_matrices(lambda G: clip(G, threshold), exact, gradient.layout, gradient.split)
         elif vectors:
-            clipped = soft_clip_vector(exact.reshape(-1), threshold).view_as(exact)
+            clipped = shape_vector(exact, {"clip_form": form}, threshold=threshold).dense
         else:
             continue
         gradient.grad.copy_(torch.where(flag, clipped, gradient.grad))

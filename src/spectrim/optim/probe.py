@@ -114,13 +114,12 @@ class _Miniature:
         self.idled = False
         self.wrote_gradient = False
         self._steps = 0
-        # Not copy.copy: torch leaves all attributes but three out of it. And no `step`, which a scheduler replaces
-        # by one that is bound to the original.
+        # Not copy.copy: torch leaves all attributes but three out of it.
         self._optimizer: Optimizer = object.__new__(type(optimizer))
         for key, value in vars(optimizer).items():
             if key.startswith("_optimizer_") and key.endswith("_hooks"):
                 value = OrderedDict()
-            if key not in ("step", "state", "param_groups"):
+            if key not in ("state", "param_groups"):
                 setattr(self._optimizer, key, copy.copy(value) if isinstance(value, dict | list | set) else value)
         self._optimizer.state = defaultdict(dict)
         self._optimizer.param_groups = [{**copy.deepcopy(dict(options)), "lr": lr, "params": [self.parameter]}]
@@ -132,6 +131,7 @@ class _Miniature:
         self._steps += 1
         self.parameter.copy_(weight)
         self.parameter.grad = grad.clone()
+        # The class's step: that of the instance, once a scheduler has replaced it, is bound to the original.
         type(self._optimizer).step(self._optimizer)
         self.idled |= torch.equal(self.parameter, weight)
         self.wrote_gradient |= self.parameter.grad is None or not torch.equal(self.parameter.grad, grad)
