@@ -25,7 +25,7 @@ def test_every_recipe_builds_and_steps(model: nn.Module, name: str) -> None:
     model(input_ids=torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
     optimizer.step()
     optimizer.zero_grad()
-    group = optimizer.param_groups[0]
+    group = next(group for group in optimizer.param_groups if group["role"] == "matrix")
     assert group["lr"] == config.optimizer.lr
     assert (group["warmup_steps"], group["total_steps"]) == (1, 10)
 
