@@ -137,14 +137,15 @@ def finish_group(group: dict[str, Any], defaults: Mapping[str, Any], index: int)
 def effective_options(group: Mapping[str, Any], role: str, *, follows: bool) -> dict[str, Any]:
     """A group's options as they act on a parameter of this role.
 
-    A parameter that does not follow the recipe gets plain AdamW. Embedding gradients are not shrunk: most of their
-    rows are zero in any one batch, and a scale taken over those would call every other entry an outlier.
+    A parameter that does not follow the recipe gets plain AdamW. Gradients of embeddings and heads are not
+    shrunk: their rows belong to tokens, which differ in frequency by orders of magnitude, and a scale taken over all of
+    them would call the frequent ones outliers.
     """
     if not follows:
         # AdEMAMix has a third beta, which is no business of AdamW's.
         off = {"clip": None, "pre_clip": None, "shrink": None, "scale": "none"}
         return {**group, **off, "betas": tuple(group["betas"][:2])}
-    if role == "embedding":
+    if role in ("embedding", "head"):
         return {**group, "shrink": None}
     return dict(group)
 
