@@ -14,9 +14,9 @@ from spectrim.optim.roles import Role
 
 __all__ = ["BUCKET_BYTES", "Entry", "buckets", "reading_is_free", "role_and_layout"]
 
-#: How many bytes of same-shape matrices, in float32, go through an operator at once; one matrix always may. On the
-#: host one matrix at a time is fastest: it stays in cache and needs no copy into a stack.
-BUCKET_BYTES = {"cpu": 0}
+#: How many bytes of same-shape matrices, in float32, go through an operator at once; one matrix always may. On the host
+#: only small ones gain from company: a large one fills the cores by itself and need not be copied into a stack.
+BUCKET_BYTES = {"cpu": 4 * 2**20}
 BUCKET_BYTES_ELSEWHERE = 256 * 2**20
 
 
