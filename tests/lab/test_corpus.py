@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spectrim.lab.corpus import Document, read_documents, split_documents
@@ -26,6 +26,7 @@ def test_addresses_are_the_default_corpus() -> None:
 
 
 @given(st.lists(st.text(min_size=1), min_size=2, max_size=30), st.floats(0.01, 0.6))
+@example(["0", "00000"], 0.59375)
 def test_no_document_is_on_both_sides_and_none_is_lost(texts: list[str], fraction: float) -> None:
     everything = documents(*texts)
     split = split_documents(everything, fraction)

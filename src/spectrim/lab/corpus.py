@@ -111,7 +111,8 @@ def split_documents(documents: Sequence[Document], validation_fraction: float) -
     chosen: set[str] = set()
     total = 0
     for digest in sorted(sizes):
-        if sizes[digest] < 2 * (target - total):
+        # Never the last one that is left to train on.
+        if sizes[digest] < 2 * (target - total) and len(chosen) < len(sizes) - 1:
             chosen.add(digest)
             total += sizes[digest]
     # Too little, because the documents are few and long: add the shortest ones, but leave one to train on.
