@@ -174,19 +174,20 @@ def test_every_matrix_has_its_own_scale(split):
         torch.testing.assert_close(whole.grad[4:], reference.shrink(large.double(), 2.0).float())
 
 
-# -- Both --------------------------------------------------------------------------------------------------------------
+# -- Each --------------------------------------------------------------------------------------------------------------
 
-BOTH = pytest.mark.parametrize(
+EACH = pytest.mark.parametrize(
     "apply",
     [
         lambda parameters, **options: clip_grad_spectral_(parameters, 0.5, vectors=True, **options),
+        lambda parameters, **options: clip_grad_spectral_(parameters, 0.5, vectors=True, form="hard", **options),
         lambda parameters, **options: shrink_grad_(parameters, 0.5, **options).removed,
     ],
-    ids=["clip", "shrink"],
+    ids=["clip", "clip hard", "shrink"],
 )
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_non_finite_gradient_is_left_as_it_is_and_the_others_are_not(apply, bad):
     good, broken = with_gradient(torch.randn(6, 5)), with_gradient(torch.randn(6, 5))
@@ -198,7 +199,7 @@ def test_a_non_finite_gradient_is_left_as_it_is_and_the_others_are_not(apply, ba
     assert torch.equal(good.grad, twin.grad)
 
 
-@BOTH
+@EACH
 def test_raising_names_the_parameter_and_changes_nothing(apply):
     good, broken = with_gradient(torch.randn(6, 5)), with_gradient(torch.full((6, 5), math.inf))
     before = good.grad.clone()
@@ -211,7 +212,7 @@ def test_the_norm_of_a_non_finite_gradient_is_infinite():
     assert clip_grad_spectral_([with_gradient(torch.full((3, 3), math.nan))], 1.0).tolist() == [math.inf]
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_gradients_are_computed_in_float32(apply, dtype):
     narrow = with_gradient(torch.randn(24, 40), dtype)
@@ -222,7 +223,7 @@ def test_low_precision_gradients_are_computed_in_float32(apply, dtype):
     assert torch.equal(narrow.grad, wide.grad.to(dtype))
 
 
-@BOTH
+@EACH
 def test_zero_empty_and_missing_gradients_are_served(apply):
     parameters = [with_gradient(torch.zeros(3, 4)), with_gradient(torch.zeros(0, 4)), nn.Parameter(torch.ones(2))]
     assert apply(parameters).tolist() == [0.0, 0.0]
