@@ -152,13 +152,18 @@ def test_the_automatic_factor_is_the_one_of_the_optimizer():
         torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-6)
 
 
-def test_embeddings_are_not_shrunk():
+def test_embeddings_and_heads_are_not_shrunk():
     model = small_model()
-    embedding = model[0].weight.grad.clone()
-    found = shrink_grad_(model, 0.1)
-    assert torch.equal(model[0].weight.grad, embedding)
-    assert found.removed[0] == 0
-    assert (found.removed[1:] > 0).all()
+    groups = spectrim.param_groups(model, overrides={"3.weight": {"role": "head"}})
+    before = [parameter.grad.clone() for parameter in model.parameters()]
+    found = shrink_grad_(groups, 0.1)
+    kept = {
+        name
+        for (name, parameter), grad in zip(model.named_parameters(), before, strict=True)
+        if torch.equal(parameter.grad, grad)
+    }
+    assert kept == {"0.weight", "3.weight"}
+    assert int((found.removed == 0).sum()) == 2
 
 
 @pytest.mark.parametrize("split", [None, (4, 8)])

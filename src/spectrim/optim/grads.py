@@ -118,8 +118,9 @@ def shrink_grad_(
     """Shrink, in place, the entries of every gradient that are large against the scale of its matrix.
 
     Args:
-        parameters: as for :func:`clip_grad_spectral_`. Vectors are shrunk too; embeddings are not, where groups or a
-            module tell which they are: most of their rows are zero, and every other entry would pass for an outlier.
+        parameters: as for :func:`clip_grad_spectral_`. Vectors are shrunk too; embeddings and heads are not, where
+            groups or a module tell which they are: their rows belong to tokens, which differ in frequency by orders of
+            magnitude, and the frequent ones would pass for outliers.
         factor: τ over the entry scale; "auto" for the default factor.
         form: see :func:`spectrim.smooth_shrink`.
         error_if_nonfinite: as for :func:`clip_grad_spectral_`.
@@ -146,7 +147,7 @@ def shrink_grad_(
     finite = _finite(gradients, error_if_nonfinite)
     scales, removed = [], []
     for gradient, flag in zip(gradients, finite, strict=True):
-        if gradient.role == "embedding":
+        if gradient.role in ("embedding", "head"):
             scales.append(torch.zeros((), device=gradient.grad.device))
             removed.append(scales[-1])
             continue
