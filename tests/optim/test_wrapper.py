@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 import reference_optimizers as reference
 import spectrim
@@ -465,6 +466,19 @@ def test_a_resumed_run_continues_bit_for_bit(make):
     assert resumed.state is resumed.base.state
     train(second, resumed, 4, first=4)
     assert_same(tensors(second, resumed), tensors(whole, optimizer))
+
+
+@a_few_bases
+def test_the_state_dict_functions_of_distributed_checkpointing_resume_it(make):
+    model, fresh = small_model(), small_model(seed=9)
+    optimizer, resumed = (SpectralClipping(make(spectrim.param_groups(m)), clip=CLIP) for m in (model, fresh))
+    train(model, optimizer, 4)
+    saved = copy.deepcopy((model.state_dict(), get_optimizer_state_dict(model, optimizer)))
+    set_optimizer_state_dict(fresh, resumed, saved[1])
+    fresh.load_state_dict(saved[0])
+    train(model, optimizer, 3, first=4)
+    train(fresh, resumed, 3, first=4)
+    assert_same(tensors(fresh, resumed), tensors(model, optimizer))
 
 
 def test_checkpoints_of_the_bare_base_load_into_either():
