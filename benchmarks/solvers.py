@@ -32,7 +32,8 @@ smaller side of 64 and `rational` beyond. `hard_clip` always takes the eigendeco
 A Gram matrix squares the condition number, so in float32 a spike drowns everything near the threshold. `rational`
 first reflects the matrix so that the spike lies in its first rows: the Gram matrix is then graded, and rounding stays
 with the spike. From the first pole it knows how large the error from rounding will be, and starts over in float64 if
-that is too much. `minimax` takes the Gram matrix anew half-way, when the spike has shrunk.
+that is too much. `minimax` takes the Gram matrix anew every
+three steps, as the spike shrinks.
 
 ## Time
 

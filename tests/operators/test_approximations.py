@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import spectra
+from spectrim.operators import soft_clip
 from spectrim.operators.minimax import minimax_quintic, steps_to_reach
 from spectrim.operators.rational import inverse, largest_eigenvalue, spike_reflector, symmetric_product, zolotarev
 from spectrim.operators.rational import reflect as apply_reflector
@@ -42,8 +43,23 @@ def test_the_quintic_equioscillates_on_its_interval(low):
 def test_more_is_needed_for_a_longer_interval():
     steps = [steps_to_reach(low) for low in (0.9999, 0.5, 0.1, 1e-2, 1e-3, 1e-4)]
     assert steps == sorted(steps)
-    assert steps[0] == 0
+    assert steps[0] == 1
     assert steps[-2] <= 7
+
+
+@pytest.mark.parametrize("m", [1, 20, 65, 100, 256, 400])
+@pytest.mark.parametrize("ratio", [30.0, 300.0, 1e3])
+def test_the_steps_suffice_where_the_bound_on_the_norm_is_at_its_loosest(m, ratio):
+    X = torch.eye(m)
+    expected = 1 / (1 + ratio**2) ** 0.5
+    torch.testing.assert_close(soft_clip(X, 1 / ratio, solver="minimax"), X * expected, rtol=2e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("ratio", [1e3, 1e5, 1e8])
+def test_a_bound_on_the_norm_that_is_tight_does_not_let_rounding_blow_up(ratio):
+    X = spectra.matrix(300, 400, spectra.one_spike(300)).float()
+    clipped = soft_clip(X, 1 / ratio, solver="minimax")
+    assert torch.linalg.matrix_norm(clipped, ord=2) <= (1 + 1e-3) / ratio
 
 
 @pytest.mark.parametrize("n", [1, 5, 257, 400])

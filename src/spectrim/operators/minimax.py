@@ -22,7 +22,10 @@ __all__ = ["Quintic", "minimax", "minimax_polar", "minimax_quintic", "steps_to_r
 
 LEAST_LOW = 1e-5  # intervals that reach further down are treated like this one
 GRID = 100  # intervals tabulated, equally spaced in log l
-LIMIT_LOW = 0.9  # from here on the quintic of l = 1 is as good
+LIMIT_LOW = 0.85  # from here on the quintic of l = 1 is as good, and needs no guard: it is flat at one
+STEPS_PER_GRAM = 3  # a step multiplies the rounding of a small eigenvalue of the Gram matrix by up to a² = 18
+GUARD = 1.01  # every interval is taken this much longer at its upper end
+NEARLY = 0.97  # one more step takes an interval that begins here to within 1e-4 of one
 REACH = 1e3  # σ₁/c served at full accuracy whatever the shape
 
 
@@ -38,23 +41,21 @@ class Quintic(NamedTuple):
 def minimax(X: Tensor, c: Tensor, steps: int | None = None) -> Tensor:
     """(I + XXᵀ/c²)^(-1/2) X for X (..., m, n), m <= n, without reading the device.
 
-    The Gram matrix of a float32 X loses what lies far below a spike, so it is taken anew from the half-way result,
-    in which the spike has shrunk to the others' size.
+    The Gram matrix of a float32 X loses what lies far below a spike, so it is taken anew every few steps, from a result
+    in which the spike has shrunk towards the others' size.
     """
     m, n = X.shape[-2:]
     if steps is None:
         # The norm below is at most m^¼ times σ₁; entries of one size c or less have σ₁ <= √(mn) c.
         steps = steps_to_reach(1 / (m**0.25 * max(REACH, math.sqrt(m * n))))
-    half = (steps + 1) // 2
     # In units of max(c, largest entry) neither X Xᵀ nor c² overflows.
     unit = torch.maximum(entry_maximum(X), c)
     Y, low = X / unit, c / unit
     B = low * torch.eye(m, dtype=X.dtype, device=X.device)
-    for count in (half, steps - half):
-        R = Y @ Y.mT + B @ B.mT
-        norm = _root_norm(R)
-        P, low = _compose(R / norm.square(), low / norm, count)
-        P = P / norm
+    norm = _root_norm(Y @ Y.mT + B @ B.mT)
+    Y, B, low = Y / norm, B / norm, low / norm
+    for done in range(0, steps, STEPS_PER_GRAM):
+        P, low = _compose(Y @ Y.mT + B @ B.mT, low, min(STEPS_PER_GRAM, steps - done))
         Y, B = P @ Y, P @ B
     return Y * c
 
@@ -71,11 +72,12 @@ def minimax_polar(X: Tensor, low: float, steps: int) -> Tensor:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def steps_to_reach(low: float, tol: float = 2e-4) -> int:
-    """How many steps send [low, 1] into [1 − tol, 1]."""
-    steps = 0
-    while low < 1 - tol:
-        low = minimax_quintic(low).low
+def steps_to_reach(low: float) -> int:
+    """How many steps, with the tabulated coefficients, send [low, 1] to within 1e-4 of one."""
+    steps = 1  # the last, from NEARLY on, cubes the distance to one
+    while low < NEARLY:
+        place = math.ceil(math.log(low) / math.log(LEAST_LOW) * (GRID - 1))
+        low = TABLE[min(place, GRID - 1)].low
         steps += 1
     return steps
 
@@ -128,6 +130,18 @@ def minimax_quintic(low: float) -> Quintic:
     return Quintic(a / top, b / top, c / top, (1 - error) / top)
 
 
+def _guarded(low: float) -> Quintic:
+    """The quintic for [low, 1], stretched by GUARD so that rounding just above one stays harmless.
+
+    The steepest have slope 13 at one: five of them in a row would blow up an excess of 1e-6.
+    """
+    if low >= LIMIT_LOW:  # flat at one
+        return minimax_quintic(low)
+    a, b, c, _ = minimax_quintic(low)
+    a, b, c = a / GUARD, b / GUARD**3, c / GUARD**5
+    return Quintic(a, b, c, a * low + b * low**3 + c * low**5)
+
+
 def _solve(rows: list[list[float]]) -> list[float]:
     """The solution of a small linear system, its right side in the last column, by elimination with pivoting.
 
@@ -143,4 +157,4 @@ def _solve(rows: list[list[float]]) -> list[float]:
 
 
 # The quintics for l = LEAST_LOW^(i/(GRID − 1)), longest interval last. Made on import: a compiler sees constants.
-TABLE = [minimax_quintic(LEAST_LOW ** (i / (GRID - 1))) for i in range(GRID)]
+TABLE = [_guarded(LEAST_LOW ** (i / (GRID - 1))) for i in range(GRID)]
