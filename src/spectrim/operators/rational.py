@@ -84,10 +84,10 @@ def inverse_root(gram: Tensor, tol: float, spike: int = 0) -> Tensor | None:
         shift = gram.new_tensor([1 + fit[2][j] for fit in fits]).reshape(stack)
         shifted = gram.clone()
         shifted.diagonal(dim1=-2, dim2=-1).add_(shift[..., 0])
-        resolvent = inverse(shifted)
+        resolvent = inverse_(shifted)
         if j == 0 and not _accurate(resolvent, gram, tail, tol):
             return None
-        root += resolvent.mul_(weight)
+        root.addcmul_(resolvent, weight)
     return root
 
 
@@ -139,22 +139,22 @@ def zolotarev(kappa: float, poles: int) -> tuple[float, list[float], list[float]
     return scale, [kappa * a for a in weights], [kappa * pole for pole in p], error
 
 
-def inverse(A: Tensor, leaf: int = 96) -> Tensor:
-    """The inverse of a stack of symmetric positive definite matrices by recursive halving: mostly products."""
+def inverse_(A: Tensor, leaf: int = 96) -> Tensor:
+    """Invert a stack of symmetric positive definite matrices in place by recursive halving: mostly products."""
     n = A.shape[-1]
     if n <= leaf:
-        return torch.cholesky_inverse(torch.linalg.cholesky_ex(A).L)
+        return A.copy_(torch.cholesky_inverse(torch.linalg.cholesky_ex(A).L))
     h = n // 2
-    first = inverse(A[..., :h, :h], leaf)
-    coupling = first @ A[..., :h, h:]
-    second = inverse(A[..., h:, h:] - symmetric_product(A[..., h:, :h], coupling.mT), leaf)
-    corner = coupling @ second
-    out = torch.empty_like(A)
-    out[..., :h, :h] = first + symmetric_product(corner, coupling)
-    out[..., :h, h:] = -corner
-    out[..., h:, :h] = -corner.mT
-    out[..., h:, h:] = second
-    return out
+    first, coupling, second = A[..., :h, :h], A[..., h:, :h], A[..., h:, h:]
+    inverse_(first, leaf)
+    left = coupling @ first
+    second -= symmetric_product(left, coupling)
+    inverse_(second, leaf)
+    corner = second @ left
+    first += symmetric_product(left.mT, corner.mT)
+    A[..., h:, :h] = -corner
+    A[..., :h, h:] = A[..., h:, :h].mT
+    return A
 
 
 def symmetric_product(X: Tensor, Y: Tensor, block: int = 192) -> Tensor:
