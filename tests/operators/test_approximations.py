@@ -8,7 +8,14 @@ import torch
 import spectra
 from spectrim.operators import soft_clip
 from spectrim.operators.minimax import minimax_quintic, steps_to_reach
-from spectrim.operators.rational import inverse_, largest_eigenvalue, spike_reflector, symmetric_product, zolotarev
+from spectrim.operators.rational import (
+    far_resolvent,
+    inverse_,
+    largest_eigenvalue,
+    spike_reflector,
+    symmetric_product,
+    zolotarev,
+)
 from spectrim.operators.rational import reflect as apply_reflector
 
 
@@ -89,3 +96,17 @@ def test_the_reflection_is_orthogonal_and_moves_the_spike_into_the_first_rows():
 def test_the_estimate_of_the_largest_eigenvalue_is_within_its_margin(spectrum):
     X = spectra.with_spectrum(spectrum, 200, 300)
     assert 0.6 < largest_eigenvalue(X @ X.mT).item() <= 1 + 1e-9
+
+
+def test_a_far_resolvent_is_one_to_within_the_error_of_the_line():
+    sigma = torch.cat([torch.linspace(50, 20, 8), torch.linspace(3, 0, 92)])
+    X = torch.stack([spectra.matrix(100, 120, sigma, seed) for seed in range(2)])
+    gram = X @ X.mT
+    H = spike_reflector(X, 16)
+    gram = apply_reflector(apply_reflector(gram, H).mT, H)
+    tail = torch.linalg.eigvalsh(gram[..., 16:, 16:])[..., -1, None, None]
+    shift = torch.tensor([1e3, 5e3], dtype=torch.float64)[:, None, None]
+    exact = torch.linalg.inv(gram + shift * torch.eye(100, dtype=torch.float64))
+    error = torch.linalg.matrix_norm(far_resolvent(gram, shift, tail, 16) - exact, ord=2)
+    line = (shift.rsqrt() - (shift + tail).rsqrt()).square()[:, 0, 0] / 2
+    assert (error <= 1.01 * line).all()

@@ -55,13 +55,17 @@ def test_soft_clip_keeps_the_dtype_and_never_writes_to_its_argument(dtype, error
     assert oracle.norm(clipped) <= 1.5 * (1 + error)
 
 
-def test_soft_clip_treats_every_matrix_of_a_stack_by_itself():
+@pytest.mark.parametrize("solver", ["auto", "rational", "minimax"])
+@pytest.mark.parametrize("shape", [(40, 56), (120, 90)])
+def test_soft_clip_treats_every_matrix_of_a_stack_by_itself(shape, solver):
     names = list(spectra.SPECTRA)
-    X = torch.stack([spectra.with_spectrum(name, 40, 56) * 10.0 ** (2 * i - 5) for i, name in enumerate(names)]).float()
+    X = torch.stack([spectra.with_spectrum(name, *shape) * 10.0 ** (2 * i - 7) for i, name in enumerate(names)]).float()
     c = torch.logspace(-1, 1, len(names))
-    assert oracle.relative_error(soft_clip(X, c), oracle.soft_clip(X, c)) < 1e-3
-    nested = soft_clip(X.view(2, 3, 40, 56), torch.tensor(0.5))
-    assert oracle.relative_error(nested, oracle.soft_clip(X.view(2, 3, 40, 56), 0.5)) < 1e-3
+    assert oracle.relative_error(soft_clip(X, c, solver=solver), oracle.soft_clip(X, c)) < 1e-3
+    nested = X.view(2, 3, *shape)
+    clipped = soft_clip(nested, torch.tensor(5.0), solver=solver)
+    assert oracle.relative_error(clipped, oracle.soft_clip(nested, 5.0)) < 1e-3
+    assert (oracle.norm(clipped) <= 5.0 * (1 + 1e-3)).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (5, 9), (2, 9, 5), (0, 3), (2, 0, 4)])

@@ -2,8 +2,9 @@ r"""(I + X Xᵀ/c²)^(-1/2) X by Zolotarev's best rational approximation of the 
 
     λ^(-1/2) ≈ M (1 + Σⱼ aⱼ / (λ + pⱼ))   on [1, κ],   with r poles and a relative error that r and κ determine
 
-Every pole costs the inverse of one positive definite matrix of the small side, no more than one product of it. Four to
-seven poles do where a polynomial iteration takes fifteen products. Reads κ, so it is for devices where that is free.
+Every pole costs the inverse of one positive definite matrix of the small side, no more than one product of it, and next
+to nothing where it lies far beyond all but a spike. Four to seven poles do where a polynomial iteration takes fifteen
+products. Reads κ, so it is for devices where that is free.
 
 A Gram matrix squares the condition number. Where a spike would drown the rest in rounding, X is first turned so that
 the spike lies in its first rows: the Gram matrix is then graded, and inversion of a graded positive definite matrix
@@ -75,6 +76,7 @@ def inverse_root(gram: Tensor, tol: float, spike: int = 0) -> Tensor | None:
     limits = [max(value, 1.01) for value in kappa.reshape(-1).tolist()]
     poles = next(r for r in range(1, MOST_POLES) if zolotarev(max(limits), r)[3] <= FIT_SHARE * tol)
     fits = [zolotarev(limit, poles) for limit in limits]
+    bounds = tail.reshape(-1).tolist()
     stack = (*kappa.shape, 1, 1)
     root = torch.diag_embed(
         gram.new_tensor([fit[0] for fit in fits]).reshape(kappa.shape)[..., None].expand(gram.shape[:-1])
@@ -82,9 +84,12 @@ def inverse_root(gram: Tensor, tol: float, spike: int = 0) -> Tensor | None:
     for j in range(poles):
         weight = gram.new_tensor([fit[0] * fit[1][j] for fit in fits]).reshape(stack)
         shift = gram.new_tensor([1 + fit[2][j] for fit in fits]).reshape(stack)
-        shifted = gram.clone()
-        shifted.diagonal(dim1=-2, dim2=-1).add_(shift[..., 0])
-        resolvent = inverse_(shifted)
+        if spike and _far(fits, j, bounds, tol):
+            resolvent = far_resolvent(gram, shift, tail[..., None, None], spike)
+        else:
+            shifted = gram.clone()
+            shifted.diagonal(dim1=-2, dim2=-1).add_(shift[..., 0])
+            resolvent = inverse_(shifted)
         if j == 0 and not _accurate(resolvent, gram, tail, tol):
             return None
         root.addcmul_(resolvent, weight)
@@ -101,6 +106,45 @@ def _accurate(resolvent: Tensor, gram: Tensor, tail: Tensor, tol: float) -> bool
     rounding = ROUNDING * torch.finfo(gram.dtype).eps * tail / 2
     size = torch.linalg.vecdot(gram.flatten(-2), resolvent.flatten(-2)).clamp_min(0).sqrt()
     return bool((rounding * torch.linalg.matrix_norm(resolvent) <= ROUNDING_SHARE * tol * size).all())
+
+
+def _far(fits: list[tuple[float, list[float], list[float], float]], j: int, tails: list[float], tol: float) -> bool:
+    """Whether every matrix's pole j is so far from its tail that a straight line may stand in for the resolvent there.
+
+    What the fit leaves of its tolerance is shared out by halves, from the farthest pole on.
+    """
+    return all(
+        scale * weights[j] * _line_error(1 + poles[j], tail) * math.sqrt(1 + tail)
+        <= (FIT_SHARE * tol - error) / 2 ** (len(poles) - j)
+        for (scale, weights, poles, error), tail in zip(fits, tails, strict=True)
+    )
+
+
+def _line_error(shift: float, tail: float) -> float:
+    """The least error of a straight line for 1/(λ + shift) on [0, tail]."""
+    return (1 / math.sqrt(shift) - 1 / math.sqrt(shift + tail)) ** 2 / 2
+
+
+def far_resolvent(gram: Tensor, shift: Tensor, tail: Tensor, spike: int) -> Tensor:
+    """(G + shift)^(-1) where shift is far above the tail's eigenvalues: no inverse but that of the spike's rows.
+
+    For the tail T the best straight line stands in, (T + shift)^(-1) = αI − βT; the spike is eliminated exactly.
+    """
+    top, side, rest = gram[..., :spike, :spike], gram[..., spike:, :spike], gram[..., spike:, spike:]
+    slope = 1 / (shift * (shift + tail))
+    level = 1 / shift - (shift.rsqrt() - (shift + tail).rsqrt()).square() / 2
+    eliminated = level * side - slope * (rest @ side)
+    core = top - side.mT @ eliminated
+    core.diagonal(dim1=-2, dim2=-1).add_(shift[..., 0])
+    core = torch.linalg.inv_ex(core).inverse
+    corner = eliminated @ core
+    out = torch.empty_like(gram)
+    out[..., :spike, :spike] = core
+    out[..., spike:, :spike] = -corner
+    out[..., :spike, spike:] = -corner.mT
+    out[..., spike:, spike:] = corner @ eliminated.mT - slope * rest
+    out[..., spike:, spike:].diagonal(dim1=-2, dim2=-1).add_(level[..., 0])
+    return out
 
 
 def zolotarev(kappa: float, poles: int) -> tuple[float, list[float], list[float], float]:
