@@ -49,3 +49,8 @@ def test_the_automatic_threshold_follows_the_peak():
 
 def test_the_automatic_threshold_is_one_for_all_groups_so_that_a_factor_moves_its_group_further():
     assert clip_threshold(group(clip="auto", lr=8e-3, peak_lr=8e-3, lr_scale=4.0)) == pytest.approx(5.0)
+
+
+def test_an_automatic_threshold_without_a_peak_is_an_error_that_says_what_to_give():
+    with pytest.raises(ValueError, match=r"peak_lr=0.0 with clip='auto' at lr=0.001"):
+        clip_threshold(group(clip="auto", lr=1e-3, peak_lr=0.0))

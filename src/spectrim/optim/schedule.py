@@ -34,6 +34,10 @@ def clip_threshold(group: Mapping[str, Any]) -> float | Tensor | None:
     if clip is None or (isinstance(lr, float | int) and lr == 0):
         return None
     peak: float = group["peak_lr"]
+    if clip == "auto" and peak == 0:
+        raise ValueError(
+            f"peak_lr={peak} with clip='auto' at lr={lr}: the group began at 0, so give it a peak_lr above 0"
+        )
     # A group whose learning rate carries a factor moves by that factor further, clipped or not.
     threshold: float | Tensor = AUTO_CLIP * group["lr_scale"] / peak if clip == "auto" else float(clip)
     step = group["steps_taken"]
