@@ -28,6 +28,9 @@ def clip_threshold(group: Mapping[str, Any]) -> float | Tensor | None:
 
     While the learning rate warms up, c times the learning rate is constant; then c is; then c may decay over the
     last part of training (arXiv 2603.14315). A tensor only where the group's learning rate is one.
+
+    Raises:
+        ValueError: ``clip="auto"`` in a group that began at learning rate 0 and was given no ``peak_lr``.
     """
     clip = group["clip"]
     lr: float | Tensor = group["lr"]
