@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -222,8 +222,3 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def ratio(times: Sequence[float], others: Sequence[float]) -> float:
     return statistics.median(mine / its for mine, its in zip(times, others, strict=True))
-
-
-def as_dicts(rows: Sequence[OptimizerRow]) -> list[dict[str, Any]]:
-    """Rows as plain values, for JSON."""
-    return [asdict(row) for row in rows]

@@ -1,33 +1,18 @@
-"""The options of :class:`~spectrim.optim.wrapper.SpectralClipping`, and how groups of another optimizer take them."""
+"""How groups of another optimizer take the options of :class:`~spectrim.optim.wrapper.SpectralClipping`.
+
+A group that states an option before it is wrapped keeps its value.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 from torch.optim import Optimizer
 
-from spectrim.optim.options import ClipScope, complete_options, finish_group
-from spectrim.optim.schedule import ClipDecay
+from spectrim.optim.options import ClippingOptions, complete_options, finish_group
 
-__all__ = ["CLIPPING_KEYS", "ClippingOptions", "clipping_defaults", "clipping_values"]
-
-
-class ClippingOptions(TypedDict, total=False):
-    """Those of :class:`~spectrim.optim.options.SpectralOptions` that concern the clip; there they are explained.
-
-    Each is also a value of a param group; a group that states it before it is wrapped keeps its value.
-    """
-
-    clip_scope: ClipScope
-    peak_lr: float | None
-    warmup_steps: int
-    total_steps: int | None
-    clip_form: Literal["soft", "hard"]
-    clip_decay: ClipDecay
-    clip_decay_fraction: float
-    clip_final: float
-    on_nonfinite: Literal["skip", "raise"]
+__all__ = ["CLIPPING_KEYS", "clipping_defaults", "clipping_values"]
 
 
 #: What the wrapper adds to every group of its base, beside "steps_taken".

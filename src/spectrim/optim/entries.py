@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from spectrim.optim.layout import Layout, default_layout
 from spectrim.optim.roles import Role
 
-__all__ = ["BUCKET_BYTES", "Entry", "buckets", "reading_is_free", "role_and_layout"]
+__all__ = ["BUCKET_BYTES", "Entry", "buckets", "parameter_name", "role_and_layout"]
 
 #: How many bytes of same-shape matrices, in float32, go through an operator at once; one matrix always may. On the host
 #: only small ones gain from company: a large one fills the cores by itself and need not be copied into a stack.
@@ -31,11 +30,14 @@ class Entry:
 
     parameter: Tensor
     grad: Tensor
-    state: dict[str, Tensor]
     role: Role
     layout: Layout
     position: tuple[int, int]
+    state: dict[str, Tensor] = field(default_factory=dict)
     taken: Tensor | None = None
+
+
+AnyEntry = TypeVar("AnyEntry", bound=Entry)
 
 
 def role_and_layout(group: Mapping[str, Any], parameter: Tensor) -> tuple[Role, Layout]:
@@ -45,14 +47,16 @@ def role_and_layout(group: Mapping[str, Any], parameter: Tensor) -> tuple[Role, 
     return role, layout
 
 
-def reading_is_free(device: torch.device) -> bool:
-    """Whether a tensor's value can be read without making the host wait for a queue, or breaking a compiled graph."""
-    return device.type == "cpu" and not torch.compiler.is_compiling()
+def parameter_name(groups: Sequence[Mapping[str, Any]], position: tuple[int, int]) -> str:
+    """A parameter's name, or its group and place where it was given none."""
+    group, index = position
+    names = groups[group].get("param_names")
+    return str(names[index]) if names else f"group {group}, parameter {index}"
 
 
-def buckets(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+def buckets(entries: Iterable[AnyEntry]) -> Iterator[list[AnyEntry]]:
     """Group entries that one batched operator can serve, in order, each bucket within its limit of bytes."""
-    alike: dict[tuple[Any, ...], list[Entry]] = {}
+    alike: dict[tuple[Any, ...], list[AnyEntry]] = {}
     for entry in entries:
         parameter = entry.parameter
         key = (entry.role, entry.layout, parameter.shape, parameter.dtype, parameter.device, entry.taken is None)

@@ -6,17 +6,15 @@ taken back as a direction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from spectrim.optim.entries import Entry, buckets
+from spectrim.optim.entries import Entry
 from spectrim.optim.probe import Manner
 
-__all__ = ["Held", "held_buckets"]
+__all__ = ["Held"]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -30,7 +28,6 @@ class Held(Entry):
 
     manner: Manner
     weight_decay: float
-    state: dict[str, Tensor] = field(default_factory=dict)
     _weight: Tensor | None = field(init=False)
     _version: int = field(init=False)
 
@@ -67,8 +64,3 @@ class Held(Entry):
             return -left
         assert self._weight is not None
         return self._weight.to(dtype) * keep - left
-
-
-def held_buckets(entries: Iterable[Held]) -> Iterator[list[Held]]:
-    """:func:`~spectrim.optim.entries.buckets` of held entries."""
-    return cast(Iterator[list[Held]], buckets(entries))

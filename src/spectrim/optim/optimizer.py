@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from spectrim.operators._stack import reading_is_free
 from spectrim.optim.directions import ADAM, fused_kernel_serves
-from spectrim.optim.entries import Entry, buckets, reading_is_free, role_and_layout
+from spectrim.optim.entries import Entry, buckets, parameter_name, role_and_layout
 from spectrim.optim.gradient import prepare, shrink_entries, squared_norm
 from spectrim.optim.layout import Layout, matrices
 from spectrim.optim.options import complete_options, effective_options, finish_group, is_zero
@@ -121,9 +122,7 @@ class SpectralOptimizer(Optimizer):
         return self.recipe if group["clip_scope"] == "all" or role == "matrix" else PLAIN_ADAMW
 
     def _name(self, position: tuple[int, int]) -> str:
-        group, index = position
-        names = self.param_groups[group].get("param_names")
-        return str(names[index]) if names else f"group {group}, parameter {index}"
+        return parameter_name(self.param_groups, position)
 
     # -- The step ------------------------------------------------------------------------------------------------------
 
@@ -198,7 +197,7 @@ class SpectralOptimizer(Optimizer):
             return True
         group = self.param_groups[entry.position[0]]
         energy = squared_norm(entry.grad)
-        if not reading_is_free(energy.device) and group["on_nonfinite"] == "skip":
+        if not reading_is_free(energy) and group["on_nonfinite"] == "skip":
             finite = energy.isfinite()
             entry.taken = finite & ((energy > 0) | (torch.as_tensor(group["lr"], device=energy.device) != 0))
             entry.grad = torch.where(entry.taken, entry.grad, 0)

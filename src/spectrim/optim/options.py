@@ -14,27 +14,31 @@ from spectrim.optim.recipe import SCALES
 from spectrim.optim.roles import ROLES
 from spectrim.optim.schedule import CLIP_DECAYS, ClipDecay
 
-__all__ = ["ClipScope", "SpectralOptions", "complete_options", "effective_options", "finish_group", "is_zero"]
+__all__ = [
+    "ClipScope",
+    "ClippingOptions",
+    "SpectralOptions",
+    "complete_options",
+    "effective_options",
+    "finish_group",
+    "is_zero",
+]
 
 ClipScope = Literal["all", "matrices"]
 
 
-class SpectralOptions(TypedDict, total=False):
-    """Options that every recipe takes by keyword, each also a value of a param group.
+class ClippingOptions(TypedDict, total=False):
+    """Options of whatever clips, each also a value of a param group.
 
     Attributes:
-        clip_scope: "all": every role follows the recipe. "matrices": embeddings, heads and vectors get plain AdamW.
+        clip_scope: "all": every role is clipped. "matrices": embeddings, heads and vectors are not; the recipes of this
+            library give them plain AdamW then.
         peak_lr: the learning rate that thresholds refer to; the group's initial one unless given.
         warmup_steps: while the learning rate warms up, threshold times learning rate is constant.
         total_steps: length of training, needed where ``clip_decay`` is not "constant".
         clip_form: "soft" shrinks every singular value σ to σ/√(1+σ²/c²); "hard" only those above c, to c.
         clip_decay: how the threshold falls over the last ``clip_decay_fraction`` of training to ``clip_final`` of
             itself.
-        shrink_at: "gradient", or "direction" to shrink what the base direction gives instead.
-        shrink_form: "redescending", "monotone" or "hard"; see :func:`spectrim.smooth_shrink`.
-        state_dtype: in which the direction's state is kept: "float32", or "bfloat16" with stochastic rounding; None for
-            float32, or the parameter's dtype where that is wider.
-        maximize: ascend instead of descend.
         on_nonfinite: "skip" leaves a parameter whose gradient is not finite as it is; "raise" stops before any moves.
     """
 
@@ -46,11 +50,24 @@ class SpectralOptions(TypedDict, total=False):
     clip_decay: ClipDecay
     clip_decay_fraction: float
     clip_final: float
+    on_nonfinite: Literal["skip", "raise"]
+
+
+class SpectralOptions(ClippingOptions, total=False):
+    """Options that every recipe takes by keyword: the clip's, and these.
+
+    Attributes:
+        shrink_at: "gradient", or "direction" to shrink what the base direction gives instead.
+        shrink_form: "redescending", "monotone" or "hard"; see :func:`spectrim.smooth_shrink`.
+        state_dtype: in which the direction's state is kept: "float32", or "bfloat16" with stochastic rounding; None for
+            float32, or the parameter's dtype where that is wider.
+        maximize: ascend instead of descend.
+    """
+
     shrink_at: Literal["gradient", "direction"]
     shrink_form: ShrinkForm
     state_dtype: Literal["float32", "bfloat16"] | None
     maximize: bool
-    on_nonfinite: Literal["skip", "raise"]
 
 
 _DEFAULTS: dict[str, Any] = {

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from spectrim.operators import hard_clip, orthogonalize, soft_clip, soft_clip_vector, spike_correction, track_spike
+from spectrim.operators._stack import reading_is_free
 from spectrim.operators.spike import start_basis
 from spectrim.optim.recipe import Recipe, Scale
 
@@ -179,7 +180,7 @@ def apply_update(weight: Tensor, update: Update, lr: float | Tensor, *, keep: fl
 
 def _readable(step: Tensor) -> float | Tensor:
     # A Python number lets the host's kernels run at full width; on an accelerator reading it would stall the queue.
-    return step.item() if step.numel() == 1 and step.device.type == "cpu" else step
+    return step.item() if step.numel() == 1 and reading_is_free(step) else step
 
 
 @overload

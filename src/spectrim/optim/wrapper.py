@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from spectrim.optim.clipping_options import CLIPPING_KEYS, ClippingOptions, clipping_defaults, clipping_values
-from spectrim.optim.entries import reading_is_free, role_and_layout
+from spectrim.operators._stack import reading_is_free
+from spectrim.optim.clipping_options import CLIPPING_KEYS, clipping_defaults, clipping_values
+from spectrim.optim.entries import buckets, parameter_name, role_and_layout
 from spectrim.optim.gradient import squared_norm
-from spectrim.optim.held import Held, held_buckets
+from spectrim.optim.held import Held
 from spectrim.optim.layout import matrices
 from spectrim.optim.optimizer import SpectralOptimizer
-from spectrim.optim.options import is_zero
+from spectrim.optim.options import ClippingOptions, is_zero
 from spectrim.optim.probe import Manner, check_base, find_manner
 from spectrim.optim.recipe import PLAIN_ADAMW
 from spectrim.optim.schedule import clip_threshold
@@ -43,7 +44,7 @@ class SpectralClipping(Optimizer):
             is; in plain ones, 2-D and 3-D parameters are matrices and the rest vectors.
         clip: threshold c of the update's singular values; "auto" is 0.01 over the group's peak learning rate, None
             leaves the base's steps as they are.
-        options: see :class:`~spectrim.optim.clipping_options.ClippingOptions`. ``clip_scope`` is "all": embeddings and
+        options: see :class:`~spectrim.optim.options.ClippingOptions`. ``clip_scope`` is "all": embeddings and
             heads are clipped as matrices, vectors by their norm; "matrices" leaves them to the base.
 
     Raises:
@@ -169,9 +170,7 @@ class SpectralClipping(Optimizer):
         return self._manners[key]
 
     def _name(self, position: tuple[int, int]) -> str:
-        group, index = position
-        names = self.param_groups[group].get("param_names")
-        return str(names[index]) if names else f"group {group}, parameter {index}"
+        return parameter_name(self.param_groups, position)
 
     # -- The step ------------------------------------------------------------------------------------------------------
 
@@ -211,7 +210,7 @@ class SpectralClipping(Optimizer):
             for group, entries in zip(self.param_groups, held, strict=True):
                 if is_zero(group["lr"]):
                     continue
-                for bucket in held_buckets(entry for entry in entries if not entry.idled()):
+                for bucket in buckets(entry for entry in entries if not entry.idled()):
                     self._update(group, bucket)
                 group["steps_taken"] += 1
         finally:
@@ -308,4 +307,4 @@ def _usable(lr: float | Tensor) -> float | Tensor:
     """A learning rate as a number where reading it is free; else one by which to divide, even if zero."""
     if not isinstance(lr, Tensor):
         return lr
-    return float(lr) if reading_is_free(lr.device) else lr.clamp_min(torch.finfo(lr.dtype).tiny)
+    return float(lr) if reading_is_free(lr) else lr.clamp_min(torch.finfo(lr.dtype).tiny)
