@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from spectrim.lab.errors import LabError
 
@@ -26,6 +26,7 @@ __all__ = [
     "TrainConfig",
     "describe_differences",
     "differences",
+    "merge",
     "read_toml",
 ]
 
@@ -73,6 +74,14 @@ class ModelConfig(Config):
     preset: str = "2m"
 
 
+def as_json(value: Any) -> Any:
+    """The same value with tuples as lists, as a file would give it back; what no file can hold is refused."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        raise ValueError("expected numbers, strings, booleans and lists of them") from None
+
+
 class OptimizerConfig(Config):
     """What every recipe has; unset values come from the table of defaults (:mod:`spectrim.lab.recipes`)."""
 
@@ -87,6 +96,23 @@ class OptimizerConfig(Config):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    # What some recipes have and others refuse; unset, it is what the recipe's class takes.
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    nesterov: bool | None = None
+    rank_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Of spectra: the share of directions that is taken for the spike."""
+    scale: Literal["match_rms_adamw", "original"] | None = None
+    orthogonalize_steps: PositiveInt | None = None
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    beta3: Annotated[float, Field(ge=0, lt=1)] | None = None
+    shrink_factor: PositiveFloat | None = None
+    """For recipes with +shrink: factor on the gradient's entry scale above which entries are shrunk."""
+    shrink_form: Literal["redescending", "monotone", "hard"] | None = None
+    pre_clip: PositiveFloat | None = None
+    """For recipes with +preclip: threshold on the singular values of the gradient."""
+    clip_form: Literal["soft", "hard"] | None = None
+    arguments: Annotated[dict[str, Any], BeforeValidator(as_json)] = {}
+    """Keyword arguments of an optimizer from outside (:mod:`spectrim.lab.outside`)."""
     gradient_clip: PositiveFloat = 1.0
     """Global L2 norm of the gradient, applied before the optimizer."""
 
@@ -153,6 +179,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise LabError(f"config {str(path)!r} is not TOML: {error}") from None
 
 
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two nested dictionaries as one new one; the second wins."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
 def differences(stored: Config, asked: Config) -> Iterator[tuple[str, Any, Any]]:
     """Every dotted key whose values differ, with the stored and the asked value."""
     old, new = dict(leaves(stored.model_dump(mode="json"))), dict(leaves(asked.model_dump(mode="json")))
@@ -191,16 +226,15 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
     return f"{key}={problem['input']!r}: {message}"
 
 
-def toml(tree: dict[str, Any]) -> str:
-    """Nested dictionaries of plain values as TOML; values of None are left out."""
+def toml(tree: dict[str, Any], path: str = "") -> str:
+    """Nested dictionaries of plain values as TOML; values of None are left out. ``path`` is the table that this is."""
     plain = {key: value for key, value in tree.items() if not isinstance(value, dict | None)}
     lines = [f"{toml_key(key)} = {toml_value(value)}" for key, value in plain.items()]
     text = "".join(f"{line}\n" for line in lines)
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            if any(isinstance(item, dict) for item in value.values()):
-                raise TypeError(f"table {key!r} holds tables; the lab's settings are two levels deep")
-            text += f"\n[{toml_key(key)}]\n{toml(value)}"
+            table = f"{path}{toml_key(key)}"
+            text += f"\n[{table}]\n{toml(value, table + '.')}"
     return text
 
 

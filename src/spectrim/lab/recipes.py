@@ -1,7 +1,8 @@
-"""Recipes by name: base[+shrink][+preclip][+clip], what each builds, and the hyperparameters it starts from.
+"""Recipes by name: base[+shrink][+preclip][+clip], what each builds, and the hyperparameters it has.
 
-The defaults of every recipe stand in one table, ``defaults.toml``, which ``benchmarks/learning_rates.py`` writes from
-the results of its grid; each entry says which result it comes from.
+A base is one of :data:`BASES`, or the import path of an optimizer from outside, which takes +clip alone. The
+defaults of the former stand in one table, ``defaults.toml``, which ``benchmarks/learning_rates.py`` writes from the
+results of its grid; each entry says which result it comes from.
 """
 
 import tomllib
@@ -13,16 +14,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectrim.lab.config import Config, PositiveFloat, TrainConfig
+from spectrim.lab import outside
+from spectrim.lab.config import Config, OptimizerConfig, PositiveFloat, TrainConfig
 from spectrim.lab.errors import LabError
 
-__all__ = ["BASES", "Defaults", "Recipe", "build_optimizer", "default_hyperparameters", "parse_recipe", "resolve"]
+__all__ = [
+    "BASES",
+    "Defaults",
+    "Recipe",
+    "build_optimizer",
+    "default_hyperparameters",
+    "own_hyperparameters",
+    "parse_recipe",
+    "resolve",
+]
 
 MODIFIERS = ("shrink", "preclip", "clip")
 """In the order of a recipe's name."""
 
 PRE_CLIP = 0.1
 """Threshold on the gradient's singular values; the published setting (arXiv 2603.14315)."""
+
+BETA3 = 0.9999
+"""Of AdEMAMix's slow average, unless given."""
+
+MODIFIER_KEYS = {
+    "shrink": ("shrink_factor", "shrink_form"),
+    "preclip": ("pre_clip",),
+    "clip": ("clip_bound", "clip_form"),
+}
+"""The hyperparameters that a modifier brings, by their names in the configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +52,17 @@ class Base:
 
     optimizer: str
     modifiers: tuple[str, ...]
-    more_betas: tuple[float, ...] = ()
-    """What the class wants after (beta1, beta2)."""
+    own: tuple[str, ...] = ()
+    """Hyperparameters that not every base has, by their names in the configuration."""
 
 
 BASES = {
     "adamw": Base(optimizer="AdamW", modifiers=MODIFIERS),
-    "signum": Base(optimizer="Signum", modifiers=MODIFIERS),
-    "ademamix": Base(optimizer="AdEMAMix", modifiers=MODIFIERS, more_betas=(0.9999,)),
-    "momentum": Base(optimizer="Momentum", modifiers=MODIFIERS),
-    "spectra": Base(optimizer="Spectra", modifiers=("shrink", "clip")),
-    "muon": Base(optimizer="Muon", modifiers=("shrink",)),
+    "signum": Base(optimizer="Signum", modifiers=MODIFIERS, own=("momentum", "nesterov")),
+    "ademamix": Base(optimizer="AdEMAMix", modifiers=MODIFIERS, own=("alpha", "beta3")),
+    "momentum": Base(optimizer="Momentum", modifiers=MODIFIERS, own=("momentum", "nesterov")),
+    "spectra": Base(optimizer="Spectra", modifiers=("shrink", "clip"), own=("momentum", "rank_ratio")),
+    "muon": Base(optimizer="Muon", modifiers=("shrink",), own=("momentum", "nesterov", "scale", "orthogonalize_steps")),
 }
 
 
@@ -56,6 +77,16 @@ class Recipe:
     def name(self) -> str:
         """The name, its modifiers in canonical order."""
         return "+".join([self.base, *(modifier for modifier in MODIFIERS if modifier in self.modifiers)])
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether the base is an optimizer from outside."""
+        return outside.is_outside(self.base)
+
+    @property
+    def folder(self) -> str:
+        """The name as that of a folder, on any system."""
+        return self.name.replace(":", ".")
 
 
 class Defaults(Config):
@@ -76,18 +107,31 @@ def parse_recipe(name: str) -> Recipe:
             not have the base's optimizer.
     """
     base, *modifiers = name.split("+")
-    if base not in BASES:
+    if outside.is_outside(base):
+        outside.load_class(base)
+    elif base not in BASES:
         raise LabError(
-            f"unknown recipe {name!r}, expected base[+shrink][+preclip][+clip] with base one of {', '.join(BASES)}"
+            f"unknown recipe {name!r}, expected base[+shrink][+preclip][+clip] with base one of {', '.join(BASES)}, "
+            f"or module:Class[+clip] for an optimizer from outside"
         )
-    allowed = BASES[base].modifiers
+    else:
+        optimizer_class(base)
+    allowed = ("clip",) if outside.is_outside(base) else BASES[base].modifiers
     for modifier in modifiers:
         if modifier not in allowed:
             raise LabError(f"unknown recipe {name!r}: {base} takes {', '.join('+' + known for known in allowed)}")
     if len(set(modifiers)) < len(modifiers):
         raise LabError(f"unknown recipe {name!r}: a modifier stands twice")
-    optimizer_class(base)
     return Recipe(base=base, modifiers=frozenset(modifiers))
+
+
+def own_hyperparameters(recipe: Recipe) -> tuple[str, ...]:
+    """The hyperparameters that this recipe has and not every recipe does, by their names in the configuration."""
+    of_base = ("arguments",) if recipe.is_outside else BASES[recipe.base].own
+    return (
+        *of_base,
+        *(key for modifier in MODIFIERS if modifier in recipe.modifiers for key in MODIFIER_KEYS[modifier]),
+    )
 
 
 def optimizer_class(base: str) -> Any:
@@ -113,6 +157,8 @@ def default_hyperparameters(recipe: Recipe) -> Defaults:
 
     Plainer means without shrinking first, which moves the best learning rate least, then without pre-clipping.
     """
+    if recipe.is_outside:
+        return Defaults(lr=outside.default_lr(recipe.base), source=f"what {recipe.base} itself starts from")
     table = defaults_table()
     modifiers = set(recipe.modifiers)
     for dropped in (None, *MODIFIERS):
@@ -128,19 +174,36 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """The configuration with the recipe's canonical name and every unset hyperparameter filled in.
 
     Raises:
-        LabError: the recipe is unknown.
+        LabError: the recipe is unknown, or does not have a hyperparameter that is set.
     """
     recipe = parse_recipe(config.recipe)
     optimizer = config.optimizer
+    refuse_foreign(recipe, optimizer)
     unset = [name for name in ("lr", "embedding_lr", "head_lr", "clip_bound") if getattr(optimizer, name) is None]
     if "clip" not in recipe.modifiers:
-        if optimizer.clip_bound is not None:
-            raise LabError(f"clip_bound={optimizer.clip_bound}: recipe {recipe.name!r} does not clip")
         unset.remove("clip_bound")
     if unset:
         defaults = default_hyperparameters(recipe)
         optimizer = optimizer.model_copy(update={name: getattr(defaults, name) for name in unset})
+    if recipe.is_outside:
+        outside.keywords(recipe.base, optimizer)
     return config.model_copy(update={"recipe": recipe.name, "optimizer": optimizer})
+
+
+def refuse_foreign(recipe: Recipe, settings: OptimizerConfig) -> None:
+    """Refuse a hyperparameter that is set but that the recipe does not have, and so would be ignored."""
+    own = own_hyperparameters(recipe)
+    everyones: dict[str, Any] = OptimizerConfig().model_dump()
+    unset: tuple[Any, ...] = (None, {})
+    for key, value in settings.model_dump().items():
+        if key in ("beta1", "beta2") and recipe.is_outside and value != everyones[key]:
+            raise LabError(f"{key}={value}: set the betas of {recipe.base!r} by optimizer.arguments.betas")
+        if value in unset or everyones[key] not in unset or key in own or key in ("lr", "embedding_lr", "head_lr"):
+            continue
+        if key == "clip_bound":
+            raise LabError(f"clip_bound={value}: recipe {recipe.name!r} does not clip")
+        choices = f"its own are {', '.join(own)}" if own else "it has none of its own"
+        raise LabError(f"{key}={value!r}: recipe {recipe.name!r} does not have that hyperparameter; {choices}")
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -148,25 +211,33 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     import spectrim
 
     recipe = parse_recipe(config.recipe)
-    base = BASES[recipe.base]
     settings = config.optimizer
-    arguments: dict[str, Any] = {
-        "lr": settings.lr,
-        "weight_decay": settings.weight_decay,
-        "warmup_steps": config.warmup_steps,
-        "total_steps": config.steps,
-        "betas": (settings.beta1, settings.beta2, *base.more_betas),
-    }
-    if "shrink" in recipe.modifiers:
-        arguments["shrink"] = "auto"
-    if "preclip" in recipe.modifiers:
-        arguments["pre_clip"] = PRE_CLIP
+    assert settings.lr is not None
+    timing = {"warmup_steps": config.warmup_steps, "total_steps": config.steps}
+    clip: dict[str, Any] = {}
     if "clip" in recipe.modifiers:
-        assert settings.lr is not None
-        arguments["clip"] = "auto" if settings.clip_bound is None else settings.clip_bound / settings.lr
-        # Spectra leaves embeddings and head to AdamW, clipped or not; the scope of the others is the paper's.
-        if recipe.base != "spectra":
-            arguments["clip_scope"] = "all"
+        clip["clip"] = "auto" if settings.clip_bound is None else settings.clip_bound / settings.lr
+        if settings.clip_form is not None:
+            clip["clip_form"] = settings.clip_form
+    if recipe.is_outside:
+        return outside.build(recipe.base, model, settings, clip={**clip, **timing} if clip else None)
+
+    base = BASES[recipe.base]
+    betas: tuple[float, ...] = (settings.beta1, settings.beta2)
+    if "beta3" in base.own:
+        betas = (*betas, BETA3 if settings.beta3 is None else settings.beta3)
+    own = {key: getattr(settings, key) for key in base.own if key != "beta3" and getattr(settings, key) is not None}
+    arguments: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "betas": betas}
+    arguments |= {**timing, **own, **clip}
+    if "shrink" in recipe.modifiers:
+        arguments["shrink"] = "auto" if settings.shrink_factor is None else settings.shrink_factor
+        if settings.shrink_form is not None:
+            arguments["shrink_form"] = settings.shrink_form
+    if "preclip" in recipe.modifiers:
+        arguments["pre_clip"] = PRE_CLIP if settings.pre_clip is None else settings.pre_clip
+    # Spectra leaves embeddings and head to AdamW, clipped or not; the scope of the others is the paper's.
+    if "clip" in recipe.modifiers and recipe.base != "spectra":
+        arguments["clip_scope"] = "all"
     groups = spectrim.param_groups(model, embedding_lr=settings.embedding_lr or 1.0, head_lr=settings.head_lr or 1.0)
     optimizer: torch.optim.Optimizer = optimizer_class(recipe.base)(groups, **arguments)
     return optimizer
