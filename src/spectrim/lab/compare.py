@@ -3,18 +3,32 @@
 ``runs/NAME/RECIPE/seed-S/`` is a run like any other. Calling a comparison again does only what is missing, so an
 interrupted one goes on and a finished one only rewrites its report; recipes and seeds may be added, nothing else may
 change under the same name.
+
+Runs have equal numbers of steps, or with ``equal="time"`` as many as fit into equal seconds. Either way the report says
+both: where a recipe ends, and where it stands when AdamW has used its time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, field_validator
 
-from spectrim.lab.config import PositiveFloat, Seed, SharedConfig, TrainConfig, describe_differences, read_toml
+from spectrim.lab.config import (
+    OptimizerConfig,
+    PositiveFloat,
+    Seed,
+    SharedConfig,
+    TrainConfig,
+    describe_differences,
+    merge,
+    read_toml,
+)
+from spectrim.lab.dynamics import read_dynamics
+from spectrim.lab.equal_time import fit_steps
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import write_text
-from spectrim.lab.log import Record
+from spectrim.lab.log import Record, read_log
 from spectrim.lab.recipes import parse_recipe
 from spectrim.lab.results import BASELINE, RunResult, summarise
 from spectrim.lab.run import RunFolder
@@ -40,6 +54,12 @@ class CompareConfig(SharedConfig):
     embedding_lr: Rates = Field(default={})
     head_lr: Rates = Field(default={})
     clip_bound: Rates = Field(default={})
+    overrides: dict[str, dict[str, Any]] = Field(default={})
+    """Any key of the table ``optimizer`` by recipe; the four rates above win over it."""
+    equal: Literal["tokens", "time"] = "tokens"
+    """What all recipes have the same of: steps, or training time."""
+    seconds: PositiveFloat | None = None
+    """With equal time: how long; unset, the time that AdamW takes for ``steps``."""
 
     @field_validator("recipes", "seeds")
     @classmethod
@@ -48,18 +68,28 @@ class CompareConfig(SharedConfig):
             raise ValueError("each may stand once only")
         return values
 
-    def runs(self) -> Iterator[TrainConfig]:
-        """Every run, complete with its hyperparameters; one seed of all recipes before the next seed."""
+    def runs(self, steps: Mapping[str, int] | None = None) -> Iterator[TrainConfig]:
+        """Every run, complete with its hyperparameters; one seed of all recipes before the next seed.
+
+        Args:
+            steps: of each recipe, where they are not the same for all.
+        """
         shared = {key: getattr(self, key) for key in SharedConfig.model_fields}
         for seed in self.seeds:
             for recipe in self.recipes:
                 rates = {key: by[recipe] for key in RATES if recipe in (by := getattr(self, key))}
-                optimizer = self.optimizer.model_copy(update=rates)
-                yield prepare(TrainConfig(**{**shared, "optimizer": optimizer}, recipe=recipe, seed=seed))
+                values = merge(self.optimizer.model_dump(), self.overrides.get(recipe, {})) | rates
+                shared["optimizer"] = OptimizerConfig.parse(values, source=f"overrides of {recipe!r}")
+                if steps is not None:
+                    shared["steps"] = steps[recipe]
+                yield prepare(TrainConfig(**shared, recipe=recipe, seed=seed))
 
 
 class Monitor(Protocol):
     """What a comparison tells whoever watches it."""
+
+    def calibration_started(self, config: TrainConfig) -> None:
+        """A recipe is about to be timed, for a comparison at equal time."""
 
     def run_started(self, config: TrainConfig) -> None:
         """A run begins, or goes on from its last checkpoint."""
@@ -91,14 +121,19 @@ def compare(
     from spectrim.lab.report import write_report
 
     config = canonical(config)
-    runs = [(run, RunFolder(out / run.recipe / f"seed-{run.seed}")) for run in config.runs()]
-    check(config, out, runs)
+    check_folder(config, out)
     tokens = prepare_tokens(config.data, cache_dir)
-    for _, folder in runs:
-        if (finished := folder.result()) is not None and finished.data_key != tokens.key:
-            raise LabError(
-                f"{str(folder.path)!r} was trained on other text than the data holds now; choose another --name"
-            )
+    budget = None
+    if config.equal == "time":
+        # Recipes are timed first, in the comparison's folder; it is one from then on, also if that is interrupted.
+        if not (out / "config.toml").is_file():
+            write_text(out / "config.toml", config.to_toml())
+        firsts = list(config.model_copy(update={"seeds": config.seeds[:1]}).runs())
+        on_calibration = monitor.calibration_started if monitor else None
+        budget = fit_steps(firsts, out, seconds=config.seconds, cache_dir=cache_dir, on_calibration=on_calibration)
+    steps = budget.steps if budget else None
+    runs = [(run, RunFolder(out / parse_recipe(run.recipe).folder / f"seed-{run.seed}")) for run in config.runs(steps)]
+    check_runs(runs, tokens.key)
     write_text(out / "config.toml", config.to_toml())
 
     results: dict[str, list[RunResult]] = {recipe: [] for recipe in config.recipes}
@@ -111,38 +146,52 @@ def compare(
             result = train(run, folder.path, resume=True, cache_dir=cache_dir, on_step=on_step)
         if monitor:
             monitor.run_finished(run, result)
-        results[run.recipe].append(result)
+        results[run.recipe].append(with_dynamics(result, folder))
     summary = {
         "recipes": summarise(results),
         "config": config.model_dump(mode="json"),
         "environment": results[config.recipes[0]][0].environment,
+        **({"budget": budget.model_dump(mode="json")} if budget else {}),
     }
     write_report(summary, out)
     return summary
+
+
+def with_dynamics(result: RunResult, folder: RunFolder) -> RunResult:
+    """The result with what the run's log says of its course, if the log is still there."""
+    if result.dynamics is not None or not folder.log_file.is_file():
+        return result
+    return result.model_copy(update={"dynamics": read_dynamics(read_log(folder.log_file))})
 
 
 def canonical(config: CompareConfig) -> CompareConfig:
     """The configuration with recipe names in their canonical spelling and data as absolute paths.
 
     Raises:
-        LabError: a recipe is unknown, stands twice under two spellings, or a rate belongs to none of the recipes.
+        LabError: a recipe is unknown, stands twice under two spellings, or a hyperparameter belongs to none of the
+            recipes.
     """
     spelling = {name: parse_recipe(name).name for name in config.recipes}
     update: dict[str, Any] = {"recipes": tuple(spelling.values())}
     if len(set(update["recipes"])) < len(spelling):
         raise LabError(f"recipes {', '.join(spelling)}: two of them are the same")
-    for key in RATES:
+    for key in (*RATES, "overrides"):
         rates = {parse_recipe(name).name: value for name, value in getattr(config, key).items()}
         for name in rates:
             if name not in update["recipes"]:
-                flag = "--" + key.replace("_", "-")
+                flag = "--" + key.replace("_", "-").removesuffix("s")
                 raise LabError(f"{flag} {name}: not in this comparison, expected one of {', '.join(update['recipes'])}")
         update[key] = rates
+    if config.seconds is not None and config.equal != "time":
+        raise LabError(f"seconds={config.seconds:g}: only a comparison at equal time has a time, see --equal")
+    if config.equal == "time" and config.seconds is None and BASELINE not in update["recipes"]:
+        raise LabError(f"equal time without {BASELINE!r} among the recipes: give the time with --seconds")
     config = config.model_copy(update=update)
-    return config.model_copy(update={"data": next(config.runs()).data})
+    first, *_ = config.runs()  # all of them, so that each is checked
+    return config.model_copy(update={"data": first.data})
 
 
-def check(config: CompareConfig, out: Path, runs: list[tuple[TrainConfig, RunFolder]]) -> None:
+def check_folder(config: CompareConfig, out: Path) -> None:
     """Refuse to mix two comparisons in one folder. Writes nothing."""
     file = out / "config.toml"
     if out.exists() and not file.is_file() and (not out.is_dir() or any(out.iterdir())):
@@ -156,11 +205,19 @@ def check(config: CompareConfig, out: Path, runs: list[tuple[TrainConfig, RunFol
             listed = ", ".join(map(str, dropped))
             raise LabError(f"comparison {str(out)!r} has {key} {listed} too; name them again, or choose another --name")
     # Recipes and seeds may grow; the rates are compared run by run, defaults included.
-    free = {key: getattr(config, key) for key in ("recipes", "seeds", *RATES)}
+    free = {key: getattr(config, key) for key in ("recipes", "seeds", "overrides", *RATES)}
     if changes := describe_differences(stored.model_copy(update=free), config):
         raise LabError(f"comparison {str(out)!r} has other settings: {changes}; choose another --name")
+
+
+def check_runs(runs: list[tuple[TrainConfig, RunFolder]], data_key: str) -> None:
+    """Refuse runs that were begun with other settings or on other text. Writes nothing."""
     for run, folder in runs:
         before = folder.stored_config()
         if before is not None and before != run:
             changes = describe_differences(before, run)
             raise LabError(f"run {str(folder.path)!r} has other settings: {changes}; choose another --name")
+        if (finished := folder.result()) is not None and finished.data_key != data_key:
+            raise LabError(
+                f"{str(folder.path)!r} was trained on other text than the data holds now; choose another --name"
+            )

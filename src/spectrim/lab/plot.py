@@ -1,12 +1,13 @@
-"""The picture of a comparison: validation loss against tokens, one line a recipe, its seeds as a band."""
+"""The pictures of a comparison: validation loss against tokens or time, one line a recipe, its seeds as a band."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from spectrim.lab.files import write_atomically
 from spectrim.lab.results import BASELINE
 
-__all__ = ["save_curves"]
+__all__ = ["look", "save_curves", "save_figure"]
 
 # Okabe and Ito's palette without its yellow, which is too faint for a line: told apart by colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -14,8 +15,23 @@ STYLES = ("-", "--", "-.", ":")
 """Beyond the colours there are, and in print, lines differ by their dashes."""
 
 
-def save_curves(summary: dict[str, Any], path: Path) -> None:
+Over = Literal["tokens", "time"]
+
+
+def save_curves(summary: dict[str, Any], path: Path, *, over: Over = "tokens") -> None:
     """Draw the mean curve of each recipe with the range of its seeds; the suffix of ``path`` chooses PNG or SVG."""
+    config = summary["config"]
+    title = f"Validation loss, model {config['model']['preset']}, {len(config['seeds'])} seed(s)"
+
+    def draw_all(axes: Any) -> None:
+        draw(axes, summary["recipes"], over)
+        axes.set_title(title, loc="left")
+
+    save_figure(path, draw_all)
+
+
+def save_figure(path: Path, draw_on: Callable[[Any], None]) -> None:
+    """Let ``draw_on`` fill the axes of a figure, and write it; the suffix of ``path`` chooses PNG or SVG."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -24,34 +40,35 @@ def save_curves(summary: dict[str, Any], path: Path) -> None:
         {"svg.hashsalt": "spectrim", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
     ):
         figure = Figure(figsize=(8, 5), layout="constrained")
-        axes = figure.add_subplot()
-        draw(axes, summary["recipes"])
-        config = summary["config"]
-        axes.set_title(
-            f"Validation loss, model {config['model']['preset']}, {len(config['seeds'])} seed(s)", loc="left"
-        )
+        draw_on(figure.add_subplot())
         suffix = path.suffix.removeprefix(".")
         metadata = {"Date": None} if suffix == "svg" else {}
         write_atomically(path, lambda file: figure.savefig(file, format=suffix, dpi=160, metadata=metadata))
 
 
-def draw(axes: Any, recipes: dict[str, dict[str, Any]]) -> None:
+def look(index: int) -> dict[str, Any]:
+    """Colour and dashes of the recipe at this place."""
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index // len(COLOURS) % len(STYLES)]}
+
+
+def draw(axes: Any, recipes: dict[str, dict[str, Any]], over: Over) -> None:
     # The legend goes from the lowest final loss up, as the lines end.
     order = sorted(recipes, key=lambda name: (recipes[name]["final_loss"] is None, recipes[name]["final_loss"] or 0))
     for name in order:
         index = list(recipes).index(name)
         entry = recipes[name]
-        millions = [tokens / 1e6 for tokens in entry["curve"]["tokens"]]
+        curve = entry["curve"]
+        places = [tokens / 1e6 for tokens in curve["tokens"]] if over == "tokens" else entry["curve_seconds"]
         losses = [float("nan") if loss is None else loss for loss in entry["curve"]["val_loss"]]
         final = "diverged" if entry["final_loss"] is None else f"{entry['final_loss']:.3f}"
-        look = {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index // len(COLOURS) % len(STYLES)]}
+        style = look(index)
         # The baseline is drawn above the others: everything is read against it.
-        axes.plot(millions, losses, label=f"{name}  {final}", linewidth=2, zorder=3 if name == BASELINE else 2, **look)
+        axes.plot(places, losses, label=f"{name}  {final}", linewidth=2, zorder=3 if name == BASELINE else 2, **style)
         if len(entry["seeds"]) > 1:
             columns = list(zip(*(seed["curve"]["val_loss"] for seed in entry["seeds"].values()), strict=True))
             if all(loss is not None for column in columns for loss in column):
                 low, high = [min(column) for column in columns], [max(column) for column in columns]
-                axes.fill_between(millions, low, high, color=look["color"], alpha=0.18, linewidth=0)
+                axes.fill_between(places, low, high, color=style["color"], alpha=0.18, linewidth=0)
     target = recipes.get(BASELINE, {}).get("final_loss")
     if target is not None:
         axes.axhline(target, color="0.5", linewidth=0.8, linestyle=":", zorder=1)
@@ -60,7 +77,9 @@ def draw(axes: Any, recipes: dict[str, dict[str, Any]]) -> None:
         )
     axes.set_ylim(*loss_range(recipes))
     axes.set_xlim(left=0)
-    axes.set_xlabel("tokens (millions)")
+    axes.set_xlabel(
+        "tokens (millions)" if over == "tokens" else "training time (s), without evaluation and checkpoints"
+    )
     axes.set_ylabel("validation loss (nats per token)")
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -38,6 +38,12 @@ class TerminalMonitor:
         self._announce = ""
         self._task = self._bar.add_task("preparing", total=runs * steps, loss="")
 
+    def calibration_started(self, config: TrainConfig) -> None:
+        """Name the recipe that is being timed at the bar's left."""
+        self._bar.update(self._task, description=f"timing {config.recipe}")
+        if not self._console.is_terminal:
+            self._console.print(f"timing {config.recipe}", markup=False, highlight=False)
+
     def run_started(self, config: TrainConfig) -> None:
         """Name the run at the bar's left."""
         self._validation = ""

@@ -1,4 +1,4 @@
-"""The report of a comparison: results.json, a Markdown summary, the curves, and a table for the terminal.
+"""The report of a comparison: results.json, a Markdown summary, the curves, and tables for the terminal.
 
 Everything is made from the one dictionary that :func:`spectrim.lab.compare.compare` returns, so that it can be made
 again from ``results.json``.
@@ -14,21 +14,36 @@ from spectrim.lab.plot import save_curves
 from spectrim.lab.results import BASELINE
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
-__all__ = ["COLUMNS", "NOTE", "Column", "heading", "reading", "table_lines", "terminal_table", "write_report"]
+__all__ = [
+    "COLUMNS",
+    "EQUAL_COLUMNS",
+    "EQUAL_NOTE",
+    "NOTE",
+    "Column",
+    "difference",
+    "equal_table",
+    "heading",
+    "reading",
+    "table_lines",
+    "terminal_table",
+    "terminal_tables",
+    "write_report",
+]
 
 Summary = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A number of a recipe's summary, and how it is shown."""
+    """A value of a recipe's summary, and how it is shown."""
 
     heading: str
     short: str
     """Heading in the terminal, a word a line; without one the column is left out there."""
-    show: Callable[[float], str]
+    show: Callable[[Any], str]
 
 
 COLUMNS = {
@@ -45,17 +60,55 @@ COLUMNS = {
 }
 
 
+def difference(value: dict[str, Any]) -> str:
+    """A paired difference with half of its interval, where there is one."""
+    half = "" if value["low"] is None else f" ±{(value['high'] - value['low']) / 2:.4f}"
+    return f"{value['mean']:+.4f}{half}"
+
+
+EQUAL_COLUMNS = {
+    "difference_to_adamw": Column("difference to AdamW", "differ- ence to AdamW", difference),
+    "seconds": Column("training s", "training s", "{:.1f}".format),
+    "equal_time.share": Column("steps at AdamW's time", "steps then", "{:.0%}".format),
+    "equal_time.loss": Column("loss at AdamW's time", "loss then", "{:.4f}".format),
+    "equal_time.difference": Column("difference at AdamW's time", "difference then", difference),
+    "diverged": Column("diverged", "di- verged", str),
+    "loss_spikes": Column("loss spikes", "loss spikes", str),
+}
+"""A dot leads into a nested value."""
+
+
 def write_report(summary: Summary, out: Path) -> None:
-    """Write results.json, summary.md, loss.png and loss.svg into ``out``; each replaces an older one whole."""
-    save_curves(summary, out / "loss.png")
-    save_curves(summary, out / "loss.svg")
+    """Write results.json, summary.md and the curves into ``out``; each replaces an older one whole."""
+    for suffix in ("png", "svg"):
+        save_curves(summary, out / f"loss.{suffix}")
+        if has_times(summary):
+            save_curves(summary, out / f"loss_over_time.{suffix}", over="time")
     write_text(out / "summary.md", markdown(summary, out.name))
     write_json(out / "results.json", summary)
 
 
+def has_times(summary: Summary) -> bool:
+    """Whether the time of every evaluation is known; results written by earlier versions have none."""
+    return all(entry.get("curve_seconds") for entry in summary["recipes"].values())
+
+
 def cells(entry: dict[str, Any], keys: Iterable[str]) -> list[str]:
     """A recipe's row of a table."""
-    return [absent(key) if entry.get(key) is None else COLUMNS[key].show(entry[key]) for key in keys]
+    values = {key: lookup(entry, key) for key in keys}
+    return [absent(key) if value is None else column(key).show(value) for key, value in values.items()]
+
+
+def column(key: str) -> Column:
+    return COLUMNS[key] if key in COLUMNS else EQUAL_COLUMNS[key]
+
+
+def lookup(entry: dict[str, Any], key: str) -> Any:
+    """A value by its dotted key; None where it, or what it is in, is missing."""
+    value: Any = entry
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def absent(key: str) -> str:
@@ -63,18 +116,35 @@ def absent(key: str) -> str:
     return {"final_loss": "diverged", "tokens_to_adamw": "never"}.get(key, "-")
 
 
+def terminal_tables(summary: Summary) -> "Group":
+    """What ends a comparison: the table of every recipe, and below it the same runs on equal terms."""
+    from rich.console import Group
+
+    second = [equal_table(summary)] if has_times(summary) else []
+    return Group(terminal_table(summary), *second)
+
+
 def terminal_table(summary: Summary) -> "Table":
-    """The table that ends a comparison, 80 columns wide with the usual recipes; the best final loss is bold."""
+    """The table of a comparison, 80 columns wide with the usual recipes; the best final loss is bold."""
+    return rich_table(summary, COLUMNS, title=heading(summary), caption=NOTE)
+
+
+def equal_table(summary: Summary) -> "Table":
+    """Differences to AdamW at equal tokens and at equal time, and what went wrong on the way."""
+    return rich_table(summary, EQUAL_COLUMNS, title="On equal terms", caption=EQUAL_NOTE)
+
+
+def rich_table(summary: Summary, columns: dict[str, Column], *, title: str, caption: str) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    keys = [key for key, column in COLUMNS.items() if column.short]
+    keys = [key for key, column in columns.items() if column.short]
     table = Table(
-        title=heading(summary), caption=NOTE, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=0
+        title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=0
     )
     table.add_column("recipe", no_wrap=True)
     for key in keys:
-        table.add_column("\n".join(COLUMNS[key].short.split()), justify="right", no_wrap=True, vertical="bottom")
+        table.add_column("\n".join(columns[key].short.split()), justify="right", no_wrap=True, vertical="bottom")
     losses = [entry["final_loss"] for entry in summary["recipes"].values() if entry["final_loss"] is not None]
     for name, entry in summary["recipes"].items():
         best = bool(losses) and entry["final_loss"] == min(losses)
@@ -87,6 +157,13 @@ NOTE = (
     "of AdamW's tokens after which the mean validation loss first reaches AdamW's final one."
 )
 
+EQUAL_NOTE = (
+    "Differences of losses are to AdamW with the same seed: mean and 95 % interval (Student's t over the seeds; one "
+    "seed has none). Time is that of all steps, without evaluation and checkpoints. At AdamW's time: on the run's "
+    "curve, when AdamW was done; less than 100% of the steps means that the learning rate had not come down yet. "
+    "Diverged and loss spikes: counts over all seeds."
+)
+
 
 def heading(summary: Summary) -> str:
     """What was compared, in one line."""
@@ -94,16 +171,18 @@ def heading(summary: Summary) -> str:
     tokens = first["curve"]["tokens"][-1]
     seeds = ", ".join(map(str, config["seeds"]))
     length = f"{config['steps']} steps, {tokens:,} tokens"
+    if budget := summary.get("budget"):
+        length = f"{budget['seconds']:.1f} s of training"
     return f"Validation loss after {length}; model {config['model']['preset']}; seeds {seeds}"
 
 
-def table_lines(summary: Summary) -> list[str]:
-    """The table in Markdown, a line a recipe."""
-    titles = ["recipe", *(column.heading for column in COLUMNS.values())]
-    rows = [[f"`{recipe}`", *cells(entry, COLUMNS)] for recipe, entry in summary["recipes"].items()]
+def table_lines(summary: Summary, columns: dict[str, Column] = COLUMNS) -> list[str]:
+    """A table in Markdown, a line a recipe."""
+    titles = ["recipe", *(column.heading for column in columns.values())]
+    rows = [[f"`{recipe}`", *cells(entry, columns)] for recipe, entry in summary["recipes"].items()]
     return [
         f"| {' | '.join(titles)} |",
-        f"|{'---|' + '---:|' * len(COLUMNS)}",
+        f"|{'---|' + '---:|' * len(columns)}",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
 
@@ -123,6 +202,7 @@ def markdown(summary: Summary, name: str) -> str:
         "",
         *reading(summary),
         "",
+        *equal_lines(summary),
         "## Where and how",
         "",
         *(f"- {key}: {value}" for key, value in summary["environment"].items()),
@@ -130,6 +210,29 @@ def markdown(summary: Summary, name: str) -> str:
         "- every setting: `config.toml`; every number: `results.json`; every run: its own folder",
     ]
     return "\n".join(lines) + "\n"
+
+
+def equal_lines(summary: Summary) -> list[str]:
+    """The part of the page on equal terms; empty where results hold no times."""
+    if not has_times(summary):
+        return []
+    lines = ["## On equal terms", ""]
+    if budget := summary.get("budget"):
+        steps = ", ".join(f"`{recipe}` {count}" for recipe, count in budget["steps"].items())
+        lines += [f"Every recipe had {budget['seconds']:.1f} s, by its speed when timed before: steps {steps}.", ""]
+    lines += [*table_lines(summary, EQUAL_COLUMNS), "", EQUAL_NOTE, ""]
+    for name, entry in summary["recipes"].items():
+        if (entry.get("unevenness") or 0) > UNEVEN:
+            lines += [
+                f"Times of `{name}` are uneven: all steps took {entry['unevenness']:.1f} times what the median step "
+                f"would give. The machine was busy with something else, or the optimizer works in bursts.",
+                "",
+            ]
+    return [*lines, "![Validation loss against training time](loss_over_time.svg)", ""]
+
+
+UNEVEN = 1.25
+"""Sum of a run's times over steps times their median, above which the report says so."""
 
 
 def reading(summary: Summary) -> list[str]:

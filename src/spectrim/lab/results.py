@@ -6,6 +6,8 @@ from statistics import fmean
 from typing import Any
 
 from spectrim.lab.config import Config
+from spectrim.lab.dynamics import Dynamics
+from spectrim.lab.statistics import Difference, paired_difference
 
 __all__ = ["BASELINE", "Curve", "RunResult", "mean_curve", "summarise", "tokens_to_reach"]
 
@@ -60,6 +62,8 @@ class RunResult(Config):
     data_key: str
     """Hash of the tokens that the run was trained on."""
     environment: dict[str, str | int]
+    dynamics: Dynamics | None = None
+    """Read from the log where runs are compared."""
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
@@ -91,21 +95,86 @@ def tokens_to_reach(curve: Curve, target: float) -> float | None:
     return None
 
 
-def summarise(runs: Mapping[str, Sequence[RunResult]]) -> dict[str, dict[str, Any]]:
-    """For each recipe the means over its seeds, ``tokens_to_adamw``, and every seed's own numbers.
+def at_time(run: RunResult, seconds: float) -> tuple[float, float | None]:
+    """How far a run is after so many seconds of training: the share of its tokens, and the loss, both linear between
+    evaluations. A run that was done by then has all of its tokens and its final loss.
+    """
+    assert run.dynamics is not None
+    times, tokens, losses = run.dynamics.seconds, run.curve.tokens, run.curve.val_loss
+    if seconds >= times[-1]:
+        return 1.0, losses[-1]
+    for index, end in enumerate(times):
+        if seconds < end:
+            begin, seen, loss = (times[index - 1], tokens[index - 1], losses[index - 1]) if index else (0.0, 0, None)
+            share = (seconds - begin) / (end - begin)
+            following = losses[index]
+            between = None if loss is None or following is None else loss + share * (following - loss)
+            return (seen + share * (tokens[index] - seen)) / tokens[-1], between
+    raise AssertionError("the last time is beyond")
 
-    ``tokens_to_adamw`` is the tokens at which the recipe's mean validation curve first reaches the final loss of
-    AdamW's mean curve, over AdamW's tokens; None if it never does or there is no AdamW to compare with.
+
+def equal_time(results: Sequence[RunResult], baseline: Sequence[RunResult]) -> dict[str, Any] | None:
+    """Where a recipe stands when AdamW, with the same seed, is done; None where a time is not known.
+
+    Keys: "seconds" of AdamW's training, the "loss" then, the "share" of its own steps that the recipe has done, and
+    the paired "difference" to AdamW's final loss.
+    """
+    done = {run.seed: run.dynamics.seconds[-1] for run in baseline if run.dynamics is not None}
+    if not results or any(run.dynamics is None or run.seed not in done for run in results):
+        return None
+    reached = {run.seed: at_time(run, done[run.seed]) for run in results}
+    losses = {seed: loss for seed, (_, loss) in reached.items()}
+    difference = paired_difference(losses, {run.seed: run.final_loss for run in baseline})
+    return {
+        "seconds": fmean(done.values()),
+        "loss": mean(list(losses.values())),
+        "share": fmean(share for share, _ in reached.values()),
+        "difference": as_dict(difference),
+    }
+
+
+def as_dict(difference: Difference | None) -> dict[str, Any] | None:
+    return difference.model_dump(mode="json") if difference else None
+
+
+def course(results: Sequence[RunResult]) -> dict[str, Any]:
+    """What the logs say: mean seconds of training, and how many runs diverged and losses spiked; None if not known."""
+    known = [run.dynamics for run in results if run.dynamics is not None]
+    if len(known) < len(results):
+        return dict.fromkeys(("seconds", "curve_seconds", "unevenness", "diverged", "loss_spikes"))
+    return {
+        "seconds": fmean(run.seconds[-1] for run in known),
+        "curve_seconds": [fmean(column) for column in zip(*(run.seconds for run in known), strict=True)],
+        "unevenness": max(run.unevenness for run in known),
+        "diverged": sum(run.diverged for run in known),
+        "loss_spikes": sum(run.loss_spikes for run in known),
+    }
+
+
+def summarise(runs: Mapping[str, Sequence[RunResult]]) -> dict[str, dict[str, Any]]:
+    """For each recipe the means over its seeds, its differences to AdamW, and every seed's own numbers.
+
+    - ``tokens_to_adamw``: the tokens at which the recipe's mean validation curve first reaches the final loss of
+      AdamW's mean curve, over AdamW's tokens; None if it never does or there is no AdamW to compare with.
+    - ``difference_to_adamw``: of the final losses, paired by seed; see :class:`spectrim.lab.statistics.Difference`.
+    - ``equal_time``: see :func:`equal_time`.
+    - ``seconds``, ``curve_seconds`` (at each evaluation), ``unevenness`` (the worst), ``diverged``, ``loss_spikes``: see
+      :func:`course`.
     """
     curves = {name: mean_curve([run.curve for run in results]) for name, results in runs.items()}
     baseline = curves.get(BASELINE)
     target = baseline.val_loss[-1] if baseline else None
+    adamw = runs.get(BASELINE, ())
     summary: dict[str, dict[str, Any]] = {}
     for name, results in runs.items():
         reached = tokens_to_reach(curves[name], target) if target is not None else None
+        losses, others = ({run.seed: run.final_loss for run in side} for side in (results, adamw))
         summary[name] = {
             **{key: mean([getattr(run, key) for run in results]) for key in MEANS},
             "tokens_to_adamw": reached / baseline.tokens[-1] if baseline and reached is not None else None,
+            "difference_to_adamw": as_dict(paired_difference(losses, others)),
+            "equal_time": equal_time(results, adamw) if adamw else None,
+            **course(results),
             "curve": curves[name].model_dump(mode="json"),
             "seeds": {str(run.seed): run.model_dump(mode="json", exclude={"recipe", "seed"}) for run in results},
         }

@@ -19,6 +19,7 @@ from spectrim.lab import checkpoint
 from spectrim.lab.batches import Batches, validation_batches
 from spectrim.lab.config import TrainConfig
 from spectrim.lab.corpus import resolve_sources
+from spectrim.lab.dynamics import read_dynamics
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import write_json
 from spectrim.lab.log import Record, RunLog, read_log
@@ -224,6 +225,7 @@ def measure(
         ),
         data_key=tokens.key,
         environment=environment(config),
+        dynamics=read_dynamics(records),
         **step_times(records),
     )
 
