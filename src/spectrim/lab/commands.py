@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import json
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ import typer
 
 from spectrim.lab.errors import LabError
 from spectrim.lab.plan import plan_command
+from spectrim.lab.sweep_cli import sweep_command
 
 __all__ = ["app"]
 
@@ -27,7 +29,10 @@ app = typer.Typer(
     help="Spectral control of LLM training: compare optimizer recipes on your own text.",
 )
 
-RECIPES_HELP = "base[+shrink][+preclip][+clip], for example adamw, adamw+clip, spectra, muon."
+RECIPES_HELP = (
+    "base[+shrink][+preclip][+clip], for example adamw, adamw+clip, spectra, muon; or module:Class[+clip] for any "
+    "optimizer, such as torch.optim:NAdam."
+)
 
 Data = Annotated[
     list[str] | None,
@@ -67,11 +72,24 @@ def compare(
     embedding_lr: RateOf = None,
     head_lr: RateOf = None,
     clip_bound: RateOf = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RECIPE.KEY=VALUE", help="Any key of the table optimizer for one recipe; repeatable."),
+    ] = None,
+    equal: Annotated[
+        str | None, typer.Option(help="tokens (default), or time: each recipe has as many steps as fit into it.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="With --equal time: how long; default: AdamW's time for --steps.")
+    ] = None,
     preset: Preset = None,
     batch_size: BatchSize = None,
     sequence_length: SequenceLength = None,
     vocabulary_size: VocabularySize = None,
     checkpoint_every: CheckpointEvery = None,
+    from_sweep: Annotated[
+        Path | None, typer.Option(help="Folder of a sweep: its winners are compared, with its settings.")
+    ] = None,
     config_file: ConfigFile = None,
     cache_dir: CacheDir = None,
     as_json: Json = False,
@@ -83,8 +101,9 @@ def compare(
     """
     from spectrim.lab.compare import CompareConfig
     from spectrim.lab.compare import compare as run_comparison
+    from spectrim.lab.config import merge
     from spectrim.lab.progress import TerminalMonitor
-    from spectrim.lab.report import terminal_table
+    from spectrim.lab.report import terminal_tables
 
     flags = {
         "recipes": recipes or None,
@@ -95,19 +114,24 @@ def compare(
         "embedding_lr": parse_rates("--embedding-lr", embedding_lr),
         "head_lr": parse_rates("--head-lr", head_lr),
         "clip_bound": parse_rates("--clip-bound", clip_bound),
+        "overrides": parse_overrides(override),
+        "equal": equal or ("time" if seconds is not None else None),
+        "seconds": seconds,
         "data.sources": data,
         "data.batch_size": batch_size,
         "data.sequence_length": sequence_length,
         "data.vocabulary_size": vocabulary_size,
         "model.preset": preset,
     }
-    config = configure(CompareConfig, config_file, flags)
-    if not name or name.startswith(".") or Path(name).name != name:
-        raise LabError(f"--name {name!r}: expected a plain folder name; --runs-dir says where it lies")
+    winners = sweep_settings(from_sweep, config_file, recipes)
+    if winners is not None:
+        flags["overrides"] = merge(winners["overrides"], parse_overrides(override) or {})
+    config = configure(CompareConfig, config_file, flags, below=winners)
+    check_name(name)
     with TerminalMonitor(runs=len(config.recipes) * len(config.seeds), steps=config.steps) as monitor:
         summary = run_comparison(config, runs_dir / name, cache_dir=cache_dir, monitor=monitor)
-    show(summary, as_json, lambda: terminal_table(summary))
-    print(f"written to {runs_dir / name}: summary.md, results.json, loss.png, loss.svg", file=sys.stderr)
+    show(summary, as_json, lambda: terminal_tables(summary))
+    print(f"written to {runs_dir / name}: summary.md, results.json, loss.svg, loss_over_time.svg", file=sys.stderr)
 
 
 @app.command()
@@ -188,6 +212,7 @@ def corpus(
 
 
 app.command("plan")(plan_command)
+app.command("sweep")(sweep_command)
 
 
 @app.command(
@@ -200,11 +225,28 @@ def bench(context: typer.Context) -> None:
     raise typer.Exit(bench_app(context.args, prog_name="spectrim bench", standalone_mode=False) or 0)
 
 
-def configure(model: Any, file: Path | None, flags: dict[str, Any]) -> Any:
+def sweep_settings(folder: Path | None, file: Path | None, recipes: list[str] | None) -> dict[str, Any] | None:
+    """What a comparison of a sweep's winners starts from."""
+    if folder is None:
+        return None
+    if file is not None:
+        raise LabError("--config and --from-sweep both say what to compare; give one of them")
+    from spectrim.lab.sweep_report import settings_of_winners
+
+    return settings_of_winners(folder, recipes)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is more than one folder's."""
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise LabError(f"--name {name!r}: expected a plain folder name; --runs-dir says where it lies")
+
+
+def configure(model: Any, file: Path | None, flags: dict[str, Any], *, below: dict[str, Any] | None = None) -> Any:
     """The configuration of a file, if any, under the flags that are set; a key such as "data.sources" is nested."""
     from spectrim.lab.config import read_toml
 
-    values = read_toml(file) if file else {}
+    values = read_toml(file) if file else dict(below or {})
     # Flags may complete a file, so only what the file does hold is checked in its name.
     source = f"config {str(file)!r}" if file else "options"
     for key, value in flags.items():
@@ -242,6 +284,41 @@ def parse_rates(flag: str, items: list[str] | None) -> dict[str, float] | None:
             raise LabError(f"{flag} {item!r}: {recipe} stands twice")
         rates[recipe] = number
     return rates
+
+
+def parse_overrides(items: list[str] | None) -> dict[str, dict[str, Any]] | None:
+    """RECIPE.KEY=VALUE, the value as TOML or else as a string; a key such as arguments.betas is nested."""
+    overrides: dict[str, Any] = {}
+    for item in items or []:
+        left, equals, text = item.partition("=")
+        recipe, key = split_key(left)
+        if not equals or not recipe or not key:
+            raise LabError(f"--override {item!r}: expected RECIPE.KEY=VALUE, such as spectra.rank_ratio=0.03")
+        *tables, last = key.split(".")
+        target = overrides.setdefault(recipe, {})
+        for table in tables:
+            target = target.setdefault(table, {})
+        if last in target:
+            raise LabError(f"--override {item!r}: {left} stands twice")
+        target[last] = parse_value(text)
+    return overrides or None
+
+
+def split_key(text: str) -> tuple[str, str]:
+    """RECIPE.KEY in its parts, the recipe empty where there is none: tables are no recipes."""
+    path, colon, rest = text.rpartition(":")
+    recipe, _, key = rest.partition(".")
+    if not key or (not colon and recipe == "arguments"):
+        return "", text
+    return path + colon + recipe, key
+
+
+def parse_value(text: str) -> Any:
+    """A value as TOML has it; what is none is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def show(value: Any, as_json: bool, table: Callable[[], Any]) -> None:

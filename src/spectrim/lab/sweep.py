@@ -1,0 +1,418 @@
+"""A sweep: for each recipe a search of its own over its learning rate and its own hyperparameters, with equal budgets.
+
+``runs/NAME/trials/RECIPE/trial-0003/`` is a run like any other. The searches are optuna studies in one journal file,
+which any number of worker processes share, on one machine or on several with a common file system. A worker holds a
+lock on its trial; a trial whose worker was killed has a lock that is free, and the next worker goes on with it from its
+last checkpoint, so that nothing is lost and nothing unfinished counts as done.
+"""
+
+import fcntl
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from spectrim.lab.config import (
+    OptimizerConfig,
+    PositiveInt,
+    Seed,
+    SharedConfig,
+    TrainConfig,
+    describe_differences,
+    merge,
+    read_toml,
+)
+from spectrim.lab.errors import LabError
+from spectrim.lab.files import write_text
+from spectrim.lab.log import Record
+from spectrim.lab.recipes import parse_recipe
+from spectrim.lab.run import RunFolder
+from spectrim.lab.search_space import Choices, Dimension, as_settings, default_space, parse_dimension, starting_point
+from spectrim.lab.tokens import prepare_tokens
+from spectrim.lab.train import prepare, train
+
+__all__ = ["ALL", "Sweep", "SweepConfig", "open_sweep"]
+
+ALL = "*"
+"""In a space, in place of a recipe: every recipe."""
+
+LR_POINTS, OWN_POINTS = 5, 3
+"""Points of a grid along the learning rate, and along the first other hyperparameter."""
+
+
+class SweepConfig(SharedConfig):
+    """What is searched, how, and what all trials have in common."""
+
+    recipes: Annotated[tuple[str, ...], Field(min_length=1)]
+    trials: PositiveInt = 12
+    """Of each recipe. A grid has as many as it has points."""
+    seed: Seed = 0
+    """Of every trial, and of the search."""
+    method: Literal["optuna", "grid"] = "optuna"
+    pruner: Literal["median", "hyperband", "none"] = "median"
+    overrides: dict[str, dict[str, Any]] = Field(default={})
+    """Fixed keys of the table ``optimizer`` by recipe."""
+    space: dict[str, dict[str, str]] = Field(default={})
+    """Ranges by recipe and key, see :mod:`spectrim.lab.search_space`; what is not given is the recipe's default."""
+
+    @field_validator("recipes")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("each may stand once only")
+        return values
+
+    def dimensions(self, recipe: str) -> dict[str, Dimension]:
+        """What is searched for a recipe; the configuration is canonical."""
+        return {key: parse_dimension(key, text) for key, text in self.space[recipe].items()}
+
+    def run(self, recipe: str, point: dict[str, Any]) -> TrainConfig:
+        """The run at a point of the recipe's space."""
+        shared = {key: getattr(self, key) for key in SharedConfig.model_fields}
+        settings = merge(merge(self.optimizer.model_dump(), self.overrides.get(recipe, {})), as_settings(point))
+        shared["optimizer"] = OptimizerConfig.parse(settings, source=f"sweep of {recipe!r}")
+        return prepare(TrainConfig(**shared, recipe=recipe, seed=self.seed))
+
+
+def canonical(config: SweepConfig) -> SweepConfig:
+    """The configuration with canonical recipe names, absolute data paths, and every space complete.
+
+    Raises:
+        LabError: a recipe, range or setting is not served.
+    """
+    parsed = {name: parse_recipe(name) for name in config.recipes}
+    names = tuple(recipe.name for recipe in parsed.values())
+    if len(set(names)) < len(names):
+        raise LabError(f"recipes {', '.join(parsed)}: two of them are the same")
+    update: dict[str, Any] = {"recipes": names}
+    for key in ("overrides", "space"):
+        table = {
+            name if name == ALL else parse_recipe(name).name: entry for name, entry in getattr(config, key).items()
+        }
+        for name in table:
+            if name not in (*names, ALL) or (name == ALL and key == "overrides"):
+                raise LabError(
+                    f"--{key.removesuffix('s')} {name}: not in this sweep, expected one of {', '.join(names)}"
+                )
+        update[key] = table
+    everyones = update["space"].pop(ALL, {})
+    for recipe in parsed.values():
+        given = everyones | update["space"].get(recipe.name, {})
+        fixed = update["overrides"].get(recipe.name, {})
+        # Somebody who names a second hyperparameter has decided what is searched beside the learning rate.
+        defaults = default_space(recipe)
+        kept = {"lr": defaults["lr"]} if given.keys() - {"lr"} else defaults
+        update["space"][recipe.name] = {**{key: kept[key] for key in kept if key not in fixed}, **given}
+    config = config.model_copy(update=update)
+    data = config.data
+    for name in names:
+        point = {key: dimension.grid(3)[0] for key, dimension in config.dimensions(name).items()}
+        data = config.run(name, point).data
+    return config.model_copy(update={"data": data})
+
+
+def open_sweep(config: SweepConfig, out: Path, *, cache_dir: Path | None = None) -> "Sweep":
+    """Begin a sweep in the folder ``out``, or go on with the one that is there; safe to call repeatedly.
+
+    Recipes may be added and trials raised, nothing else may change under the same name.
+
+    Raises:
+        LabError: the input cannot be served. ``out`` is then as it was.
+    """
+    config = canonical(config)
+    file = out / "config.toml"
+    if out.exists() and not file.is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise LabError(f"{str(out)!r} exists and is no sweep; choose another --name")
+    if file.is_file():
+        stored = SweepConfig.parse(read_toml(file), source=f"config {str(file)!r}")
+        if dropped := [recipe for recipe in stored.recipes if recipe not in config.recipes]:
+            raise LabError(f"sweep {str(out)!r} has recipes {', '.join(dropped)} too; name them again")
+        if config.trials < stored.trials:
+            raise LabError(f"sweep {str(out)!r} has {stored.trials} trials a recipe, {config.trials} are fewer")
+        space, overrides = ({**getattr(config, key), **getattr(stored, key)} for key in ("space", "overrides"))
+        free = {"recipes": config.recipes, "trials": config.trials, "space": space, "overrides": overrides}
+        if changes := describe_differences(stored.model_copy(update=free), config):
+            raise LabError(f"sweep {str(out)!r} has other settings: {changes}; choose another --name")
+    key = prepare_tokens(config.data, cache_dir).key
+    for path in sorted((out / "trials").glob("*/trial-*")):
+        if (finished := RunFolder(path).result()) is not None and finished.data_key != key:
+            raise LabError(f"{str(path)!r} was trained on other text than the data holds now; choose another --name")
+    write_text(file, config.to_toml())
+    sweep = Sweep(out)
+    with sweep.alone():
+        for recipe in config.recipes:
+            sweep.enqueue(recipe)
+    return sweep
+
+
+@dataclass
+class Claim:
+    """A trial that this process works on."""
+
+    recipe: str
+    trial: Any
+    lock: IO[str]
+
+
+class Diverged(Exception):  # noqa: N818 - an outcome, not an error
+    """A validation loss is not finite, or ends above where training began."""
+
+
+class Sweep:
+    """A sweep's folder, and the work that is left in it."""
+
+    def __init__(self, out: Path) -> None:
+        """Open the sweep in a folder that :func:`open_sweep` has made.
+
+        Raises:
+            LabError: there is none.
+        """
+        if not (out / "config.toml").is_file():
+            raise LabError(f"{str(out)!r} holds no sweep: begin one with spectrim sweep RECIPE... --name {out.name}")
+        self.out = out
+        self.config = SweepConfig.parse(read_toml(out / "config.toml"), source=f"config {str(out / 'config.toml')!r}")
+
+    # -- What there is -------------------------------------------------------------------------------------------------
+
+    def folder(self, recipe: str, number: int) -> RunFolder:
+        """The run of a trial."""
+        return RunFolder(self.out / "trials" / parse_recipe(recipe).folder / f"trial-{number:04d}")
+
+    def budget(self, recipe: str) -> int:
+        """Trials that a recipe has in all."""
+        return len(self.grid(recipe)) if self.config.method == "grid" else self.config.trials
+
+    def grid(self, recipe: str) -> list[dict[str, Any]]:
+        """Every point of the recipe's grid: learning rates times the first other hyperparameter, and all choices."""
+        points: list[dict[str, Any]] = [{}]
+        ranges = 0
+        for key, dimension in self.config.dimensions(recipe).items():
+            if not isinstance(dimension, Choices):
+                ranges += key != "lr"
+                if ranges > 1:
+                    continue  # stays at the recipe's default
+            values = dimension.grid(LR_POINTS if key == "lr" else OWN_POINTS)
+            points = [{**point, key: value} for point in points for value in values]
+        return points
+
+    def study(self, recipe: str) -> Any:
+        """The optuna study of a recipe."""
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(self.out / "study.journal")))
+        return optuna.create_study(
+            study_name=recipe, storage=storage, direction="minimize", load_if_exists=True, pruner=self.pruner()
+        )
+
+    def pruner(self) -> Any:
+        """Stops trials that fall behind, after half of a run: a high learning rate gains when it comes down."""
+        import optuna
+
+        steps, trials = self.config.steps, self.config.trials
+        if self.config.method == "grid" or self.config.pruner == "none":
+            return optuna.pruners.NopPruner()
+        if self.config.pruner == "hyperband":
+            return optuna.pruners.HyperbandPruner(min_resource=max(1, steps // 9), max_resource=steps)
+        return optuna.pruners.MedianPruner(n_startup_trials=max(3, trials // 3), n_warmup_steps=steps // 2)
+
+    # -- What is to be done --------------------------------------------------------------------------------------------
+
+    def enqueue(self, recipe: str) -> None:
+        """Give a new study the points that it begins with: its grid, or the recipe's defaults."""
+        study = self.study(recipe)
+        if study.get_trials(deepcopy=False):
+            return
+        if self.config.method == "grid":
+            for point in self.grid(recipe):
+                study.enqueue_trial(point)
+        elif start := starting_point(parse_recipe(recipe), self.config.dimensions(recipe)):
+            study.enqueue_trial(start)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else chooses trials meanwhile."""
+        (self.out / "locks").mkdir(exist_ok=True)
+        with (self.out / "locks" / "choice").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def try_lock(self, recipe: str, number: int) -> IO[str] | None:
+        """The lock on a trial, if no living process has it. It is free again as soon as its holder ends, however."""
+        file = (self.out / "locks" / f"{parse_recipe(recipe).folder}-{number:04d}").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return None
+        return file
+
+    def remaining(self, recipe: str) -> int:
+        """Trials of a recipe that are not done, begun or not."""
+        done = sum(
+            trial.state.name in ("COMPLETE", "PRUNED") for trial in self.study(recipe).get_trials(deepcopy=False)
+        )
+        return max(0, self.budget(recipe) - done)
+
+    def claim(self, only: str | None = None) -> Claim | None:
+        """Take a trial to work on: one whose worker is dead, else a new one of the recipe with the fewest."""
+        import optuna
+
+        with self.alone():
+            recipes = self.config.recipes if only is None else (only,)
+            studies = {recipe: self.study(recipe) for recipe in recipes}
+            begun: dict[str, int] = {}
+            for recipe, study in studies.items():
+                trials = study.get_trials(deepcopy=False)
+                begun[recipe] = sum(trial.state.name in ("COMPLETE", "PRUNED", "RUNNING") for trial in trials)
+                for trial in trials:
+                    if trial.state.name == "RUNNING" and (lock := self.try_lock(recipe, trial.number)) is not None:
+                        return Claim(recipe, self.with_point(recipe, optuna.trial.Trial(study, trial._trial_id)), lock)
+            for recipe in sorted(recipes, key=lambda name: begun[name]):
+                if begun[recipe] < self.budget(recipe):
+                    # Another seed for every trial: workers that ask one after the other must not be told the same.
+                    studies[recipe].sampler = optuna.samplers.TPESampler(
+                        seed=(self.config.seed * 1_000_003 + begun[recipe]) % 2**32,
+                        n_startup_trials=max(4, self.config.trials // 3),
+                        multivariate=True,
+                        constant_liar=True,
+                    )
+                    trial = studies[recipe].ask()
+                    lock = self.try_lock(recipe, trial.number)
+                    assert lock is not None
+                    return Claim(recipe, self.with_point(recipe, trial), lock)
+        return None
+
+    def with_point(self, recipe: str, trial: Any) -> Any:
+        """The trial with all of its hyperparameters chosen; those that it has are kept."""
+        searched = self.grid(recipe)[0] if self.config.method == "grid" else self.config.dimensions(recipe)
+        for key, dimension in self.config.dimensions(recipe).items():
+            if key not in searched:
+                continue  # a grid leaves it at the recipe's default
+            if isinstance(dimension, Choices):
+                trial.suggest_categorical(key, list(dimension.values))
+            else:
+                trial.suggest_float(key, dimension.low, dimension.high, log=dimension.log)
+        return trial
+
+    # -- Doing it ------------------------------------------------------------------------------------------------------
+
+    def work(
+        self,
+        *,
+        only: str | None = None,
+        limit: int | None = None,
+        cache_dir: Path | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> int:
+        """Do trials until none is left, or ``limit`` of them; returns how many.
+
+        Args:
+            only: a recipe; by default all recipes, evenly.
+            limit: at most so many.
+            cache_dir: where tokens are cached.
+            say: told a line about every trial.
+        """
+        if only is not None and (only := parse_recipe(only).name) not in self.config.recipes:
+            raise LabError(f"recipe {only!r} is not in this sweep, expected one of {', '.join(self.config.recipes)}")
+        done = 0
+        while (limit is None or done < limit) and (claim := self.claim(only)) is not None:
+            try:
+                outcome = self.run_trial(claim, cache_dir)
+            finally:
+                claim.lock.close()
+            done += 1
+            point = ", ".join(f"{key}={shown(value)}" for key, value in claim.trial.params.items())
+            say(f"{claim.recipe} trial {claim.trial.number + 1} of {self.budget(claim.recipe)}: {outcome} at {point}")
+        return done
+
+    def run_trial(self, claim: Claim, cache_dir: Path | None) -> str:
+        """Train one trial to its end, or until it is pruned; returns the outcome in words."""
+        import optuna
+
+        study, trial = self.study(claim.recipe), claim.trial
+        complete, pruned, failed = (optuna.trial.TrialState[name] for name in ("COMPLETE", "PRUNED", "FAIL"))
+        config = self.config.run(claim.recipe, trial.params)
+        frozen = {item.number: item for item in study.get_trials(deepcopy=False)}[trial.number]
+        reported = set(frozen.intermediate_values)
+
+        def on_step(record: Record) -> None:
+            if "val_loss" not in record or record["step"] == config.steps:
+                return
+            if not math.isfinite(record["val_loss"]):
+                raise Diverged
+            if record["step"] not in reported:
+                trial.report(record["val_loss"], record["step"])
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        try:
+            result = train(
+                config, self.folder(claim.recipe, trial.number).path, resume=True, cache_dir=cache_dir, on_step=on_step
+            )
+            if result.final_loss is None or (result.dynamics is not None and result.dynamics.diverged):
+                raise Diverged
+        except Diverged:
+            trial.set_user_attr("diverged", True)
+            study.tell(trial, state=pruned)
+            return "diverged"
+        except optuna.TrialPruned:
+            study.tell(trial, state=pruned)
+            return "pruned"
+        except Exception:
+            # Not an interruption, which leaves the trial to be gone on with.
+            study.tell(trial, state=failed)
+            raise
+        study.tell(trial, result.final_loss, state=complete)
+        return f"loss {result.final_loss:.4f}"
+
+    def run_workers(self, workers: int, *, threads: int | None = None, cache_dir: Path | None = None) -> None:
+        """Do all that is left in so many processes; torch's threads are shared out evenly unless given."""
+        from multiprocessing import get_context
+
+        threads = threads or max(1, (os.cpu_count() or 1) // workers)
+        context = get_context("spawn")
+        processes = [context.Process(target=worker, args=(self.out, threads, cache_dir)) for _ in range(workers)]
+        for process in processes:
+            process.start()
+        try:
+            for process in processes:
+                process.join()
+        except BaseException:
+            for process in processes:
+                process.terminate()
+                process.join()
+            raise
+
+
+def worker(out: Path, threads: int, cache_dir: Path | None) -> None:
+    """The main function of a worker process."""
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        Sweep(out).work(cache_dir=cache_dir, say=say_on_stderr)
+    except LabError as error:
+        print(f"spectrim: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def say_on_stderr(line: str) -> None:
+    """One line on stderr, at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def shown(value: Any) -> str:
+    """A hyperparameter's value in a table or a line."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
