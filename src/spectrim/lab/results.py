@@ -158,7 +158,7 @@ def summarise(runs: Mapping[str, Sequence[RunResult]]) -> dict[str, dict[str, An
       AdamW's mean curve, over AdamW's tokens; None if it never does or there is no AdamW to compare with.
     - ``difference_to_adamw``: of the final losses, paired by seed; see :class:`spectrim.lab.statistics.Difference`.
     - ``equal_time``: see :func:`equal_time`.
-    - ``seconds``, ``curve_seconds`` (at each evaluation), ``unevenness`` (the worst), ``diverged``, ``loss_spikes``: see
+    - ``seconds``, ``curve_seconds`` (at evaluations), ``unevenness`` (the worst), ``diverged``, ``loss_spikes``: see
       :func:`course`.
     """
     curves = {name: mean_curve([run.curve for run in results]) for name, results in runs.items()}
