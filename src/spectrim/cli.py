@@ -3,8 +3,14 @@
 What a user can mend is one line on stderr and exit code 2. The commands themselves are in :mod:`spectrim.lab.commands`.
 """
 
+import errno
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 __all__ = ["main"]
 
@@ -19,23 +25,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     try:
         from spectrim.lab.commands import app
-        from spectrim.lab.errors import LabError
+        from spectrim.lab.errors import Interrupted, LabError
 
         try:
             given = list(sys.argv[1:] if arguments is None else arguments)
-            code = app(given, prog_name="spectrim", standalone_mode=False)
+            with warnings_in_one_line(), termination_as_exception():
+                code = app(given, prog_name="spectrim", standalone_mode=False)
             # The argument parser turns Ctrl-C into this code, and says nothing.
-            return fail(INTERRUPTED, code) if code == 130 else int(code or 0)
+            return fail(f"interrupted; {KEPT}", code) if code == 130 else int(code or 0)
         except LabError as error:
             return fail(str(error), 2)
+        except Interrupted as error:
+            return fail(f"{error}; {KEPT}", 128 + error.number)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in LAB_MODULES:
             raise
         return fail(f"the package {error.name!r} is missing: pip install 'spectrim[lab]'", 1)
     except KeyboardInterrupt:
-        return fail(INTERRUPTED, 130)
+        return fail(f"interrupted; {KEPT}", 130)
     except OSError as error:
-        return fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+        hint = f"; {KEPT}" if error.errno in FULL else ""
+        return fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}{hint}", 1)
     except Exception as error:
         # A usage error of the argument parser, known by its shape: where its class lives depends on typer's version.
         if not hasattr(error, "format_message"):
@@ -43,7 +53,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(error.format_message(), getattr(error, "exit_code", 2))
 
 
-INTERRUPTED = "interrupted; what is done is kept: `compare` goes on when called again, `train` with --resume"
+KEPT = "what is done is kept: `compare` goes on when called again, `train` with --resume"
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The disk, the user's share of it, or what a file may grow to is used up."""
+
+
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Show the lab's own warnings as lines on stderr, without the place in the code that raised them."""
+    from spectrim.lab.errors import LabWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LabWarning)
+        show = warnings.showwarning
+
+        def show_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, LabWarning):
+                fail(f"warning: {message}", 0)
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = show_line
+        yield
+
+
+@contextmanager
+def termination_as_exception() -> Iterator[None]:
+    """Have SIGTERM unwind the program as Ctrl-C does, so that files being written are removed."""
+    from spectrim.lab.errors import Interrupted
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: object) -> None:
+        raise Interrupted(number, "")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def fail(message: str, code: int) -> int:

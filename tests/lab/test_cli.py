@@ -129,9 +129,9 @@ def test_plan_is_a_command_and_its_errors_are_one_line(capsys: pytest.CaptureFix
 def test_an_interruption_says_how_to_go_on(
     small_flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("spectrim.lab.train.evaluate", interrupt)
+    monkeypatch.setattr("spectrim.lab.loop.evaluate", interrupt)
     assert main(["train", "adamw", "--out", str(tmp_path / "run"), *small_flags]) == 130
     assert "--resume" in capsys.readouterr().err

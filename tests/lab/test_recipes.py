@@ -7,7 +7,7 @@ from spectrim.lab.config import OptimizerConfig, TrainConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.model import PRESETS, build_model
 from spectrim.lab.recipes import BASES, build_optimizer, defaults_table, parse_recipe, resolve
-from spectrim.lab.schedule import evaluation_steps, learning_rate_factor
+from spectrim.lab.schedule import evaluation_steps
 
 NAMES = ["adamw", "adamw+clip", "adamw+shrink", "adamw+shrink+clip", "adamw+preclip", "spectra", "spectra+shrink"]
 NAMES += ["spectra+clip", "muon", "muon+shrink", "signum+clip", "ademamix+clip", "momentum+shrink+clip"]
@@ -96,15 +96,6 @@ def test_presets_have_the_size_that_their_name_says() -> None:
         size = matrices + 2 * 2048 * shape.hidden_size
         if name != "tiny":
             assert 0.7 < size / (int(name.removesuffix("m")) * 1e6) < 1.35, (name, size)
-
-
-def test_the_learning_rate_warms_up_to_its_peak_and_ends_at_its_share() -> None:
-    factors = [learning_rate_factor(step, steps=100, warmup_steps=10, final_fraction=0.1) for step in range(100)]
-    assert factors[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
-    assert factors[54] == pytest.approx(0.55)  # half way down the cosine
-    assert factors[-1] == pytest.approx(0.1)
-    assert factors[9:] == sorted(factors[9:], reverse=True)
-    assert learning_rate_factor(0, steps=1, warmup_steps=0, final_fraction=0.1) == pytest.approx(0.1)
 
 
 def test_evaluations_are_even_and_the_last_is_at_the_end() -> None:

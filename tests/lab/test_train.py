@@ -1,59 +1,19 @@
 import json
 import math
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
 
+from lab_runs import StopError, assert_equal, final_state, log_without_times, stop_after
 from spectrim.lab.config import TrainConfig, read_toml
 from spectrim.lab.errors import LabError
-from spectrim.lab.log import Record, read_log
+from spectrim.lab.evaluate import Evaluation
+from spectrim.lab.log import read_log
+from spectrim.lab.loop import clip_gradient
 from spectrim.lab.results import RunResult
 from spectrim.lab.train import prepare, train
-
-TIMES = {"rest_ms", "forward_backward_ms", "optimizer_ms", "evaluation_ms", "checkpoint_ms"}
-
-
-class StopError(Exception):
-    """Stands for whatever ends a process."""
-
-
-def stop_after(step: int) -> Any:
-    def on_step(record: Record) -> None:
-        if record["step"] == step:
-            raise StopError
-
-    return on_step
-
-
-def log_without_times(folder: Path) -> list[dict[str, Any]]:
-    records = read_log(folder / "log.jsonl")
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
-
-
-def final_state(folder: Path, step: int = 6) -> dict[str, Any]:
-    return torch.load(folder / "checkpoints" / f"step-{step:08d}.pt", weights_only=True)
-
-
-def assert_equal(one: Any, two: Any) -> None:
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, two)
-    elif isinstance(one, dict):
-        assert one.keys() == two.keys()
-        for key in one:
-            assert_equal(one[key], two[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(two)
-        for left, right in zip(one, two, strict=True):
-            assert_equal(left, right)
-    else:
-        assert one == two
 
 
 @pytest.mark.parametrize("recipe", ["adamw", "adamw+shrink+clip", "spectra", "muon"])
@@ -145,20 +105,6 @@ def test_resuming_with_another_configuration_is_refused_naming_the_key(
         train(small_config.model_copy(update={"steps": 7}), tmp_path / "run", resume=True, cache_dir=cache_dir)
 
 
-def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(
-    small_config: TrainConfig, tmp_path: Path, cache_dir: Path
-) -> None:
-    train(small_config, tmp_path / "whole", cache_dir=cache_dir)
-    with pytest.raises(StopError):
-        train(small_config, tmp_path / "run", cache_dir=cache_dir, on_step=stop_after(5))
-    last = tmp_path / "run" / "checkpoints" / "step-00000004.pt"
-    last.write_bytes(last.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match="step-00000004"):
-        train(small_config, tmp_path / "run", resume=True, cache_dir=cache_dir)
-    assert_equal(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
-    assert log_without_times(tmp_path / "run") == log_without_times(tmp_path / "whole")
-
-
 def test_changed_text_is_refused_on_resume(small_config: TrainConfig, tmp_path: Path, cache_dir: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("some words that are repeated over and over again\n" * 100)
@@ -174,7 +120,8 @@ def test_changed_text_is_refused_on_resume(small_config: TrainConfig, tmp_path: 
 def test_a_diverged_run_ends_and_its_files_are_json(
     small_config: TrainConfig, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spectrim.lab.train.evaluate", lambda *_: math.nan)
+    diverged = Evaluation(loss=math.nan, by_frequency={"1-300": math.nan})
+    monkeypatch.setattr("spectrim.lab.loop.evaluate", lambda *_, **__: diverged)
     result = train(small_config, tmp_path / "run", cache_dir=cache_dir)
     assert result.final_loss is None
     assert result.curve.val_loss == (None, None, None)
@@ -183,25 +130,61 @@ def test_a_diverged_run_ends_and_its_files_are_json(
     assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()
 
 
-def test_a_killed_process_is_resumed_bit_for_bit(small_config: TrainConfig, tmp_path: Path, cache_dir: Path) -> None:
-    config = small_config.model_copy(update={"steps": 200, "checkpoint_every": 5})
-    config_file = tmp_path / "config.toml"
-    config_file.write_text(config.to_toml(), encoding="utf-8")
-    command = [sys.executable, "-m", "spectrim", "train", "--config", str(config_file), "--cache-dir", str(cache_dir)]
-    command += ["--out", str(tmp_path / "killed")]
-    # One thread as in this process: how a sum is split among threads decides its rounding.
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    log = tmp_path / "killed" / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and log.read_bytes().count(b"\n") > 12):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert not (tmp_path / "killed" / "result.json").exists()
-    train(config, tmp_path / "killed", resume=True, cache_dir=cache_dir)
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in read_log(folder / "log.jsonl")]
+
+
+def test_micro_batches_give_the_loss_curve_of_the_whole_batch(
+    small_config: TrainConfig, tmp_path: Path, cache_dir: Path
+) -> None:
+    data = small_config.data.model_copy(update={"batch_size": 4})
+    config = small_config.model_copy(update={"data": data})
     train(config, tmp_path / "whole", cache_dir=cache_dir)
-    assert_equal(final_state(tmp_path / "killed", 200), final_state(tmp_path / "whole", 200))
-    assert log_without_times(tmp_path / "killed") == log_without_times(tmp_path / "whole")
-    assert not list((tmp_path / "killed").rglob("*.partial"))
+    for parts in (2, 4):
+        split = config.model_copy(update={"accumulate": parts})
+        train(split, tmp_path / str(parts), cache_dir=cache_dir)
+        assert losses(tmp_path / str(parts)) == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+        norms = [
+            [record["grad_norm"] for record in read_log(tmp_path / name / "log.jsonl")]
+            for name in (str(parts), "whole")
+        ]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_bf16_rounds_the_model_and_keeps_weights_and_state_in_float32(
+    small_config: TrainConfig, tmp_path: Path, cache_dir: Path
+) -> None:
+    train(small_config, tmp_path / "float32", cache_dir=cache_dir)
+    train(small_config.model_copy(update={"precision": "bf16"}), tmp_path / "bf16", cache_dir=cache_dir)
+    assert losses(tmp_path / "bf16") == pytest.approx(losses(tmp_path / "float32"), rel=3e-3)
+    assert losses(tmp_path / "bf16") != losses(tmp_path / "float32")
+    state = final_state(tmp_path / "bf16")
+    kept = [*state["model"].values(), *(entry["exp_avg"] for entry in state["optimizer"]["state"].values())]
+    assert {tensor.dtype for tensor in kept} == {torch.float32}
+
+
+@pytest.mark.parametrize(("bound", "after"), [(0.0, 5.0), (2.0, 2.0), (7.0, 5.0)])
+def test_the_gradient_is_clipped_to_its_bound_or_not_at_all(bound: float, after: float) -> None:
+    model = torch.nn.Linear(1, 1)
+    model.weight.grad, model.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
+    assert float(clip_gradient(model, bound)) == 5.0
+    assert math.hypot(float(model.weight.grad), float(model.bias.grad)) == pytest.approx(after, rel=1e-5)
+
+
+def test_the_loss_by_frequency_is_logged_and_in_the_result(
+    small_config: TrainConfig, tmp_path: Path, cache_dir: Path
+) -> None:
+    result = train(small_config, tmp_path / "run", cache_dir=cache_dir)
+    evaluated = [record for record in read_log(tmp_path / "run" / "log.jsonl") if "val_loss" in record]
+    assert result.val_loss_by_frequency == evaluated[-1]["val_loss_by_frequency"]
+    for record in evaluated:
+        known = [loss for loss in record["val_loss_by_frequency"].values() if loss is not None]
+        assert min(known) <= record["val_loss"] <= max(known)
+
+
+def test_two_processes_may_not_train_in_one_folder(small_config: TrainConfig, tmp_path: Path, cache_dir: Path) -> None:
+    def second(_: object) -> None:
+        train(small_config, tmp_path / "run", resume=True, cache_dir=cache_dir)
+
+    with pytest.raises(LabError, match="another process is training in"):
+        train(small_config, tmp_path / "run", cache_dir=cache_dir, on_step=second)

@@ -46,6 +46,20 @@ VocabularySize = Annotated[int | None, typer.Option(help="Tokens that the tokeni
 CheckpointEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file, such as the config.toml of a run.")]
 CacheDir = Annotated[Path | None, typer.Option(help="Where tokens are cached.")]
+Schedule = Annotated[str | None, typer.Option(help="Learning rate after the warm-up: cosine, wsd or constant.")]
+Accumulate = Annotated[int | None, typer.Option(help="Micro-batches that a batch is split into, to save memory.")]
+Precision = Annotated[str | None, typer.Option(help="float32, or bf16 for autocast to bfloat16.")]
+GradientClip = Annotated[str | None, typer.Option(help="Global L2 norm of the gradient; none turns the clip off.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting of config.toml, its value as in TOML, such as schedule.decay_fraction=0.3; repeatable. "
+        "--show-config lists them.",
+    ),
+]
+ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print every setting as TOML, and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
 RateOf = Annotated[list[str] | None, typer.Option(metavar="RECIPE=VALUE", help="Repeatable.")]
 
@@ -87,10 +101,16 @@ def compare(
     sequence_length: SequenceLength = None,
     vocabulary_size: VocabularySize = None,
     checkpoint_every: CheckpointEvery = None,
+    schedule: Schedule = None,
+    accumulate: Accumulate = None,
+    precision: Precision = None,
+    gradient_clip: GradientClip = None,
+    settings: Settings = None,
     from_sweep: Annotated[
         Path | None, typer.Option(help="Folder of a sweep: its winners are compared, with its settings.")
     ] = None,
     config_file: ConfigFile = None,
+    show_config: ShowConfig = False,
     cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
@@ -122,11 +142,15 @@ def compare(
         "data.sequence_length": sequence_length,
         "data.vocabulary_size": vocabulary_size,
         "model.preset": preset,
+        **shared_flags(schedule, accumulate, precision, gradient_clip),
     }
     winners = sweep_settings(from_sweep, config_file, recipes)
     if winners is not None:
         flags["overrides"] = merge(winners["overrides"], parse_overrides(override) or {})
-    config = configure(CompareConfig, config_file, flags, below=winners)
+    config = configure(CompareConfig, config_file, with_settings(flags, settings), below=winners)
+    if show_config:
+        print(config.to_toml(), end="")
+        return
     check_name(name)
     with TerminalMonitor(runs=len(config.recipes) * len(config.seeds), steps=config.steps) as monitor:
         summary = run_comparison(config, runs_dir / name, cache_dir=cache_dir, monitor=monitor)
@@ -152,8 +176,14 @@ def train(
     sequence_length: SequenceLength = None,
     vocabulary_size: VocabularySize = None,
     checkpoint_every: CheckpointEvery = None,
+    schedule: Schedule = None,
+    accumulate: Accumulate = None,
+    precision: Precision = None,
+    gradient_clip: GradientClip = None,
+    settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     config_file: ConfigFile = None,
+    show_config: ShowConfig = False,
     cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
@@ -164,7 +194,7 @@ def train(
     from spectrim.lab.train import prepare
     from spectrim.lab.train import train as run_training
 
-    if out is None:
+    if out is None and not show_config:
         raise LabError("--out is missing: name the folder that the run is to be written to")
     flags = {
         "recipe": recipe,
@@ -180,12 +210,16 @@ def train(
         "data.sequence_length": sequence_length,
         "data.vocabulary_size": vocabulary_size,
         "model.preset": preset,
+        **shared_flags(schedule, accumulate, precision, gradient_clip),
     }
-    if resume and config_file is None and RunFolder(out).config_file.is_file():
+    if resume and config_file is None and out is not None and RunFolder(out).config_file.is_file():
         config_file = RunFolder(out).config_file
     if recipe is None and config_file is None:
         raise LabError(f"RECIPE is missing: {RECIPES_HELP}")
-    config = prepare(configure(TrainConfig, config_file, flags))
+    config = prepare(configure(TrainConfig, config_file, with_settings(flags, settings)))
+    if out is None or show_config:
+        print(config.to_toml(), end="")
+        return
     with TerminalMonitor(runs=1, steps=config.steps) as monitor:
         monitor.run_started(config)
         result = run_training(config, out, resume=resume, cache_dir=cache_dir, on_step=monitor.step)
@@ -240,6 +274,34 @@ def check_name(name: str) -> None:
     """Refuse a name that is more than one folder's."""
     if not name or name.startswith(".") or Path(name).name != name:
         raise LabError(f"--name {name!r}: expected a plain folder name; --runs-dir says where it lies")
+
+
+def shared_flags(
+    schedule: str | None, accumulate: int | None, precision: str | None, gradient_clip: str | None
+) -> dict[str, Any]:
+    """Flags of both training commands, by the key of their setting."""
+    return {
+        "schedule.shape": schedule,
+        "accumulate": accumulate,
+        "precision": precision,
+        "optimizer.gradient_clip": gradient_clip,
+    }
+
+
+def with_settings(flags: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
+    """Flags and the KEY=VALUE of --set together; a value is TOML, and a bare word is a string."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    for item in settings or []:
+        key, equals, text = item.partition("=")
+        if not equals or not all(part.isidentifier() for part in key.split(".")):
+            raise LabError(f"--set {item!r}: expected KEY=VALUE, such as schedule.decay_fraction=0.3")
+        if key in given:
+            raise LabError(f"--set {item!r}: {key} is given twice")
+        try:
+            given[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            given[key] = text
+    return given
 
 
 def configure(model: Any, file: Path | None, flags: dict[str, Any], *, below: dict[str, Any] | None = None) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from spectrim.lab.errors import LabError
 
@@ -32,6 +32,8 @@ __all__ = [
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+OptionalBound = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(lambda v: 0.0 if v == "none" else v)]
+"""A bound, or 0 for none; TOML has no null, so the word ``"none"`` is understood too."""
 
 
 class Config(BaseModel):
@@ -113,15 +115,30 @@ class OptimizerConfig(Config):
     clip_form: Literal["soft", "hard"] | None = None
     arguments: Annotated[dict[str, Any], BeforeValidator(as_json)] = {}
     """Keyword arguments of an optimizer from outside (:mod:`spectrim.lab.outside`)."""
-    gradient_clip: PositiveFloat = 1.0
-    """Global L2 norm of the gradient, applied before the optimizer."""
+    gradient_clip: OptionalBound = 1.0
+    """Bound on the global L2 norm of the gradient, applied before the optimizer; 0 or "none" turns it off."""
 
 
 class ScheduleConfig(Config):
-    """The learning rate over time: a linear warm-up, then a cosine to a share of the peak."""
+    """The learning rate over time, see :mod:`spectrim.lab.schedule`: a linear warm-up, then one of the shapes."""
 
+    shape: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of all steps in which the learning rate rises to its peak."""
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Of "wsd" alone: share of all steps, at the end, in which the learning rate falls."""
+    decay: Literal["linear", "1-sqrt"] = "linear"
+    """Of "wsd" alone: how it falls."""
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of the peak at the last step, but for "constant"."""
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Self:
+        if self.shape == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
+            raise ValueError(
+                f"warmup_fraction={self.warmup_fraction} and decay_fraction={self.decay_fraction} exceed 1 together"
+            )
+        return self
 
 
 class EvaluationConfig(Config):
@@ -140,12 +157,22 @@ class SharedConfig(Config):
 
     steps: PositiveInt = 320
     checkpoint_every: PositiveInt = 50
+    accumulate: PositiveInt = 1
+    """Micro-batches that a batch is split into, to save memory; the gradient is that of the whole batch."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of the model's arithmetic. With "bf16" it is autocast to bfloat16; weights and optimizer stay float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _batch_splits(self) -> Self:
+        if self.data.batch_size % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate} does not divide data.batch_size={self.data.batch_size}")
+        return self
 
 
 class TrainConfig(SharedConfig):
@@ -163,6 +190,11 @@ class TrainConfig(SharedConfig):
     def warmup_steps(self) -> int:
         """Steps of linear warm-up; every run of more than one step has at least one."""
         return min(self.steps - 1, max(1, round(self.schedule.warmup_fraction * self.steps)))
+
+    @property
+    def decay_steps(self) -> int:
+        """Steps of "wsd" in which the learning rate falls: at least the last, at most all after the warm-up."""
+        return min(self.steps - self.warmup_steps, max(1, round(self.schedule.decay_fraction * self.steps)))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -223,6 +255,9 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"key {key!r} is missing"
     message = problem["msg"][0].lower() + problem["msg"][1:]
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
+        # A check of several keys together names them itself.
+        return f"{key + ': ' if key else ''}{message.removeprefix('value error, ')}"
     return f"{key}={problem['input']!r}: {message}"
 
 

@@ -1,22 +1,39 @@
-"""Writing files so that a reader finds the old content or the new one, never half of either."""
+"""Writing files so that a reader finds the old content or the new one, never half of either.
+
+A write that fails, whatever library made it, is an ``OSError`` that names the file.
+"""
 
 import json
 import math
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["write_atomically", "write_json", "write_text"]
+__all__ = [
+    "PARTIAL",
+    "naming",
+    "remove_partial",
+    "write_atomically",
+    "write_folder_atomically",
+    "write_json",
+    "write_text",
+]
+
+PARTIAL = ".partial"
+"""How the name of something ends that is being written; a process that is killed leaves it behind."""
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, force it to disk, and rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with naming(path), os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -29,6 +46,60 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary folder beside ``path``, and rename it into place of whatever is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}{PARTIAL}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with naming(path):
+            partial.mkdir()
+            write(partial)
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync_directory(path.parent)
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what a process that was killed while it wrote has left in a folder; nobody may be writing there."""
+    for left in folder.glob(f".*{PARTIAL}"):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn a failed write into an ``OSError`` that names the file as its user knows it."""
+    try:
+        yield
+    except Exception as error:
+        number = error_number(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def error_number(error: BaseException | None) -> int | None:
+    """The system's error number behind an exception, None if there is none.
+
+    Torch's serialisation raises an error of its own while it handles that of the file; the one of safetensors, which is
+    written in Rust, tells the number in words.
+    """
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.errno
+        if told := re.search(r"\(os error (\d+)\)", str(error)):
+            return int(told[1])
+        error = error.__context__
+    return None
 
 
 def sync_directory(path: Path) -> None:

@@ -1,16 +1,19 @@
 """The log of a run: one JSON object a step in ``log.jsonl``, and the same numbers as TensorBoard event files.
 
 A resumed run first cuts its log back to the checkpoint it goes on from, so that the log has neither duplicates nor
-holes. The log is forced to disk before each checkpoint, so that it is never behind one.
+holes. The log is forced to disk before each checkpoint, so that it is never behind one. A record is there in one piece
+or, where the disk is full, not at all.
 """
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from spectrim.lab.errors import LabError
-from spectrim.lab.files import finite
+from spectrim.lab.events import EventFile
+from spectrim.lab.files import finite, naming
 
 __all__ = ["Record", "RunLog", "read_log"]
 
@@ -29,9 +32,15 @@ class Record(TypedDict):
     forward_backward_ms: float
     optimizer_ms: float
     rest_ms: float
-    """Batch, clip, schedule, logging of the step before: what is neither of the two above nor below."""
+    """Waiting for the batch, and the learning rate: what is none of the others."""
+    gradient_clip_ms: float
+    """The global norm of the gradient, and its clip."""
+    logging_ms: NotRequired[float]
+    """What logging and showing the step before took."""
     val_loss: NotRequired[float]
     """After the update, where evaluated."""
+    val_loss_by_frequency: NotRequired[dict[str, float | None]]
+    """The same by how frequent the target is in the training text, see :mod:`spectrim.lab.evaluate`."""
     evaluation_ms: NotRequired[float]
     checkpoint_ms: NotRequired[float]
     """What the checkpoint after the step before took."""
@@ -46,35 +55,49 @@ class RunLog:
         Raises:
             LabError: the log that is there ends before that step.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
+        self._path = path
         path.touch()
         truncate(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(path.parent), purge_step=resume_step + 1)
+        # Unbuffered: what a write has not written must not be tried again on closing.
+        self._file = path.open("ab", buffering=0)
+        self._events = EventFile(path.parent, purge_step=resume_step + 1)
 
     def write(self, record: Record) -> None:
-        """Append a record; a reader sees it at once."""
-        self._file.write(json.dumps(finite(dict(record)), allow_nan=False) + "\n")
-        self._file.flush()
-        for key, tag in SCALARS.items():
-            if key in record:
-                self._board.add_scalar(tag, record[key], record["step"])  # type: ignore[literal-required]
+        """Append a record; a reader sees it at once.
+
+        Raises:
+            OSError: the disk is full, say. The log then ends with the record before.
+        """
+        line = json.dumps(finite(dict(record)), allow_nan=False).encode() + b"\n"
+        end = os.fstat(self._file.fileno()).st_size
+        with naming(self._path):
+            try:
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except BaseException:
+                os.ftruncate(self._file.fileno(), end)
+                raise
+        self._events.add(scalars(record), record["step"])
 
     def sync(self) -> None:
         """Force what has been written to disk."""
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            os.fsync(self._file.fileno())
+            self._events.flush()
 
     def close(self) -> None:
         """Flush and close both files."""
         self._file.close()
-        self._board.close()
+        self._events.close()
 
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # What the event file could not hold is not news if the run is ending for the same reason.
+        with suppress(*([OSError] if kind else [])):
+            self.close()
 
 
 SCALARS = {
@@ -84,8 +107,16 @@ SCALARS = {
     "grad_norm": "gradient/norm",
     "forward_backward_ms": "time/forward_backward_ms",
     "optimizer_ms": "time/optimizer_ms",
+    "logging_ms": "time/logging_ms",
 }
 """What goes to TensorBoard, and its tag there."""
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """The numbers of a record by their tags in TensorBoard."""
+    named: dict[str, float] = {tag: record[key] for key, tag in SCALARS.items() if key in record}  # type: ignore[literal-required]
+    by_frequency = record.get("val_loss_by_frequency", {}).items()
+    return named | {f"loss_by_frequency/{ranks}": loss for ranks, loss in by_frequency if loss is not None}
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

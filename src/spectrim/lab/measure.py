@@ -1,5 +1,7 @@
-"""What a finished run is measured by, beside its losses: state, weights, and medians of its times."""
+"""What a finished run is measured by, beside its losses: state, weights, medians of its times, and where it ran."""
 
+import os
+import platform
 from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
@@ -7,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["largest_singular_value", "state_bytes", "step_times", "weight_norm"]
+__all__ = [
+    "choose_device",
+    "environment",
+    "largest_singular_value",
+    "rounding_environment",
+    "state_bytes",
+    "step_times",
+    "weight_norm",
+]
 
 WARMING_UP = 3
 """Steps at a run's start whose times are left out: allocators and caches fill."""
@@ -51,15 +61,46 @@ def largest_singular_value(model: nn.Module) -> float:
 
 
 def step_times(records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Medians over a run's steps in milliseconds, and the share of all its time outside model and optimizer.
+    """Medians over a run's steps in milliseconds, and two shares of all its time.
 
-    Evaluations and checkpoints are not part of a step.
+    ``rest_ms`` is all but model and optimizer, ``rest_share`` its share. ``overhead_share`` leaves out the gradient's
+    clip, which any loop has: it is what the lab itself costs. Evaluations and checkpoints are not part of a step.
     """
     timed = records[WARMING_UP:] or records
-    columns = {key: [record[key] for record in timed] for key in ("forward_backward_ms", "optimizer_ms", "rest_ms")}
-    steps = [sum(parts) for parts in zip(*columns.values(), strict=True)]
+    parts = {
+        key: [record.get(key, 0.0) for record in timed]
+        for key in ("forward_backward_ms", "optimizer_ms", "gradient_clip_ms", "logging_ms", "rest_ms")
+    }
+    overhead = list(map(sum, zip(parts["logging_ms"], parts["rest_ms"], strict=True)))
+    rest = list(map(sum, zip(parts["gradient_clip_ms"], overhead, strict=True)))
+    steps = list(map(sum, zip(*parts.values(), strict=True)))
     return {
         "step_ms": median(steps),
-        **{key: median(values) for key, values in columns.items()},
-        "rest_share": sum(columns["rest_ms"]) / sum(steps),
+        "forward_backward_ms": median(parts["forward_backward_ms"]),
+        "optimizer_ms": median(parts["optimizer_ms"]),
+        "rest_ms": median(rest),
+        "rest_share": sum(rest) / sum(steps),
+        "overhead_share": sum(overhead) / sum(steps),
     }
+
+
+def rounding_environment(device: torch.device) -> dict[str, str | int]:
+    """What decides how sums are rounded, so that the same configuration gives the same bits."""
+    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": device.type}
+
+
+def environment(device: str) -> dict[str, str | int]:
+    """What numbers and times depend on beside the configuration."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count() or 0,
+        "device": device,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def choose_device(name: str) -> str:
+    """The device that "auto" stands for, or the one that is named."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

@@ -54,11 +54,15 @@ class RunResult(Config):
     optimizer_ms: float
     rest_ms: float
     rest_share: float
+    overhead_share: float | None = None
+    """The lab's own share of the time: ``rest_share`` without the gradient's clip."""
     state_bytes: int
     weight_norm: float | None
     largest_singular_value: float | None
     parameters: int
     curve: Curve
+    val_loss_by_frequency: dict[str, float | None] | None = None
+    """At the end, by ranks of the target's frequency in the training text; None in results of older versions."""
     data_key: str
     """Hash of the tokens that the run was trained on."""
     environment: dict[str, str | int]

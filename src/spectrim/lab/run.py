@@ -1,11 +1,14 @@
 """The folder of a run, and the rule that nothing in it which a user made is overwritten."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from spectrim.lab.config import TrainConfig, describe_differences, read_toml
 from spectrim.lab.errors import LabError
-from spectrim.lab.files import write_text
+from spectrim.lab.files import PARTIAL, write_text
 from spectrim.lab.results import RunResult
 
 __all__ = ["RunFolder"]
@@ -58,7 +61,8 @@ class RunFolder:
         place = f"--out {str(self.path)!r}"
         if self.path.exists() and not self.path.is_dir():
             raise LabError(f"{place} is a file, expected a folder or a new name")
-        if not self.path.exists() or not any(self.path.iterdir()):
+        # What a process that was killed while it wrote its first file has left is nothing.
+        if not self.path.exists() or all(entry.name.endswith(PARTIAL) for entry in self.path.iterdir()):
             return
         if not resume:
             raise LabError(f"{place} is not empty; choose another folder, or continue the run in it with --resume")
@@ -73,6 +77,27 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.config_file.exists():
             write_text(self.config_file, config.to_toml())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training here; ends with the process, however that ends.
+
+        Raises:
+            LabError: another process is at it.
+        """
+        if os.name != "posix":
+            yield
+            return
+        import fcntl
+
+        with self.config_file.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LabError(f"another process is training in {str(self.path)!r}") from None
+            except OSError:
+                pass  # a file system without locks
+            yield
 
     def result(self) -> RunResult | None:
         """The result of a finished run, or None."""

@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM: the first asks a run to end after its step, the second ends the process at once."""
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+__all__ = ["StopRequest"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Remembers the first signal instead of dying of it; a context manager.
+
+    Outside the main thread, where Python delivers no signals, it does nothing.
+
+    Attributes:
+        number: the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        self.number = number
+        # The system's own handling from here on: it needs no Python, so it works in the middle of a long operation.
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        # A progress bar hides the cursor, and a process that the next signal ends could not show it again.
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+        message = f"{signal.Signals(number).name}: ending after this step with a checkpoint; once more ends at once"
+        # Not print: the signal may have come while the same stream was being written to.
+        os.write(2, f"{show_cursor}spectrim: {message}\n".encode())

@@ -1,0 +1,146 @@
+"""The training loop: batches, forward and backward, clip, step, evaluation, log and checkpoints.
+
+What a step computes depends on the configuration and on the state that a checkpoint holds, and on nothing else.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.lab import checkpoint
+from spectrim.lab.batches import Batches, validation_batches
+from spectrim.lab.config import TrainConfig
+from spectrim.lab.errors import Interrupted
+from spectrim.lab.evaluate import evaluate, frequency_buckets
+from spectrim.lab.interrupt import StopRequest
+from spectrim.lab.log import Record, RunLog
+from spectrim.lab.measure import rounding_environment
+from spectrim.lab.objective import language_loss
+from spectrim.lab.prefetch import MicroBatches, prefetch
+from spectrim.lab.run import RunFolder
+from spectrim.lab.schedule import evaluation_steps, learning_rate_factor
+from spectrim.lab.tokens import Tokens
+
+__all__ = ["OnStep", "run_steps"]
+
+OnStep = Callable[[Record], None]
+
+
+def run_steps(
+    config: TrainConfig,
+    folder: RunFolder,
+    tokens: Tokens,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    on_step: OnStep | None,
+) -> None:
+    """Everything between initialisation and result: from the last checkpoint, if any, to the last step.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM came; the step it came in is done and in a checkpoint.
+    """
+    data, steps = config.data, config.steps
+    shape = {"batch_size": data.batch_size, "sequence_length": data.sequence_length}
+    batches = Batches(tokens.train, seed=config.seed, **shape)
+    validation = list(validation_batches(tokens.validation, batches=config.evaluation.batches, **shape))
+    buckets = frequency_buckets(tokens.train, data.vocabulary_size)
+    evaluate_after = evaluation_steps(steps, config.evaluation.times)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+
+    identity: dict[str, Any] = {
+        "config": config,
+        "data_key": tokens.key,
+        "machine": rounding_environment(device),
+    }
+    state = checkpoint.load_latest(folder.checkpoints, **identity)
+    start = checkpoint.restore(state, model=model, optimizer=optimizer) if state else 0
+    del state
+    clock = Clock(device)
+    with (
+        StopRequest() as stop,
+        RunLog(folder.log_file, resume_step=start) as log,
+        prefetch(batches, range(start, steps), accumulate=config.accumulate, device=device) as stream,
+    ):
+        for step, micro_batches in enumerate(stream, start=start):
+            factor = learning_rate_factor(step, config)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            clock.lap("rest_ms")
+            loss = forward_backward(model, micro_batches, config.precision)
+            clock.lap("forward_backward_ms")
+            norm = clip_gradient(model, config.optimizer.gradient_clip)
+            clock.lap("gradient_clip_ms")
+            optimizer.step()
+            clock.lap("optimizer_ms")
+            optimizer.zero_grad(set_to_none=True)
+            record: dict[str, Any] = {
+                "step": step + 1,
+                "tokens": (step + 1) * config.tokens_per_step,
+                "loss": loss.item(),
+                "lr": (config.optimizer.lr or 0.0) * factor,
+                "grad_norm": norm.item(),
+            }
+            clock.lap("rest_ms")
+            if step + 1 in evaluate_after:
+                evaluation = evaluate(model, validation, buckets, device=device, precision=config.precision)
+                record |= {"val_loss": evaluation.loss, "val_loss_by_frequency": evaluation.by_frequency}
+                clock.lap("evaluation_ms")
+            record |= clock.read()
+            log.write(record)  # type: ignore[arg-type]
+            if on_step is not None:
+                on_step(record)  # type: ignore[arg-type]
+            clock.lap("logging_ms")
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps or stop.number is not None:
+                # First the log, then the checkpoint: the log is never behind.
+                log.sync()
+                checkpoint.save(folder.checkpoints, step=step + 1, model=model, optimizer=optimizer, **identity)
+                clock.lap("checkpoint_ms")
+            if stop.number is not None:
+                raise Interrupted(stop.number, f" after step {step + 1} of {steps}")
+
+
+def forward_backward(model: nn.Module, micro_batches: MicroBatches, precision: str) -> Tensor:
+    """Add the gradient of the mean loss over all micro-batches, which are of one size; returns that loss."""
+    share = len(micro_batches)
+    total: Tensor | None = None
+    for inputs, targets in micro_batches:
+        loss = language_loss(model, inputs, targets, precision) / share
+        loss.backward()  # type: ignore[no-untyped-call]
+        total = loss.detach() if total is None else total + loss.detach()
+    assert total is not None
+    return total
+
+
+def clip_gradient(model: nn.Module, bound: float) -> Tensor:
+    """Scale the whole gradient to the bound if it is longer; a bound of 0 only measures. Returns the norm before."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm: Tensor = nn.utils.get_total_norm(gradients)
+    if bound:
+        nn.utils.clip_grads_with_norm_(model.parameters(), bound, norm)
+    return norm
+
+
+class Clock:
+    """Splits the time since it was started into named shares, in milliseconds."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._shares: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Add the time since the last lap to a share."""
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
+        now = time.perf_counter()
+        self._shares[name] = self._shares.get(name, 0.0) + 1000 * (now - self._last)
+        self._last = now
+
+    def read(self) -> dict[str, float]:
+        """The shares since the last reading, rounded to a microsecond."""
+        shares, self._shares = self._shares, {}
+        return {name: round(share, 3) for name, share in shares.items()}

@@ -1,0 +1,176 @@
+"""Runs that end before their last step: signals, kill -9, a full disk. What they resume to is held to the bit."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lab_runs import StopError, assert_equal, checkpoint, final_state, log_without_times, stop_after
+from spectrim.cli import main
+from spectrim.lab.config import TrainConfig
+from spectrim.lab.errors import Interrupted
+from spectrim.lab.interrupt import StopRequest
+from spectrim.lab.log import Record, read_log
+from spectrim.lab.train import train
+
+
+@pytest.fixture
+def config_file(small_config: TrainConfig, tmp_path: Path) -> Path:
+    file = tmp_path / "config.toml"
+    file.write_text(small_config.to_toml(), encoding="utf-8")
+    return file
+
+
+def send_after(step: int, number: int) -> Callable[[Record], None]:
+    def on_step(record: Record) -> None:
+        if record["step"] == step:
+            os.kill(os.getpid(), number)
+
+    return on_step
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_a_checkpoint_of_the_step_it_came_in(
+    small_config: TrainConfig, tmp_path: Path, cache_dir: Path, number: signal.Signals
+) -> None:
+    handler = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=f"stopped by {number.name} after step 3 of 6") as caught:
+        train(small_config, tmp_path / "run", cache_dir=cache_dir, on_step=send_after(3, number))
+    assert caught.value.number == number
+    assert signal.getsignal(number) == handler
+    assert checkpoint(tmp_path / "run", 3).exists()
+    assert [record["step"] for record in read_log(tmp_path / "run" / "log.jsonl")] == [1, 2, 3]
+    train(small_config, tmp_path / "run", resume=True, cache_dir=cache_dir)
+    train(small_config, tmp_path / "whole", cache_dir=cache_dir)
+    assert_equal(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
+    assert log_without_times(tmp_path / "run") == log_without_times(tmp_path / "whole")
+
+
+def test_the_second_signal_is_left_to_the_system() -> None:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_command_says_how_to_go_on_and_exits_as_a_shell_expects(
+    config_file: Path,
+    tmp_path: Path,
+    cache_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    code: int,
+) -> None:
+    step = send_after(2, number)
+    monkeypatch.setattr("spectrim.lab.progress.TerminalMonitor.step", lambda _, record: step(record))
+    out = str(tmp_path / "run")
+    command = ["train", "--config", str(config_file), "--out", out, "--cache-dir", str(cache_dir)]
+    assert main(command) == code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "after step 2 of 6" in last
+    assert "--resume" in last
+    assert main([*command, "--resume"]) == 0
+
+
+def run_until(command: list[str], reached: Callable[[], bool]) -> None:
+    """Start a process, and kill -9 it as soon as it is where it should be."""
+    # One thread as in this process: how a sum is split among threads decides its rounding.
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not reached():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.0005)
+    process.kill()
+    process.wait()
+
+
+def test_a_run_killed_in_a_step_and_while_it_writes_a_checkpoint_is_resumed_bit_for_bit(
+    small_config: TrainConfig, tmp_path: Path, cache_dir: Path
+) -> None:
+    config = small_config.model_copy(update={"steps": 600, "checkpoint_every": 5})
+    config_file, run = tmp_path / "config.toml", tmp_path / "run"
+    config_file.write_text(config.to_toml(), encoding="utf-8")
+    command = [sys.executable, "-m", "spectrim", "train", "--config", str(config_file), "--cache-dir", str(cache_dir)]
+    command += ["--out", str(run)]
+
+    log = run / "log.jsonl"
+    run_until(command, lambda: log.exists() and log.read_bytes().count(b"\n") > 12)
+    before = log.read_bytes().count(b"\n")
+    # From the second checkpoint on, for the first one removes what the kill before may have left.
+    writing = lambda: log.read_bytes().count(b"\n") > before + 12 and any(run.glob("checkpoints/.*.partial"))  # noqa: E731
+    run_until([*command, "--resume"], writing)
+    assert not (run / "result.json").exists()
+    train(config, run, resume=True, cache_dir=cache_dir)
+    train(config, tmp_path / "whole", cache_dir=cache_dir)
+    assert_equal(final_state(run, 600), final_state(tmp_path / "whole", 600))
+    assert log_without_times(run) == log_without_times(tmp_path / "whole")
+    assert not list(run.rglob("*.partial"))
+
+
+@contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """The system refuses to let any file grow beyond that, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_line_and_costs_nothing_before_it(
+    small_config: TrainConfig, config_file: Path, tmp_path: Path, cache_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(small_config, tmp_path / "whole", cache_dir=cache_dir)
+    run = tmp_path / "run"
+    with pytest.raises(StopError):
+        train(small_config, run, cache_dir=cache_dir, on_step=stop_after(3))
+    command = ["train", "--out", str(run), "--resume", "--cache-dir", str(cache_dir)]
+    capfd.readouterr()
+    with files_no_larger_than(100_000):
+        assert main(command) == 1
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 2  # the line that names the run, and this one:
+    assert told[1].startswith(f"spectrim: File too large: {checkpoint(run, 4)}; what is done is kept")
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000002.pt"]
+    assert [record["step"] for record in read_log(run / "log.jsonl")] == [1, 2, 3, 4]
+    assert main(command) == 0
+    assert_equal(final_state(run), final_state(tmp_path / "whole"))
+    assert log_without_times(run) == log_without_times(tmp_path / "whole")
+
+
+def test_a_record_that_does_not_fit_leaves_the_log_at_the_one_before(
+    small_config: TrainConfig, tmp_path: Path, cache_dir: Path
+) -> None:
+    config, run = small_config.model_copy(update={"checkpoint_every": 100}), tmp_path / "run"
+    with pytest.raises(OSError, match="File too large") as caught:
+        train(config, run, cache_dir=cache_dir, on_step=shrink_disk(run / "log.jsonl"))
+    assert caught.value.filename == str(run / "log.jsonl")
+    assert (run / "log.jsonl").read_bytes().endswith(b"}\n")
+    assert [record["step"] for record in read_log(run / "log.jsonl")] == [1, 2, 3]
+
+
+def shrink_disk(log: Path) -> Callable[[Record], None]:
+    def on_step(record: Record) -> None:
+        if record["step"] == 3:
+            before = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 50, before[1]))
+
+    return on_step
+
+
+@pytest.fixture(autouse=True)
+def _limits() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before[0], before[1]))
