@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,23 @@ def test_train_then_repeat_from_its_config(
     assert result["curve"] == first["curve"]
     assert result["lr"] == 0.002
     assert (tmp_path / "one" / "config.toml").read_text() == (tmp_path / "two" / "config.toml").read_text()
+
+
+def test_every_setting_has_a_flag_and_the_file_repeats_them(
+    small_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--schedule", "wsd", "--accumulate", "2", "--precision", "bf16", "--gradient-clip", "none"]
+    flags += ["--set", "schedule.decay=1-sqrt", "--set", "optimizer.beta2=0.98", "--set", "evaluation.times=3"]
+    assert main(["train", "adamw", *flags, *small_flags, "--show-config"]) == 0
+    shown = capsys.readouterr().out
+    settings = tomllib.loads(shown)
+    assert settings["schedule"] | {"shape": "wsd", "decay": "1-sqrt"} == settings["schedule"]
+    assert (settings["accumulate"], settings["precision"]) == (2, "bf16")
+    assert (settings["optimizer"]["gradient_clip"], settings["optimizer"]["beta2"]) == (0.0, 0.98)
+    assert settings["evaluation"]["times"] == 3
+    (tmp_path / "shown.toml").write_text(shown)
+    assert main(["train", "--config", str(tmp_path / "shown.toml"), "--show-config"]) == 0
+    assert capsys.readouterr().out == shown
 
 
 def test_resume_needs_nothing_but_the_folder(small_flags: list[str], tmp_path: Path, cache_dir: Path) -> None:
@@ -79,6 +97,14 @@ BAD = {
     "name": (["compare", "--name", "../up"], "--name '../up'"),
     "no recipe": (["train", "--out", "o"], "RECIPE is missing"),
     "no out": (["train", "adamw"], "--out is missing"),
+    "schedule": (["train", "adamw", "--out", "o", "--schedule", "step"], "schedule.shape='step': input should be"),
+    "precision": (["train", "adamw", "--out", "o", "--precision", "fp8"], "precision='fp8': input should be"),
+    "accumulate": (["train", "adamw", "--out", "o", "--accumulate", "3"], "accumulate=3 does not divide"),
+    "gradient clip": (["train", "adamw", "--out", "o", "--gradient-clip", "off"], "optimizer.gradient_clip='off'"),
+    "unknown setting": (["train", "adamw", "--out", "o", "--set", "schedule.warmup=1"], "key 'schedule.warmup', exp"),
+    "setting that is none": (["train", "adamw", "--out", "o", "--set", "steps"], "--set 'steps': expected KEY=VALUE"),
+    "setting twice": (["compare", "--steps", "3", "--set", "steps=4"], "--set 'steps=4': steps is given twice"),
+    "setting out of range": (["train", "adamw", "--out", "o", "--set", "optimizer.beta1=2"], "optimizer.beta1=2: "),
     "unknown flag": (["train", "adamw", "--stpes", "3"], "--stpes"),
     "unknown command": (["trian"], "trian"),
     "occupied folder": (["train", "adamw", "--out", "."], "not empty"),

@@ -297,10 +297,7 @@ def with_settings(flags: dict[str, Any], settings: list[str] | None) -> dict[str
             raise LabError(f"--set {item!r}: expected KEY=VALUE, such as schedule.decay_fraction=0.3")
         if key in given:
             raise LabError(f"--set {item!r}: {key} is given twice")
-        try:
-            given[key] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            given[key] = text
+        given[key] = parse_value(text)
     return given
 
 
