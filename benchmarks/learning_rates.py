@@ -149,7 +149,7 @@ def as_entry(point: Point, config: TrainConfig, result: RunResult) -> dict:
         "seed": config.seed,
         "steps": config.steps,
         "tokens": config.steps * config.tokens_per_step,
-        "preset": config.model.preset,
+        "preset": config.model.preset or "2m",
         "final_loss": result.final_loss,
         "weight_norm": result.weight_norm,
         "threads": result.environment["threads"],

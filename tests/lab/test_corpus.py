@@ -1,10 +1,11 @@
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spectrim.lab.corpus import Document, read_documents, split_documents
+from spectrim.lab import corpus as module
+from spectrim.lab.corpus import Document, read_addresses, split_corpus, survey
 from spectrim.lab.errors import LabError
 
 
@@ -12,95 +13,91 @@ def documents(*texts: str) -> list[Document]:
     return [Document(name=str(index), text=text) for index, text in enumerate(texts)]
 
 
-def characters(side: tuple[Document, ...]) -> int:
+def split(everything: Sequence[Document], fraction: float) -> tuple[list[Document], list[Document]]:
+    """Training and validation documents."""
+    [made] = split_corpus([survey(everything)], fraction)
+    sides = list(made.sides(everything))
+    return [each for side, each in sides if side == "train"], [each for side, each in sides if side == "validation"]
+
+
+def characters(side: Sequence[Document]) -> int:
     return sum(len(document.text) for document in side)
 
 
 def test_addresses_are_the_default_corpus() -> None:
-    addresses = read_documents()
+    addresses = list(read_addresses())
     assert len(addresses) > 200
-    assert sum(len(address.text) for address in addresses) > 10_000_000
-    split = split_documents(addresses, 0.05)
-    share = characters(split.validation) / sum(len(address.text) for address in addresses)
-    assert 0.04 < share < 0.06
+    assert characters(addresses) > 10_000_000
+    assert 0.04 < characters(split(addresses, 0.05)[1]) / characters(addresses) < 0.06
 
 
 @given(st.lists(st.text(min_size=1), min_size=2, max_size=30), st.floats(0.01, 0.6))
 @example(["0", "00000"], 0.59375)
 def test_no_document_is_on_both_sides_and_none_is_lost(texts: list[str], fraction: float) -> None:
     everything = documents(*texts)
-    split = split_documents(everything, fraction)
+    train, validation = split(everything, fraction)
     if len(set(texts)) > 1:
-        assert not {document.text for document in split.train} & {document.text for document in split.validation}
-        assert split.train
-        assert split.validation
-        assert sorted(document.name for document in split.train + split.validation) == sorted(
+        assert not {document.text for document in train} & {document.text for document in validation}
+        assert train
+        assert validation
+        assert sorted(document.name for document in train + validation) == sorted(
             document.name for document in everything
         )
 
 
 @given(st.permutations([f"document {index} " * (index + 1) for index in range(12)]))
 def test_the_split_depends_on_content_alone(texts: list[str]) -> None:
-    expected = split_documents(documents(*sorted(texts)), 0.1)
-    split = split_documents(documents(*texts), 0.1)
-    assert {document.text for document in split.validation} == {document.text for document in expected.validation}
+    expected = split(documents(*sorted(texts)), 0.1)[1]
+    assert {each.text for each in split(documents(*texts), 0.1)[1]} == {each.text for each in expected}
 
 
 def test_copies_of_a_document_land_on_the_same_side() -> None:
-    split = split_documents(documents("a" * 50, "b" * 50, "a" * 50, "b" * 50), 0.5)
-    assert len({document.text for document in split.validation}) == 1
-    assert len(split.validation) == 2
+    _, validation = split(documents("a" * 50, "b" * 50, "a" * 50, "b" * 50), 0.5)
+    assert len({document.text for document in validation}) == 1
+    assert len(validation) == 2
 
 
 def test_a_tiny_document_does_not_make_up_the_validation_set_alone() -> None:
     texts = [letter * 1000 for letter in "abcdefghij"]
-    split = split_documents(documents("read me", *texts), 0.05)
-    assert characters(split.validation) >= 0.025 * 10_000
+    assert characters(split(documents("read me", *texts), 0.05)[1]) >= 0.025 * 10_000
 
 
 def test_a_single_document_is_cut_at_a_line_end() -> None:
     text = "".join(f"line {index:04d}\n" for index in range(1000))
-    split = split_documents(documents(text), 0.05)
-    assert split.train[0].text + split.validation[0].text == text
-    assert split.train[0].text.endswith("\n")
-    assert 0.04 < len(split.validation[0].text) / len(text) < 0.06
+    [train], [validation] = split(documents(text), 0.05)
+    assert train.text + validation.text == text
+    assert train.text.endswith("\n")
+    assert 0.04 < len(validation.text) / len(text) < 0.06
 
 
-def test_files_folders_and_globs_are_read_in_order_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("b.txt", "a.md", "deep/c.txt", "skipped.bin"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(name)
-    everything = ["a.md", "b.txt", "deep/c.txt"]
-    assert [document.text for document in read_documents([str(tmp_path)])] == everything
-    assert [document.text for document in read_documents([str(tmp_path / "*.txt"), str(tmp_path)])] == [
-        "b.txt",
-        "a.md",
-        "deep/c.txt",
-    ]
-    assert [document.text for document in read_documents([str(tmp_path / "skipped.bin")])] == ["skipped.bin"]
-    monkeypatch.chdir(tmp_path)
-    assert [document.text for document in read_documents(["**/*.txt"])] == ["b.txt", "deep/c.txt"]
+def test_more_documents_than_are_listed_are_split_without_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LISTED", 50)
+    everything = documents(*(f"document {index}" for index in range(4000)), "document 7")
+    counted = survey(everything)
+    assert counted.order is None
+    assert counted.sizes is None
+    assert counted.documents == 4001
+    train, validation = split(everything, 0.05)
+    assert len(train) + len(validation) == 4001
+    assert not {each.text for each in train} & {each.text for each in validation}
+    # Binomial: five standard deviations around a twentieth.
+    assert abs(len(validation) - 200) < 5 * (4000 * 0.05 * 0.95) ** 0.5
+    assert {each.name for each in split(everything[::-1], 0.05)[1]} == {each.name for each in validation}
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("missing.txt", "no such file"),
-        ("none-*.txt", "no such file"),
-        ("bare", "no text files"),
-        ("empty", "empty corpus"),
-    ],
-)
-def test_sources_without_text_are_refused_by_name(tmp_path: Path, source: str, message: str) -> None:
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "blank.txt").write_text(" \n")
-    with pytest.raises(LabError, match=message) as caught:
-        read_documents([str(tmp_path / source)])
-    assert source in str(caught.value)
+def test_what_one_source_holds_back_the_others_hold_back() -> None:
+    shared = [f"shared {index} " * 20 for index in range(10)]
+    one = documents(*shared, *(f"one {index} " * 20 for index in range(10)))
+    two = documents(*shared, *(f"two {index} " * 60 for index in range(10)))
+    splits = split_corpus([survey(one), survey(two)], 0.3)
+    sides: dict[str, set[str]] = {}
+    for made, everything in zip(splits, (one, two), strict=True):
+        assert {side for side, _ in made.sides(everything)} == {"train", "validation"}
+        for side, document in made.sides(everything):
+            sides.setdefault(document.text, set()).add(side)
+    assert all(len(side) == 1 for side in sides.values())
 
 
-def test_a_file_that_is_not_text_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "picture.txt").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(LabError, match=r"picture\.txt.*UTF-8"):
-        read_documents([str(tmp_path / "picture.txt")])
+def test_a_document_is_not_cut_in_one_source_and_whole_in_another() -> None:
+    with pytest.raises(LabError, match="only document of its source"):
+        split_corpus([survey(documents("a b c")), survey(documents("a b c", "d e f"))], 0.5)

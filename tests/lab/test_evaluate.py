@@ -28,13 +28,13 @@ def text(counts: dict[int, int]) -> np.ndarray:
 def test_buckets_hold_quarters_of_the_text_from_frequent_to_rare() -> None:
     # Of 24 tokens every quarter has 6. By rank: 5 | 0, 3 | 6, 1, 2 | 4, 8, 7, and 9 and 10, which the text does not
     # hold; equal counts are in the order of their numbers, and 2 begins in the third quarter and ends in the last.
-    buckets = frequency_buckets(text({5: 6, 3: 3, 0: 3, 1: 2, 2: 2, 4: 2, 6: 3, 7: 1, 8: 2}), 11)
+    buckets = frequency_buckets([text({5: 6, 3: 3, 0: 3, 1: 2}), text({2: 2, 4: 2, 6: 3, 7: 1, 8: 2})], 11)
     assert buckets.names == ("1-1", "2-3", "4-6", "7-11")
     assert buckets.of_token.tolist() == [1, 2, 2, 1, 3, 0, 2, 3, 3, 3, 3]
 
 
 def test_a_token_of_more_than_half_the_text_leaves_no_empty_bucket() -> None:
-    assert frequency_buckets(text({0: 60, 1: 10, 2: 20, 3: 10}), 4).names == ("1-1", "2-2", "3-4")
+    assert frequency_buckets([text({0: 60, 1: 10, 2: 20, 3: 10})], 4).names == ("1-1", "2-2", "3-4")
 
 
 def test_losses_by_bucket_are_means_of_the_losses_by_token() -> None:
@@ -42,7 +42,7 @@ def test_losses_by_bucket_are_means_of_the_losses_by_token() -> None:
     tokens = torch.randint(0, 20, (4, 9), generator=draw).clamp(max=16)
     batches = [(tokens[:2, :-1], tokens[:2, 1:]), (tokens[2:, :-1], tokens[2:, 1:])]
     model = Lookup(20)
-    buckets = frequency_buckets(np.repeat(np.arange(20, dtype=np.uint16), np.arange(20)), 20)
+    buckets = frequency_buckets([np.repeat(np.arange(20, dtype=np.uint16), np.arange(20))], 20)
     result = evaluate(model, batches, buckets, device=torch.device("cpu"), precision="float32")
 
     losses: dict[str, list[float]] = {name: [] for name in buckets.names}

@@ -1,17 +1,20 @@
+import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tokenizers
-import torch
 
-from spectrim.lab import tokens as module
-from spectrim.lab.batches import Batches, validation_batches
+from spectrim.lab import token_cache as module
+from spectrim.lab import tokenizer
 from spectrim.lab.config import DataConfig
-from spectrim.lab.corpus import read_documents, split_documents
+from spectrim.lab.corpus import Document, split_corpus, survey
 from spectrim.lab.errors import LabError
-from spectrim.lab.tokens import END_OF_DOCUMENT, describe_tokens, prepare_tokens
+from spectrim.lab.groups import group_sources
+from spectrim.lab.sources import parse_sources, read_sources
+from spectrim.lab.tokenizer import END_OF_DOCUMENT
+from spectrim.lab.tokens import Tokens, describe_tokens, prepare_tokens, resolve_data
 
 
 @pytest.fixture
@@ -19,15 +22,70 @@ def data(text_folder: Path) -> DataConfig:
     return DataConfig(sources=(str(text_folder),), vocabulary_size=300, sequence_length=16)
 
 
+def sides_of(data: DataConfig) -> dict[str, list[Document]]:
+    documents = list(read_sources(parse_sources(data.sources), data.text_column))
+    [split] = split_corpus([survey(documents)], data.validation_fraction)
+    sides: dict[str, list[Document]] = {"train": [], "validation": []}
+    for side, document in split.sides(documents):
+        sides[side].append(document)
+    return sides
+
+
+def text_of(tokens: Tokens, side: str) -> str:
+    assert tokens.tokenizer is not None
+    decoder = tokenizers.Tokenizer.from_file(str(tokens.tokenizer))
+    [stream] = getattr(tokens, side)
+    return str(decoder.decode(np.concatenate(stream.arrays).tolist(), skip_special_tokens=False))
+
+
 def test_tokens_decode_to_the_documents_with_an_end_after_each(data: DataConfig, cache_dir: Path) -> None:
     tokens = prepare_tokens(data, cache_dir)
-    split = split_documents(read_documents(data.sources), data.validation_fraction)
-    tokenizer = tokenizers.Tokenizer.from_file(str(tokens.tokenizer_file))
-    for side, array in ((split.train, tokens.train), (split.validation, tokens.validation)):
-        expected = "".join(document.text + END_OF_DOCUMENT for document in side)
-        assert tokenizer.decode(array.tolist(), skip_special_tokens=False) == expected
-    assert int(tokens.train.max()) < 300
+    for side, documents in sides_of(data).items():
+        assert text_of(tokens, side) == "".join(document.text + END_OF_DOCUMENT for document in documents)
+    assert int(tokens.train[0].arrays[0].max()) < 300
     assert tokens.statistics["train"]["documents"] + tokens.statistics["validation"]["documents"] == 8
+
+
+def test_a_corpus_beyond_every_limit_has_the_same_tokens(
+    data: DataConfig, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = prepare_tokens(data, cache_dir)
+    monkeypatch.setattr(module, "BATCH", 1000)
+    monkeypatch.setattr(module, "LARGE", 1000)
+    pieces = prepare_tokens(data, tmp_path)
+    assert pieces.key == whole.key
+    assert np.array_equal(pieces.train[0].arrays[0], whole.train[0].arrays[0])
+    # The second time nothing is read at all.
+    monkeypatch.setattr(module, "survey", lambda _: pytest.fail("read again"))
+    assert prepare_tokens(data, tmp_path).key == whole.key
+
+
+def test_a_large_corpus_that_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGE", 1000)
+    file = tmp_path / "a.txt"
+    data = DataConfig(sources=(str(file),), vocabulary_size=300, sequence_length=4, validation_fraction=0.3)
+    file.write_text("some words to begin with\n" * 60)
+    before = prepare_tokens(data, tmp_path / "cache")
+    file.write_text("some words to go on with\n\n" * 60)
+    assert prepare_tokens(data, tmp_path / "cache").key != before.key
+
+
+def test_a_tokenizer_learns_from_a_sample_of_a_large_corpus(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    learn = tokenizer.learn_tokenizer
+
+    def spy(texts: object, vocabulary_size: int) -> tokenizer.Tokenizer:
+        seen.extend(texts)  # type: ignore[call-overload]
+        return learn(seen, vocabulary_size)
+
+    monkeypatch.setattr(module, "learn_tokenizer", spy)
+    monkeypatch.setattr(module, "SAMPLE", sum(len(each.text) for side in sides_of(data).values() for each in side) // 2)
+    prepare_tokens(data, tmp_path)
+    train = [document.text for document in sides_of(data)["train"]]
+    assert 0 < len(seen) < len(train)
+    assert set(seen) < set(train)
 
 
 def test_text_that_spells_the_end_of_document_token_stays_text(tmp_path: Path, cache_dir: Path) -> None:
@@ -37,21 +95,19 @@ def test_text_that_spells_the_end_of_document_token_stays_text(tmp_path: Path, c
         sources=(str(tmp_path / "a.txt"),), vocabulary_size=300, sequence_length=4, validation_fraction=0.3
     )
     tokens = prepare_tokens(data, cache_dir)
-    tokenizer = tokenizers.Tokenizer.from_file(str(tokens.tokenizer_file))
-    end = tokenizer.token_to_id(END_OF_DOCUMENT)
-    assert Counter(tokens.train.tolist())[end] == 1
+    assert Counter(tokens.train[0].arrays[0].tolist())[tokens.end] == 1
 
 
 def test_the_cache_is_used_again_for_equal_content_under_another_name(
     data: DataConfig, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = prepare_tokens(data, cache_dir)
-    copies = tmp_path / "copies"
-    copies.mkdir()
-    for file in Path(data.sources[0]).iterdir():
-        (copies / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "copies.jsonl").write_text(
+        "".join(json.dumps({"text": file.read_text()}) + "\n" for file in sorted(Path(data.sources[0]).iterdir()))
+    )
     monkeypatch.setattr(module, "build_cache", lambda *_: pytest.fail("tokenized again"))
-    assert prepare_tokens(data.model_copy(update={"sources": (str(copies),)}), cache_dir).key == first.key
+    copies = data.model_copy(update={"sources": (str(tmp_path / "copies.jsonl"),)})
+    assert prepare_tokens(copies, cache_dir).key == first.key
 
 
 def test_the_cache_key_changes_with_content_and_settings(data: DataConfig, tmp_path: Path, cache_dir: Path) -> None:
@@ -65,6 +121,14 @@ def test_the_cache_key_changes_with_content_and_settings(data: DataConfig, tmp_p
     assert prepare_tokens(data.model_copy(update={"batch_size": 3, "sequence_length": 8}), cache_dir).key == key
 
 
+def test_the_default_corpus_has_the_key_that_published_results_have() -> None:
+    # benchmarks/results rest on these tokens; the hash covers every document, the split and the settings.
+    groups = group_sources(DataConfig())
+    surveys = [survey(groups[0].documents("text"))]
+    settings = module.cache_settings(DataConfig(), None)
+    assert module.cache_key(settings, surveys, split_corpus(surveys, 0.05)) == "3f5b636a0cddfd885374c95992b66c82"
+
+
 def test_a_failure_leaves_no_half_made_cache(data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -75,50 +139,76 @@ def test_a_failure_leaves_no_half_made_cache(data: DataConfig, tmp_path: Path, m
     assert not any((tmp_path / "tokens").iterdir())
 
 
+def test_data_that_changes_while_it_is_read_is_refused(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for file in Path(data.sources[0]).iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    learn = tokenizer.learn_tokenizer
+
+    def learn_and_write(texts: object, vocabulary_size: int) -> tokenizer.Tokenizer:
+        learned = learn(texts, vocabulary_size)  # type: ignore[arg-type]
+        (folder / "late.txt").write_text("a document that was not there")
+        return learned
+
+    monkeypatch.setattr(module, "learn_tokenizer", learn_and_write)
+    with pytest.raises(LabError, match="changed while it was being read"):
+        prepare_tokens(data.model_copy(update={"sources": (str(folder),)}), tmp_path / "cache")
+    assert not any((tmp_path / "cache" / "tokens").iterdir())
+
+
 def test_text_shorter_than_a_sequence_is_refused_with_both_lengths(tmp_path: Path, cache_dir: Path) -> None:
     (tmp_path / "short.txt").write_text("a few words")
     with pytest.raises(LabError, match=r"short\.txt.* tokens, one sequence needs 129"):
         prepare_tokens(DataConfig(sources=(str(tmp_path / "short.txt"),)), cache_dir)
 
 
-def windows_of(batches: Batches, steps: range) -> list[int]:
-    """The first token of every sequence; with tokens 0, 1, 2, … that is where it starts."""
-    return [int(start) for step in steps for start in batches(step)[0][:, 0]]
+def test_text_of_nothing_is_refused_by_name(tmp_path: Path, cache_dir: Path) -> None:
+    (tmp_path / "blank.jsonl").write_text('{"text": " "}\n')
+    with pytest.raises(LabError, match=r"blank\.jsonl.*empty corpus"):
+        prepare_tokens(DataConfig(sources=(str(tmp_path / "blank.jsonl"),)), cache_dir)
 
 
-def test_a_batch_is_a_pure_function_of_seed_and_step() -> None:
-    stream = np.arange(1000, dtype=np.uint16)
-    settings = {"batch_size": 4, "sequence_length": 10}
-    forwards, backwards = Batches(stream, seed=1, **settings), Batches(stream, seed=1, **settings)
-    first = [forwards(step) for step in range(60)]
-    for step in reversed(range(60)):
-        assert torch.equal(backwards(step)[0], first[step][0])
-    other = Batches(stream, seed=2, **settings)
-    assert any(not torch.equal(other(step)[0], first[step][0]) for step in range(3))
-    inputs, targets = first[0]
-    assert torch.equal(inputs + 1, targets)
-
-
-def test_an_epoch_visits_every_window_once_and_epochs_differ() -> None:
-    # 33 windows in batches of 4: batches straddle epochs.
-    batches = Batches(np.arange(331, dtype=np.uint16), seed=0, batch_size=4, sequence_length=10)
-    starts = windows_of(batches, range(33))
-    epochs = [starts[index : index + 33] for index in range(0, 132, 33)]
-    for epoch in epochs:
-        assert sorted(epoch) == [10 * window for window in range(33)]
-    assert epochs[0] != epochs[1]
-
-
-def test_the_validation_set_spreads_over_the_text_and_takes_what_there_is() -> None:
-    stream = np.arange(1001, dtype=np.uint16)
-    some = list(validation_batches(stream, batches=2, batch_size=5, sequence_length=10))
-    assert [len(inputs) for inputs, _ in some] == [5, 5]
-    assert [int(start) for inputs, _ in some for start in inputs[:, 0]] == list(range(0, 1000, 100))
-    everything = list(validation_batches(stream, batches=50, batch_size=8, sequence_length=10))
-    assert sum(len(inputs) for inputs, _ in everything) == 100
+def test_weighted_sources_are_streams_of_their_own_with_one_tokenizer(
+    data: DataConfig, tmp_path: Path, cache_dir: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"row {row} of another kind"}) + "\n" for row in range(200)))
+    data = data.model_copy(update={"sources": (f"{data.sources[0]}@3", f"{rows}@1")})
+    tokens = prepare_tokens(data, cache_dir)
+    assert [stream.weight for stream in tokens.train] == [3.0, 1.0]
+    assert tokens.tokenizer is not None
+    decoder = tokenizers.Tokenizer.from_file(str(tokens.tokenizer))
+    for side, streams in (("train", tokens.train), ("validation", tokens.validation)):
+        text, lines = (decoder.decode(stream.arrays[0].tolist()) for stream in streams)
+        assert "congress" in text
+        assert "row" in lines
+        assert "congress" not in lines
+        parts = [part[side] for part in tokens.statistics["sources"]]
+        assert sum(part["documents"] for part in parts) == tokens.statistics[side]["documents"]
+        assert [part["tokens"] for part in parts] == [len(stream) for stream in streams]
+    # Other weights are other batches of the same tokens.
+    other = data.model_copy(update={"sources": (f"{data.sources[0][:-2]}@1", f"{rows}@1")})
+    assert prepare_tokens(other, cache_dir).key == tokens.key
+    with pytest.raises(LabError, match=r"rows\.jsonl@0\.001.* below a thousandth"):
+        prepare_tokens(data.model_copy(update={"sources": (data.sources[0], f"{rows}@0.001")}), cache_dir)
 
 
 def test_a_description_counts_and_samples(data: DataConfig, cache_dir: Path) -> None:
     description = describe_tokens(prepare_tokens(data, cache_dir))
     assert description["sample"].split()[0].isalpha()
     assert description["train"]["tokens"] > description["validation"]["tokens"] > 0
+
+
+def test_what_is_left_to_defaults_is_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokenizer.json").touch()
+    resolved = resolve_data(DataConfig(sources=("a.txt",)))
+    assert (resolved.sources, resolved.vocabulary_size) == ((str(tmp_path / "a.txt"),), 2048)
+    assert resolve_data(resolved) == resolved
+    own = resolve_data(DataConfig(tokenizer="tokenizer.json"))
+    assert (own.tokenizer, own.vocabulary_size) == (str(tmp_path / "tokenizer.json"), None)
+    with pytest.raises(LabError, match=r"vocabulary_size=500: tokenizer 'tokenizer\.json' has its own"):
+        resolve_data(DataConfig(tokenizer="tokenizer.json", vocabulary_size=500))

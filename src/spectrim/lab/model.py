@@ -1,96 +1,126 @@
-"""Models: a preset's transformers configuration, initialised from a seed.
+"""Models: built from a seed or continued from a folder of weights, and exported as a Hugging Face folder.
 
 The global random state is left as it was. Nothing here touches the network.
 """
 
-import os
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from spectrim.lab.architecture import (
+    PRESETS,
+    Preset,
+    causal_configuration,
+    check_preset,
+    quiet_transformers,
+    resolve_model,
+)
+from spectrim.lab.config import ModelConfig
 from spectrim.lab.errors import LabError
-from spectrim.lab.tokens import END_OF_DOCUMENT, Tokens
+from spectrim.lab.tokens import Tokens
 
-__all__ = ["PRESETS", "Preset", "build_model", "check_preset", "save_model"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """The shape of a Llama-like model; heads are 64 wide, but for the tiny one."""
-
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "build_model",
+    "check_preset",
+    "quiet_transformers",
+    "resolve_model",
+    "save_model",
+]
 
 
-PRESETS = {
-    "tiny": Preset(hidden_size=32, intermediate_size=64, layers=1, heads=1),
-    "1m": Preset(hidden_size=128, intermediate_size=384, layers=3, heads=2),
-    "2m": Preset(hidden_size=192, intermediate_size=512, layers=4, heads=3),
-    "10m": Preset(hidden_size=384, intermediate_size=1024, layers=6, heads=6),
-    "25m": Preset(hidden_size=512, intermediate_size=1408, layers=8, heads=8),
-    "90m": Preset(hidden_size=768, intermediate_size=2048, layers=12, heads=12),
-}
+def build_model(
+    model: ModelConfig | str,
+    *,
+    vocabulary_size: int,
+    sequence_length: int,
+    seed: int,
+    end_of_document: int | None = 0,
+    padded: bool = True,
+) -> nn.Module:
+    """A causal language model in float32: its weights drawn from the seed, or read from a folder.
 
-
-def check_preset(name: str) -> Preset:
-    """The preset of that name.
+    Args:
+        model: what to build, or just a preset's name.
+        vocabulary_size: of the tokenizer. A preset's or type's model takes it over; one from a file or from weights
+            must have it, or more.
+        sequence_length: tokens that the model is going to be given at once.
+        seed: decides the weights, where they are not read.
+        end_of_document: the token that ends a text, for models drawn from a seed.
+        padded: whether the model's vocabulary may be larger than the tokenizer's, as published models' often is.
 
     Raises:
-        LabError: there is none.
+        LabError: vocabulary or sequence do not fit the model, or the folder's weights are not this model's.
     """
-    if name not in PRESETS:
-        raise LabError(f"unknown preset {name!r}, expected one of {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
-def quiet_transformers() -> Any:
-    """The transformers package, kept from the network and from printing."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    return transformers
-
-
-def build_model(preset: str, *, vocabulary_size: int, sequence_length: int, seed: int) -> nn.Module:
-    """A ``LlamaForCausalLM`` of the preset's shape, its weights drawn from the seed; the head is not tied."""
-    shape = check_preset(preset)
+    model = model if isinstance(model, ModelConfig) else ModelConfig(preset=model)
     transformers = quiet_transformers()
-    config = transformers.LlamaConfig(
-        vocab_size=vocabulary_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        max_position_embeddings=sequence_length,
-        tie_word_embeddings=False,
-        attn_implementation="sdpa",
-        use_cache=False,
-        bos_token_id=0,  # the only special token, END_OF_DOCUMENT
-        eos_token_id=0,
-    )
+    config = causal_configuration(model, vocabulary_size=vocabulary_size, sequence_length=sequence_length)
+    name = model.weights or model.architecture or model.preset
+    check_fit(config, f"model {name!r}", vocabulary_size, sequence_length, padded=padded)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: nn.Module = transformers.LlamaForCausalLM(config)
-    return model
+        if model.weights is not None:
+            return read_weights(Path(model.weights), config)
+        config.bos_token_id = config.eos_token_id = end_of_document
+        # Padding would freeze the row of its token, which is a token like any other here.
+        config.pad_token_id = None
+        try:
+            built: nn.Module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        except Exception as error:
+            # A model's constructor may fail in any way on a configuration that does not fit it.
+            raise LabError(f"model {name!r} cannot be built: {type(error).__name__}: {error}") from error
+    return built
+
+
+def check_fit(config: Any, place: str, vocabulary_size: int, sequence_length: int, *, padded: bool) -> None:
+    own = config.get_text_config().vocab_size
+    if own < vocabulary_size or (own > vocabulary_size and not padded):
+        raise LabError(
+            f"{place} has vocab_size {own}, the tokenizer has {vocabulary_size} tokens; give --vocabulary-size {own}, "
+            f"a --tokenizer that fits, or vocab_size = {vocabulary_size} in [model.overrides]"
+        )
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and positions < sequence_length:
+        raise LabError(f"{place} has max_position_embeddings {positions}, sequence_length is {sequence_length}")
+
+
+def read_weights(folder: Path, config: Any) -> nn.Module:
+    """The model in a Hugging Face folder, all of it: a tensor that is missing there would be drawn at random."""
+    transformers = quiet_transformers()
+    try:
+        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise LabError(f"weights {str(folder)!r} cannot be read: {str(error).strip().splitlines()[0]}") from error
+    for kind in ("missing_keys", "mismatched_keys"):
+        if names := sorted(map(str, loaded[kind])):
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise LabError(
+                f"weights {str(folder)!r} are not those of {type(model).__name__}: {kind[:-5]} {names[0]}{more}"
+            )
+    built: nn.Module = model.train()
+    return built
 
 
 def save_model(model: Any, tokens: Tokens, folder: Path) -> None:
-    """Write a Hugging Face folder: weights in safetensors, configuration and tokenizer."""
+    """Write a Hugging Face folder: weights in safetensors, configuration and, where there is one, tokenizer."""
     transformers = quiet_transformers()
     model.save_pretrained(folder)
+    if tokens.tokenizer is None:
+        return
+    if tokens.tokenizer.is_dir():
+        shutil.copytree(tokens.tokenizer, folder, dirs_exist_ok=True)
+        return
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(tokens.tokenizer_file),
-        bos_token=END_OF_DOCUMENT,
-        eos_token=END_OF_DOCUMENT,
-        model_max_length=model.config.max_position_embeddings,
+        tokenizer_file=str(tokens.tokenizer),
+        bos_token=tokens.end_of_document,
+        eos_token=tokens.end_of_document,
+        **({} if positions is None else {"model_max_length": positions}),
     )
     tokenizer.save_pretrained(folder)

@@ -99,15 +99,13 @@ def build_on_meta(model: str) -> "nn.Module":
     """The model that a preset, a model type or a configuration names, on the meta device."""
     import torch
 
-    from spectrim.lab.config import DataConfig
+    from spectrim.lab.config import DEFAULT_VOCABULARY_SIZE, DataConfig
     from spectrim.lab.model import PRESETS, build_model
 
     with torch.device("meta"):
         if model in PRESETS:
-            data = DataConfig()
-            return build_model(
-                model, vocabulary_size=data.vocabulary_size, sequence_length=data.sequence_length, seed=0
-            )
+            length = DataConfig().sequence_length
+            return build_model(model, vocabulary_size=DEFAULT_VOCABULARY_SIZE, sequence_length=length, seed=0)
         return from_configuration(model, read_configuration(model))
 
 

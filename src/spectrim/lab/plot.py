@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from spectrim.lab.architecture import name_of
 from spectrim.lab.files import write_atomically
 from spectrim.lab.results import BASELINE
 
@@ -21,7 +22,7 @@ Over = Literal["tokens", "time"]
 def save_curves(summary: dict[str, Any], path: Path, *, over: Over = "tokens") -> None:
     """Draw the mean curve of each recipe with the range of its seeds; the suffix of ``path`` chooses PNG or SVG."""
     config = summary["config"]
-    title = f"Validation loss, model {config['model']['preset']}, {len(config['seeds'])} seed(s)"
+    title = f"Validation loss, model {name_of(config['model'])}, {len(config['seeds'])} seed(s)"
 
     def draw_all(axes: Any) -> None:
         draw(axes, summary["recipes"], over)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spectrim.lab.architecture import name_of
 from spectrim.lab.files import write_json, write_text
 from spectrim.lab.plot import save_curves
 from spectrim.lab.results import BASELINE
@@ -173,7 +174,7 @@ def heading(summary: Summary) -> str:
     length = f"{config['steps']} steps, {tokens:,} tokens"
     if budget := summary.get("budget"):
         length = f"{budget['seconds']:.1f} s of training"
-    return f"Validation loss after {length}; model {config['model']['preset']}; seeds {seeds}"
+    return f"Validation loss after {length}; model {name_of(config['model'])}; seeds {seeds}"
 
 
 def table_lines(summary: Summary, columns: dict[str, Column] = COLUMNS) -> list[str]:

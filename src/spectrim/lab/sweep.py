@@ -111,11 +111,12 @@ def canonical(config: SweepConfig) -> SweepConfig:
         kept = {"lr": defaults["lr"]} if given.keys() - {"lr"} else defaults
         update["space"][recipe.name] = {**{key: kept[key] for key in kept if key not in fixed}, **given}
     config = config.model_copy(update=update)
-    data = config.data
+    data, model = config.data, config.model
     for name in names:
         point = {key: dimension.grid(3)[0] for key, dimension in config.dimensions(name).items()}
-        data = config.run(name, point).data
-    return config.model_copy(update={"data": data})
+        run = config.run(name, point)
+        data, model = run.data, run.model
+    return config.model_copy(update={"data": data, "model": model})
 
 
 def open_sweep(config: SweepConfig, out: Path, *, cache_dir: Path | None = None) -> "Sweep":

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spectrim.lab.architecture import name_of
 from spectrim.lab.config import SharedConfig, merge
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import write_json, write_text
@@ -215,7 +216,7 @@ def markdown(summary: dict[str, Any], sweep: Sweep) -> str:
     lines = [
         f"# Sweep {sweep.out.name}",
         "",
-        f"Validation loss after {config.steps} steps, {tokens:,} tokens; model {config.model.preset}; "
+        f"Validation loss after {config.steps} steps, {tokens:,} tokens; model {name_of(config.model.model_dump())}; "
         f"seed {config.seed}; search: {search}.",
         "",
         f"| {' | '.join(HEADINGS)} |",

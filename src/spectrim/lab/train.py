@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from spectrim.lab.config import TrainConfig
-from spectrim.lab.corpus import resolve_sources
 from spectrim.lab.dynamics import read_dynamics
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import remove_partial, write_folder_atomically, write_json
@@ -24,11 +23,11 @@ from spectrim.lab.measure import (
     step_times,
     weight_norm,
 )
-from spectrim.lab.model import build_model, check_preset, save_model
+from spectrim.lab.model import build_model, resolve_model, save_model
 from spectrim.lab.recipes import build_optimizer, resolve
 from spectrim.lab.results import Curve, RunResult
 from spectrim.lab.run import RunFolder
-from spectrim.lab.tokens import Tokens, prepare_tokens
+from spectrim.lab.tokens import Tokens, prepare_tokens, resolve_data
 
 __all__ = ["prepare", "train"]
 
@@ -37,13 +36,13 @@ def prepare(config: TrainConfig) -> TrainConfig:
     """Check a configuration and fill in what is left to defaults, so that it says everything about its run.
 
     Raises:
-        LabError: a recipe, preset or device that there is not.
+        LabError: a recipe, model or device that there is not, or settings that contradict each other.
     """
-    check_preset(config.model.preset)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise LabError("device 'cuda' is not available here, expected one of auto, cpu")
-    data = config.data.model_copy(update={"sources": resolve_sources(config.data.sources)})
-    return resolve(config.model_copy(update={"data": data}))
+    # Data first: a source may need the network, which the models' library is kept from.
+    data = resolve_data(config.data, weights=config.model.weights)
+    return resolve(config.model_copy(update={"data": data, "model": resolve_model(config.model)}))
 
 
 def train(
@@ -79,10 +78,12 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = build_model(
-            config.model.preset,
-            vocabulary_size=config.data.vocabulary_size,
+            config.model,
+            vocabulary_size=tokens.vocabulary_size,
             sequence_length=config.data.sequence_length,
             seed=config.seed,
+            end_of_document=tokens.end,
+            padded=not tokens.learned,
         ).to(device)
         optimizer = build_optimizer(model, config)
         folder.create(config)
