@@ -1,8 +1,18 @@
+import math
+
 import pytest
 
 from spectrim.lab.errors import LabError
 from spectrim.lab.recipes import defaults_table, parse_recipe
-from spectrim.lab.search_space import Choices, Range, as_settings, default_space, parse_dimension, starting_point
+from spectrim.lab.search_space import (
+    Choices,
+    Range,
+    as_settings,
+    default_space,
+    parse_dimension,
+    spread_points,
+    starting_point,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +81,13 @@ def test_a_start_outside_the_space_is_left_out() -> None:
 def test_a_point_becomes_settings() -> None:
     point = {"lr": 0.1, "multiplier": 4.0, "arguments.eps": 1e-6}
     assert as_settings(point) == {"lr": 0.1, "embedding_lr": 4.0, "head_lr": 4.0, "arguments": {"eps": 1e-6}}
+
+
+def test_spread_points_have_one_in_every_slice_of_every_range() -> None:
+    space = {"lr": Range(1.0, 16.0, True), "momentum": Range(0.0, 0.8, False), "scale": Choices(("a", "b"))}
+    points = spread_points(space, 4, seed=3)
+    assert sorted(int(math.log2(point["lr"])) for point in points) == [0, 1, 2, 3]
+    assert sorted(int(point["momentum"] / 0.2) for point in points) == [0, 1, 2, 3]
+    assert sorted(point["scale"] for point in points) == ["a", "a", "b", "b"]
+    assert spread_points(space, 4, seed=3) == points
+    assert spread_points(space, 0, seed=3) == []

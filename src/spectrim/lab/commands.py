@@ -423,8 +423,9 @@ def show(value: Any, as_json: bool, table: Callable[[], Any]) -> None:
         from rich.console import Console
 
         # A file or a pipe has no width; wide enough for every table of the lab.
-        console = Console()
-        Console(width=console.width if console.is_terminal else 120).print(table())
+        console = Console(emoji=False, markup=False)
+        width = console.width if console.is_terminal else 120
+        Console(width=width, emoji=False, markup=False).print(table())
 
 
 def corpus_table(description: dict[str, Any]) -> Any:

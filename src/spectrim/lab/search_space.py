@@ -22,6 +22,7 @@ __all__ = [
     "as_settings",
     "default_space",
     "parse_dimension",
+    "spread_points",
     "starting_point",
 ]
 
@@ -61,10 +62,13 @@ class Range:
 
     def grid(self, count: int) -> list[Any]:
         """Evenly spaced values, both ends among them."""
+        return [self.at(index / (count - 1)) for index in range(count)]
+
+    def at(self, share: float) -> float:
+        """The value at a share of the way from low to high."""
         if self.log:
-            steps = [self.low * (self.high / self.low) ** (index / (count - 1)) for index in range(count)]
-            return [*steps[:-1], self.high]  # not beyond it by rounding
-        return [self.low + (self.high - self.low) * index / (count - 1) for index in range(count)]
+            return min(self.high, self.low * math.pow(self.high / self.low, share))
+        return self.low + (self.high - self.low) * share
 
     def holds(self, value: Any) -> bool:
         """Whether a value lies in it."""
@@ -85,6 +89,10 @@ class Choices:
     def grid(self, count: int) -> list[Any]:
         """All of them, whatever the count."""
         return list(self.values)
+
+    def at(self, share: float) -> Any:
+        """The value at a share of the way through the list."""
+        return self.values[min(len(self.values) - 1, int(share * len(self.values)))]
 
     def holds(self, value: Any) -> bool:
         """Whether a value is one of them."""
@@ -155,6 +163,17 @@ def starting_point(recipe: Recipe, space: dict[str, Dimension]) -> dict[str, Any
     known |= {"lr": defaults.lr, "embedding_lr": defaults.embedding_lr, "head_lr": defaults.head_lr}
     known |= {MULTIPLIER: defaults.embedding_lr, "clip_bound": defaults.clip_bound or AUTO_BOUND}
     return {key: known[key] for key, dimension in space.items() if key in known and dimension.holds(known[key])}
+
+
+def spread_points(space: dict[str, Dimension], count: int, *, seed: int) -> list[dict[str, Any]]:
+    """Points that lie evenly along every dimension (a Latin hypercube), in random order."""
+    from scipy.stats import qmc
+
+    shares = qmc.LatinHypercube(len(space), rng=seed).random(count)
+    return [
+        {key: dimension.at(float(share)) for (key, dimension), share in zip(space.items(), row, strict=True)}
+        for row in shares
+    ]
 
 
 def as_settings(point: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,15 @@ from spectrim.lab.files import write_text
 from spectrim.lab.log import Record
 from spectrim.lab.recipes import parse_recipe
 from spectrim.lab.run import RunFolder
-from spectrim.lab.search_space import Choices, Dimension, as_settings, default_space, parse_dimension, starting_point
+from spectrim.lab.search_space import (
+    Choices,
+    Dimension,
+    as_settings,
+    default_space,
+    parse_dimension,
+    spread_points,
+    starting_point,
+)
 from spectrim.lab.tokens import prepare_tokens
 from spectrim.lab.train import prepare, train
 
@@ -190,6 +198,11 @@ class Sweep:
         """Trials that a recipe has in all."""
         return len(self.grid(recipe)) if self.config.method == "grid" else self.config.trials
 
+    @property
+    def spread(self) -> int:
+        """Trials of a recipe that are spread evenly, its default among them, before the search follows what it found."""
+        return max(4, self.config.trials // 2)
+
     def grid(self, recipe: str) -> list[dict[str, Any]]:
         """Every point of the recipe's grid: learning rates times the first other hyperparameter, and all choices."""
         points: list[dict[str, Any]] = [{}]
@@ -229,15 +242,18 @@ class Sweep:
     # -- What is to be done --------------------------------------------------------------------------------------------
 
     def enqueue(self, recipe: str) -> None:
-        """Give a new study the points that it begins with: its grid, or the recipe's defaults."""
+        """Give a new study the points that it begins with: its grid; or the recipe's defaults and points all over."""
         study = self.study(recipe)
         if study.get_trials(deepcopy=False):
             return
         if self.config.method == "grid":
-            for point in self.grid(recipe):
-                study.enqueue_trial(point)
-        elif start := starting_point(parse_recipe(recipe), self.config.dimensions(recipe)):
-            study.enqueue_trial(start)
+            points = self.grid(recipe)
+        else:
+            space, trials = self.config.dimensions(recipe), self.config.trials
+            points = [starting_point(parse_recipe(recipe), space)]
+            points += spread_points(space, min(trials, self.spread) - 1, seed=self.config.seed)
+        for point in points:
+            study.enqueue_trial(point)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -283,7 +299,7 @@ class Sweep:
                     # Another seed for every trial: workers that ask one after the other must not be told the same.
                     studies[recipe].sampler = optuna.samplers.TPESampler(
                         seed=(self.config.seed * 1_000_003 + begun[recipe]) % 2**32,
-                        n_startup_trials=max(4, self.config.trials // 3),
+                        n_startup_trials=self.spread,
                         multivariate=True,
                         constant_liar=True,
                     )

@@ -244,6 +244,8 @@ def markdown(summary: dict[str, Any], sweep: Sweep) -> str:
 
 def draw(axes: Any, summary: dict[str, Any]) -> None:
     """Loss against learning rate: a line of the best at each rate, and every trial as a dot."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     finite = []
     for index, (recipe, entry) in enumerate(summary["recipes"].items()):
         style = look(index)
@@ -262,8 +264,10 @@ def draw(axes: Any, summary: dict[str, Any]) -> None:
         if entry["best"]:
             place = (entry["best"]["lr"], entry["best"]["final_loss"])
             axes.scatter(*place, s=60, facecolors="none", edgecolors=style["color"], zorder=4)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     if finite:
         # Losses far above the best would press the rest together; they go out of the picture at the top.
         low, high = min(finite), sorted(finite)[int(0.9 * (len(finite) - 1))]
