@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(error.format_message(), getattr(error, "exit_code", 2))
 
 
-KEPT = "what is done is kept: `compare` goes on when called again, `train` with --resume"
+KEPT = "what is done is kept: `compare` and `sweep` go on when called again, `train` with --resume"
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The disk, the user's share of it, or what a file may grow to is used up."""

@@ -6,7 +6,7 @@ import pytest
 
 from spectrim.cli import main
 from spectrim.lab.config import SharedConfig, TrainConfig
-from spectrim.lab.errors import LabError
+from spectrim.lab.errors import Interrupted, LabError
 from spectrim.lab.log import read_log
 from spectrim.lab.run import RunFolder
 from spectrim.lab.sweep import Sweep, SweepConfig, open_sweep
@@ -54,13 +54,14 @@ def test_every_recipe_gets_its_budget_once_and_its_default_first(
         open_sweep(more.model_copy(update={"steps": 7}), tmp_path / "s", cache_dir=cache_dir)
 
 
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), Interrupted(15, ""), OSError(28, "No space left on device")])
 def test_a_trial_whose_worker_died_is_gone_on_with_and_one_that_lives_is_left(
-    config: SweepConfig, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+    config: SweepConfig, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
 ) -> None:
     sweep = open_sweep(config.model_copy(update={"recipes": ("adamw",), "trials": 2}), tmp_path, cache_dir=cache_dir)
 
     def killed(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        raise end
 
     # Killed at its fourth step's log: the checkpoint after the second is there.
     steps = iter(range(100))
@@ -68,7 +69,7 @@ def test_a_trial_whose_worker_died_is_gone_on_with_and_one_that_lives_is_left(
     fourth = property(lambda self: killed() if next(steps) == 3 else original(self))  # type: ignore[misc]
     with monkeypatch.context() as patched:
         patched.setattr(TrainConfig, "tokens_per_step", fourth)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(type(end)):
             sweep.work(cache_dir=cache_dir)
     assert sweep.remaining("adamw") == 2
     assert finished(sweep, "adamw") == []

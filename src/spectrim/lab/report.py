@@ -69,7 +69,7 @@ def difference(value: dict[str, Any]) -> str:
 
 EQUAL_COLUMNS = {
     "difference_to_adamw": Column("difference to AdamW", "differ- ence to AdamW", difference),
-    "seconds": Column("training s", "training s", "{:.1f}".format),
+    "seconds": Column("training s", "", "{:.1f}".format),
     "equal_time.share": Column("steps at AdamW's time", "steps then", "{:.0%}".format),
     "equal_time.loss": Column("loss at AdamW's time", "loss then", "{:.4f}".format),
     "equal_time.difference": Column("difference at AdamW's time", "difference then", difference),

@@ -29,7 +29,7 @@ from spectrim.lab.config import (
     merge,
     read_toml,
 )
-from spectrim.lab.errors import LabError
+from spectrim.lab.errors import Interrupted, LabError
 from spectrim.lab.files import write_text
 from spectrim.lab.log import Record
 from spectrim.lab.recipes import parse_recipe
@@ -200,7 +200,7 @@ class Sweep:
 
     @property
     def spread(self) -> int:
-        """Trials of a recipe that are spread evenly, its default among them, before the search follows what it found."""
+        """Trials of a recipe that are spread evenly, its default among them; the search follows what they found."""
         return max(4, self.config.trials // 2)
 
     def grid(self, recipe: str) -> list[dict[str, Any]]:
@@ -242,7 +242,7 @@ class Sweep:
     # -- What is to be done --------------------------------------------------------------------------------------------
 
     def enqueue(self, recipe: str) -> None:
-        """Give a new study the points that it begins with: its grid; or the recipe's defaults and points all over."""
+        """Give a new study the points that it begins with: its grid, or its defaults and points all over."""
         study = self.study(recipe)
         if study.get_trials(deepcopy=False):
             return
@@ -385,8 +385,10 @@ class Sweep:
         except optuna.TrialPruned:
             study.tell(trial, state=pruned)
             return "pruned"
+        except (Interrupted, OSError):
+            # Stopped, or the disk is full: the trial is left to be gone on with.
+            raise
         except Exception:
-            # Not an interruption, which leaves the trial to be gone on with.
             study.tell(trial, state=failed)
             raise
         study.tell(trial, result.final_loss, state=complete)
@@ -404,9 +406,11 @@ class Sweep:
         try:
             for process in processes:
                 process.join()
-        except BaseException:
+        except (KeyboardInterrupt, Interrupted):
+            # Each ends its step, and keeps it in a checkpoint.
             for process in processes:
                 process.terminate()
+            for process in processes:
                 process.join()
             raise
 
@@ -415,14 +419,16 @@ def worker(out: Path, threads: int, cache_dir: Path | None) -> None:
     """The main function of a worker process."""
     import torch
 
+    # Ctrl-C is for the process that started this one, which hands it on once: twice would end it within a step.
+    os.setpgrp()
     torch.set_num_threads(threads)
     try:
         Sweep(out).work(cache_dir=cache_dir, say=say_on_stderr)
     except LabError as error:
         print(f"spectrim: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Interrupted as error:
+        sys.exit(128 + error.number)
 
 
 def say_on_stderr(line: str) -> None:
