@@ -106,6 +106,34 @@ def test_a_grid_runs_all_of_its_points(config: SweepConfig, tmp_path: Path, cach
     assert dict(zip(entry["curve"]["lr"], entry["curve"]["final_loss"], strict=True)) == lowest
 
 
+def test_a_trial_that_falls_behind_is_pruned_after_half_of_it_and_kept(
+    config: SweepConfig, tmp_path: Path, cache_dir: Path
+) -> None:
+    update = {"recipes": ("adamw",), "trials": 8, "pruner": "median", "steps": 8, "space": {"*": {"lr": "1e-9:1e-2"}}}
+    evaluation = config.evaluation.model_copy(update={"times": 8})
+    sweep = open_sweep(config.model_copy(update={**update, "evaluation": evaluation}), tmp_path, cache_dir=cache_dir)
+    assert sweep.work(cache_dir=cache_dir) == 8
+    entry = write_sweep_report(sweep)["recipes"]["adamw"]
+    pruned = [trial for trial in entry["trials"] if trial["state"] == "pruned"]
+    assert 1 <= len(pruned) == entry["pruned"] <= 5
+    for trial in pruned:
+        assert 4 <= trial["steps"] < 8
+        assert len(read_log(tmp_path / trial["folder"] / "log.jsonl")) == trial["steps"]
+        assert trial["last_loss"] > entry["best"]["final_loss"]
+    assert sweep.remaining("adamw") == 0
+
+
+def test_what_is_fixed_is_not_searched(config: SweepConfig, tmp_path: Path, cache_dir: Path) -> None:
+    optimizer = config.optimizer.model_copy(update={"head_lr": 2.0})
+    fixed = config.model_copy(update={"optimizer": optimizer, "overrides": {"muon": {"momentum": 0.9}}})
+    sweep = open_sweep(fixed, tmp_path / "s", cache_dir=cache_dir)
+    assert sweep.config.space.keys() == {"adamw", "muon"}
+    assert {key for table in sweep.config.space.values() for key in table} == {"lr"}
+    everything = fixed.model_copy(update={"overrides": {"muon": {"momentum": 0.9, "lr": 0.1}}})
+    with pytest.raises(LabError, match="'muon' has nothing left to search"):
+        open_sweep(everything, tmp_path / "t", cache_dir=cache_dir)
+
+
 def test_a_diverged_trial_is_counted_and_cannot_win(config: SweepConfig, tmp_path: Path, cache_dir: Path) -> None:
     space = {"adamw": {"lr": "0.001,100.0", "weight_decay": "0.1"}}
     grid = config.model_copy(update={"method": "grid", "recipes": ("adamw",), "space": space})

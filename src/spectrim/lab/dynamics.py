@@ -53,9 +53,13 @@ def read_dynamics(records: Sequence[dict[str, Any]]) -> Dynamics | None:
     )
 
 
+STEP_PARTS = ("forward_backward_ms", "gradient_clip_ms", "optimizer_ms", "logging_ms", "rest_ms")
+"""As in :func:`spectrim.lab.measure.step_times`."""
+
+
 def step_seconds(record: dict[str, Any]) -> float:
     """The time of one step, without evaluation and checkpoint."""
-    return float(record["forward_backward_ms"] + record["optimizer_ms"] + record["rest_ms"]) / 1000
+    return float(sum(record.get(key, 0.0) for key in STEP_PARTS)) / 1000
 
 
 def count_spikes(losses: Sequence[float | None]) -> int:

@@ -35,6 +35,7 @@ from spectrim.lab.log import Record
 from spectrim.lab.recipes import parse_recipe
 from spectrim.lab.run import RunFolder
 from spectrim.lab.search_space import (
+    MULTIPLIER,
     Choices,
     Dimension,
     as_settings,
@@ -113,11 +114,16 @@ def canonical(config: SweepConfig) -> SweepConfig:
     everyones = update["space"].pop(ALL, {})
     for recipe in parsed.values():
         given = everyones | update["space"].get(recipe.name, {})
-        fixed = update["overrides"].get(recipe.name, {})
+        everywhere = {key for key, value in config.optimizer.model_dump().items() if value is not None}
+        fixed = everywhere | update["overrides"].get(recipe.name, {}).keys()
+        if fixed & {"embedding_lr", "head_lr"}:
+            fixed.add(MULTIPLIER)
         # Somebody who names a second hyperparameter has decided what is searched beside the learning rate.
         defaults = default_space(recipe)
         kept = {"lr": defaults["lr"]} if given.keys() - {"lr"} else defaults
         update["space"][recipe.name] = {**{key: kept[key] for key in kept if key not in fixed}, **given}
+        if not update["space"][recipe.name]:
+            raise LabError(f"recipe {recipe.name!r} has nothing left to search: every key of its space is fixed")
     config = config.model_copy(update=update)
     data, model = config.data, config.model
     for name in names:

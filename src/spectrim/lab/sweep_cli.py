@@ -48,6 +48,10 @@ def sweep_command(
     sequence_length: Annotated[int | None, typer.Option(help="Tokens in a sequence.")] = None,
     vocabulary_size: Annotated[int | None, typer.Option(help="Tokens that the tokenizer learns.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, as for compare; repeatable."),
+    ] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="TOML file with any of these settings.")] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Where tokens are cached.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")] = False,
@@ -57,7 +61,7 @@ def sweep_command(
     Called again, it goes on: trials whose worker was stopped continue from their checkpoints. Then `spectrim compare
     --from-sweep` compares the winners.
     """
-    from spectrim.lab.commands import check_name, configure, parse_overrides, show
+    from spectrim.lab.commands import check_name, configure, parse_overrides, show, with_settings
     from spectrim.lab.sweep import Sweep, SweepConfig, open_sweep, say_on_stderr
     from spectrim.lab.sweep_report import sweep_table, write_sweep_report
 
@@ -89,7 +93,7 @@ def sweep_command(
         "data.vocabulary_size": vocabulary_size,
         "model.preset": preset,
     }
-    sweep = open_sweep(configure(SweepConfig, config_file, flags), out, cache_dir=cache_dir)
+    sweep = open_sweep(configure(SweepConfig, config_file, with_settings(flags, settings)), out, cache_dir=cache_dir)
     if commands:
         for line in command_lines(sweep, cache_dir):
             print(line)
