@@ -9,6 +9,7 @@ whole, and two processes may race for it.
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,9 @@ SAMPLE = 2**27
 
 BATCH = 2**21
 """Characters that are encoded at a time."""
+
+SAID = 2**25
+"""Characters from which on somebody would wonder what takes so long."""
 
 LARGE = 2**28
 """Bytes of files from which on names, sizes and times of change stand for the content once it is in the cache."""
@@ -113,8 +117,11 @@ def build_cache(
     except OSError as error:
         raise LabError(f"cache folder {str(folder.parent)!r}: {error.strerror}") from None
     try:
+        characters = sum(each.characters for each in surveys)
+        if characters >= SAID:
+            print(f"tokenizing {characters / 1e6:,.0f} M characters, once: they are cached", file=sys.stderr)
         if tokenizer is None:
-            share = SAMPLE / sum(each.characters for each in surveys)
+            share = SAMPLE / characters
             texts = (
                 document.text
                 for group, split in zip(groups, splits, strict=True)
