@@ -13,6 +13,7 @@ from rich.table import Table
 
 from spectrim.lab import bench_operators
 from spectrim.lab.bench_operators import DTYPES, SHAPE_SETS, SOLVERS, SPECTRA, OperatorRow, SpikeRow
+from spectrim.lab.bench_training import training_command
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import write_atomically
 
@@ -30,6 +31,9 @@ bench_app = typer.Typer(
 @bench_app.callback()
 def bench() -> None:
     """Measure operators and optimizers."""
+
+
+bench_app.command("training")(training_command)
 
 
 @bench_app.command()

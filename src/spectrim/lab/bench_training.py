@@ -1,0 +1,212 @@
+"""The benchmark of the training loop: the lab's against a bare one, and what its parts cost.
+
+The bare loop has the same model, weights and batches, torch's fused AdamW, and nothing else: no gradient clip, no
+log, not even a look at the loss. The two take turns step by step, so that a change of the machine's speed meets both.
+"""
+
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Annotated
+
+import torch
+import typer
+from torch.nn import functional
+
+from spectrim.lab.batches import Batches
+from spectrim.lab.config import DataConfig, EvaluationConfig, TrainConfig
+from spectrim.lab.files import write_json
+from spectrim.lab.log import Record, read_log
+from spectrim.lab.measure import environment
+from spectrim.lab.model import build_model
+from spectrim.lab.schedule import evaluation_steps
+from spectrim.lab.tokens import prepare_tokens
+from spectrim.lab.train import prepare, train
+
+__all__ = ["TrainingRow", "bench_training", "training_command"]
+
+WARMING_UP = 2
+"""Steps at the start that are not counted: allocators and caches fill."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRow:
+    """What was measured; times in milliseconds, medians of a step, but means for evaluation and checkpoint."""
+
+    preset: str
+    recipe: str
+    steps: int
+    tokens_per_step: int
+    lab_tokens_per_second: float
+    """Without evaluations and checkpoints."""
+    bare_tokens_per_second: float
+    ratio: float
+    forward_backward_ms: float
+    optimizer_ms: float
+    gradient_clip_ms: float
+    batch_ms: float
+    """Waiting for the batch, and the learning rate."""
+    logging_ms: float
+    overhead: float
+    """Share of a step in waiting for the batch, schedule and log: what is neither model, clip nor optimizer."""
+    evaluation_ms: float
+    checkpoint_ms: float
+    environment: dict[str, str | int]
+
+
+class BareLoop:
+    """Forward, backward, fused AdamW."""
+
+    def __init__(self, config: TrainConfig, batches: Batches) -> None:
+        self._batches = batches
+        self._model = build_model(
+            config.model.preset,
+            vocabulary_size=config.data.vocabulary_size,
+            sequence_length=config.data.sequence_length,
+            seed=config.seed,
+        )
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=config.optimizer.lr or 1e-3, fused=True)
+
+    def step(self, index: int) -> None:
+        """Train on the batch with that index."""
+        inputs, targets = self._batches(index)
+        logits = self._model(input_ids=inputs).logits
+        functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+
+class TakingTurns:
+    """Lets the bare loop make its step whenever the lab has made one, and times both."""
+
+    def __init__(self, bare: BareLoop) -> None:
+        self._bare = bare
+        self._lab_began = time.perf_counter()
+        self.lab: list[float] = []
+        self.bare: list[float] = []
+
+    def __call__(self, record: Record) -> None:
+        """Called by the lab with the record of its step."""
+        began = time.perf_counter()
+        self.lab.append(1000 * (began - self._lab_began))
+        self._bare.step(record["step"] - 1)
+        self._lab_began = time.perf_counter()
+        self.bare.append(1000 * (self._lab_began - began))
+
+
+def bench_training(
+    *, preset: str, recipe: str, steps: int, batch_size: int, sequence_length: int, cache_dir: Path | None
+) -> TrainingRow:
+    """Train ``steps`` steps both ways on the State of the Union addresses, with one evaluation and a checkpoint or two.
+
+    Raises:
+        LabError: preset or recipe is unknown.
+    """
+    config = prepare(
+        TrainConfig.parse(
+            {
+                "recipe": recipe,
+                "steps": steps,
+                "device": "cpu",
+                "checkpoint_every": max(1, steps // 2),
+                "model": {"preset": preset},
+                "data": DataConfig(batch_size=batch_size, sequence_length=sequence_length),
+                "evaluation": EvaluationConfig(times=1),
+            },
+            source="options",
+        )
+    )
+    tokens = prepare_tokens(config.data, cache_dir)
+    batches = Batches(tokens.train, seed=config.seed, batch_size=batch_size, sequence_length=sequence_length)
+    turns = TakingTurns(BareLoop(config, batches))
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        train(config, out, cache_dir=cache_dir, on_step=turns)
+        records = read_log(out / "log.jsonl")
+    counted = slice(min(WARMING_UP, steps - 1), None)
+    # A record has the times of its own step, but logging and checkpoint of the one before.
+    logging = [record.get("logging_ms", 0.0) - bare for record, bare in zip(records[1:], turns.bare, strict=False)]
+    apart = [record.get("evaluation_ms", 0.0) + record.get("checkpoint_ms", 0.0) for record in records]
+    lab = [time - other for time, other in zip(turns.lab, apart, strict=True)][counted]
+    bare = turns.bare[counted]
+    column = {key: [record[key] for record in records[counted]] for key in records[0] if key.endswith("_ms")}
+    lab_ms, bare_ms = fmean(lab), fmean(bare)
+    return TrainingRow(
+        preset=preset,
+        recipe=config.recipe,
+        steps=len(lab),
+        tokens_per_step=config.tokens_per_step,
+        lab_tokens_per_second=1000 * config.tokens_per_step / lab_ms,
+        bare_tokens_per_second=1000 * config.tokens_per_step / bare_ms,
+        ratio=bare_ms / lab_ms,
+        forward_backward_ms=median(column["forward_backward_ms"]),
+        optimizer_ms=median(column["optimizer_ms"]),
+        gradient_clip_ms=median(column["gradient_clip_ms"]),
+        batch_ms=median(column["rest_ms"]),
+        logging_ms=median(logging),
+        overhead=(fmean(column["rest_ms"]) + fmean(logging)) / lab_ms,
+        evaluation_ms=fmean(record["evaluation_ms"] for record in records if "evaluation_ms" in record),
+        checkpoint_ms=fmean(record["checkpoint_ms"] for record in records if "checkpoint_ms" in record),
+        environment=environment("cpu"),
+    )
+
+
+def default_shares(row: TrainingRow) -> dict[str, float]:
+    """The parts of a run with the default number of steps, evaluations and checkpoints, as shares of its time."""
+    run = TrainConfig(recipe=row.recipe)
+    parts = {
+        "steps": run.steps * 1000 * row.tokens_per_step / row.lab_tokens_per_second,
+        "evaluation": len(evaluation_steps(run.steps, run.evaluation.times)) * row.evaluation_ms,
+        "checkpoints": -(-run.steps // run.checkpoint_every) * row.checkpoint_ms,
+    }
+    return {name: part / sum(parts.values()) for name, part in parts.items()}
+
+
+def lines(row: TrainingRow) -> list[str]:
+    """The measurement in words."""
+    step_ms = 1000 * row.tokens_per_step / row.lab_tokens_per_second
+    run, shares = TrainConfig(recipe=row.recipe), default_shares(row)
+    return [
+        f"model {row.preset}, {row.recipe}, {row.tokens_per_step} tokens a step, {row.steps} steps each, "
+        f"{row.environment['threads']} threads",
+        f"lab        {row.lab_tokens_per_second:8.0f} tokens/s",
+        f"bare loop  {row.bare_tokens_per_second:8.0f} tokens/s, torch's fused AdamW, no gradient clip",
+        f"ratio      {row.ratio:8.1%}",
+        "",
+        f"a step of the lab: {step_ms:.1f} ms",
+        f"  forward and backward {row.forward_backward_ms:9.2f} ms",
+        f"  gradient clip        {row.gradient_clip_ms:9.2f} ms",
+        f"  optimizer            {row.optimizer_ms:9.2f} ms",
+        f"  batch, schedule      {row.batch_ms:9.2f} ms",
+        f"  log                  {row.logging_ms:9.2f} ms",
+        f"the lab's own overhead (the last two): {row.overhead:.2%} of a step",
+        "",
+        f"an evaluation {row.evaluation_ms:.0f} ms, a checkpoint {row.checkpoint_ms:.0f} ms",
+        f"of a run of {run.steps} steps with {run.evaluation.times} evaluations and a checkpoint every "
+        f"{run.checkpoint_every}: evaluation {shares['evaluation']:.1%}, checkpoints {shares['checkpoints']:.1%}",
+    ]
+
+
+def training_command(
+    preset: Annotated[str, typer.Option(help="Model preset: tiny, 1m, 2m, 10m, 25m, 90m.")] = "10m",
+    recipe: Annotated[str, typer.Option(help="What the lab trains with; the bare loop has torch's AdamW.")] = "adamw",
+    steps: Annotated[int, typer.Option(min=4, help="Steps of either loop.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 16,
+    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens in a sequence.")] = 128,
+    cache_dir: Annotated[Path | None, typer.Option(help="Where tokens are cached.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
+) -> None:
+    """Tokens a second of the lab's training loop and of a bare one, and what evaluation, log and checkpoints cost."""
+    row = bench_training(
+        preset=preset,
+        recipe=recipe,
+        steps=steps,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        cache_dir=cache_dir,
+    )
+    print("\n".join(lines(row)))
+    if json_path is not None:
+        write_json(json_path, asdict(row))
