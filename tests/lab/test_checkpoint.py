@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lab_runs import StopError, assert_equal, checkpoint, final_state, log_without_times, stop_after
+from spectrim.lab.checkpoint import save
 from spectrim.lab.config import TrainConfig
 from spectrim.lab.errors import LabError, LabWarning
 from spectrim.lab.train import train
@@ -134,3 +135,14 @@ def test_a_change_of_what_rounding_depends_on_is_told(small_config: TrainConfig,
     torch.set_num_threads(2)
     with pytest.warns(LabWarning, match="threads was 1 until step 4 and is 2 now"):
         train(small_config, run, resume=True, cache_dir=cache_dir)
+
+
+def test_an_optimizer_whose_state_could_not_be_read_back_is_refused_at_the_first_checkpoint(
+    small_config: TrainConfig, tmp_path: Path
+) -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.param_groups[0]["rule"] = Path("x")
+    with pytest.raises(LabError, match="the state of SGD cannot be kept in a checkpoint: it cannot be read"):
+        save(tmp_path, step=1, config=small_config, data_key="", machine={}, model=model, optimizer=optimizer)
+    assert list(tmp_path.iterdir()) == []

@@ -191,8 +191,10 @@ def test_the_page_says_both_terms_and_shows_both_pictures(
     summary = compare(config, tmp_path / "x", cache_dir=cache_dir)
     page = (tmp_path / "x" / "summary.md").read_text()
     assert "## On equal terms" in page
-    assert page.count("| `muon` |") == 2
+    assert page.count("| `muon` |") == 3
     assert (tmp_path / "x" / "loss_over_time.svg").is_file()
+    ranks = list(summary["recipes"]["adamw"]["val_loss_by_frequency"])
+    assert f"| recipe | {' | '.join(f'ranks {key}' for key in ranks)} |" in page
     assert equal_table(summary).row_count == 2
     assert difference({"mean": -0.1, "low": -0.3, "high": 0.1, "pairs": 3}) == "-0.1000 ±0.2000"
     assert difference({"mean": 0.1, "low": None, "high": None, "pairs": 1}) == "+0.1000"

@@ -1,7 +1,7 @@
 import pytest
 
 from spectrim.lab.dynamics import Dynamics
-from spectrim.lab.results import Curve, RunResult, mean_curve, summarise, tokens_to_reach
+from spectrim.lab.results import Curve, RunResult, mean_by_frequency, mean_curve, summarise, tokens_to_reach
 
 
 def curve(*losses: float | None) -> Curve:
@@ -133,3 +133,9 @@ def test_results_without_times_have_no_equal_time() -> None:
     summary = summarise({"adamw": [run("adamw", 0, 5.0, 4.0)], "muon": [run("muon", 0, 5.0, 4.5)]})
     assert summary["muon"]["equal_time"] is None
     assert summary["muon"]["difference_to_adamw"]["mean"] == 0.5
+
+
+def test_losses_by_frequency_are_means_over_seeds_and_need_every_one() -> None:
+    one, two = {"1-3": 1.0, "4-9": 2.0, "10-20": None}, {"1-3": 2.0, "4-9": None, "10-20": None}
+    assert mean_by_frequency([one, two]) == {"1-3": 1.5, "4-9": None, "10-20": None}
+    assert mean_by_frequency([one, None]) is None

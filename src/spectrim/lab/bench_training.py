@@ -97,9 +97,16 @@ class TakingTurns:
 
 
 def bench_training(
-    *, preset: str, recipe: str, steps: int, batch_size: int, sequence_length: int, cache_dir: Path | None
+    *,
+    preset: str,
+    recipe: str,
+    steps: int,
+    batch_size: int,
+    sequence_length: int,
+    sources: tuple[str, ...] = (),
+    cache_dir: Path | None = None,
 ) -> TrainingRow:
-    """Train ``steps`` steps both ways on the State of the Union addresses, with one evaluation and a checkpoint or two.
+    """Train ``steps`` steps both ways, with an evaluation at the end and a checkpoint half way and at the end.
 
     Raises:
         LabError: preset or recipe is unknown.
@@ -112,7 +119,7 @@ def bench_training(
                 "device": "cpu",
                 "checkpoint_every": max(1, steps // 2),
                 "model": {"preset": preset},
-                "data": DataConfig(batch_size=batch_size, sequence_length=sequence_length),
+                "data": DataConfig(sources=sources, batch_size=batch_size, sequence_length=sequence_length),
                 "evaluation": EvaluationConfig(times=1),
             },
             source="options",
@@ -195,6 +202,9 @@ def training_command(
     steps: Annotated[int, typer.Option(min=4, help="Steps of either loop.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 16,
     sequence_length: Annotated[int, typer.Option(min=2, help="Tokens in a sequence.")] = 128,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="Text; repeatable. Default: State of the Union addresses.")
+    ] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Where tokens are cached.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
 ) -> None:
@@ -205,6 +215,7 @@ def training_command(
         steps=steps,
         batch_size=batch_size,
         sequence_length=sequence_length,
+        sources=tuple(data or ()),
         cache_dir=cache_dir,
     )
     print("\n".join(lines(row)))

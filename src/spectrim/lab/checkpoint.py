@@ -51,9 +51,11 @@ def save(
         optimizer: its state is saved.
 
     Raises:
+        LabError: the optimizer's state holds more than plain values and tensors; told at a run's first checkpoint.
         OSError: the disk is full, say. What was there before is still there.
     """
     path = folder / f"step-{step:08d}.pt"
+    first = not list_checkpoints(folder)
     state = {
         "format": FORMAT,
         "step": step,
@@ -66,6 +68,15 @@ def save(
         "accelerator_random_state": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
     write_atomically(path, lambda file: torch.save(state, file))
+    if first:
+        # An optimizer from outside may keep what only code could restore: say so now, not when there is work to lose.
+        try:
+            read(path, config=config, data_key=data_key)
+        except RefusedError as reason:
+            path.unlink()
+            raise LabError(
+                f"the state of {type(optimizer).__name__} cannot be kept in a checkpoint: {reason}"
+            ) from None
     # Those after this step, which were refused when the run was resumed, may be anybody's.
     before = [old for old in list_checkpoints(folder) if step_of(old) <= step]
     for old in before[KEPT:]:

@@ -204,6 +204,7 @@ def markdown(summary: Summary, name: str) -> str:
         *reading(summary),
         "",
         *equal_lines(summary),
+        *frequency_lines(summary),
         "## Where and how",
         "",
         *(f"- {key}: {value}" for key, value in summary["environment"].items()),
@@ -230,6 +231,29 @@ def equal_lines(summary: Summary) -> list[str]:
                 "",
             ]
     return [*lines, "![Validation loss against training time](loss_over_time.svg)", ""]
+
+
+def frequency_lines(summary: Summary) -> list[str]:
+    """The section on rare and frequent tokens; none where a run was made before that was measured."""
+    by_recipe = {name: entry.get("val_loss_by_frequency") for name, entry in summary["recipes"].items()}
+    if not all(by_recipe.values()):
+        return []
+    ranks = list(next(iter(by_recipe.values())))
+    rows = [
+        [f"`{name}`", *("-" if losses.get(key) is None else f"{losses[key]:.4f}" for key in ranks)]
+        for name, losses in by_recipe.items()
+    ]
+    return [
+        "## Frequent and rare tokens",
+        "",
+        "Final validation loss by the target's rank of frequency in the training text; every column but for rounding "
+        "to whole tokens stands for an equal share of that text.",
+        "",
+        f"| {' | '.join(['recipe', *(f'ranks {key}' for key in ranks)])} |",
+        f"|{'---|' + '---:|' * len(ranks)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+    ]
 
 
 UNEVEN = 1.25

@@ -155,6 +155,14 @@ def course(results: Sequence[RunResult]) -> dict[str, Any]:
     }
 
 
+def mean_by_frequency(runs: Sequence[dict[str, float | None] | None]) -> dict[str, float | None] | None:
+    """The mean over seeds in each bucket; None where a run of an older version has no buckets."""
+    known = [run for run in runs if run is not None]
+    if not known or len(known) < len(runs):
+        return None
+    return {ranks: mean([run.get(ranks) for run in known]) for ranks in known[0]}
+
+
 def summarise(runs: Mapping[str, Sequence[RunResult]]) -> dict[str, dict[str, Any]]:
     """For each recipe the means over its seeds, its differences to AdamW, and every seed's own numbers.
 
@@ -179,6 +187,7 @@ def summarise(runs: Mapping[str, Sequence[RunResult]]) -> dict[str, dict[str, An
             "difference_to_adamw": as_dict(paired_difference(losses, others)),
             "equal_time": equal_time(results, adamw) if adamw else None,
             **course(results),
+            "val_loss_by_frequency": mean_by_frequency([run.val_loss_by_frequency for run in results]),
             "curve": curves[name].model_dump(mode="json"),
             "seeds": {str(run.seed): run.model_dump(mode="json", exclude={"recipe", "seed"}) for run in results},
         }
