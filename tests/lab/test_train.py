@@ -38,6 +38,19 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     assert parts.curve == whole.curve
 
 
+def test_dropout_goes_on_where_it_was(small_config: TrainConfig, tmp_path: Path, cache_dir: Path) -> None:
+    model = small_config.model.model_copy(update={"overrides": {"attention_dropout": 0.5}})
+    config = small_config.model_copy(update={"model": model})
+    train(small_config, tmp_path / "without", cache_dir=cache_dir)
+    train(config, tmp_path / "whole", cache_dir=cache_dir)
+    assert losses(tmp_path / "whole") != losses(tmp_path / "without")
+    with pytest.raises(StopError):
+        train(config, tmp_path / "parts", cache_dir=cache_dir, on_step=stop_after(5))
+    train(config, tmp_path / "parts", resume=True, cache_dir=cache_dir)
+    assert_equal(final_state(tmp_path / "parts"), final_state(tmp_path / "whole"))
+    assert log_without_times(tmp_path / "parts") == log_without_times(tmp_path / "whole")
+
+
 def test_a_run_leaves_what_the_documentation_says(small_config: TrainConfig, tmp_path: Path, cache_dir: Path) -> None:
     out = tmp_path / "run"
     result = train(small_config, out, cache_dir=cache_dir)

@@ -22,7 +22,7 @@ from spectrim.lab.log import Record, read_log
 from spectrim.lab.measure import environment
 from spectrim.lab.model import build_model
 from spectrim.lab.schedule import evaluation_steps
-from spectrim.lab.tokens import prepare_tokens
+from spectrim.lab.tokens import Tokens, prepare_tokens
 from spectrim.lab.train import prepare, train
 
 __all__ = ["TrainingRow", "bench_training", "training_command"]
@@ -59,13 +59,18 @@ class TrainingRow:
 class BareLoop:
     """Forward, backward, fused AdamW."""
 
-    def __init__(self, config: TrainConfig, batches: Batches) -> None:
-        self._batches = batches
+    def __init__(self, config: TrainConfig, tokens: Tokens) -> None:
+        data = config.data
+        self._batches = Batches(
+            tokens.train, seed=config.seed, batch_size=data.batch_size, sequence_length=data.sequence_length
+        )
         self._model = build_model(
-            config.model.preset,
-            vocabulary_size=config.data.vocabulary_size,
-            sequence_length=config.data.sequence_length,
+            config.model,
+            vocabulary_size=tokens.vocabulary_size,
+            sequence_length=data.sequence_length,
             seed=config.seed,
+            end_of_document=tokens.end,
+            padded=not tokens.learned,
         )
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=config.optimizer.lr or 1e-3, fused=True)
 
@@ -73,7 +78,7 @@ class BareLoop:
         """Train on the batch with that index."""
         inputs, targets = self._batches(index)
         logits = self._model(input_ids=inputs).logits
-        functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+        functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -126,8 +131,7 @@ def bench_training(
         )
     )
     tokens = prepare_tokens(config.data, cache_dir)
-    batches = Batches(tokens.train, seed=config.seed, batch_size=batch_size, sequence_length=sequence_length)
-    turns = TakingTurns(BareLoop(config, batches))
+    turns = TakingTurns(BareLoop(config, tokens))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         train(config, out, cache_dir=cache_dir, on_step=turns)

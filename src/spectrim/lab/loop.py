@@ -60,6 +60,7 @@ def run_steps(
     state = checkpoint.load_latest(folder.checkpoints, **identity)
     start = checkpoint.restore(state, model=model, optimizer=optimizer) if state else 0
     del state
+    model.train()
     clock = Clock(device)
     with (
         StopRequest() as stop,
