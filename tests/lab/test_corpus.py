@@ -96,6 +96,8 @@ def test_what_one_source_holds_back_the_others_hold_back() -> None:
         for side, document in made.sides(everything):
             sides.setdefault(document.text, set()).add(side)
     assert all(len(side) == 1 for side in sides.values())
+    for everything in (one, two):
+        assert all(sides[document.text] == {"validation"} for document in split(everything, 0.3)[1])
 
 
 def test_a_document_is_not_cut_in_one_source_and_whole_in_another() -> None:

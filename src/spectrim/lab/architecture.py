@@ -63,8 +63,16 @@ RESHAPED: dict[str, Callable[[Preset], dict[str, Any]]] = {
         "num_experts_per_tok": 2,
         "moe_intermediate_size": size.intermediate_size // 2,
     },
+    "gpt_oss": lambda size: {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "intermediate_size": size.intermediate_size // 2,
+    },
+    "opt": lambda size: {"ffn_dim": 4 * size.hidden_size, "word_embed_proj_dim": size.hidden_size, "dropout": 0.0},
     # A Mamba block has half of a transformer layer's weights, and a width of its own.
     "mamba": lambda size: {"num_hidden_layers": 2 * size.layers, "intermediate_size": 2 * size.hidden_size},
+    "falcon_mamba": lambda size: {"num_hidden_layers": 2 * size.layers, "intermediate_size": 2 * size.hidden_size},
+    "mamba2": lambda size: {"num_hidden_layers": 2 * size.layers, "num_heads": 2 * size.heads, "n_groups": 1},
 }
 """What a model type makes of a preset other than taking its shape over."""
 
@@ -163,7 +171,7 @@ def causal_configuration(model: ModelConfig, *, vocabulary_size: int = 2048, seq
             raise LabError(f"{place}: {model_type} has no setting {key!r}{close_to(key, list(plain.to_dict()))}")
     if sized_by_preset:
         settings = {**shape_of(model_type, check_preset(model.preset or DEFAULT_PRESET)), **positions(sequence_length)}
-        settings = {key: value for key, value in settings.items() if hasattr(plain, key)}
+        settings = {key: value for key, value in settings.items() if hasattr(plain, key) and is_settable(cls, key)}
     else:
         settings = stated
     names = cls.attribute_map
@@ -199,6 +207,12 @@ def positions(sequence_length: int) -> dict[str, Any]:
     return {"max_position_embeddings": sequence_length, "n_positions": sequence_length}
 
 
+def is_settable(cls: type, key: str) -> bool:
+    """Whether a setting is more than a property that follows from others."""
+    found = getattr(cls, key, None)
+    return not isinstance(found, property) or found.fset is not None
+
+
 def is_model_type(name: str) -> bool:
     """Whether a plain word is a model type; ``./gpt2`` is a path in any case."""
     # Most paths need no transformers to be told, and the default needs none either.
@@ -213,6 +227,8 @@ def configuration_file(name: str) -> Path:
     Raises:
         LabError: there is none.
     """
+    if name in PRESETS:
+        raise LabError(f"model {name!r} is a size, give it as --preset {name}")
     path = Path(name).expanduser().absolute()
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
