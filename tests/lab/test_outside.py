@@ -7,7 +7,7 @@ from torch.nn import functional
 
 import spectrim
 from spectrim.lab.config import OptimizerConfig, TrainConfig
-from spectrim.lab.errors import LabError
+from spectrim.lab.errors import LabError, LabWarning
 from spectrim.lab.model import build_model
 from spectrim.lab.outside import load_class
 from spectrim.lab.recipes import build_optimizer, parse_recipe, resolve
@@ -58,6 +58,7 @@ def test_a_class_by_import_path_steps_as_it_does_by_hand() -> None:
         decoupled_weight_decay=True,
     )
     assert type(optimizer) is torch.optim.NAdam
+    assert "lm_head.weight" in {row.name for row in spectrim.describe(optimizer).rows}
     for mine, theirs in zip(step_three_times(one, optimizer), step_three_times(two, by_hand), strict=True):
         assert torch.equal(mine, theirs)
 
@@ -117,9 +118,15 @@ class BreaksLater(torch.optim.SGD):
         raise RuntimeError("out of luck")
 
 
+class KeepsSecrets(torch.optim.SGD):
+    def step(self, closure=None):  # type: ignore[no-untyped-def]
+        self.param_groups[0]["secret"] = Path  # a class, which no safe file holds
+        return super().step(closure)
+
+
 @pytest.fixture
 def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    for stand_in in (NeedsClosure, NoRate, Switching, BreaksLater):
+    for stand_in in (NeedsClosure, NoRate, Switching, BreaksLater, KeepsSecrets):
         monkeypatch.setattr(torch.optim, stand_in.__name__, stand_in, raising=False)
     load_class.cache_clear()
 
@@ -148,6 +155,12 @@ def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be_served_is_refused_by_its_path(recipe: str, settings: dict[str, object], message: str) -> None:
     with pytest.raises(LabError, match=message):
         built(recipe, small_model(), **settings)
+
+
+@pytest.mark.usefixtures("_stand_ins")
+def test_a_state_that_no_checkpoint_can_hold_is_told_before_the_run() -> None:
+    with pytest.warns(LabWarning, match="KeepsSecrets' cannot be read back from a checkpoint"):
+        built("torch.optim:KeepsSecrets", small_model())
 
 
 def test_settings_survive_their_own_file(tmp_path: Path) -> None:

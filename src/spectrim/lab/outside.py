@@ -8,9 +8,11 @@ an optimizer of one's own needs no package. Relied on by :mod:`spectrim.lab.reci
 import importlib
 import importlib.util
 import inspect
+import io
 import math
 import re
 import sys
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -21,7 +23,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from spectrim.lab.config import OptimizerConfig
-from spectrim.lab.errors import LabError
+from spectrim.lab.errors import LabError, LabWarning
 
 __all__ = ["build", "default_lr", "is_outside", "load_class"]
 
@@ -130,6 +132,7 @@ def build(
     plain = [
         {
             "params": [parameter for _, parameter in group["params"]],
+            "param_names": [name for name, _ in group["params"]],
             **{key: group[key] for key in ("role", "layout", "split")},
             "lr": settings.lr * group["lr_scale"],
             **({"weight_decay": 0.0} if group["role"] == "vector" and "weight_decay" in given else {}),
@@ -170,12 +173,17 @@ def construct(path: str, groups: list[dict[str, Any]], given: Mapping[str, Any])
 
 
 def rehearse(path: str, given: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
-    """Take two steps on a small parameter for each group, so that a class that cannot step is refused before a run."""
+    """Take two steps on a small parameter for each group, so that a class that cannot step is refused before a run.
+
+    One whose state holds more than tensors and plain values is told as :class:`LabWarning`.
+    """
     small = []
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         for group in groups:
             shapes = {(6, 4, 3, 2)[: parameter.ndim] for parameter in group["params"]}
-            small.append({**group, "params": [torch.randn(shape).requires_grad_() for shape in sorted(shapes)]})
+            stand_ins = [torch.randn(shape).requires_grad_() for shape in sorted(shapes)]
+            names = [str(tuple(stand_in.shape)) for stand_in in stand_ins]
+            small.append({**group, "params": stand_ins, "param_names": names})
         optimizer = construct(path, small, given)
         try:
             for _ in range(2):
@@ -185,3 +193,11 @@ def rehearse(path: str, given: Mapping[str, Any], groups: list[dict[str, Any]]) 
                 optimizer.step()
         except Exception as error:  # as above
             raise LabError(f"optimizer {path!r} cannot step: {type(error).__name__}: {error}") from error
+    state = io.BytesIO()
+    try:
+        torch.save(optimizer.state_dict(), state)
+        state.seek(0)
+        torch.load(state, weights_only=True)
+    except Exception:  # as above
+        message = f"the state of optimizer {path!r} cannot be read back from a checkpoint: a run cannot be resumed"
+        warnings.warn(message, LabWarning, stacklevel=2)

@@ -256,6 +256,15 @@ def frequency_lines(summary: Summary) -> list[str]:
     ]
 
 
+def certainty(entry: dict[str, Any]) -> str:
+    """How sure the difference to AdamW is, where there are seeds to tell by."""
+    paired = entry.get("difference_to_adamw")
+    if not paired or paired["low"] is None:
+        return ""
+    doubt = "; it may be nothing" if paired["low"] <= 0 <= paired["high"] else ""
+    return f" (95 % interval of the difference {paired['low']:+.4f} to {paired['high']:+.4f}{doubt})"
+
+
 UNEVEN = 1.25
 """Sum of a run's times over steps times their median, above which the report says so."""
 
@@ -279,5 +288,5 @@ def reading(summary: Summary) -> list[str]:
         when = (
             "It never reaches that loss" if share is None else f"It reaches that loss after {share:.0%} of the tokens"
         )
-        lines.append(f"- `{name}` ends at {entry['final_loss']:.4f}, {verdict}. {when}.")
+        lines.append(f"- `{name}` ends at {entry['final_loss']:.4f}, {verdict}{certainty(entry)}. {when}.")
     return lines
