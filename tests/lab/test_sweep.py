@@ -9,7 +9,8 @@ from spectrim.lab.config import SharedConfig, TrainConfig
 from spectrim.lab.errors import Interrupted, LabError
 from spectrim.lab.log import read_log
 from spectrim.lab.run import RunFolder
-from spectrim.lab.sweep import Sweep, SweepConfig, open_sweep
+from spectrim.lab.sweep import Sweep, open_sweep
+from spectrim.lab.sweep_config import SweepConfig
 from spectrim.lab.sweep_report import good_rates, rate_curve, settings_of_winners, write_sweep_report
 
 

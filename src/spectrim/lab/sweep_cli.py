@@ -62,7 +62,8 @@ def sweep_command(
     --from-sweep` compares the winners.
     """
     from spectrim.lab.commands import check_name, configure, parse_overrides, show, with_settings
-    from spectrim.lab.sweep import Sweep, SweepConfig, open_sweep, say_on_stderr
+    from spectrim.lab.sweep import Sweep, open_sweep, say_on_stderr
+    from spectrim.lab.sweep_config import SweepConfig
     from spectrim.lab.sweep_report import sweep_table, write_sweep_report
 
     check_name(name)
@@ -134,7 +135,7 @@ def command_lines(sweep: Any, cache_dir: Path | None) -> list[str]:
 def parse_spaces(items: list[str] | None) -> dict[str, dict[str, str]] | None:
     """[RECIPE.]KEY=RANGE by recipe; without a recipe it is for all of them."""
     from spectrim.lab.commands import split_key
-    from spectrim.lab.sweep import ALL
+    from spectrim.lab.sweep_config import ALL
 
     spaces: dict[str, dict[str, str]] = {}
     for item in items or []:
