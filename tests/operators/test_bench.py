@@ -10,6 +10,7 @@ pytest.importorskip("typer")
 from spectrim.lab import bench_operators
 from spectrim.lab.bench_cli import bench_app
 from spectrim.lab.errors import LabError
+from spectrim.operators._product import product
 
 
 def run(*arguments: str) -> int:
@@ -48,6 +49,9 @@ def test_products_and_their_traffic_are_counted():
         X @ Y
     assert counter.flops == 2 * 2 * 3 * 5 * 7
     assert counter.bytes == 4 * 2 * (3 * 5 + 5 * 7 + 3 * 7)
+    with bench_operators.Counter() as counter:
+        product(torch.ones(80, 90), torch.ones(90, 70))
+    assert counter.flops == 2 * 80 * 90 * 70
 
 
 @pytest.mark.parametrize("spectrum", bench_operators.SPECTRA)
@@ -55,3 +59,24 @@ def test_every_spectrum_has_a_largest_singular_value_of_one(spectrum):
     X = bench_operators.matrix(spectrum, (2, 20, 30))
     assert X.shape == (2, 20, 30)
     torch.testing.assert_close(torch.linalg.matrix_norm(X, ord=2), torch.ones(2, dtype=torch.float64))
+
+
+def test_the_benchmark_of_optimizers_prints_a_table_and_writes_json(tmp_path, capsys):
+    rows = tmp_path / "rows.json"
+    arguments = ["optimizers", "--block", "tiny", "--blocks", "1", "--repeats", "2", "--json", str(rows)]
+    code = bench_app([*arguments, "--contender", "spectra,muon"], prog_name="spectrim bench", standalone_mode=False)
+    assert not code
+    out = capsys.readouterr().out
+    assert "torch.Muon" in out
+    measured = {row["name"]: row for row in json.loads(rows.read_text())["optimizers"]}
+    assert list(measured) == ["torch.AdamW fused", "torch.Muon", "spectra", "muon"]
+    assert measured["torch.AdamW fused"]["to_fused_adamw"] == 1
+    entries = 2 * 64 * 96
+    assert measured["torch.AdamW fused"]["state_bytes"] == 2 * 4 * entries + 2 * 4  # two moments, and a count each
+    assert measured["spectra"]["state_bytes"] <= 0.51 * measured["torch.AdamW fused"]["state_bytes"]
+    assert measured["muon"]["orthogonality"] < 1e-3 < measured["torch.Muon"]["orthogonality"]
+
+
+def test_an_unknown_contender_is_answered_with_those_there_are():
+    with pytest.raises(LabError, match=r"'adam'.*'adamw\+clip'"):
+        bench_app(["optimizers", "--contender", "adam"], prog_name="spectrim bench", standalone_mode=False)

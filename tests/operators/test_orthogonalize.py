@@ -6,7 +6,7 @@ from hypothesis import given, settings
 
 import oracle
 import spectra
-from spectrim.operators import orthogonalize
+from spectrim.operators import orthogonalize, soft_clip
 
 
 @settings(max_examples=60, deadline=None)
@@ -56,7 +56,7 @@ def test_a_matrix_that_is_not_finite_does_not_touch_the_others():
 
 def test_the_rough_form_is_muons():
     X = spectra.matrix(64, 96, torch.linspace(1, 0.05, 64)).float()
-    rough = orthogonalize(X, steps=5)
+    rough = orthogonalize(X, solver="muon", steps=5)
     sigma = torch.linalg.svdvals(rough)
     assert sigma.min() > 0.5
     assert sigma.max() < 1.25
@@ -84,3 +84,23 @@ def test_bad_arguments_are_named_with_what_is_allowed():
         orthogonalize(torch.ones(3, 3), steps=0)
     with pytest.raises(ValueError, match=r"solver='qr': expected one of 'auto'"):
         orthogonalize(torch.ones(3, 3), solver="qr")
+
+
+@pytest.mark.parametrize("spectrum", spectra.SPECTRA)
+@pytest.mark.parametrize("steps", [3, 5, 8])
+def test_on_a_host_the_rough_form_leaves_no_direction_further_from_one_than_its_formula(spectrum, steps):
+    X = spectra.with_spectrum(spectrum, 96, 130)
+    sigma = torch.linalg.svdvals(X)
+    c = 3.4445**-steps * sigma.square().sum().sqrt()
+    expected = oracle.soft_clip(X, c) / c
+    assert oracle.relative_error(orthogonalize(X.float(), steps=steps), expected) < 0.05
+    torch.testing.assert_close(orthogonalize(X.float().mT, steps=steps), orthogonalize(X.float(), steps=steps).mT)
+
+
+def test_overwriting_gives_the_same_result_in_the_place_of_the_matrix():
+    X = torch.randn(90, 2100)
+    for operator in (lambda Y, **how: orthogonalize(Y, steps=5, **how), lambda Y, **how: soft_clip(Y, 5.0, **how)):
+        for matrix in (X, X.mT):
+            expected, spent = operator(matrix), matrix.clone()
+            assert operator(spent, overwrite=True).data_ptr() == spent.data_ptr()
+            torch.testing.assert_close(spent, expected)

@@ -79,3 +79,36 @@ def test_bad_arguments_are_named_with_what_is_allowed():
         smooth_shrink(torch.ones(3), 1.0, form="soft")
     with pytest.raises(ValueError, match=r"tau=-1\.0: expected a positive"):
         smooth_shrink(torch.ones(3), -1.0)
+
+
+@pytest.mark.parametrize("form", ["redescending", "monotone", "hard"])
+@pytest.mark.parametrize("shape", [(700, 800), (2, 600, 500), (600_000,)])
+def test_large_tensors_are_shrunk_block_by_block_to_the_same_result(form, shape):
+    y = torch.randn(shape, dtype=torch.float64) * torch.logspace(-3, 3, shape[-1], dtype=torch.float64)
+    y.view(-1)[::7] = 0
+    scale = entry_scale(y)
+    rows = y if y.ndim > 1 else y[None]
+    expected = rows.abs().sqrt().mean((-2, -1)).square() / 0.675978
+    torch.testing.assert_close(scale, expected.reshape(y.shape[:-2]), rtol=1e-5, atol=0)
+    tau = 3 * scale
+    t = rows / tau.reshape(*y.shape[:-2], 1, 1)
+    shrunk = {
+        "redescending": rows / (1 + t * t),
+        "monotone": rows / (1 + t * t).sqrt(),
+        "hard": rows / t.abs().clamp(1),
+    }
+    torch.testing.assert_close(smooth_shrink(y, tau, form=form), shrunk[form].reshape(shape))
+    torch.testing.assert_close(smooth_shrink(y.float(), tau.float(), form=form).double(), shrunk[form].reshape(shape),
+                               rtol=1e-5, atol=1e-9)  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["redescending", "monotone", "hard"])
+def test_blocks_take_extremes(form):
+    y = torch.randn(600_000)
+    y[0], y[1] = 3e38, -3e38
+    assert smooth_shrink(y, entry_scale(y), form=form).isfinite().all()
+    zero = torch.zeros(600_000)
+    assert entry_scale(zero) == 0
+    assert (smooth_shrink(zero, entry_scale(zero), form=form) == 0).all()
+    assert (smooth_shrink(y, torch.zeros(()), form=form) == 0).all()
+    assert entry_scale(torch.full((600_000,), float("nan"))).isnan()

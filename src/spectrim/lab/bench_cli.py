@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from spectrim.lab import bench_operators
+from spectrim.lab import bench_operators, bench_optimizers
 from spectrim.lab.bench_operators import DTYPES, SHAPE_SETS, SOLVERS, SPECTRA, OperatorRow, SpikeRow
+from spectrim.lab.bench_optimizers import BLOCKS, OptimizerRow
 from spectrim.lab.bench_training import training_command
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import write_atomically
@@ -94,6 +95,71 @@ def operators(
         write_atomically(json_path, lambda file: file.write(json.dumps(result, indent=1).encode()))
 
 
+@bench_app.command()
+def optimizers(
+    block: Annotated[str, typer.Option(help=f"Shapes of a transformer block: {', '.join(BLOCKS)}.")] = "gpt2-small",
+    blocks: Annotated[int, typer.Option(min=1, help="How many such blocks are stepped.")] = 2,
+    contender: Annotated[
+        str, typer.Option(help="Comma-separated, or all; an unknown one is answered with their names.")
+    ] = "all",
+    compiled: Annotated[bool, typer.Option(help="Measure each of spectrim's steps under torch.compile, too.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds, of which the median counts.")] = 15,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file.")] = None,
+) -> None:
+    """Time, memory and orthogonality of a step of every recipe, beside torch's AdamW and Muon.
+
+    All contenders take turns on gradients of their own copy of the weights. "/ fused AdamW": time over that of torch's
+    fused AdamW. "Muon /": how many times faster than torch.optim.Muon. "extra": the most that tensors made during a
+    step held at a time. "not orthogonal": ‖UUᵀ/s − I‖_F/√m of the update U, zero for an orthogonal one.
+    """
+    names = () if contender == "all" else tuple(name.strip() for name in contender.split(","))
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    with bench_operators.threads(threads) as count, console.status("starting") as status:
+        rows = bench_optimizers.bench_optimizers(
+            block=block,
+            blocks=blocks,
+            contenders=names,
+            repeats=repeats,
+            compiled=compiled,
+            device=device,
+            progress=status.update,
+        )
+    title = f"one step on {blocks} blocks of {block}, {device}, {count} threads, medians of {repeats}"
+    console.print(table(title, [optimizer_cells(row) for row in rows]))
+    if json_path is not None:
+        result = {
+            "block": block,
+            "blocks": blocks,
+            "device": device,
+            "threads": count,
+            "repeats": repeats,
+            "torch": torch_version(),
+            "optimizers": [asdict(row) for row in rows],
+        }
+        write_atomically(json_path, lambda file: file.write(json.dumps(result, indent=1).encode()))
+
+
+def torch_version() -> str:
+    import torch
+
+    return torch.__version__
+
+
+def optimizer_cells(row: OptimizerRow) -> dict[str, str]:
+    """One line of the table of optimizers, by column."""
+    return {
+        "optimizer": row.name,
+        "ms": f"{row.step_ms:.2f}",
+        "/ fused AdamW": f"{row.to_fused_adamw:.2f}",
+        "Muon /": f"{1 / row.to_muon:.1f}",
+        "state MB": f"{row.state_bytes / 1e6:.1f}",
+        "extra MB": f"{row.extra_bytes / 1e6:.1f}",
+        "not orthogonal": f"{row.orthogonality:.2f}",
+    }
+
+
 def chosen(text: str, choices: tuple[str, ...], name: str) -> list[str]:
     """The values of a comma-separated option."""
     values = list(choices) if text == "all" else [value.strip() for value in text.split(",")]
@@ -134,11 +200,14 @@ def spike_cells(row: SpikeRow) -> dict[str, str]:
     }
 
 
+WORDS = ("shape", "spectrum", "dtype", "solver", "optimizer")
+
+
 def table(title: str, lines: list[dict[str, str]]) -> Table:
     """A table of lines that share their columns; words to the left, numbers to the right."""
     result = Table(title=title, title_justify="left")
     for column in lines[0]:
-        result.add_column(column, justify="left" if column in ("shape", "spectrum", "dtype", "solver") else "right")
+        result.add_column(column, justify="left" if column in WORDS else "right")
     for line in lines:
         result.add_row(*line.values())
     return result

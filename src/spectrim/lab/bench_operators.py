@@ -325,6 +325,8 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.bytes += sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
         if func._overloadpacket in flop_registry:
             self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        elif name == "mkldnn::_linear_pointwise":
+            self.flops += 2 * args[0].numel() * args[1].shape[0]
         elif name in DECOMPOSITIONS:
             *stack, m, n = args[0].shape
             self.flops += math.prod(stack) * DECOMPOSITIONS[name](m, n)

@@ -34,9 +34,9 @@ BLOCKS: dict[str, tuple[tuple[int, ...], ...]] = {
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 CONTENDERS: dict[str, Make] = {
-    "torch AdamW, fused": lambda params: torch.optim.AdamW(params, fused=True),
-    "torch AdamW, foreach": lambda params: torch.optim.AdamW(params, foreach=True),
-    "torch Muon": lambda params: torch.optim.Muon(params, adjust_lr_fn="match_rms_adamw"),
+    "torch.AdamW fused": lambda params: torch.optim.AdamW(params, fused=True),
+    "torch.AdamW foreach": lambda params: torch.optim.AdamW(params, foreach=True),
+    "torch.Muon": lambda params: torch.optim.Muon(params, adjust_lr_fn="match_rms_adamw"),
     "adamw": lambda params: spectrim.AdamW(params),
     "adamw+clip": lambda params: spectrim.AdamW(params, clip="auto"),
     "adamw+shrink": lambda params: spectrim.AdamW(params, shrink="auto"),
@@ -45,13 +45,13 @@ CONTENDERS: dict[str, Make] = {
     "ademamix+clip": lambda params: spectrim.AdEMAMix(params, clip="auto"),
     "momentum+clip": lambda params: spectrim.Momentum(params, clip="auto"),
     "spectra": lambda params: spectrim.Spectra(params),
-    "spectra, bfloat16 state": lambda params: spectrim.Spectra(params, state_dtype="bfloat16"),
+    "spectra bfloat16": lambda params: spectrim.Spectra(params, state_dtype="bfloat16"),
     "spectra+clip": lambda params: spectrim.Spectra(params, clip="auto"),
     "muon": lambda params: spectrim.Muon(params),
-    "muon, 5 steps": lambda params: spectrim.Muon(params, orthogonalize_steps=5),
+    "muon rough": lambda params: spectrim.Muon(params, orthogonalize_steps=5),
     "muon+shrink": lambda params: spectrim.Muon(params, shrink="auto"),
 }
-FUSED_ADAMW, TORCH_MUON = "torch AdamW, fused", "torch Muon"
+FUSED_ADAMW, TORCH_MUON = "torch.AdamW fused", "torch.Muon"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +85,7 @@ def bench_optimizers(
     repeats: int = 15,
     compiled: bool = False,
     device: str = "cpu",
+    progress: Callable[[str], object] = lambda _: None,
 ) -> list[OptimizerRow]:
     """Measure contenders on as many blocks of a shape set.
 
@@ -105,10 +106,12 @@ def bench_optimizers(
     names = [name for name in makes if not contenders or name in contenders or name in (FUSED_ADAMW, TORCH_MUON)]
     shapes = BLOCKS[block] * blocks
     running = {
-        name: Contender(makes[name], shapes, device, compiled and not name.startswith("torch")) for name in names
+        name: Contender(makes[name], shapes, device, compiled and not name.startswith(("torch", "pytorch")))
+        for name in names
     }
     times: dict[str, list[float]] = {name: [] for name in names}
     for round_number in range(repeats + 2):
+        progress(f"round {round_number + 1} of {repeats + 2}")
         for name, contender in running.items():
             elapsed = contender.step()
             if round_number >= 2:
@@ -133,9 +136,9 @@ def available() -> dict[str, Make]:
     if find_spec("pytorch_optimizer") is not None:
         import pytorch_optimizer
 
-        found["pytorch-optimizer Muon"] = lambda params: pytorch_optimizer.Muon([{"params": params, "use_muon": True}])
-        found["pytorch-optimizer SOAP"] = lambda params: pytorch_optimizer.SOAP(params)
-        found["pytorch-optimizer AdEMAMix"] = lambda params: pytorch_optimizer.AdEMAMix(params)
+        found["pytorch_optimizer.Muon"] = lambda params: pytorch_optimizer.Muon([{"params": params, "use_muon": True}])
+        found["pytorch_optimizer.SOAP"] = lambda params: pytorch_optimizer.SOAP(params)
+        found["pytorch_optimizer.AdEMAMix"] = lambda params: pytorch_optimizer.AdEMAMix(params)
     return found
 
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["as_matrices", "entry_maximum", "per_matrix", "reading_is_free", "working_dtype"]
+__all__ = ["as_matrices", "energy", "entry_maximum", "per_matrix", "reading_is_free", "working_dtype"]
 
 
 def working_dtype(X: Tensor) -> torch.dtype:
@@ -50,6 +50,22 @@ def entry_maximum(X: Tensor) -> Tensor:
     """The largest |entry| of every matrix, as (..., 1, 1), and 1 where the matrix is zero: a safe divisor."""
     largest: Tensor = torch.linalg.vector_norm(X, ord=math.inf, dim=(-2, -1), keepdim=True)
     return torch.where(largest == 0, 1.0, largest)
+
+
+ENERGY_BLOCK = 2**16  # entries whose squares are summed in the working precision
+
+
+def energy(X: Tensor) -> Tensor:
+    """‖X‖_F² of every matrix, (...), in float64. Squares that overflow the working precision are summed in float64."""
+    if reading_is_free(X) and (X.is_contiguous() or X.mT.is_contiguous()) and X.numel() > 0:
+        # A host's BLAS sums squares at the speed of memory, which torch's norms are far from.
+        rows = (X if X.is_contiguous() else X.mT).reshape(-1, X.shape[-2] * X.shape[-1])
+        sums = [torch.stack([torch.dot(part, part) for part in row.split(ENERGY_BLOCK)]).double().sum() for row in rows]
+        result = torch.stack(sums).reshape(X.shape[:-2])
+        if bool(result.isfinite().all()) and bool((result > torch.finfo(X.dtype).tiny).all()):
+            return result
+    norm: Tensor = torch.linalg.vector_norm(X, dim=(-2, -1), dtype=torch.float64)
+    return norm.square()
 
 
 def reading_is_free(X: Tensor) -> bool:

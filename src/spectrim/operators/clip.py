@@ -13,7 +13,9 @@ from .inverse_root import Solver, check_solver, reference, solve
 __all__ = ["hard_clip", "soft_clip", "soft_clip_vector"]
 
 
-def soft_clip(X: Tensor, threshold: float | Tensor, *, solver: Solver = "auto", tol: float = 1e-3) -> Tensor:
+def soft_clip(
+    X: Tensor, threshold: float | Tensor, *, solver: Solver = "auto", tol: float = 1e-3, overwrite: bool = False
+) -> Tensor:
     r"""Shrink every singular value σ of X to σ / sqrt(1 + σ²/c²), so that none exceeds the threshold c.
 
     Args:
@@ -21,9 +23,10 @@ def soft_clip(X: Tensor, threshold: float | Tensor, *, solver: Solver = "auto", 
         threshold: c > 0, in the units of X's singular values; a tensor broadcasts over the stack and is not read.
         solver: how (I + XXᵀ/c²)^(-1/2) is computed; "auto" follows :func:`choose_solver`.
         tol: relative Frobenius error allowed against the exact result.
+        overwrite: X is not needed any more: the result may take its place, which saves its memory.
 
     Returns:
-        A new tensor of X's shape and dtype. X is not written to.
+        A tensor of X's shape and dtype, a new one unless ``overwrite`` is given. X is not written to otherwise.
 
     Raises:
         ValueError: threshold is not positive, X has fewer than two dimensions, or the solver is unknown.
@@ -31,7 +34,7 @@ def soft_clip(X: Tensor, threshold: float | Tensor, *, solver: Solver = "auto", 
     Source: arXiv 2603.14315, eq. for H_c. The map is odd, and commutes with transposition.
     """
     check_solver(solver)
-    return _clip(X, threshold, tol, lambda Y, c: solve(Y, c, solver, tol))
+    return _clip(X, threshold, tol, lambda Y, c: solve(Y, c, solver, tol, overwrite=overwrite))
 
 
 def hard_clip(X: Tensor, threshold: float | Tensor, *, tol: float = 1e-3) -> Tensor:

@@ -1,6 +1,7 @@
 r"""The solvers of (I + X Xᵀ/c²)^(-1/2) X, which is all of soft clipping, and the rule that picks one.
 
-Each takes X (..., m, n) with m <= n in its working precision and c as (..., 1, 1), and returns a new tensor.
+Each takes X (..., m, n) with m <= n in its working precision and c as (..., 1, 1), and returns a new tensor unless it
+may overwrite X.
 
     rational        Zolotarev's rational approximation, poles and precision chosen from κ, which it reads    rational.py
     minimax         best odd quintics on the known interval, coefficients looked up on the device            minimax.py
@@ -27,15 +28,15 @@ SMALL_SIDE = 64  # up to here an eigendecomposition costs no more than the overh
 PAPER_STEPS = 10  # arXiv 2603.14315 runs ten coupled steps whatever the matrix
 
 
-def solve(X: Tensor, c: Tensor, solver: Solver, tol: float) -> Tensor:
-    """(I + XXᵀ/c²)^(-1/2) X by the named solver."""
+def solve(X: Tensor, c: Tensor, solver: Solver, tol: float, *, overwrite: bool = False) -> Tensor:
+    """(I + XXᵀ/c²)^(-1/2) X by the named solver, which may put it in X's place where ``overwrite`` allows it."""
     if solver == "auto":
         solver = choose_solver(X)
     if solver == "minimax":
         return minimax(X, c)
     if solver == "newton_schulz":
         return newton_schulz(X, c)
-    result = rational(X, c, tol) if solver == "rational" else None
+    result = rational(X, c, tol, overwrite=overwrite) if solver == "rational" else None
     return reference(X, c) if result is None else result
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._product import product
 from ._stack import entry_maximum
 
 __all__ = ["Quintic", "minimax", "minimax_polar", "minimax_quintic", "steps_to_reach"]
@@ -52,22 +53,22 @@ def minimax(X: Tensor, c: Tensor, steps: int | None = None) -> Tensor:
     unit = torch.maximum(entry_maximum(X), c)
     Y, low = X / unit, c / unit
     B = low * torch.eye(m, dtype=X.dtype, device=X.device)
-    norm = _root_norm(Y @ Y.mT + B @ B.mT)
+    norm = _root_norm(product(Y, Y.mT) + product(B, B.mT))
     Y, B, low = Y / norm, B / norm, low / norm
     for done in range(0, steps, STEPS_PER_GRAM):
-        P, low = _compose(Y @ Y.mT + B @ B.mT, low, min(STEPS_PER_GRAM, steps - done))
-        Y, B = P @ Y, P @ B
+        P, low = _compose(product(Y, Y.mT) + product(B, B.mT), low, min(STEPS_PER_GRAM, steps - done))
+        Y, B = product(P, Y), product(P, B)
     return Y * c
 
 
 def minimax_polar(X: Tensor, low: float, steps: int) -> Tensor:
     """The polar factor of X (..., m, n), m <= n, of the directions with σ above low ‖XXᵀ‖_F^½, by the same steps."""
     Y = X / entry_maximum(X)
-    Y = Y / _root_norm(Y @ Y.mT)
+    Y = Y / _root_norm(product(Y, Y.mT))
     lows = torch.full_like(Y[..., :1, :1], low)
     for _ in range(steps):
-        P, lows = _compose(Y @ Y.mT, lows, 1)
-        Y = P @ Y
+        P, lows = _compose(product(Y, Y.mT), lows, 1)
+        Y = product(P, Y)
     return Y
 
 
@@ -98,11 +99,11 @@ def _compose(R: Tensor, low: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     for step in range(steps):
         place = (torch.log(low.clamp(LEAST_LOW, 1.0)) / math.log(LEAST_LOW) * (GRID - 1)).ceil().long()
         a, b, c, low = table[place.clamp(0, GRID - 1)].unbind(-1)
-        Q = b * R + c * (R @ R)
+        Q = b * R + c * product(R, R)
         Q = Q + torch.diag_embed(a[..., 0].expand(Q.shape[:-1]))
-        P = Q if P is None else P @ Q
+        P = Q if P is None else product(P, Q)
         if step < steps - 1:
-            R = (R @ Q) @ Q
+            R = product(product(R, Q), Q)
     assert P is not None
     return P, low
 

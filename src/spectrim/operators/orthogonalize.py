@@ -7,32 +7,42 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ._stack import as_matrices, entry_maximum, reading_is_free
+from ._product import product
+from ._stack import as_matrices, energy, entry_maximum, reading_is_free
 from .minimax import minimax_polar, steps_to_reach
+from .rational import rational
 
 __all__ = ["PolarSolver", "orthogonalize"]
 
-PolarSolver = Literal["auto", "reference", "minimax", "muon"]
+PolarSolver = Literal["auto", "reference", "rational", "minimax", "muon"]
 
 MUON_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the published choice of Muon, and the default of torch.optim.Muon
 MUON_STEPS = 5
 MINIMAX_LOW = 1e-4  # σ/σ₁ from which on the accurate iteration reaches one, with room for its bound on σ₁
 ROUGH_LOW = 1e-2  # the same where the caller counts the steps
+ROUGH_TOL = 0.05  # of the rational approximation, for which singular values from 0.7 on count as one
 
 
-def orthogonalize(X: Tensor, *, solver: PolarSolver = "auto", steps: int | None = None) -> Tensor:
+def orthogonalize(
+    X: Tensor, *, solver: PolarSolver = "auto", steps: int | None = None, overwrite: bool = False
+) -> Tensor:
     r"""Set every nonzero singular value of X to one.
 
     Args:
         X: (..., m, n), floating point. Leading dimensions are a stack of independent matrices.
         solver: "reference" is the eigendecomposition of the float64 Gram matrix, right for every spectrum; "minimax"
             iterates the best quintics without reading the device, to 1e-3 where σ_min/σ₁ >= 1e-3; "muon" is the rough
-            quintic with torch's coefficients, which leaves singular values between about 0.7 and 1.2.
-            "auto" is "muon" where steps is given, otherwise "reference" on the CPU and "minimax" elsewhere.
-        steps: number of steps of the iteration, for a cheap and rough result: five where "muon" is asked for without.
+            quintic with torch's coefficients, which leaves singular values between about 0.7 and 1.2; "rational"
+            sends σ to σ/√(σ² + c²), with c such that no direction is left below what "muon" makes of it in as many
+            steps, give or take a few hundredths: for CPUs.
+            "auto" is "reference" on the CPU and "minimax" elsewhere, or, where steps is given, "rational" and "muon".
+        steps: number of steps of the iteration, for a cheap and rough result: five where "muon" or "rational" is asked
+            for without.
+        overwrite: X is not needed any more: the result may take its place, which saves its memory.
 
     Returns:
-        A new tensor of X's shape and dtype. Directions in which X is zero to rounding stay zero.
+        A tensor of X's shape and dtype, a new one unless ``overwrite`` is given. Directions in which X is zero to
+        rounding stay zero.
 
     Raises:
         ValueError: X has fewer than two dimensions, the solver is unknown, or steps is not positive.
@@ -50,10 +60,13 @@ def orthogonalize(X: Tensor, *, solver: PolarSolver = "auto", steps: int | None 
         return X.clone()
     tall = X.shape[-2] > X.shape[-1]
     Y = Y.mT if tall else Y
-    if solver == "auto" and steps is None:
-        solver = "reference" if reading_is_free(X) else "minimax"
+    if solver == "auto":
+        choices: tuple[PolarSolver, PolarSolver] = ("reference", "minimax") if steps is None else ("rational", "muon")
+        solver = choices[0] if reading_is_free(X) else choices[1]
     if solver == "reference":
         polar = _reference(Y)
+    elif solver == "rational":
+        polar = _rational(Y, steps or MUON_STEPS, overwrite)
     elif solver == "minimax":
         low = MINIMAX_LOW if steps is None else ROUGH_LOW
         polar = minimax_polar(Y, low, steps or steps_to_reach(low))
@@ -75,6 +88,14 @@ def _reference(X: Tensor) -> Tensor:
     return (Q @ torch.where(finite, rows, torch.nan)).to(X.dtype)
 
 
+def _rational(X: Tensor, steps: int, overwrite: bool) -> Tensor:
+    """σ/√(σ² + c²): the soft clip at c, over c. The slope of Muon's quintic at zero says what its steps lift."""
+    low = MUON_COEFFICIENTS[0] ** -steps
+    c = (low * energy(X).sqrt()[..., None, None]).to(X.dtype).clamp_min(torch.finfo(X.dtype).tiny)
+    clipped = rational(X, c, ROUGH_TOL, overwrite=overwrite)
+    return _reference(X) if clipped is None else clipped.div_(c)
+
+
 def _muon(X: Tensor, steps: int) -> Tensor:
     """X ← aX + b(XXᵀ)X + c(XXᵀ)²X from X/‖X‖_F, with fixed coefficients."""
     a, b, c = MUON_COEFFICIENTS
@@ -82,6 +103,6 @@ def _muon(X: Tensor, steps: int) -> Tensor:
     norm: Tensor = torch.linalg.matrix_norm(Y, keepdim=True)
     Y = Y / norm.clamp_min(torch.finfo(Y.dtype).tiny)
     for _ in range(steps):
-        G = Y @ Y.mT
-        Y = a * Y + (b * G + c * (G @ G)) @ Y
+        G = product(Y, Y.mT)
+        Y = a * Y + product(b * G + c * product(G, G), Y)
     return Y

@@ -18,6 +18,8 @@ import math
 import torch
 from torch import Tensor
 
+from ._product import product
+from ._stack import energy
 from .spike import start_basis
 
 __all__ = ["largest_eigenvalue", "rational", "zolotarev"]
@@ -29,40 +31,71 @@ ROUNDING_SHARE = 0.15  # of the tolerance, for rounding, which adds to it like n
 ROUNDING = 1.5  # the error of an inverse, in units of eps times the bound on ‖G‖: measured, see _accurate
 LARGEST = 1e6  # ‖X‖_F/c beyond which the reference is left to do its best
 MOST_POLES = 40
+ROW_BLOCK = 256  # rows of a symmetric product that are computed at a time
+COLUMN_BLOCK = 1024  # columns that are worked on at a time, so that no second copy of X is ever held
 FLOAT32_TOL = 1e-4  # below this tolerance float32 arithmetic is not enough
-POWER_STEPS = 4
-POWER_VECTORS = 4
-POWER_MARGIN = 2.0  # power steps may stop this far below the largest eigenvalue
+POWER_STEPS = 8
+POWER_VECTORS = 8
+POWER_MARGIN = 1.25  # power steps may stop this far below the largest eigenvalue
 
 
-def rational(X: Tensor, c: Tensor, tol: float) -> Tensor | None:
-    """(I + XXᵀ/c²)^(-1/2) X for X (..., m, n), m <= n, on the CPU; None where σ₁/c is beyond even float64."""
+def rational(X: Tensor, c: Tensor, tol: float, *, overwrite: bool = False) -> Tensor | None:
+    """(I + XXᵀ/c²)^(-1/2) X for X (..., m, n), m <= n, on the CPU; None where σ₁/c is beyond even float64.
+
+    With ``overwrite`` the result may take X's place.
+    """
     if X.dtype == torch.float64 or tol < FLOAT32_TOL:
-        return _in_precision(X, c, tol, torch.float64)
-    result = _in_precision(X, c, tol, torch.float32)
-    return _in_precision(X, c, tol, torch.float64) if result is None else result
+        root = _root_in_precision(X, c, tol, torch.float64)
+    else:
+        root = _root_in_precision(X, c, tol, torch.float32)
+        if root is None:
+            root = _root_in_precision(X, c, tol, torch.float64)
+    if root is None:
+        return None
+    if isinstance(root, Unchanged):
+        return X if overwrite else X.clone()
+    if root.dtype != X.dtype:
+        return product(root, X.to(root.dtype)).to(X.dtype)
+    if not overwrite:
+        return product(root, X)
+    for columns in torch.split(X, COLUMN_BLOCK, dim=-1):
+        columns.copy_(product(root, columns))
+    return X
 
 
-def _in_precision(X: Tensor, c: Tensor, tol: float, dtype: torch.dtype) -> Tensor | None:
-    """The result in the given arithmetic, or None where its rounding would not leave the tolerance."""
-    Y = X.to(dtype)
-    Z = Y / c.to(dtype)
-    largest = torch.linalg.matrix_norm(Z).amax().item()
+class Unchanged:
+    """Stands for a root so near the identity that X is its own result."""
+
+
+def _root_in_precision(X: Tensor, c: Tensor, tol: float, dtype: torch.dtype) -> Tensor | Unchanged | None:
+    """(I + XXᵀ/c²)^(-1/2) in the given arithmetic, or None where its rounding would not leave the tolerance."""
+    Y, c = X.to(dtype), c.to(dtype)
+    largest = (energy(Y).sqrt() / c[..., 0, 0]).amax().item()
     if not largest < LARGEST:
         return None
     if largest * largest <= tol:  # then no singular value changes by more than tol/2 of itself
-        return X.clone()
-    spike = 0
-    if largest > SPIKE_RATIO and dtype == torch.float32 and X.shape[-2] > 4 * SPIKE_RANK:
-        spike = SPIKE_RANK
-        reflector = spike_reflector(Z, spike)
-        Z = reflect(Z, reflector)
-    root = inverse_root(symmetric_product(Z, Z), tol, spike)
-    if root is None:
-        return None
-    if spike:  # H S H is small; turning the product with X back would touch all of it once more
-        root = reflect(reflect(root, reflector).mT, reflector)
-    return (root @ Y).to(X.dtype)
+        return Unchanged()
+    if largest <= SPIKE_RATIO or dtype == torch.float64 or X.shape[-2] <= 4 * SPIKE_RANK:
+        return inverse_root(_gram(Y, c), tol)
+    reflector = spike_reflector(Y, c, SPIKE_RANK)
+    root = inverse_root(_gram(Y, c, reflector), tol, SPIKE_RANK)
+    # H S H is small; turning the product with X back would touch all of it once more.
+    return None if root is None else reflect(reflect(root, reflector).mT, reflector)
+
+
+def _gram(X: Tensor, c: Tensor, reflector: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """The Gram matrix of X/c, or of its reflection, block of columns by block of columns."""
+    gram = X.new_zeros(*X.shape[:-1], X.shape[-2])
+    for columns in torch.split(X, COLUMN_BLOCK, dim=-1):
+        _add_gram_(gram, columns, c, reflector)
+    return mirror_(gram)
+
+
+def _add_gram_(gram: Tensor, columns: Tensor, c: Tensor, reflector: tuple[Tensor, Tensor] | None) -> None:
+    if not columns.mT.is_contiguous():
+        columns = columns.contiguous()  # products of strided columns are slow
+    Z = columns / c if reflector is None else reflect(columns, reflector).div_(c)
+    add_lower_product_(gram, Z, Z)
 
 
 def inverse_root(gram: Tensor, tol: float, spike: int = 0) -> Tensor | None:
@@ -85,11 +118,11 @@ def inverse_root(gram: Tensor, tol: float, spike: int = 0) -> Tensor | None:
         weight = gram.new_tensor([fit[0] * fit[1][j] for fit in fits]).reshape(stack)
         shift = gram.new_tensor([1 + fit[2][j] for fit in fits]).reshape(stack)
         if spike and _far(fits, j, bounds, tol):
-            resolvent = far_resolvent(gram, shift, tail[..., None, None], spike)
-        else:
-            shifted = gram.clone()
-            shifted.diagonal(dim1=-2, dim2=-1).add_(shift[..., 0])
-            resolvent = inverse_(shifted)
+            add_far_resolvent_(root, gram, weight, shift, tail[..., None, None], spike)
+            continue
+        shifted = gram.clone()
+        shifted.diagonal(dim1=-2, dim2=-1).add_(shift[..., 0])
+        resolvent = inverse_(shifted)
         if j == 0 and not _accurate(resolvent, gram, tail, tol):
             return None
         root.addcmul_(resolvent, weight)
@@ -125,25 +158,25 @@ def _line_error(shift: float, tail: float) -> float:
     return (1 / math.sqrt(shift) - 1 / math.sqrt(shift + tail)) ** 2 / 2
 
 
-def far_resolvent(gram: Tensor, shift: Tensor, tail: Tensor, spike: int) -> Tensor:
-    """(G + shift)^(-1) where shift is far above the tail's eigenvalues: no inverse but that of the spike's rows.
+def add_far_resolvent_(out: Tensor, gram: Tensor, weight: Tensor, shift: Tensor, tail: Tensor, spike: int) -> Tensor:
+    """Add weight · (G + shift)^(-1), where shift is far above the tail's eigenvalues, with no inverse but the spike's.
 
     For the tail T the best straight line stands in, (T + shift)^(-1) = αI − βT; the spike is eliminated exactly.
     """
     top, side, rest = gram[..., :spike, :spike], gram[..., spike:, :spike], gram[..., spike:, spike:]
     slope = 1 / (shift * (shift + tail))
     level = 1 / shift - (shift.rsqrt() - (shift + tail).rsqrt()).square() / 2
-    eliminated = level * side - slope * (rest @ side)
-    core = top - side.mT @ eliminated
+    eliminated = level * side - slope * product(rest, side)
+    core = top - product(side.mT, eliminated)
     core.diagonal(dim1=-2, dim2=-1).add_(shift[..., 0])
-    core = torch.linalg.inv_ex(core).inverse
-    corner = eliminated @ core
-    out = torch.empty_like(gram)
-    out[..., :spike, :spike] = core
-    out[..., spike:, :spike] = -corner
-    out[..., :spike, spike:] = -corner.mT
-    out[..., spike:, spike:] = corner @ eliminated.mT - slope * rest
-    out[..., spike:, spike:].diagonal(dim1=-2, dim2=-1).add_(level[..., 0])
+    core = weight * torch.linalg.inv_ex(core).inverse
+    corner = product(eliminated, core)
+    out[..., :spike, :spike] += core
+    out[..., spike:, :spike] -= corner
+    out[..., :spike, spike:] -= corner.mT
+    tails = out[..., spike:, spike:]
+    tails.add_(product(corner, eliminated.mT)).addcmul_(rest, slope * weight, value=-1)
+    tails.diagonal(dim1=-2, dim2=-1).add_((level * weight)[..., 0])
     return out
 
 
@@ -183,7 +216,7 @@ def zolotarev(kappa: float, poles: int) -> tuple[float, list[float], list[float]
     return scale, [kappa * a for a in weights], [kappa * pole for pole in p], error
 
 
-def inverse_(A: Tensor, leaf: int = 96) -> Tensor:
+def inverse_(A: Tensor, leaf: int = 192) -> Tensor:
     """Invert a stack of symmetric positive definite matrices in place by recursive halving: mostly products."""
     n = A.shape[-1]
     if n <= leaf:
@@ -191,47 +224,62 @@ def inverse_(A: Tensor, leaf: int = 96) -> Tensor:
     h = n // 2
     first, coupling, second = A[..., :h, :h], A[..., h:, :h], A[..., h:, h:]
     inverse_(first, leaf)
-    left = coupling @ first
-    second -= symmetric_product(left, coupling)
+    left = product(coupling, first)
+    second -= product(left, coupling.mT)
     inverse_(second, leaf)
-    corner = second @ left
-    first += symmetric_product(left.mT, corner.mT)
+    corner = product(second, left)
+    first += product(left.mT, corner)
     A[..., h:, :h] = -corner
     A[..., :h, h:] = A[..., h:, :h].mT
     return A
 
 
-def symmetric_product(X: Tensor, Y: Tensor, block: int = 192) -> Tensor:
-    """X Yᵀ where it is known to be symmetric: only blocks on and below the diagonal are multiplied."""
+def symmetric_product(X: Tensor, Y: Tensor) -> Tensor:
+    """X Yᵀ where it is known to be symmetric."""
+    if X.shape[-2] < 2 * ROW_BLOCK:
+        return product(X, Y.mT)
+    return mirror_(add_lower_product_(X.new_zeros(*X.shape[:-1], X.shape[-2]), X, Y))
+
+
+def add_lower_product_(out: Tensor, X: Tensor, Y: Tensor) -> Tensor:
+    """Add X Yᵀ to ``out`` on and below the diagonal; above it there may be anything afterwards."""
     m = X.shape[-2]
-    if m < 2 * block:
-        return X @ Y.mT
-    out = X.new_empty(*X.shape[:-2], m, m)
-    for start in range(0, m, block):
-        end = min(start + block, m)
-        out[..., start:end, :end] = X[..., start:end, :] @ Y[..., :end, :].mT
-        out[..., :start, start:end] = out[..., start:end, :start].mT
+    if m < 2 * ROW_BLOCK or Y.stride(-1) != 1:  # blocks of rows would have to be copied out of columns
+        return out.add_(product(X, Y.mT))
+    for start in range(0, m, ROW_BLOCK):
+        end = min(start + ROW_BLOCK, m)
+        out[..., start:end, :end] += product(X[..., start:end, :], Y[..., :end, :].mT)
     return out
+
+
+def mirror_(A: Tensor) -> Tensor:
+    """Copy what is below the diagonal above it, in blocks of rows."""
+    m = A.shape[-1]
+    for start in range(0, m, ROW_BLOCK):
+        end = min(start + ROW_BLOCK, m)
+        A[..., :start, start:end] = A[..., start:end, :start].mT
+    return A
 
 
 def largest_eigenvalue(A: Tensor, steps: int = POWER_STEPS) -> Tensor:
     """The largest eigenvalue of positive semidefinite matrices (..., n, n), from below, by power steps."""
-    V = start_basis(A.shape[-1], POWER_VECTORS, device=A.device, dtype=A.dtype)
+    V = start_basis(A.shape[-1], POWER_VECTORS, device=A.device, dtype=A.dtype).expand(*A.shape[:-1], POWER_VECTORS)
     for _ in range(steps):
         length = torch.linalg.vector_norm(V, dim=-2, keepdim=True)
-        V = A @ (V / length.clamp_min(torch.finfo(A.dtype).tiny))
+        V = product(A, V / length.clamp_min(torch.finfo(A.dtype).tiny))
     norms: Tensor = torch.linalg.vector_norm(V, dim=-2)
     return norms.amax(-1)
 
 
-def spike_reflector(X: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def spike_reflector(X: Tensor, c: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """V and T of a reflection H = I − V T Vᵀ that moves X's dominant left directions into the first rows of HX.
 
     H is orthogonal whatever the directions are, so how well they have converged matters for grading only. With Q their
     basis and Q₁ = P S the polar form of its first rows, V = Q + [P; 0] and T = (I + S)^(-1).
     """
-    Q = X @ (X.mT @ start_basis(X.shape[-2], rank, device=X.device, dtype=X.dtype))
-    Q = torch.linalg.qr(Q).Q
+    start = start_basis(X.shape[-2], rank, device=X.device, dtype=X.dtype).expand(*X.shape[:-1], rank)
+    # Over c, so that two products of very large or small numbers stay within float32.
+    Q = torch.linalg.qr(product(X, product(X.mT, start) / c) / c).Q
     left, sigma, right = torch.linalg.svd(Q[..., :rank, :])
     V = Q.clone()
     V[..., :rank, :] += left @ right
@@ -242,4 +290,5 @@ def spike_reflector(X: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def reflect(X: Tensor, reflector: tuple[Tensor, Tensor]) -> Tensor:
     """H X for the reflection of :func:`spike_reflector`, which is its own inverse."""
     V, T = reflector
-    return X - V @ (T @ (V.mT @ X))
+    turned = product(V, T @ product(V.mT, X))
+    return torch.sub(X, turned, out=turned)

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ._stack import per_matrix, working_dtype
+from ._stack import per_matrix, reading_is_free, working_dtype
 from .faddeeva import faddeeva
 
 __all__ = ["DEFAULT_SHRINK_FACTOR", "DEFAULT_SHRINK_FORM", "ShrinkForm", "bayes_shrink", "entry_scale", "smooth_shrink"]
@@ -23,6 +23,9 @@ ShrinkForm = Literal["redescending", "monotone", "hard"]
 # noise of all sizes on up to a tenth of the entries: docs/shrinkage.md, written by benchmarks/shrinkage_risk.py.
 DEFAULT_SHRINK_FACTOR = 3.4
 DEFAULT_SHRINK_FORM: ShrinkForm = "redescending"
+
+# Entries that a host works on at a time: a block and what is made of it stay in the cache of a core.
+HOST_BLOCK = 2**18
 
 # (E|x|^½)² for x ~ N(0, 1), so that the scale of Gaussian entries is their standard deviation.
 HALF_MOMENT = math.sqrt(2) * math.gamma(0.75) ** 2 / math.pi
@@ -49,6 +52,14 @@ def smooth_shrink(G: Tensor, tau: float | Tensor, *, form: ShrinkForm = "redesce
     y = G.to(working_dtype(G))
     matrices = y if y.ndim >= 2 else y.reshape(1, -1)
     tau = per_matrix(tau, matrices, "tau")
+    if _in_blocks(y):
+        shrunk = torch.empty_like(y)
+        scales = tau.expand(*matrices.shape[:-2], 1, 1).reshape(-1).tolist()
+        pieces = zip(_flat_matrices(y), _flat_matrices(shrunk), scales, strict=True)
+        for source, target, scale in pieces:
+            for block, out in zip(source.split(HOST_BLOCK), target.split(HOST_BLOCK), strict=True):
+                shrink_block(block, scale, form, out=out)
+        return shrunk.to(G.dtype)
     if form == "hard":
         shrunk = matrices.clamp(-tau, tau)
     else:
@@ -56,6 +67,22 @@ def smooth_shrink(G: Tensor, tau: float | Tensor, *, form: ShrinkForm = "redesce
         share = tau / torch.hypot(tau, matrices).clamp_min(torch.finfo(y.dtype).tiny)
         shrunk = matrices * (share.square() if form == "redescending" else share)
     return shrunk.reshape(G.shape).to(G.dtype)
+
+
+def shrink_block(y: Tensor, tau: float, form: ShrinkForm, *, out: Tensor) -> None:
+    """:func:`smooth_shrink` of a few entries by one τ >= 0, written to ``out``, in as few passes as there can be."""
+    smallest = torch.finfo(y.dtype).tiny
+    if form == "hard" or tau < smallest:
+        torch.clamp(y, -tau, tau, out=out)
+        return
+    torch.mul(y, 1 / tau, out=out)
+    one = torch.ones((), dtype=y.dtype)
+    if form == "redescending":
+        # Where (y/τ)² overflows the result is zero; it would be below 1e-19 τ.
+        torch.addcmul(one, out, out, out=out)
+    else:
+        torch.hypot(out, one, out=out)
+    torch.div(y, out, out=out)
 
 
 def entry_scale(G: Tensor) -> Tensor:
@@ -70,9 +97,36 @@ def entry_scale(G: Tensor) -> Tensor:
     Returns:
         The scale in working precision (float32, or float64 for float64). Zero for a zero or an empty matrix.
     """
-    y = G.to(working_dtype(G)).abs().sqrt()
-    mean = y.sum((-2, -1) if y.ndim >= 2 else None) / max(math.prod(G.shape[-2:]), 1)
+    y = G.to(working_dtype(G))
+    if _in_blocks(y):
+        size = min(HOST_BLOCK, y.numel())
+        scratch = (y.new_empty(size), y.new_empty(size))
+        total = torch.stack([_root_sum(matrix, scratch) for matrix in _flat_matrices(y)]).reshape(G.shape[:-2])
+    else:
+        total = y.abs().sqrt().sum((-2, -1) if y.ndim >= 2 else None)
+    mean = total / max(math.prod(G.shape[-2:]), 1)
     return mean.square() / HALF_MOMENT
+
+
+def _in_blocks(y: Tensor) -> bool:
+    """Whether a tensor is worked on block by block: where passes cost more than calls, and its storage is one run."""
+    return y.numel() > HOST_BLOCK and reading_is_free(y) and y.is_contiguous() and not y.requires_grad
+
+
+def _flat_matrices(y: Tensor) -> Tensor:
+    """The matrices of a contiguous stack as rows; a vector is one."""
+    return y.view(-1, y.shape[-2] * y.shape[-1]) if y.ndim >= 2 else y.view(1, -1)
+
+
+def _root_sum(y: Tensor, scratch: tuple[Tensor, Tensor]) -> Tensor:
+    """The sum of √|y| as that of |y| · |y|^(-½), whose kernel takes half as long; two scratch tensors of a block."""
+    tiny = torch.finfo(y.dtype).tiny  # stands in for zeros, whose reciprocal there is none of
+    parts = []
+    for block in torch.split(y, len(scratch[0])):
+        size = torch.abs(block, out=scratch[0][: len(block)]).clamp_min_(tiny)
+        parts.append(torch.dot(size, torch.rsqrt(size, out=scratch[1][: len(block)])))
+    total = torch.stack(parts).sum()
+    return torch.where(total <= 2 * len(y) * math.sqrt(tiny), 0, total)
 
 
 def bayes_shrink(G: Tensor, sigma: float, gamma: float, *, contamination: float = 1.0) -> Tensor:

@@ -13,12 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._stack import as_matrices
+from ._product import product
+from ._stack import as_matrices, energy, reading_is_free
 
 __all__ = ["Spike", "SpikeCorrection", "shape_spike", "spike_correction", "start_basis", "track_spike"]
 
 START_STEPS = 4  # power steps where no basis is at hand
 EMPTY_TAIL = 1e-10  # a tail with less of the energy than this is rounding: nothing to shrink the spike to
+PLAIN_TAIL = 0.03  # a tail of this much energy against the spike's is no small difference of large numbers
 TAIL_ROWS = 256  # rows of the tail formed at a time
 DEAD_DIRECTION = 1e-6  # a direction that carries less of the norm than this is rounding too
 
@@ -76,8 +78,8 @@ def track_spike(M: Tensor, V: Tensor | None, *, rank: int | None = None, steps: 
         )
     V = V.to(Y.dtype)
     for _ in range(steps):
-        U = torch.linalg.qr(Y @ V).Q
-        W = Y.mT @ U
+        U = torch.linalg.qr(product(Y, V)).Q
+        W = product(Y.mT, U)
         length = _column_norms(W)
         alive = length > DEAD_DIRECTION * length.amax(-1, keepdim=True)
         V = torch.where(alive, W / torch.where(alive, length, 1.0), V)
@@ -106,15 +108,15 @@ def spike_correction(M: Tensor, spike: Spike) -> SpikeCorrection:
     U, W, V = spike
     Y = as_matrices(M, "M")
     spare = min(Y.shape[-2:]) - U.shape[-1]
-    tail = _tail_energy(Y, U, W)
     lengths = torch.linalg.vector_norm(W, dim=-2, dtype=torch.float64)
-    energy = tail + lengths.square().sum(-1)
-    shaped = tail > EMPTY_TAIL * energy if spare > 0 else torch.zeros_like(tail, dtype=torch.bool)
+    tail = _tail_energy(Y, U, W, lengths.square().sum(-1))
+    whole = tail + lengths.square().sum(-1)
+    shaped = tail > EMPTY_TAIL * whole if spare > 0 else torch.zeros_like(tail, dtype=torch.bool)
     sigma = torch.where(shaped, tail / max(spare, 1), 0.0).sqrt()
     # A direction without energy stays as it is: lifting it to the tail's scale would add noise of that size.
-    alive = shaped[..., None] & (lengths > DEAD_DIRECTION * energy.sqrt()[..., None])
+    alive = shaped[..., None] & (lengths > DEAD_DIRECTION * whole.sqrt()[..., None])
     right = torch.where(alive[..., None, :], sigma[..., None, None].to(W.dtype) * V - W, 0.0)
-    norm = torch.where(shaped, tail + alive.sum(-1) * sigma.square(), energy).sqrt()
+    norm = torch.where(shaped, tail + alive.sum(-1) * sigma.square(), whole).sqrt()
     return SpikeCorrection(U, right, norm.to(W.dtype))
 
 
@@ -129,15 +131,19 @@ def start_basis(n: int, k: int, *, device: torch.device, dtype: torch.dtype) -> 
     return (bits.to(dtype) / 2**31 - 1).reshape(n, k)
 
 
-def _tail_energy(M: Tensor, U: Tensor, W: Tensor) -> Tensor:
-    """‖M − U Wᵀ‖_F² of every matrix, (...), in float64, from blocks of rows so that the tail is never held whole.
+def _tail_energy(M: Tensor, U: Tensor, W: Tensor, spike: Tensor) -> Tensor:
+    """‖M − U Wᵀ‖_F² of every matrix, (...), in float64, for spike = ‖W‖_F².
 
-    ‖M‖_F² − ‖W‖_F² would be cheaper, but is off by float32's rounding of W: worthless once the tail holds less than
-    1e-6 of the energy, where it would blow up noise.
+    ‖M‖_F² − ‖W‖_F² is the same and far cheaper, but off by float32's rounding of W: worthless once the tail holds less
+    than 1e-6 of the energy, where it would blow up noise. So where it can be seen that the tail is no such remainder
+    the difference is taken, and otherwise the tail is formed, in blocks of rows so that it is never held whole.
     """
+    if reading_is_free(M):
+        difference = energy(M) - spike
+        if bool((difference > PLAIN_TAIL * spike).all()):
+            return difference
     blocks = zip(torch.split(M, TAIL_ROWS, dim=-2), torch.split(U, TAIL_ROWS, dim=-2), strict=True)
-    norms = [torch.linalg.vector_norm(m - u @ W.mT, dim=(-2, -1), dtype=torch.float64) for m, u in blocks]
-    return torch.stack(norms).square().sum(0)
+    return torch.stack([energy(m - u @ W.mT) for m, u in blocks]).sum(0)
 
 
 def _column_norms(W: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def buckets(entries: Iterable[AnyEntry]) -> Iterator[list[AnyEntry]]:
     alike: dict[tuple[Any, ...], list[AnyEntry]] = {}
     for entry in entries:
         parameter = entry.parameter
-        key = (entry.role, entry.layout, parameter.shape, parameter.dtype, parameter.device, entry.taken is None)
+        key = (entry.role, entry.layout, parameter.shape, parameter.dtype, parameter.device)
         alike.setdefault(key, []).append(entry)
     for same in alike.values():
         limit = BUCKET_BYTES.get(same[0].parameter.device.type, BUCKET_BYTES_ELSEWHERE)

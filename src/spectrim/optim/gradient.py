@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectrim.operators import DEFAULT_SHRINK_FACTOR, entry_scale, smooth_shrink, soft_clip
+from spectrim.operators._stack import reading_is_free
+from spectrim.operators.shrink import HOST_BLOCK, shrink_block
 from spectrim.optim.layout import Layout, matrices
 
-__all__ = ["map_matrices", "prepare", "shrink_entries", "squared_norm"]
+__all__ = [
+    "map_matrices",
+    "prepare",
+    "shrink_entries",
+    "shrink_factor",
+    "shrinks_in_blocks",
+    "shrunk_blocks",
+    "squared_norm",
+]
 
 
 def prepare(grad: Tensor, options: Mapping[str, Any], layout: Layout) -> Tensor:
@@ -48,7 +58,7 @@ def squared_norm(grad: Tensor) -> Tensor:
 
 def shrink_entries(tensor: Tensor, options: Mapping[str, Any], layout: Layout) -> Tensor:
     """Shrink the entries that are large against their logical matrix's scale; a new tensor."""
-    factor = DEFAULT_SHRINK_FACTOR if options["shrink"] == "auto" else float(options["shrink"])
+    factor = shrink_factor(options)
     return map_matrices(
         lambda G: smooth_shrink(G, factor * entry_scale(G), form=options["shrink_form"]),
         tensor,
@@ -57,11 +67,40 @@ def shrink_entries(tensor: Tensor, options: Mapping[str, Any], layout: Layout) -
     )
 
 
+def shrinks_in_blocks(tensor: Tensor, options: Mapping[str, Any], layout: Layout) -> bool:
+    """Whether :func:`shrunk_blocks` serves a parameter: contiguous and on the host, one scale for all its entries."""
+    single = options["split"] is None and layout not in ("stack", "transposed_stack")
+    return single and options["shrink_at"] == "gradient" and reading_is_free(tensor) and tensor.is_contiguous()
+
+
+def shrunk_blocks(
+    parameter: Tensor, grad: Tensor, *moments: Tensor, options: Mapping[str, Any]
+) -> Iterator[tuple[Tensor, ...]]:
+    """Blocks of a parameter, its shrunk gradient and its moments, flat and in order; they fit the cache of a core.
+
+    The block of the gradient is a scratch tensor, good until the next block is asked for.
+    """
+    tau = shrink_factor(options) * entry_scale(grad.view(-1)).item()
+    scratch = grad.new_empty(min(HOST_BLOCK, grad.numel()))
+    flat = [torch.split(tensor.detach().view(-1), HOST_BLOCK) for tensor in (parameter, grad, *moments)]
+    for weight, block, *rest in zip(*flat, strict=True):
+        out = scratch[: len(block)]
+        shrink_block(block, tau, options["shrink_form"], out=out)
+        yield weight, out, *rest
+
+
+def shrink_factor(options: Mapping[str, Any]) -> float:
+    """The factor on the entry scale that the option stands for."""
+    return DEFAULT_SHRINK_FACTOR if options["shrink"] == "auto" else float(options["shrink"])
+
+
 def map_matrices(
     function: Callable[[Tensor], Tensor], tensor: Tensor, layout: Layout, split: Sequence[int] | None
 ) -> Tensor:
     """Apply a function to every logical matrix of a tensor, or to the tensor where it is a vector."""
-    if layout == "vector" or (split is None and layout in ("matrix", "stack")):
+    if layout == "vector":
+        return function(tensor.reshape(-1)).view_as(tensor)
+    if split is None and layout in ("matrix", "stack"):
         return function(tensor)
     result = torch.empty_like(tensor)
     for source, target in zip(matrices(tensor, layout, split), matrices(result, layout, split), strict=True):

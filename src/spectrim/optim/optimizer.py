@@ -19,7 +19,7 @@ from torch.optim.optimizer import ParamsT
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.directions import ADAM, fused_kernel_serves
 from spectrim.optim.entries import Entry, buckets, parameter_name, role_and_layout
-from spectrim.optim.gradient import prepare, shrink_entries, squared_norm
+from spectrim.optim.gradient import prepare, shrink_entries, shrinks_in_blocks, shrunk_blocks, squared_norm
 from spectrim.optim.layout import Layout, matrices
 from spectrim.optim.options import complete_options, effective_options, finish_group, is_zero
 from spectrim.optim.recipe import PLAIN_ADAMW, Recipe
@@ -147,10 +147,15 @@ class SpectralOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         collected = self._collect()
-        screened = [[entry for entry in entries if self._takes_step(entry)] for entries in collected]
-        for group, entries in zip(self.param_groups, screened, strict=True):
+        for group, entries in zip(self.param_groups, collected, strict=True):
+            if group["on_nonfinite"] == "raise":
+                self._raise_on_nonfinite(entries)
+        for group, entries in zip(self.param_groups, collected, strict=True):
             for bucket in buckets(entries):
-                self._update(group, bucket)
+                # Screened here and not all at once before, so that what is read is still in the host's cache.
+                taking = [entry for entry in bucket if self._takes_step(entry)]
+                if taking:
+                    self._update(group, taking)
             if not is_zero(group["lr"]):
                 group["steps_taken"] += 1
         return loss
@@ -195,24 +200,27 @@ class SpectralOptimizer(Optimizer):
         """
         if entry.grad.numel() == 0:
             return True
-        group = self.param_groups[entry.position[0]]
+        lr = self.param_groups[entry.position[0]]["lr"]
         energy = squared_norm(entry.grad)
-        if not reading_is_free(energy) and group["on_nonfinite"] == "skip":
+        if not reading_is_free(energy):
             finite = energy.isfinite()
-            entry.taken = finite & ((energy > 0) | (torch.as_tensor(group["lr"], device=energy.device) != 0))
+            entry.taken = finite & ((energy > 0) | (torch.as_tensor(lr, device=energy.device) != 0))
             entry.grad = torch.where(entry.taken, entry.grad, 0)
             self._skipped[entry.position] = self._skipped.get(entry.position, 0) + (~finite).int()
             return True
         number = energy.item()
         if math.isfinite(number):
-            return number > 0 or not is_zero(group["lr"])
-        if group["on_nonfinite"] == "raise":
-            raise FloatingPointError(
-                f"the gradient of {self._name(entry.position)} is not finite (squared norm {number}); no parameter "
-                f'was updated. on_nonfinite="skip" would leave this one as it is and go on.'
-            )
+            return number > 0 or not is_zero(lr)
         self._skipped[entry.position] = self._skipped.get(entry.position, 0) + 1
         return False
+
+    def _raise_on_nonfinite(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            if entry.grad.numel() and not math.isfinite(number := squared_norm(entry.grad).item()):
+                raise FloatingPointError(
+                    f"the gradient of {self._name(entry.position)} is not finite (squared norm {number}); no "
+                    f'parameter was updated. on_nonfinite="skip" would leave this one as it is and go on.'
+                )
 
     def _update(self, group: dict[str, Any], bucket: list[Entry]) -> None:
         """Direct, shape and apply one bucket: entries of one role, layout, shape, dtype and device."""
@@ -222,8 +230,11 @@ class SpectralOptimizer(Optimizer):
         decay = self._weight_decay(options, layout)
         for entry in bucket:
             entry.state["step"] += 1 if entry.taken is None else entry.taken
-        if _is_plain_adamw(recipe, options) and all(_fused_kernel_serves(entry) for entry in bucket):
-            _fused_adamw(bucket, options, decay)
+        if bucket[0].parameter.numel() == 0:
+            return
+        if _is_adamw(recipe, options) and all(_fused_kernel_serves(entry, options) for entry in bucket):
+            for entry in bucket:
+                _fused_adamw(entry, options, decay)
             return
         directions = [_direct(recipe, options, entry) for entry in bucket]
         if is_zero(group["lr"]):
@@ -233,6 +244,8 @@ class SpectralOptimizer(Optimizer):
             for entry, direction in zip(bucket, directions, strict=True):
                 _apply(entry, entry.parameter, shape_vector(direction, options, threshold=threshold), options, decay)
             return
+        held = [value for entry in bucket for value in (entry.grad, *entry.state.values())]
+        spendable = len(bucket) > 1 or all(direction is not value for direction in directions for value in held)
         # A single matrix stays where it is: a copy into a stack of one would cost a pass over it.
         stacked = torch.stack(directions) if len(directions) > 1 else directions[0].unsqueeze(0)
         views = matrices(stacked, layout, options["split"], leading=1)
@@ -241,7 +254,9 @@ class SpectralOptimizer(Optimizer):
             basis = None
             if columns is not None:
                 basis = torch.stack([entry.state["spike_basis"][..., columns] for entry in bucket])
-            update, new_basis = shape_matrices(view, recipe, options, threshold=threshold, basis=basis)
+            update, new_basis = shape_matrices(
+                view, recipe, options, threshold=threshold, basis=basis, overwrite=spendable
+            )
             for index, entry in enumerate(bucket):
                 weight = matrices(entry.parameter, layout, options["split"])[part]
                 _apply(entry, weight, update.at(index), options, decay)
@@ -255,25 +270,36 @@ class SpectralOptimizer(Optimizer):
 
 
 def _is_plain_adamw(recipe: Recipe, options: Mapping[str, Any]) -> bool:
-    controls = (options["clip"], options["pre_clip"], options["shrink"])
+    return _is_adamw(recipe, options) and options["shrink"] is None
+
+
+def _is_adamw(recipe: Recipe, options: Mapping[str, Any]) -> bool:
+    """Whether a step is torch's AdamW, but for a gradient that may be shrunk first."""
     plain = recipe.direction is ADAM and recipe.operator == "none" and options["scale"] == "none"
-    return plain and all(control is None for control in controls)
+    return plain and options["clip"] is None and options["pre_clip"] is None
 
 
-def _fused_kernel_serves(entry: Entry) -> bool:
+def _fused_kernel_serves(entry: Entry, options: Mapping[str, Any]) -> bool:
     state = entry.state
-    return fused_kernel_serves(entry.parameter, entry.grad, state["exp_avg"], state["exp_avg_sq"])
+    if not fused_kernel_serves(entry.parameter, entry.grad, state["exp_avg"], state["exp_avg_sq"]):
+        return False
+    return options["shrink"] is None or shrinks_in_blocks(entry.parameter, options, entry.layout)
 
 
-def _fused_adamw(bucket: list[Entry], options: Mapping[str, Any], weight_decay: float) -> None:
-    """Plain AdamW in one pass over memory, by torch's fused kernel; it takes the flag of a skipped step by itself."""
+def _fused_adamw(entry: Entry, options: Mapping[str, Any], weight_decay: float) -> None:
+    """AdamW in one pass over memory, by torch's fused kernel; it takes the flag of a skipped step by itself.
+
+    With shrinkage, in one more: what is shrunk goes to the kernel block by block and never to memory.
+    """
     beta1, beta2 = options["betas"]
-    for entry in bucket:
+    tensors = (entry.parameter, entry.grad, entry.state["exp_avg"], entry.state["exp_avg_sq"])
+    blocks = [tensors] if options["shrink"] is None else shrunk_blocks(*tensors, options=options)
+    for parameter, grad, exp_avg, exp_avg_sq in blocks:
         torch._fused_adamw_(
-            [entry.parameter],
-            [entry.grad],
-            [entry.state["exp_avg"]],
-            [entry.state["exp_avg_sq"]],
+            [parameter],
+            [grad],
+            [exp_avg],
+            [exp_avg_sq],
             [],
             [entry.state["step"]],
             lr=options["lr"],

@@ -73,6 +73,7 @@ def shape_matrices(
     *,
     threshold: float | Tensor | None,
     basis: Tensor | None = None,
+    overwrite: bool = False,
 ) -> tuple[Update, Tensor | None]:
     """Apply a recipe's operator, its scale and the clip to a stack of directions.
 
@@ -82,13 +83,14 @@ def shape_matrices(
         options: the param group.
         threshold: c of the clip, or None for no clip.
         basis: (..., n, k), the spike's cached basis, for Spectra.
+        overwrite: the direction is no state, and may be used up.
 
     Returns:
         The update, and the new basis where the recipe tracks a spike.
     """
     update, new_basis = Update(dense=direction), None
     if recipe.operator == "orthogonalize":
-        update = Update(dense=orthogonalize(direction, steps=options.get("orthogonalize_steps")))
+        update = Update(dense=orthogonalize(direction, steps=options.get("orthogonalize_steps"), overwrite=overwrite))
     elif recipe.operator == "shape_spike":
         assert basis is not None
         spike = track_spike(direction, basis, steps=FIRST_POWER_STEPS if options["steps_taken"] == 0 else 1)
@@ -97,8 +99,11 @@ def shape_matrices(
         new_basis = spike.V
     update = replace(update, scale=scale_factor(options["scale"], update))
     if threshold is not None:
-        clip = soft_clip if options["clip_form"] == "soft" else hard_clip
-        clipped = Update(dense=clip(update.formed(), threshold))
+        formed = update.formed()
+        if options["clip_form"] == "soft":
+            clipped = Update(dense=soft_clip(formed, threshold, overwrite=overwrite or formed is not direction))
+        else:
+            clipped = Update(dense=hard_clip(formed, threshold))
         update = replace(clipped, scale=scale_factor("original", clipped))
     return update, new_basis
 
