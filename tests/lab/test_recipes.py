@@ -94,3 +94,12 @@ def test_evaluations_are_even_and_the_last_is_at_the_end() -> None:
     assert sorted(evaluation_steps(3, 24)) == [1, 2, 3]
     assert len(evaluation_steps(320, 24)) == 24
     assert max(evaluation_steps(317, 24)) == 317
+
+
+@pytest.mark.parametrize(("recipe", "given", "scope"), [
+    ("adamw+clip", None, "all"), ("adamw+clip", "matrices", "matrices"), ("spectra+clip", None, "matrices"),
+])  # fmt: skip
+def test_the_scope_of_clipping_is_the_recipes_own_unless_given(recipe, given, scope):
+    config = resolve(TrainConfig(recipe=recipe, optimizer=OptimizerConfig(lr=1e-3, clip_scope=given)))
+    optimizer = build_optimizer(nn.Sequential(nn.Linear(4, 4)), config)
+    assert {group["clip_scope"] for group in optimizer.param_groups} == {scope}

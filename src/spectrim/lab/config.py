@@ -134,6 +134,8 @@ class OptimizerConfig(Config):
     pre_clip: PositiveFloat | None = None
     """For recipes with +preclip: threshold on the singular values of the gradient."""
     clip_form: Literal["soft", "hard"] | None = None
+    clip_scope: Literal["all", "matrices"] | None = None
+    """For recipes with +clip: "matrices" leaves embeddings, head and vectors to plain AdamW."""
     arguments: Annotated[dict[str, Any], BeforeValidator(as_json)] = {}
     """Keyword arguments of an optimizer from outside (:mod:`spectrim.lab.outside`)."""
     gradient_clip: OptionalBound = 1.0

@@ -41,7 +41,7 @@ BETA3 = 0.9999
 MODIFIER_KEYS = {
     "shrink": ("shrink_factor", "shrink_form"),
     "preclip": ("pre_clip",),
-    "clip": ("clip_bound", "clip_form"),
+    "clip": ("clip_bound", "clip_form", "clip_scope"),
 }
 """The hyperparameters that a modifier brings, by their names in the configuration."""
 
@@ -217,8 +217,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     clip: dict[str, Any] = {}
     if "clip" in recipe.modifiers:
         clip["clip"] = "auto" if settings.clip_bound is None else settings.clip_bound / settings.lr
-        if settings.clip_form is not None:
-            clip["clip_form"] = settings.clip_form
+        clip |= {key: value for key in ("clip_form", "clip_scope") if (value := getattr(settings, key)) is not None}
     if recipe.is_outside:
         return outside.build(recipe.base, model, settings, clip={**clip, **timing} if clip else None)
 
@@ -235,9 +234,6 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
             arguments["shrink_form"] = settings.shrink_form
     if "preclip" in recipe.modifiers:
         arguments["pre_clip"] = PRE_CLIP if settings.pre_clip is None else settings.pre_clip
-    # Spectra leaves embeddings and head to AdamW, clipped or not; the scope of the others is the paper's.
-    if "clip" in recipe.modifiers and recipe.base != "spectra":
-        arguments["clip_scope"] = "all"
     groups = spectrim.param_groups(model, embedding_lr=settings.embedding_lr or 1.0, head_lr=settings.head_lr or 1.0)
     optimizer: torch.optim.Optimizer = optimizer_class(recipe.base)(groups, **arguments)
     return optimizer
