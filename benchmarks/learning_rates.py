@@ -38,6 +38,9 @@ STARTS: dict[str, tuple[float, float, float | None]] = {
     "muon": (4e-3, 8, None),
     "spectra": (2e-3, 8, None),
     "adamw+clip": (8e-3, 8, 0.01),
+    "signum+clip": (4e-3, 4, 0.02),
+    "ademamix+clip": (8e-3, 4, 0.02),
+    "momentum+clip": (3e-2, 4, 0.02),
 }
 # recipe: the recipe that it adds to. It starts at that one's winner and searches the learning rate alone.
 ADDITIONS: dict[str, str] = {

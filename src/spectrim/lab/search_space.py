@@ -39,7 +39,7 @@ AUTO_BOUND = 0.01
 """What ``clip="auto"`` takes for the threshold times the learning rate."""
 
 OWN_RANGES: dict[str, tuple[float, float, float]] = {
-    "shrink_factor": (1.5, DEFAULT_SHRINK_FACTOR, 12.0),
+    "shrink_factor": (3.0, DEFAULT_SHRINK_FACTOR, 48.0),
     "pre_clip": (0.02, 0.1, 0.5),
     "rank_ratio": (0.005, 0.015, 0.1),
     "momentum": (0.8, 0.95, 0.99),

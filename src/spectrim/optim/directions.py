@@ -203,10 +203,14 @@ def _with_buffer(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def fused_kernel_serves(*tensors: Tensor) -> bool:
-    """Whether torch's fused Adam kernel takes these: it walks their storage, so one dtype and one memory layout."""
+    """Whether torch's fused Adam kernel takes these: it walks their storage, so one dtype and one memory layout.
+
+    A compiler cannot see into it and fuses the formula as well.
+    """
     first = tensors[0]
     return (
-        first.device.type in ("cpu", "cuda")
+        not torch.compiler.is_compiling()
+        and first.device.type in ("cpu", "cuda")
         and first.dtype in (torch.float32, torch.float64)
         and all(tensor.dtype == first.dtype and tensor.stride() == first.stride() for tensor in tensors)
     )
