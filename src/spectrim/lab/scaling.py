@@ -1,0 +1,415 @@
+"""What a recipe's step costs on many ranks: operations, bytes and state, by arithmetic on shapes.
+
+Nothing is measured and nothing allocated: :func:`read_work` takes shapes and rules from an optimizer on the meta
+device, :func:`cost` applies the formulas to which the sharded optimizer is built, and :func:`project` sets them against
+a step of training. ``docs/scaling.md`` has the derivation and what is left out. Relied on by ``spectrim plan``.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+from spectrim.lab.errors import LabError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from spectrim.optim.optimizer import SpectralOptimizer
+
+__all__ = [
+    "PARALLEL",
+    "Cluster",
+    "Cost",
+    "Hardware",
+    "Parallel",
+    "Projection",
+    "Work",
+    "active_parameters",
+    "clip_flops",
+    "cost",
+    "gathering",
+    "orthogonalize_flops",
+    "project",
+    "read_work",
+    "spike_flops",
+]
+
+Parallel = Literal["ddp", "fsdp", "hsdp"]
+PARALLEL: tuple[str, ...] = get_args(Parallel)
+
+FLOAT = 4
+"""Bytes of what is sent and kept: float32."""
+
+DIRECTION_FLOPS = {"adam": 12, "ademamix": 17, "momentum": 4, "average": 6, "sign": 5}
+"""Operations on an entry by a base direction, counted in ``optim/directions.py``; momenta as with Nesterov."""
+
+STEP_FLOPS = 5
+"""Operations on every entry besides: two for the screening of its gradient, one to decay it, two to subtract."""
+
+SHRINK_FLOPS = 11
+"""Operations on an entry whose gradient is shrunk: three for the scale, eight for y / (1 + (y/τ)²)."""
+
+SCREENING_FLOATS = 2
+"""What the ranks that share a parameter sum before a step: its gradient's squared norm and non-finite flag."""
+
+ORTHONORMAL_GRAMS = 2
+"""Gram matrices of k x k that make sharded columns orthonormal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """How many ranks there are, and how parameters lie on them.
+
+    Attributes:
+        world: ranks.
+        parallel: "ddp": every rank holds everything. "fsdp": FSDP2, every parameter cut along its first dimension over
+            all ranks; a stack of experts is then cut by expert. "hsdp": the same over ``shard`` ranks, in replicas.
+        shard: ranks that hold one copy with "hsdp".
+
+    Raises:
+        LabError: no such layout, or sizes that do not fit each other.
+    """
+
+    world: int
+    parallel: Parallel = "fsdp"
+    shard: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.parallel not in PARALLEL:
+            raise LabError(f"--parallel {self.parallel!r}: expected one of {', '.join(PARALLEL)}")
+        if self.world < 1:
+            raise LabError(f"--world {self.world}: expected a positive number of ranks")
+        if self.parallel == "hsdp" and (self.shard is None or self.shard < 1 or self.world % self.shard):
+            given = "is missing" if self.shard is None else str(self.shard)
+            raise LabError(f"--shard {given}: hsdp on {self.world} ranks expects a divisor of {self.world}")
+        if self.parallel != "hsdp" and self.shard is not None:
+            raise LabError(f"--shard {self.shard}: {self.parallel} has no shard groups, only hsdp does")
+
+    @property
+    def shards(self) -> int:
+        """Into how many pieces a parameter is cut."""
+        return {"ddp": 1, "fsdp": self.world, "hsdp": self.shard or 1}[self.parallel]
+
+    @property
+    def replicas(self) -> int:
+        """How many ranks hold the same piece."""
+        return self.world // self.shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What a step of training is set against.
+
+    Attributes:
+        flops: floating-point operations that a rank achieves in a second.
+        bandwidth: bytes that a rank sends in a second.
+        tokens: tokens that a rank trains on in a step.
+    """
+
+    flops: float
+    bandwidth: float
+    tokens: int
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not (value > 0 and math.isfinite(value)):
+                raise LabError(f"--{name} {value}: expected a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a recipe does to one parameter in one step, after its first.
+
+    Attributes:
+        shape: as stored; its first dimension is the one that is cut.
+        stack: how many experts lie along the first dimension; 0 for a parameter that is no stack.
+        matrices: (m, n) of the logical matrices, of one expert for a stack; none for a vector.
+        visits: how often a matrix must be whole: once for a clip or the polar factor, once for a pre-clip.
+        whole_flops: operations of those visits, for each of the matrices.
+        ranks: k of the followed spike for each matrix, or nothing.
+        entry_flops: operations on every entry.
+        floats: numbers that the ranks sum: screening, scales of shrinkage, norms of vectors.
+        state_bytes: of the tensors of the parameter's shape; not of step counts. basis_bytes: of the spike's basis.
+    """
+
+    shape: tuple[int, ...]
+    stack: int
+    matrices: tuple[tuple[int, int], ...]
+    visits: int
+    whole_flops: tuple[float, ...]
+    ranks: tuple[int, ...]
+    entry_flops: int
+    floats: int
+    state_bytes: int
+    basis_bytes: int
+
+    @property
+    def entries(self) -> int:
+        """Number of scalars in the parameter."""
+        return math.prod(self.shape)
+
+    @property
+    def copies(self) -> int:
+        """How many experts have such matrices; one where there are none."""
+        return max(1, self.stack)
+
+    @property
+    def spike_flops(self) -> float:
+        """Operations of following and shaping the spikes, of one expert for a stack."""
+        return sum(spike_flops(*shape, k) for shape, k in zip(self.matrices, self.ranks, strict=False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """One step of an optimizer on one rank: the mean over ranks, and the rank that has most of it.
+
+    Attributes:
+        flops, bytes_sent, state_bytes: means over ranks.
+        busiest_flops, busiest_bytes_sent: of the rank that owns most. largest_state_bytes: of the first rank, which
+            holds the larger piece wherever a parameter cannot be cut evenly.
+    """
+
+    flops: float
+    busiest_flops: float
+    bytes_sent: float
+    busiest_bytes_sent: float
+    state_bytes: float
+    largest_state_bytes: float
+
+    def seconds(self, hardware: Hardware) -> float:
+        """Time of the busiest rank, its operations and its bytes one after the other."""
+        return self.busiest_flops / hardware.flops + self.busiest_bytes_sent / hardware.bandwidth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """A recipe's cost, what it would be with whole matrices on every rank, and the shares of a step; no measurement."""
+
+    recipe: str
+    cost: Cost
+    share: float
+    gathered: Cost
+    gathered_share: float
+
+
+# -- Operations of one matrix ------------------------------------------------------------------------------------------
+
+
+def clip_flops(m: int, n: int) -> float:
+    """Operations of ``soft_clip`` on an accelerator (its solver "minimax"), products alone."""
+    from spectrim.operators.minimax import REACH, STEPS_PER_GRAM, steps_to_reach
+
+    m, n = sorted((m, n))
+    steps: int = steps_to_reach(1 / (m**0.25 * max(REACH, math.sqrt(m * n))))
+    groups = [min(STEPS_PER_GRAM, steps - done) for done in range(0, steps, STEPS_PER_GRAM)]
+    # One Gram matrix for the norm, then for every group of T steps a Gram matrix, 4T − 3 products of the small side
+    # and one with the matrix; each Gram matrix and each last product has a part of the small side alone besides.
+    wide = 1 + 2 * len(groups)
+    small = wide + sum(4 * group - 3 for group in groups)
+    return 2.0 * m * m * (wide * n + small * m)
+
+
+def orthogonalize_flops(m: int, n: int) -> float:
+    """Operations of ``orthogonalize`` on an accelerator, its number of steps not given; products alone."""
+    from spectrim.operators.minimax import steps_to_reach
+    from spectrim.operators.orthogonalize import MINIMAX_LOW
+
+    m, n = sorted((m, n))
+    steps: int = steps_to_reach(MINIMAX_LOW)
+    return 2.0 * m * m * ((1 + 2 * steps) * n + steps * m)
+
+
+def spike_flops(m: int, n: int, k: int) -> float:
+    """Operations of Spectra's shaping: M V and MᵀU, U Wᵀ for the tail's norm, the applied correction, and QR."""
+    return 8.0 * m * n * k + 4.0 * m * k * k - 4.0 * k**3 / 3
+
+
+# -- From an optimizer to its work -------------------------------------------------------------------------------------
+
+
+def read_work(optimizer: SpectralOptimizer) -> list[Work]:
+    """What an optimizer does to every parameter it holds; it may live on the meta device."""
+    return [_work(optimizer, group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _work(optimizer: SpectralOptimizer, group: Mapping[str, Any], parameter: Any) -> Work:
+    import torch
+
+    from spectrim.optim.entries import role_and_layout
+    from spectrim.optim.layout import matrix_shapes
+    from spectrim.optim.options import effective_options
+    from spectrim.optim.shaping import spike_rank
+
+    role, layout = role_and_layout(group, parameter)
+    recipe = optimizer._recipe(group, role)
+    options = effective_options(group, role, follows=recipe is optimizer.recipe)
+    vector = layout == "vector"
+    shapes = [] if vector else matrix_shapes(parameter.shape, layout, group["split"])
+    matrices = [(shape[-2], shape[-1]) for shape in shapes]
+    clips, pre_clips = options["clip"] is not None, options["pre_clip"] is not None and not vector
+    polar = recipe.operator == "orthogonalize" and not vector
+    spike = recipe.operator == "shape_spike" and not vector
+    shrinks = options["shrink"] is not None
+    state = optimizer.state[parameter]
+    basis = state["spike_basis"].nbytes if spike else 0
+    return Work(
+        shape=tuple(parameter.shape),
+        stack=parameter.shape[0] if layout in ("stack", "transposed_stack") else 0,
+        matrices=tuple(matrices),
+        visits=0 if vector else int(clips or polar) + int(pre_clips),
+        whole_flops=tuple(
+            (clips + pre_clips) * clip_flops(*shape) + (orthogonalize_flops(*shape) if polar else 0.0)
+            for shape in matrices
+        ),
+        ranks=tuple(spike_rank(torch.Size(shape), options["rank_ratio"]) for shape in shapes) if spike else (),
+        entry_flops=DIRECTION_FLOPS[recipe.direction.name] + STEP_FLOPS + SHRINK_FLOPS * shrinks,
+        floats=SCREENING_FLOATS + shrinks * max(1, len(matrices)) + int(vector and clips),
+        state_bytes=sum(value.nbytes for value in state.values() if value.ndim) - basis,
+        basis_bytes=basis,
+    )
+
+
+# -- From work to cost -------------------------------------------------------------------------------------------------
+
+
+def cost(work: Sequence[Work], cluster: Cluster) -> Cost:
+    """The cost of a step as the sharded optimizer does it.
+
+    Entry-wise work and Spectra's products are done where the entries lie. Every other matrix has an owner among the
+    ranks, to which its pieces travel and from which they return. Experts that lie whole on a rank stay there, and
+    replicas share them out. With "ddp" every rank does everything, and nothing travels.
+    """
+    loads = [_in_place(item, cluster.shards) for item in work]
+    owned: list[tuple[float, float]] = []
+    there = 0.0
+    for item in work:
+        if cluster.parallel == "ddp":
+            flops = sum(item.whole_flops) * item.copies
+            loads.append(_Load(flops, flops, 0.0))
+        elif item.visits and item.stack:
+            loads.append(_whole_experts(item, cluster))
+        elif item.visits:
+            size = sum(FLOAT * item.visits * m * n for m, n in item.matrices)
+            # The pieces of one replica travel to the owner, the result to every holder of a piece but the owner.
+            there += size * (1 - 1 / cluster.shards)
+            owned.append((sum(item.whole_flops), size * (cluster.replicas - 1 / cluster.shards)))
+    owned_flops, back = map(sum, zip(*owned, strict=True)) if owned else (0.0, 0.0)
+    busiest_flops, busiest_bytes = _busiest_owner(owned, cluster.world)
+    sent = sum(load.sent for load in loads) + there / cluster.world
+    return Cost(
+        flops=sum(load.mean for load in loads) + owned_flops / cluster.world,
+        busiest_flops=sum(load.most for load in loads) + busiest_flops,
+        bytes_sent=sent + back / cluster.world,
+        busiest_bytes_sent=sent + busiest_bytes,
+        **_state(work, cluster.shards),
+    )
+
+
+def gathering(work: Sequence[Work], cluster: Cluster) -> Cost:
+    """The cost were every matrix gathered on every rank that holds a piece of it, and worked on there redundantly.
+
+    A matrix that one step needs whole twice is gathered twice. Experts that lie whole on a rank are worked on there.
+    """
+    cut = cluster.shards
+    loads = []
+    for item in work:
+        flops = item.entries * item.entry_flops
+        whole = sum(item.whole_flops) + item.spike_flops
+        loads.append(_Load(flops / cut, flops * _first_piece(item.shape, cut), _all_reduce(item.floats, cut)))
+        if item.stack:
+            loads.append(_Load(whole * item.stack / cut, whole * math.ceil(item.stack / cut), 0.0))
+        else:
+            gathers = max(item.visits, 1 if item.ranks else 0)
+            size = sum(FLOAT * gathers * m * n for m, n in item.matrices)
+            loads.append(_Load(whole, whole, size * (cut - 1) / cut))
+    sent = sum(load.sent for load in loads)
+    return Cost(
+        flops=sum(load.mean for load in loads),
+        busiest_flops=sum(load.most for load in loads),
+        bytes_sent=sent,
+        busiest_bytes_sent=sent,
+        **_state(work, cut),
+    )
+
+
+def project(recipe: str, work: Sequence[Work], cluster: Cluster, hardware: Hardware, *, active: float) -> Projection:
+    """Set a recipe's cost against 6 operations a token for each of the ``active`` parameters that a token meets."""
+    training = 6 * active * hardware.tokens / hardware.flops
+
+    def share(of: Cost) -> float:
+        seconds = of.seconds(hardware)
+        return seconds / (training + seconds)
+
+    own, gathered = cost(work, cluster), gathering(work, cluster)
+    return Projection(recipe=recipe, cost=own, share=share(own), gathered=gathered, gathered_share=share(gathered))
+
+
+def active_parameters(model: nn.Module, work: Iterable[Work]) -> float:
+    """Parameters that a token meets: all but the experts it does not take."""
+    config = getattr(model, "config", None)
+    taken = getattr(config.get_text_config(), "num_experts_per_tok", None) if config is not None else None
+    return sum(item.entries * (min(1.0, taken / item.stack) if taken and item.stack else 1.0) for item in work)
+
+
+class _Load(NamedTuple):
+    """Operations, as the mean over ranks and on the rank that has most, and bytes that every rank sends."""
+
+    mean: float
+    most: float
+    sent: float
+
+
+def _in_place(item: Work, cut: int) -> _Load:
+    """What is done to a parameter where its entries lie: all of entry-wise recipes, and Spectra's skinny products."""
+    first = _first_piece(item.shape, cut)
+    entrywise, spikes = item.entries * item.entry_flops, item.spike_flops * item.copies
+    sent = _all_reduce(item.floats, cut)
+    if not item.stack:
+        sent += sum(_spike_bytes(*shape, k, cut) for shape, k in zip(item.matrices, item.ranks, strict=False))
+    return _Load((entrywise + spikes) / cut, (entrywise + spikes) * first, sent)
+
+
+def _whole_experts(item: Work, cluster: Cluster) -> _Load:
+    """Matrices of experts that lie whole on a rank: done there, or by its replicas, which send each other results."""
+    each = sum(item.whole_flops)
+    most = math.ceil(math.ceil(item.stack / cluster.shards) / cluster.replicas)
+    size = sum(FLOAT * item.visits * m * n for m, n in item.matrices) * item.stack
+    return _Load(each * item.stack / cluster.world, each * most, size * (cluster.replicas - 1) / cluster.world)
+
+
+def _busiest_owner(owned: Sequence[tuple[float, float]], ranks: int) -> tuple[float, float]:
+    """The most operations and the most bytes of a rank, where the next largest matrix goes to who has least to do."""
+    loads = [(0.0, 0.0)] * max(1, min(ranks, len(owned)))
+    for flops, size in sorted(owned, reverse=True):
+        least = loads[0]
+        heapq.heapreplace(loads, (least[0] + flops, least[1] + size))
+    return max(flops for flops, _ in loads), max(size for _, size in loads)
+
+
+def _all_reduce(floats: int, ranks: int) -> float:
+    """Bytes that a rank sends to sum so many floats: each is passed on twice, but for a rank's own share."""
+    return 2 * FLOAT * floats * (ranks - 1) / ranks
+
+
+def _spike_bytes(m: int, n: int, k: int, ranks: int) -> float:
+    """Bytes that a rank sends to follow and shape a spike: three times k columns, and the small Gram matrices."""
+    return 3 * FLOAT * k * max(m, n) * (ranks - 1) / ranks + _all_reduce(ORTHONORMAL_GRAMS * k * k, ranks)
+
+
+def _first_piece(shape: Sequence[int], cut: int) -> float:
+    """The first rank's share of a parameter whose first dimension is cut as FSDP2 cuts it."""
+    rows = shape[0] if shape else 1
+    return math.ceil(rows / cut) / rows if rows else 0.0
+
+
+def _state(work: Sequence[Work], cut: int) -> dict[str, float]:
+    """Bytes of state: the mean over ranks, and the first rank's. A basis lies as its matrix does."""
+    sizes = [(item.state_bytes + item.basis_bytes, _first_piece(item.shape, cut)) for item in work]
+    return {
+        "state_bytes": sum(size for size, _ in sizes) / cut,
+        "largest_state_bytes": sum(size * first for size, first in sizes),
+    }
