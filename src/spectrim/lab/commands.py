@@ -17,6 +17,7 @@ import typer
 
 from spectrim.lab.errors import LabError
 from spectrim.lab.plan import plan_command
+from spectrim.lab.report_cli import report_command
 from spectrim.lab.sweep_cli import sweep_command
 
 __all__ = ["app"]
@@ -177,7 +178,10 @@ def compare(
     with TerminalMonitor(runs=len(config.recipes) * len(config.seeds), steps=config.steps) as monitor:
         summary = run_comparison(config, runs_dir / name, cache_dir=cache_dir, monitor=monitor)
     show(summary, as_json, lambda: terminal_tables(summary))
-    print(f"written to {runs_dir / name}: summary.md, results.json, loss.svg, loss_over_time.svg", file=sys.stderr)
+    print(
+        f"written to {runs_dir / name}: report.html, summary.md, results.json, loss.svg, loss_over_time.svg",
+        file=sys.stderr,
+    )
 
 
 @app.command()
@@ -280,6 +284,7 @@ def corpus(
 
 app.command("plan")(plan_command)
 app.command("sweep")(sweep_command)
+app.command("report")(report_command)
 
 
 @app.command(

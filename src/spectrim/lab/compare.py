@@ -119,6 +119,7 @@ def compare(
         LabError: the input cannot be served. ``out`` is then as it was.
     """
     from spectrim.lab.report import write_report
+    from spectrim.lab.report_cli import PAGE, report
 
     config = canonical(config)
     check_folder(config, out)
@@ -154,6 +155,7 @@ def compare(
         **({"budget": budget.model_dump(mode="json")} if budget else {}),
     }
     write_report(summary, out)
+    report([out], out / PAGE)
     return summary
 
 

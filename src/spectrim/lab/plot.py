@@ -8,7 +8,7 @@ from spectrim.lab.architecture import name_of
 from spectrim.lab.files import write_atomically
 from spectrim.lab.results import BASELINE
 
-__all__ = ["look", "save_curves", "save_figure"]
+__all__ = ["COLOURS", "STYLES", "Over", "look", "loss_range", "save_curves", "save_figure", "seed_range"]
 
 # Okabe and Ito's palette without its yellow, which is too faint for a line: told apart by colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -65,11 +65,8 @@ def draw(axes: Any, recipes: dict[str, dict[str, Any]], over: Over) -> None:
         style = look(index)
         # The baseline is drawn above the others: everything is read against it.
         axes.plot(places, losses, label=f"{name}  {final}", linewidth=2, zorder=3 if name == BASELINE else 2, **style)
-        if len(entry["seeds"]) > 1:
-            columns = list(zip(*(seed["curve"]["val_loss"] for seed in entry["seeds"].values()), strict=True))
-            if all(loss is not None for column in columns for loss in column):
-                low, high = [min(column) for column in columns], [max(column) for column in columns]
-                axes.fill_between(places, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        if band := seed_range(entry):
+            axes.fill_between(places, *band, color=style["color"], alpha=0.18, linewidth=0)
     target = recipes.get(BASELINE, {}).get("final_loss")
     if target is not None:
         axes.axhline(target, color="0.5", linewidth=0.8, linestyle=":", zorder=1)
@@ -85,6 +82,17 @@ def draw(axes: Any, recipes: dict[str, dict[str, Any]], over: Over) -> None:
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, title="recipe, final loss", alignment="left")
+
+
+def seed_range(entry: dict[str, Any]) -> tuple[list[float], list[float]] | None:
+    """The lowest and the highest loss over a recipe's seeds at each evaluation; None with one seed, or where a seed
+    diverged.
+    """
+    curves = [seed["curve"]["val_loss"] for seed in entry.get("seeds", {}).values()]
+    columns = list(zip(*curves, strict=True))
+    if len(curves) < 2 or any(loss is None for column in columns for loss in column):
+        return None
+    return [min(column) for column in columns], [max(column) for column in columns]
 
 
 def loss_range(recipes: dict[str, dict[str, Any]]) -> tuple[float | None, float | None]:

@@ -22,13 +22,17 @@ __all__ = [
     "COLUMNS",
     "EQUAL_COLUMNS",
     "EQUAL_NOTE",
+    "FREQUENCY_NOTE",
     "NOTE",
     "Column",
     "difference",
     "equal_table",
+    "frequency_rows",
+    "has_times",
     "heading",
     "reading",
     "table_lines",
+    "table_rows",
     "terminal_table",
     "terminal_tables",
     "write_report",
@@ -177,14 +181,24 @@ def heading(summary: Summary) -> str:
     return f"Validation loss after {length}; model {name_of(config['model'])}; seeds {seeds}"
 
 
+def table_rows(summary: Summary, columns: dict[str, Column] = COLUMNS) -> list[list[str]]:
+    """A table as text: its header, then a row a recipe."""
+    header = ["recipe", *(column.heading for column in columns.values())]
+    return [header, *([recipe, *cells(entry, columns)] for recipe, entry in summary["recipes"].items())]
+
+
 def table_lines(summary: Summary, columns: dict[str, Column] = COLUMNS) -> list[str]:
     """A table in Markdown, a line a recipe."""
-    titles = ["recipe", *(column.heading for column in columns.values())]
-    rows = [[f"`{recipe}`", *cells(entry, columns)] for recipe, entry in summary["recipes"].items()]
+    return markdown_table(table_rows(summary, columns))
+
+
+def markdown_table(rows: list[list[str]]) -> list[str]:
+    """Lines of Markdown for a header and rows whose first cell is code."""
+    header, *rest = rows
     return [
-        f"| {' | '.join(titles)} |",
-        f"|{'---|' + '---:|' * len(columns)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
+        f"| {' | '.join(header)} |",
+        f"|{'---|' + '---:|' * (len(header) - 1)}",
+        *(f"| {' | '.join([f'`{row[0]}`', *row[1:]])} |" for row in rest),
     ]
 
 
@@ -233,27 +247,31 @@ def equal_lines(summary: Summary) -> list[str]:
     return [*lines, "![Validation loss against training time](loss_over_time.svg)", ""]
 
 
-def frequency_lines(summary: Summary) -> list[str]:
-    """The section on rare and frequent tokens; none where a run was made before that was measured."""
+FREQUENCY_NOTE = (
+    "Final validation loss by the target's rank of frequency in the training text; every column but for rounding to "
+    "whole tokens stands for an equal share of that text."
+)
+
+
+def frequency_rows(summary: Summary) -> list[list[str]]:
+    """The table of rare and frequent tokens; empty where a run was made before that was measured."""
     by_recipe = {name: entry.get("val_loss_by_frequency") for name, entry in summary["recipes"].items()}
     if not all(by_recipe.values()):
         return []
     ranks = list(next(iter(by_recipe.values())))
-    rows = [
-        [f"`{name}`", *("-" if losses.get(key) is None else f"{losses[key]:.4f}" for key in ranks)]
-        for name, losses in by_recipe.items()
-    ]
     return [
-        "## Frequent and rare tokens",
-        "",
-        "Final validation loss by the target's rank of frequency in the training text; every column but for rounding "
-        "to whole tokens stands for an equal share of that text.",
-        "",
-        f"| {' | '.join(['recipe', *(f'ranks {key}' for key in ranks)])} |",
-        f"|{'---|' + '---:|' * len(ranks)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
-        "",
+        ["recipe", *(f"ranks {key}" for key in ranks)],
+        *(
+            [name, *("-" if losses.get(key) is None else f"{losses[key]:.4f}" for key in ranks)]
+            for name, losses in by_recipe.items()
+        ),
     ]
+
+
+def frequency_lines(summary: Summary) -> list[str]:
+    """The section on rare and frequent tokens; see :func:`frequency_rows`."""
+    rows = frequency_rows(summary)
+    return ["## Frequent and rare tokens", "", FREQUENCY_NOTE, "", *markdown_table(rows), ""] if rows else []
 
 
 def certainty(entry: dict[str, Any]) -> str:

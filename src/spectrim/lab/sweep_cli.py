@@ -62,6 +62,7 @@ def sweep_command(
     --from-sweep` compares the winners.
     """
     from spectrim.lab.commands import check_name, configure, parse_overrides, show, with_settings
+    from spectrim.lab.report_cli import PAGE, report
     from spectrim.lab.sweep import Sweep, open_sweep, say_on_stderr
     from spectrim.lab.sweep_config import SweepConfig
     from spectrim.lab.sweep_report import sweep_table, write_sweep_report
@@ -73,6 +74,7 @@ def sweep_command(
         if not sweep.work(only=trial, limit=1, cache_dir=cache_dir, say=say_on_stderr):
             say_on_stderr(f"no trial of {trial} is left to begin")
         write_sweep_report(sweep)
+        report([out], out / PAGE)
         return
     if config_file is None and (out / "config.toml").is_file():
         config_file = out / "config.toml"
@@ -110,8 +112,9 @@ def sweep_command(
             sweep.run_workers(workers, threads=threads, cache_dir=cache_dir)
     finally:
         summary = write_sweep_report(sweep)
+    report([out], out / PAGE)
     show(summary, as_json, lambda: sweep_table(summary))
-    print(f"written to {out}: summary.md, results.json, learning_rates.svg", file=sys.stderr)
+    print(f"written to {out}: report.html, summary.md, results.json, learning_rates.svg", file=sys.stderr)
     left = {recipe: count for recipe in sweep.config.recipes if (count := sweep.remaining(recipe))}
     if left:
         missing = ", ".join(f"{count} of {recipe}" for recipe, count in left.items())

@@ -23,7 +23,7 @@ from spectrim.lab.sweep import Sweep, shown
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["settings_of_winners", "sweep_table", "winners", "write_sweep_report"]
+__all__ = ["HEADINGS", "NOTE", "remarks", "rows", "settings_of_winners", "sweep_table", "winners", "write_sweep_report"]
 
 TOLERANCE = 0.05
 """Nats above a recipe's best loss within which a learning rate still counts as good."""

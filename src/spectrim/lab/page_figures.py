@@ -1,0 +1,303 @@
+"""The figures of a report page, drawn by plotly from what ``results.json`` holds.
+
+They look as those of :mod:`spectrim.lab.plot` do: the same colour and dashes for a recipe, the mean over seeds as a
+line, their range as a band. Colours of text and grid are the page's, light or dark.
+"""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from spectrim.lab.page import Figure, Swatch, Table
+from spectrim.lab.plot import COLOURS, STYLES, Over, loss_range, seed_range
+from spectrim.lab.results import BASELINE
+
+__all__ = ["cost_figures", "loss_figure", "rate_figure", "swatches", "target_figure"]
+
+Summary = dict[str, Any]
+
+# Black would vanish on a dark page; this grey is seen on both.
+PAGE_COLOURS = tuple("#8a8a8a" if colour == "#000000" else colour for colour in COLOURS)
+DASHES = {"-": ("solid", ""), "--": ("dash", "8 4"), "-.": ("dashdot", "8 3 2 3"), ":": ("dot", "2 3")}
+"""Plotly's and SVG's words for matplotlib's."""
+
+PARTS = {"forward_backward_ms": "forward + backward", "optimizer_ms": "optimizer", "rest_ms": "rest"}
+OPACITY = {"forward_backward_ms": 1.0, "optimizer_ms": 0.6, "rest_ms": 0.35}
+
+
+def swatches(summary: Summary) -> list[Swatch]:
+    """How each recipe is drawn."""
+    return [
+        Swatch(recipe=name, colour=colour(index), dashes=dashes(index)[1])
+        for index, name in enumerate(summary["recipes"])
+    ]
+
+
+def colour(index: int) -> str:
+    return PAGE_COLOURS[index % len(PAGE_COLOURS)]
+
+
+def dashes(index: int) -> tuple[str, str]:
+    return DASHES[STYLES[index // len(PAGE_COLOURS) % len(STYLES)]]
+
+
+def loss_figure(summary: Summary, *, over: Over) -> Figure:
+    """Validation loss against tokens or time, a line a recipe and its seeds as a band."""
+    import plotly.graph_objects as go
+
+    recipes = summary["recipes"]
+    low, high = loss_range(recipes)
+    drawing, header, columns = go.Figure(), [], []
+    ends = []
+    for index, (name, entry) in enumerate(recipes.items()):
+        places = entry["curve"]["tokens"] if over == "tokens" else entry["curve_seconds"]
+        losses, group = entry["curve"]["val_loss"], str(index)
+        ends.append(places[-1])
+        band = seed_range(entry)
+        if band:
+            around = {"x": [*places, *reversed(places)], "y": [*band[0], *reversed(band[1])]}
+            drawing.add_scatter(
+                **{**around, "mode": "lines", "line": {"width": 0}, "fill": "toself", "opacity": 0.2},
+                **{"fillcolor": colour(index), "hoverinfo": "skip", "legendgroup": group, "name": shown(name)},
+            )
+        line = {"color": colour(index), "dash": dashes(index)[0], "width": 3 if name == BASELINE else 2.25}
+        drawing.add_scatter(
+            **{"x": places, "y": losses, "mode": "lines", "line": line, "name": shown(name), "legendgroup": group},
+            hovertemplate="%{y:.4f}",
+        )
+        header += [f"{name}: {'tokens' if over == 'tokens' else 'seconds'}", f"{name}: loss"]
+        columns += [
+            [number(place) for place in places],
+            [spread(*row) for row in zip(losses, *(band or ()), strict=True)],
+        ]
+    target = recipes.get(BASELINE, {}).get("final_loss")
+    if target is not None:
+        first = min(recipes[BASELINE]["curve"]["tokens"] if over == "tokens" else recipes[BASELINE]["curve_seconds"])
+        drawing.add_scatter(
+            **{"x": [first, max(ends)], "y": [target, target], "mode": "lines", "hoverinfo": "skip"},
+            **{"line": {"color": "#8a8a8a", "width": 1, "dash": "dot"}, "name": "AdamW's final loss"},
+        )
+    axis = "tokens" if over == "tokens" else "training time (s)"
+    layout(drawing, x={"title": axis, "rangemode": "tozero"}, y={"title": "validation loss (nats per token)"})
+    drawing.update_layout(hovermode="x unified" if over == "tokens" else "closest")
+    if over == "time":
+        drawing.update_traces(hovertemplate="%{y:.4f} after %{x:.1f} s<extra>%{fullData.name}</extra>")
+    what = "tokens" if over == "tokens" else "training time"
+    seeds = max((len(entry.get("seeds", {})) for entry in recipes.values()), default=1)
+    note = f"Lines: means over {seeds} seeds; bands: from the lowest seed to the highest. " if seeds > 1 else ""
+    if over == "time":
+        note += "Time is that of all steps, without evaluations and checkpoints. "
+    if target is not None:
+        note += "Dotted: AdamW's final loss. "
+    note += "Drag to zoom with a mouse, double-click to see all."
+    rows = [list(row) for row in zip_rows(columns)]
+    return Figure(
+        title=f"Validation loss against {what}",
+        alt=f"Lines of mean validation loss against {what}, one for each recipe. {endings(recipes)}",
+        drawing=plain(drawing),
+        numbers=Table(
+            caption=f"Validation loss against {what}; lowest and highest seed in brackets",
+            rows=[["evaluation", *header], *([str(index + 1), *row] for index, row in enumerate(rows))],
+        ),
+        note=note,
+        scales=("y", "x"),
+        close_up=None if low is None or high is None else (low, high),
+    )
+
+
+def target_figure(summary: Summary) -> Figure:
+    """Tokens after which each recipe reaches AdamW's final loss, as a share of AdamW's."""
+    import plotly.graph_objects as go
+
+    drawing, rows, words = go.Figure(), [["recipe", "share of AdamW's tokens"]], []
+    for index, (name, entry) in enumerate(summary["recipes"].items()):
+        share = entry["tokens_to_adamw"]
+        text = "never" if share is None else f"{share:.0%}"
+        bar(drawing, index, name, 0 if share is None else share, text)
+        rows.append([name, text])
+        words.append(f"{name}: {text}.")
+    layout(drawing, x={"title": "share of AdamW's tokens", "tickformat": ".0%", "rangemode": "tozero"}, bars=True)
+    return Figure(
+        title="Share of AdamW's tokens after which its final loss is reached",
+        alt=f"Bars of the share of AdamW's tokens after which a recipe reaches AdamW's final loss. {' '.join(words)}",
+        drawing=plain(drawing),
+        numbers=Table(caption="Share of AdamW's tokens after which its final loss is reached", rows=rows),
+        note="Shorter is better. Where the mean curve first is at AdamW's final loss, linear between evaluations.",
+        height=bars_height(summary),
+    )
+
+
+def cost_figures(summary: Summary) -> list[Figure]:
+    """Time of a step in its parts, and the optimizer's memory."""
+    import plotly.graph_objects as go
+
+    recipes = summary["recipes"]
+    drawing, words = go.Figure(), []
+    rows = [["recipe", *(f"{label}, ms" for label in PARTS.values()), "whole step, ms"]]
+    for index, (name, entry) in enumerate(recipes.items()):
+        for key, label in PARTS.items():
+            bar(drawing, index, name, entry[key], "", opacity=OPACITY[key], what=f"{label}: {entry[key]:.1f} ms")
+        rows.append([name, *(f"{entry[key]:.1f}" for key in PARTS), f"{entry['step_ms']:.1f}"])
+        words.append(f"{name}: {entry['step_ms']:.0f} ms, of which the optimizer {entry['optimizer_ms']:.0f} ms.")
+    layout(drawing, x={"title": "milliseconds per step", "rangemode": "tozero"}, bars=True)
+    drawing.update_layout(barmode="stack")
+    time = Figure(
+        title="Time of a step",
+        alt=f"Stacked bars of the time of a step. {' '.join(words)}",
+        drawing=plain(drawing),
+        numbers=Table(caption="Time of a step, medians, means over seeds", rows=rows),
+        note="From full colour to faint: forward and backward, optimizer, rest. Medians over steps, without "
+        "evaluations and checkpoints; medians of parts need not add up to that of the whole.",
+        height=bars_height(summary),
+    )
+    drawing, words = go.Figure(), []
+    rows = [["recipe", "optimizer state, MB"]]
+    for index, (name, entry) in enumerate(recipes.items()):
+        text = f"{entry['state_bytes'] / 1e6:.2f}"
+        bar(drawing, index, name, entry["state_bytes"] / 1e6, f"{text} MB")
+        rows.append([name, text])
+        words.append(f"{name}: {text} MB.")
+    layout(drawing, x={"title": "MB of optimizer state", "rangemode": "tozero"}, bars=True)
+    memory = Figure(
+        title="Memory of the optimizer",
+        alt=f"Bars of the memory that the optimizer's state takes. {' '.join(words)}",
+        drawing=plain(drawing),
+        numbers=Table(caption="Memory of the optimizer's state", rows=rows),
+        height=bars_height(summary),
+    )
+    return [time, memory]
+
+
+def rate_figure(summary: Summary) -> Figure:
+    """Of a sweep: the lowest loss at each learning rate, and every trial."""
+    import plotly.graph_objects as go
+
+    drawing, words, finite = go.Figure(), [], []
+    rows = [["trial", "state", "learning rate", "loss", "point"]]
+    for index, (name, entry) in enumerate(summary["recipes"].items()):
+        group, look = str(index), {"color": colour(index)}
+        line = {**look, "width": 2.25, "dash": dashes(index)[0]}
+        drawing.add_scatter(
+            x=entry["curve"]["lr"], y=entry["curve"]["final_loss"], mode="lines", line=line, legendgroup=group,
+            name=shown(name), hoverinfo="skip",
+        )  # fmt: skip
+        for state, symbol in (("complete", "circle"), ("pruned", "x-thin")):
+            trials = [trial for trial in entry["trials"] if trial["state"] == state]
+            best = [trial is entry["best"] or trial == entry["best"] for trial in trials]
+            marker: dict[str, Any] = {**look, "symbol": symbol, "size": [14 if it else 8 for it in best]}
+            marker["line"] = {"width": 2 if state == "pruned" else 0, **look}
+            drawing.add_scatter(
+                x=[trial["lr"] for trial in trials], y=[loss_of(trial) for trial in trials], mode="markers",
+                marker=marker, legendgroup=group, name=shown(name),
+                text=[shown(f"{name}, trial {trial['number']}, {state}: {point(trial)}") for trial in trials],
+                hovertemplate="%{text}<br>loss %{y:.4f}<extra></extra>",
+            )  # fmt: skip
+        finite += [trial["final_loss"] for trial in entry["trials"] if trial["final_loss"] is not None]
+        for trial in entry["trials"]:
+            loss = loss_of(trial)
+            rows.append(
+                [f"{name} {trial['number']}", trial["state"], number(trial["lr"]),
+                 "-" if loss is None else f"{loss:.4f}", point(trial)]
+            )  # fmt: skip
+        if entry["best"]:
+            words.append(f"{name}: lowest {entry['best']['final_loss']:.4f} at {entry['best']['lr']:.2g}.")
+    layout(
+        drawing,
+        x={"title": "peak learning rate", "type": "log", "dtick": "D2"},
+        y={"title": "final validation loss (nats per token)"},
+    )
+    drawing.update_layout(hovermode="closest")
+    close_up = None
+    if finite:
+        # Losses far above the best would press the rest together; they are in the whole range.
+        low, high = min(finite), sorted(finite)[int(0.9 * (len(finite) - 1))]
+        margin = max(0.05 * (high - low), 0.01)
+        close_up = (low - margin, high + 2 * margin)
+    return Figure(
+        title="Lowest loss at each learning rate",
+        alt=f"Lines of the lowest loss at each learning rate, one for each recipe. {' '.join(words)}",
+        drawing=plain(drawing),
+        numbers=Table(caption="Every trial", rows=rows, words=True),
+        note="Dots: trials, the best of each recipe larger. Crosses: pruned, at their last loss.",
+        scales=("y",),
+        close_up=close_up,
+    )
+
+
+def bar(drawing: Any, index: int, name: str, value: float, text: str, *, opacity: float = 1, what: str = "") -> None:
+    """A recipe's horizontal bar; one trace each, so that a recipe can be hidden."""
+    drawing.add_bar(
+        **{"x": [value], "y": [shown(name).replace(":", ":<br>")], "orientation": "h", "name": shown(name)},
+        **{"marker": {"color": colour(index), "opacity": opacity}, "legendgroup": str(index), "width": 0.6},
+        **{"text": [text], "textposition": "outside", "cliponaxis": False},
+        hovertemplate=f"{shown(name)}<br>{what or text}<extra></extra>",
+    )
+
+
+def bars_height(summary: Summary) -> int:
+    return 90 + 44 * len(summary["recipes"])
+
+
+def layout(drawing: Any, *, x: dict[str, Any], y: dict[str, Any] | None = None, bars: bool = False) -> None:
+    """What all figures have in common; a transparent ground lets the page's own through."""
+    axis = {"automargin": True, "ticks": "outside", "ticklen": 6, "tickcolor": "rgba(0,0,0,0)", "zeroline": False}
+    title = {"text": x.pop("title"), "standoff": 12}
+    vertical = {"autorange": "reversed", "showgrid": False, "type": "category"} if bars else {}
+    if y:
+        vertical["title"] = {"text": y.pop("title"), "standoff": 12}
+    drawing.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        showlegend=False,
+        font={"family": "system-ui, sans-serif", "size": 13},
+        margin={"l": 8, "r": 44 if bars else 16, "t": 16, "b": 8},
+        xaxis={**axis, "showgrid": True, "title": title, **x},
+        yaxis={**axis, "showgrid": True, **vertical, **(y or {})},
+    )
+
+
+def plain(drawing: Any) -> dict[str, Any]:
+    """Data and layout as plain values."""
+    values = drawing.to_plotly_json()
+    values["layout"].pop("template", None)
+    return {"data": list(values["data"]), "layout": values["layout"]}
+
+
+def shown(text: str) -> str:
+    """A user's text as plotly is to show it, which reads markup in every text."""
+    return escape(text)
+
+
+def number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def spread(loss: float | None, *band: float) -> str:
+    """A mean, and the lowest and highest seed where they are known."""
+    if loss is None:
+        return "diverged"
+    return f"{loss:.4f}" + (f" ({band[0]:.4f} to {band[1]:.4f})" if band else "")
+
+
+def endings(recipes: Summary) -> str:
+    """Where every curve ends, in words."""
+    losses = {name: entry["final_loss"] for name, entry in recipes.items()}
+    return " ".join(f"{name} {'diverged' if end is None else f'ends at {end:.4f}'}." for name, end in losses.items())
+
+
+def loss_of(trial: Summary) -> float | None:
+    loss: float | None = trial["final_loss"] if trial["state"] == "complete" else trial["last_loss"]
+    return loss
+
+
+def point(trial: Summary) -> str:
+    return ", ".join(
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in trial["point"].items()
+    )
+
+
+def zip_rows(columns: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Columns of any length as rows: recipes at equal time have as many evaluations, but nothing promises that."""
+    longest = max(map(len, columns), default=0)
+    return [[column[row] if row < len(column) else "" for column in columns] for row in range(longest)]
