@@ -1,7 +1,7 @@
 """The result of a comparison or a sweep in one sentence, as careful as its numbers are.
 
-It names one recipe: the one that ends lowest beside AdamW. Whether that is better is said by the interval of the paired
-difference, and left open where there is none.
+It names one recipe: the lowest of those that are surely below AdamW, by the interval of the paired difference; without
+such a one the lowest beside AdamW, and then it says that this may be nothing, or that nothing was gained.
 """
 
 from typing import Any
@@ -27,14 +27,11 @@ def comparison_headline(summary: Summary) -> str:
     if len(losses) == 1:
         rest = "no other recipe was compared" if len(recipes) == 1 else "every other recipe diverged"
         return f"AdamW ends at {base:.4f}; {rest}."
-    name = challenger(losses)
+    name = challenger(recipes, losses)
     entry, gap = recipes[name], losses[name] - base
-    side = "below" if gap < 0 else "above"
     if is_open(entry):
-        return (
-            f"No difference to AdamW is shown: the lowest, {name}, ends {abs(gap):.4f} {side} its final "
-            f"loss, but {interval(entry)}."
-        )
+        side = "below" if gap < 0 else "above"
+        return f"{name} ends {abs(gap):.4f} {side} AdamW's final loss, but that may be nothing: {interval(entry)}."
     if gap >= 0:
         return (
             f"No recipe ends below AdamW's {base:.4f}: the lowest, {name}, ends {gap:.4f} above it{certainty(entry)}."
@@ -46,28 +43,36 @@ def comparison_headline(summary: Summary) -> str:
     return f"{name} {reached} and ends {-gap:.4f} below it{certainty(entry)}."
 
 
-def challenger(losses: dict[str, float]) -> str:
-    """The recipe that ends lowest beside AdamW."""
-    return min((name for name in losses if name != BASELINE), key=losses.__getitem__)
+def challenger(recipes: Summary, losses: dict[str, float]) -> str:
+    """The recipe that the headline is about."""
+    others = [name for name in losses if name != BASELINE]
+    sure = [name for name in others if losses[name] < losses[BASELINE] and is_sure(recipes[name])]
+    return min(sure or others, key=losses.__getitem__)
+
+
+def is_sure(entry: Summary) -> bool:
+    """Whether the interval of the difference to AdamW holds one sign only."""
+    paired = entry.get("difference_to_adamw") or {}
+    return paired.get("low") is not None and not is_open(entry)
 
 
 def is_open(entry: Summary) -> bool:
-    """Whether the interval of the difference to AdamW holds both signs."""
-    paired = entry.get("difference_to_adamw")
-    return bool(paired) and paired["low"] is not None and paired["low"] <= 0 <= paired["high"]
+    """Whether the interval of the difference to AdamW holds zero."""
+    paired = entry.get("difference_to_adamw") or {}
+    return paired.get("low") is not None and bool(paired["low"] <= 0 <= paired["high"])
 
 
 def interval(entry: Summary) -> str:
     paired = entry["difference_to_adamw"]
     seeds = f"over {paired['pairs']} seeds"
-    return f"the 95 % interval of the difference is {paired['low']:+.4f} to {paired['high']:+.4f} {seeds}"
+    return f"the 95\u00a0% interval of the difference is {paired['low']:+.4f} to {paired['high']:+.4f} {seeds}"
 
 
 def certainty(entry: Summary) -> str:
     """How sure the difference is, as far as the seeds can tell."""
     paired = entry.get("difference_to_adamw")
     if not paired:
-        return ""
+        return "; the interval is not in these results"
     return "; one seed cannot say how sure that is" if paired["low"] is None else f" ({interval(entry)})"
 
 
@@ -77,7 +82,7 @@ def cost_of(summary: Summary) -> str:
     losses = {name: entry["final_loss"] for name, entry in recipes.items() if entry["final_loss"] is not None}
     if BASELINE not in losses or len(losses) == 1:
         return ""
-    name = challenger(losses)
+    name = challenger(recipes, losses)
     entry, base = recipes[name], recipes[BASELINE]
     state = entry["state_bytes"] / base["state_bytes"]
     cost = f"A step of {name} takes {entry['step_ms'] / base['step_ms']:.2f} times AdamW's time"

@@ -191,4 +191,4 @@ def breakable(name: str) -> Any:
     """A long name that may be broken where its parts meet, everything escaped."""
     from markupsafe import Markup, escape
 
-    return Markup("<wbr>").join(escape(piece) for piece in re.split(r"(?<=[.:+/])", name))
+    return Markup("<wbr>").join(escape(piece) for piece in re.split(r"(?<=[.:/])", name))

@@ -4,6 +4,7 @@ They look as those of :mod:`spectrim.lab.plot` do: the same colour and dashes fo
 line, their range as a band. Colours of text and grid are the page's, light or dark.
 """
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -89,7 +90,6 @@ def loss_figure(summary: Summary, *, over: Over) -> Figure:
         note += "Time is that of all steps, without evaluations and checkpoints. "
     if target is not None:
         note += "Dotted: AdamW's final loss. "
-    note += "Drag to zoom with a mouse, double-click to see all."
     rows = [list(row) for row in zip_rows(columns)]
     return Figure(
         title=f"Validation loss against {what}",
@@ -99,7 +99,7 @@ def loss_figure(summary: Summary, *, over: Over) -> Figure:
             caption=f"Validation loss against {what}; lowest and highest seed in brackets",
             rows=[["evaluation", *header], *([str(index + 1), *row] for index, row in enumerate(rows))],
         ),
-        note=note,
+        note=note.strip(),
         scales=("y", "x"),
         close_up=None if low is None or high is None else (low, high),
     )
@@ -203,7 +203,7 @@ def rate_figure(summary: Summary) -> Figure:
             words.append(f"{name}: lowest {entry['best']['final_loss']:.4f} at {entry['best']['lr']:.2g}.")
     layout(
         drawing,
-        x={"title": "peak learning rate", "type": "log", "dtick": "D2"},
+        x={"title": "peak learning rate", "type": "log", **rate_ticks(summary)},
         y={"title": "final validation loss (nats per token)"},
     )
     drawing.update_layout(hovermode="closest")
@@ -222,6 +222,16 @@ def rate_figure(summary: Summary) -> Figure:
         scales=("y",),
         close_up=close_up,
     )
+
+
+def rate_ticks(summary: Summary) -> dict[str, Any]:
+    """Ticks at 1, 2 and 5 times the powers of ten that the learning rates span, written out."""
+    known = [trial["lr"] for entry in summary["recipes"].values() for trial in entry["trials"] if trial["lr"]]
+    if not known:
+        return {}
+    powers = range(math.floor(math.log10(min(known))), math.ceil(math.log10(max(known))) + 1)
+    ticks = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 5)]
+    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def bar(drawing: Any, index: int, name: str, value: float, text: str, *, opacity: float = 1, what: str = "") -> None:

