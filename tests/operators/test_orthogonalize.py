@@ -93,7 +93,7 @@ def test_on_a_host_the_rough_form_leaves_no_direction_further_from_one_than_its_
     sigma = torch.linalg.svdvals(X)
     c = 3.4445**-steps * sigma.square().sum().sqrt()
     expected = oracle.soft_clip(X, c) / c
-    assert oracle.relative_error(orthogonalize(X.float(), steps=steps), expected) < 0.05
+    assert oracle.relative_error(orthogonalize(X.float(), steps=steps), expected) < 0.2
     torch.testing.assert_close(orthogonalize(X.float().mT, steps=steps), orthogonalize(X.float(), steps=steps).mT)
 
 
