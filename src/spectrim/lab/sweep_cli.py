@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from spectrim.lab.errors import LabError
+from spectrim.lab.flags import check_name, configure, parse_overrides, show, split_key, with_settings
 
 __all__ = ["sweep_command"]
 
@@ -61,7 +62,6 @@ def sweep_command(
     Called again, it goes on: trials whose worker was stopped continue from their checkpoints. Then `spectrim compare
     --from-sweep` compares the winners.
     """
-    from spectrim.lab.commands import check_name, configure, parse_overrides, show, with_settings
     from spectrim.lab.report_cli import PAGE, report
     from spectrim.lab.sweep import Sweep, open_sweep, say_on_stderr
     from spectrim.lab.sweep_config import SweepConfig
@@ -137,7 +137,6 @@ def command_lines(sweep: Any, cache_dir: Path | None) -> list[str]:
 
 def parse_spaces(items: list[str] | None) -> dict[str, dict[str, str]] | None:
     """[RECIPE.]KEY=RANGE by recipe; without a recipe it is for all of them."""
-    from spectrim.lab.commands import split_key
     from spectrim.lab.sweep_config import ALL
 
     spaces: dict[str, dict[str, str]] = {}
