@@ -36,36 +36,38 @@ everything). Tensor parallelism is not projected.
 
 ## What is counted
 
-P ranks hold pieces of an m x n matrix, m <= n. Bytes are those that a rank **sends** in a step after the first, in
-float32. The gradients' own communication, which every optimizer has, is left out.
+P ranks hold pieces of a matrix of m outputs and n inputs. Bytes are those that a rank **sends** in a step after the
+first; matrices travel in float32. The gradients' own communication, which every optimizer has, is left out.
 
 | what | bytes sent by a rank, mean |
 |---|---|
-| entry-wise | 16·(P−1)/P for a parameter |
-| shrinkage | 8·(P−1)/P more for a matrix |
+| entry-wise | 48·(P−1)/P for a parameter |
+| shrinkage | 16·(P−1)/P more for a matrix |
 | clip, orthogonalize | 8·m·n·(P−1)/P² |
-| Spectra | 12·k·n·(P−1)/P + 16·k²·(P−1)/P, k = 0.015·m |
+| Spectra | 12·k·n·(P−1)/P + 16·(2k² + k + 2)·(P−1)/P, k = 0.015·min(m, n) |
 | gathered, to compare | 4·m·n·(P−1)/P |
 | experts | 0 |
 | ddp | 0 |
 
-- Entry-wise: every entry lies where its gradient does. A squared norm and a flag are summed over the ranks, for all
-  parameters in one reduction, which passes each number on twice. Shrinkage sums the scale of the entries besides.
+- Entry-wise: every entry lies where its gradient does. A squared norm and two flags are summed over the ranks, for all
+  parameters in one reduction of float64, which passes each number on twice. Shrinkage sums a scale besides, clipping a
+  vector its norm.
 - Clip and orthogonalize: the pieces travel to one owner, 4·m·n·(P−1)/P bytes, and the result as far back. Matrices have
   different owners, so the mean over ranks is a P-th of it.
 - Spectra: three times k columns. V is gathered, MᵀU is summed to where it is kept, and gathered for the step. Two
-  k x k Gram matrices make U orthonormal.
+  k x k Gram matrices make U orthonormal; lengths of columns and two norms are summed. A matrix that is stored
+  transposed is cut along its inputs, and sends 8·k·m·(P−1)/P.
 - Gathered: every rank receives the whole matrix and does the same work as all others.
 - Experts: FSDP2 cuts a stack of experts by expert, so each lies whole on a rank.
 - hsdp with S ranks a copy and R replicas: P is S above, but an owner is any rank. The pieces of one replica travel to
-  it and the result to all: 4·m·n·((S−1)/S + R − 1/S)/(S·R). Experts' results go to the R − 1 other replicas.
+  it and the result to all who hold one: 4·m·n·((S−1)/S + R − 1/S)/(S·R). So do experts: replicas share their work.
 - ddp: every rank does everything.
 
 Matrices are read as `describe` shows them. `adamw+clip`, `signum+clip` and `ademamix+clip` clip embeddings and head as
 matrices too.
 
 Operations are multiplications and additions, on the path that an accelerator takes (`minimax`): products alone, the
-same number for every spectrum.
+same number for every spectrum. Here m is the smaller side.
 
 | what | operations on a matrix |
 |---|---|
@@ -98,7 +100,8 @@ What this leaves out, and which way it errs:
 - The implementation overlaps communication with computation, this does not: the bytes' part is too large.
 - Latency and the network's shape are left out. Small pieces are dominated by latency, so thousands of ranks are
   flattered.
-- Matrices are given to owners at once, the largest first. An implementation that does so bucket by bucket is less even.
+- Matrices are given to owners at once, the largest first. The implementation does so anew for every role, and for
+  every round of matrices that fit its memory, which is less even: the rank that has most may have more than said here.
 
 ## What it says
 
@@ -184,10 +187,11 @@ def findings(projected: dict[str, dict[Cluster, dict[str, Projection]]]) -> str:
         f"owners do {clip_many.cost.busiest_flops / 1e12:,.0f} TFLOP where the mean is "
         f"{clip_many.cost.flops / 1e12:.2f}. `muon`, which leaves those two to AdamW, goes from {muon.share:.1%} to "
         f'{muon_many.share:.1%}; `clip_scope="matrices"` would do the same for clipping.',
-        f"**Against Spectra:** its bytes do not fall with the number of ranks, those of owners do. Beyond about "
-        f"{8 / (12 * 0.015):.0f} ranks (8·m·n/P against 12·k·n) it sends more than clipping or Muon on the mean: "
-        f"{spectra_many.cost.bytes_sent / 1e6:,.0f} MB against {muon_many.cost.bytes_sent / 1e6:,.0f} for the 8B model "
-        f"on {ranks}. It needs {muon.cost.flops / spectra.cost.flops:,.0f} times fewer operations than Muon, and they "
+        f"**Against Spectra:** its bytes do not fall with the number of ranks, those of owners do (12·k·n against "
+        f"8·m·n/P). On the 8B model it sends more than Muon on the mean beyond about "
+        f"{few.world * muon.cost.bytes_sent / spectra.cost.bytes_sent:.0f} ranks: "
+        f"{spectra_many.cost.bytes_sent / 1e6:,.0f} MB against {muon_many.cost.bytes_sent / 1e6:,.0f} on {ranks}. "
+        f"It needs {muon.cost.flops / spectra.cost.flops:,.0f} times fewer operations than Muon, and they "
         f"are cut as finely as the matrices: {spectra.share:.1%} of a step on {few.world} ranks, "
         f"{spectra_many.share:.1%} on {many.world:,}, nearly all of it bytes.",
         f"**Against clipping and Muon for mixtures of experts:** the optimizer works on all experts, a token on eight "

@@ -139,7 +139,7 @@ def test_entries_cost_an_operation_or_two_in_every_pass(make: Any, options: dict
 
 def test_bytes_of_one_matrix_are_those_of_the_formulas() -> None:
     m, n, four = 200, 400, Cluster(world=4)
-    scalars = 2 * 4 * 2 * 3 / 4  # two floats, summed by a ring of four: passed on twice, three quarters of them
+    scalars = 3 * 2 * 8 * 3 / 4  # three numbers, summed by a ring of four: passed on twice, three quarters of them
     sent = {
         name: cost(read_work(make(on_meta(m, n), **options)), four).bytes_sent
         for name, make, options in (
@@ -152,12 +152,16 @@ def test_bytes_of_one_matrix_are_those_of_the_formulas() -> None:
         )
     }
     assert sent["adamw"] == scalars
-    assert sent["shrink"] == scalars * 3 / 2
+    assert sent["shrink"] == scalars * 4 / 3
     dense = 8 * m * n * 3 / 16
     assert sent["clip"] == sent["muon"] == dense + scalars
     assert sent["both"] == 2 * dense + scalars
     k = 3  # 1.5 % of 200
-    assert sent["spectra"] == 12 * k * n * 3 / 4 + 2 * (2 * 4 * k * k * 3 / 4) + scalars
+    small = (2 * k * k + k + 2) * 2 * 8 * 3 / 4  # two Gram matrices, lengths and two norms
+    assert sent["spectra"] == 12 * k * n * 3 / 4 + small + scalars
+    turned = read_work(spectrim.Spectra(on_meta(n, m, layout="transposed")))
+    assert turned[0].matrices == ((m, n),)
+    assert cost(turned, four).bytes_sent == 8 * k * m * 3 / 4 + small + scalars
     gathered = gathering(read_work(spectrim.Spectra(on_meta(m, n))), four)
     assert gathered.bytes_sent == 4 * m * n * 3 / 4 + scalars
 
@@ -170,14 +174,12 @@ def test_an_owner_does_its_matrices_alone_and_sends_them_back_alone() -> None:
         loads = [sum(orthogonalize_flops(64, n) for n in share) for share in shares]
         entrywise = 11 * 64 * 512 / world
         assert owned.busiest_flops == pytest.approx(max(loads) + entrywise, rel=1e-12)
-        assert owned.flops == pytest.approx((3 * loads_of(64) + loads_of(320)) / world + entrywise, rel=1e-12)
+        assert owned.flops == pytest.approx(
+            (3 * orthogonalize_flops(64, 64) + orthogonalize_flops(64, 320)) / world + entrywise, rel=1e-12
+        )
         away = (world - 1) / world
-        scalars = 4 * 2 * 4 * 2 * away
+        scalars = 4 * 3 * 2 * 8 * away
         assert owned.busiest_bytes_sent == pytest.approx(4 * 64 * (320 + 512 / world) * away + scalars, rel=1e-12)
-
-
-def loads_of(n: int) -> float:
-    return orthogonalize_flops(64, n)
 
 
 def test_replicas_of_everything_send_nothing_and_share_nothing() -> None:
@@ -195,7 +197,7 @@ def test_experts_stay_where_they_lie_and_the_rank_with_more_of_them_has_more_to_
     entries = 6 * 64 * 96
     for world, most in ((2, 3), (4, 2), (6, 1), (24, 1)):
         experts = cost(work, Cluster(world=world))
-        assert experts.bytes_sent == 2 * 4 * 2 * (world - 1) / world
+        assert experts.bytes_sent == 3 * 2 * 8 * (world - 1) / world
         assert experts.flops == pytest.approx((6 * each + 11 * entries) / world, rel=1e-12)
         assert experts.busiest_flops == pytest.approx(most * (each + 11 * entries / 6), rel=1e-12)
         assert experts.largest_state_bytes == pytest.approx(4 * entries * most / 6, rel=1e-12)
@@ -207,16 +209,17 @@ def test_replicated_shards_share_the_matrices_and_send_each_other_the_results() 
     work = read_work(spectrim.Muon(on_meta(m, n)))
     hybrid = cost(work, Cluster(world=8, parallel="hsdp", shard=4))
     # Three pieces to the owner, and seven back to all other ranks. All over eight.
-    scalars, piece = 2 * 4 * 2 * 3 / 4, 4 * m * n / 4
+    scalars, piece = 3 * 2 * 8 * 7 / 8, 4 * m * n / 4
     assert hybrid.bytes_sent == pytest.approx(10 * piece / 8 + scalars, rel=1e-12)
     assert hybrid.busiest_bytes_sent == pytest.approx(3 * piece / 8 + 7 * piece + scalars, rel=1e-12)
     assert hybrid.flops == pytest.approx(orthogonalize_flops(m, n) / 8 + 11 * m * n / 4, rel=1e-12)
     assert hybrid.state_bytes == 4 * m * n / 4
     assert cost(work, Cluster(world=8, parallel="hsdp", shard=8)) == cost(work, Cluster(world=8))
-    # Twelve experts: three on every rank of a replica, of which the replica with more does two.
+    # Twelve experts for eight owners. Three in four come from another rank, and go to all holders but the owner.
     experts = read_work(spectrim.Muon(on_meta(12, m, n, layout="stack")))
     spread = cost(experts, Cluster(world=8, parallel="hsdp", shard=4))
     assert spread.busiest_flops == pytest.approx(2 * orthogonalize_flops(m, n) + 11 * m * n * 3, rel=1e-12)
+    assert spread.bytes_sent == pytest.approx(12 * 4 * m * n * (3 / 4 + 2 - 1 / 4) / 8 + scalars, rel=1e-12)
 
 
 @pytest.fixture

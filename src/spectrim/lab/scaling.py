@@ -53,11 +53,17 @@ STEP_FLOPS = 5
 SHRINK_FLOPS = 11
 """Operations on an entry whose gradient is shrunk: three for the scale, eight for y / (1 + (y/τ)²)."""
 
-SCREENING_FLOATS = 2
-"""What the ranks that share a parameter sum before a step: its gradient's squared norm and non-finite flag."""
+NUMBER = 8
+"""Bytes of what is summed over ranks: float64."""
+
+SCREENING_NUMBERS = 3
+"""What ranks sum of a parameter before a step: its gradient's squared norm, and flags of who has one."""
 
 ORTHONORMAL_GRAMS = 2
 """Gram matrices of k x k that make sharded columns orthonormal."""
+
+SPIKE_NORMS = 2
+"""Norms that are summed to shape a spike: the matrix's and its tail's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,14 +131,15 @@ class Work:
     """What a recipe does to one parameter in one step, after its first.
 
     Attributes:
-        shape: as stored; its first dimension is the one that is cut.
+        shape: as stored, (1,) for a number; its first dimension is the one that is cut.
         stack: how many experts lie along the first dimension; 0 for a parameter that is no stack.
         matrices: (m, n) of the logical matrices, of one expert for a stack; none for a vector.
         visits: how often a matrix must be whole: once for a clip or the polar factor, once for a pre-clip.
         whole_flops: operations of those visits, for each of the matrices.
         ranks: k of the followed spike for each matrix, or nothing.
+        transposed: inputs lie along the dimension that is cut, not outputs.
         entry_flops: operations on every entry.
-        floats: numbers that the ranks sum: screening, scales of shrinkage, norms of vectors.
+        numbers: how many the ranks sum: screening, scales of shrinkage, norms of vectors.
         state_bytes: of the tensors of the parameter's shape; not of step counts. basis_bytes: of the spike's basis.
     """
 
@@ -142,8 +149,9 @@ class Work:
     visits: int
     whole_flops: tuple[float, ...]
     ranks: tuple[int, ...]
+    transposed: bool
     entry_flops: int
-    floats: int
+    numbers: int
     state_bytes: int
     basis_bytes: int
 
@@ -249,6 +257,7 @@ def _work(optimizer: SpectralOptimizer, group: Mapping[str, Any], parameter: Any
     options = effective_options(group, role, follows=recipe is optimizer.recipe)
     vector = layout == "vector"
     shapes = [] if vector else matrix_shapes(parameter.shape, layout, group["split"])
+    stack = parameter.shape[0] if layout in ("stack", "transposed_stack") else 0
     matrices = [(shape[-2], shape[-1]) for shape in shapes]
     clips, pre_clips = options["clip"] is not None, options["pre_clip"] is not None and not vector
     polar = recipe.operator == "orthogonalize" and not vector
@@ -257,8 +266,8 @@ def _work(optimizer: SpectralOptimizer, group: Mapping[str, Any], parameter: Any
     state = optimizer.state[parameter]
     basis = state["spike_basis"].nbytes if spike else 0
     return Work(
-        shape=tuple(parameter.shape),
-        stack=parameter.shape[0] if layout in ("stack", "transposed_stack") else 0,
+        shape=tuple(parameter.shape) or (1,),
+        stack=stack,
         matrices=tuple(matrices),
         visits=0 if vector else int(clips or polar) + int(pre_clips),
         whole_flops=tuple(
@@ -266,8 +275,10 @@ def _work(optimizer: SpectralOptimizer, group: Mapping[str, Any], parameter: Any
             for shape in matrices
         ),
         ranks=tuple(spike_rank(torch.Size(shape), options["rank_ratio"]) for shape in shapes) if spike else (),
+        transposed=layout == "transposed",
         entry_flops=DIRECTION_FLOPS[recipe.direction.name] + STEP_FLOPS + SHRINK_FLOPS * shrinks,
-        floats=SCREENING_FLOATS + shrinks * max(1, len(matrices)) + int(vector and clips),
+        # The scales of experts, which are whole where they lie, need no sum.
+        numbers=SCREENING_NUMBERS + (shrinks and not stack) * max(1, len(matrices)) + int(vector and clips),
         state_bytes=sum(value.nbytes for value in state.values() if value.ndim) - basis,
         basis_bytes=basis,
     )
@@ -280,30 +291,34 @@ def cost(work: Sequence[Work], cluster: Cluster) -> Cost:
     """The cost of a step as the sharded optimizer does it.
 
     Entry-wise work and Spectra's products are done where the entries lie. Every other matrix has an owner among the
-    ranks, to which its pieces travel and from which they return. Experts that lie whole on a rank stay there, and
-    replicas share them out. With "ddp" every rank does everything, and nothing travels.
+    ranks, to which its pieces travel and from which they return. Experts that lie whole on one rank alone stay there.
+    With "ddp" every rank does everything, and nothing travels.
     """
-    loads = [_in_place(item, cluster.shards) for item in work]
+    loads = [_in_place(item, cluster) for item in work]
     owned: list[tuple[float, float]] = []
     there = 0.0
     for item in work:
         if cluster.parallel == "ddp":
             flops = sum(item.whole_flops) * item.copies
             loads.append(_Load(flops, flops, 0.0))
-        elif item.visits and item.stack:
-            loads.append(_whole_experts(item, cluster))
+        elif item.stack and cluster.replicas == 1:
+            each = sum(item.whole_flops)
+            most = math.ceil(item.stack / cluster.shards)
+            loads.append(_Load(each * item.stack / cluster.world, each * most, 0.0))
         elif item.visits:
             size = sum(FLOAT * item.visits * m * n for m, n in item.matrices)
-            # The pieces of one replica travel to the owner, the result to every holder of a piece but the owner.
-            there += size * (1 - 1 / cluster.shards)
-            owned.append((sum(item.whole_flops), size * (cluster.replicas - 1 / cluster.shards)))
-    owned_flops, back = map(sum, zip(*owned, strict=True)) if owned else (0.0, 0.0)
+            # The pieces of one replica travel to the owner, the result to every holder of a piece but the owner. An
+            # expert is one piece, which the owner holds as likely as any rank of its replica.
+            there += size * (1 - 1 / cluster.shards) * item.copies
+            back = size * (cluster.replicas - 1 / cluster.shards)
+            owned += [(sum(item.whole_flops), back)] * item.copies
+    owned_flops, owned_bytes = map(sum, zip(*owned, strict=True)) if owned else (0.0, 0.0)
     busiest_flops, busiest_bytes = _busiest_owner(owned, cluster.world)
     sent = sum(load.sent for load in loads) + there / cluster.world
     return Cost(
         flops=sum(load.mean for load in loads) + owned_flops / cluster.world,
         busiest_flops=sum(load.most for load in loads) + busiest_flops,
-        bytes_sent=sent + back / cluster.world,
+        bytes_sent=sent + owned_bytes / cluster.world,
         busiest_bytes_sent=sent + busiest_bytes,
         **_state(work, cluster.shards),
     )
@@ -319,7 +334,7 @@ def gathering(work: Sequence[Work], cluster: Cluster) -> Cost:
     for item in work:
         flops = item.entries * item.entry_flops
         whole = sum(item.whole_flops) + item.spike_flops
-        loads.append(_Load(flops / cut, flops * _first_piece(item.shape, cut), _all_reduce(item.floats, cut)))
+        loads.append(_Load(flops / cut, flops * _first_piece(item.shape[0], cut), _summed(item.numbers, cluster)))
         if item.stack:
             loads.append(_Load(whole * item.stack / cut, whole * math.ceil(item.stack / cut), 0.0))
         else:
@@ -363,22 +378,19 @@ class _Load(NamedTuple):
     sent: float
 
 
-def _in_place(item: Work, cut: int) -> _Load:
+def _in_place(item: Work, cluster: Cluster) -> _Load:
     """What is done to a parameter where its entries lie: all of entry-wise recipes, and Spectra's skinny products."""
-    first = _first_piece(item.shape, cut)
-    entrywise, spikes = item.entries * item.entry_flops, item.spike_flops * item.copies
-    sent = _all_reduce(item.floats, cut)
+    cut = cluster.shards
+    flops = item.entries * item.entry_flops + item.spike_flops * item.copies
+    sent = _summed(item.numbers, cluster)
     if not item.stack:
-        sent += sum(_spike_bytes(*shape, k, cut) for shape, k in zip(item.matrices, item.ranks, strict=False))
-    return _Load((entrywise + spikes) / cut, (entrywise + spikes) * first, sent)
-
-
-def _whole_experts(item: Work, cluster: Cluster) -> _Load:
-    """Matrices of experts that lie whole on a rank: done there, or by its replicas, which send each other results."""
-    each = sum(item.whole_flops)
-    most = math.ceil(math.ceil(item.stack / cluster.shards) / cluster.replicas)
-    size = sum(FLOAT * item.visits * m * n for m, n in item.matrices) * item.stack
-    return _Load(each * item.stack / cluster.world, each * most, size * (cluster.replicas - 1) / cluster.world)
+        for (m, n), k in zip(item.matrices, item.ranks, strict=False):
+            # V is gathered, MᵀU summed and gathered, over the ranks that hold other outputs; where they hold other
+            # inputs, M V is summed and orthonormal columns gathered.
+            rows = 2 * m if item.transposed else 3 * n
+            sent += FLOAT * k * rows * (cut - 1) / cut
+            sent += _summed(ORTHONORMAL_GRAMS * k * k + k + SPIKE_NORMS, cluster)
+    return _Load(flops / cut, flops * _first_piece(item.shape[0], cut), sent)
 
 
 def _busiest_owner(owned: Sequence[tuple[float, float]], ranks: int) -> tuple[float, float]:
@@ -390,26 +402,24 @@ def _busiest_owner(owned: Sequence[tuple[float, float]], ranks: int) -> tuple[fl
     return max(flops for flops, _ in loads), max(size for _, size in loads)
 
 
-def _all_reduce(floats: int, ranks: int) -> float:
-    """Bytes that a rank sends to sum so many floats: each is passed on twice, but for a rank's own share."""
-    return 2 * FLOAT * floats * (ranks - 1) / ranks
+def _summed(numbers: int, cluster: Cluster) -> float:
+    """Bytes that a rank sends to sum so many numbers: each is passed on twice, but for a rank's own share."""
+    return 0.0 if cluster.parallel == "ddp" else 2 * NUMBER * numbers * (cluster.world - 1) / cluster.world
 
 
-def _spike_bytes(m: int, n: int, k: int, ranks: int) -> float:
-    """Bytes that a rank sends to follow and shape a spike: three times k columns, and the small Gram matrices."""
-    return 3 * FLOAT * k * max(m, n) * (ranks - 1) / ranks + _all_reduce(ORTHONORMAL_GRAMS * k * k, ranks)
-
-
-def _first_piece(shape: Sequence[int], cut: int) -> float:
-    """The first rank's share of a parameter whose first dimension is cut as FSDP2 cuts it."""
-    rows = shape[0] if shape else 1
+def _first_piece(rows: int, cut: int) -> float:
+    """The first rank's share of a dimension that is cut as FSDP2 cuts it."""
     return math.ceil(rows / cut) / rows if rows else 0.0
 
 
 def _state(work: Sequence[Work], cut: int) -> dict[str, float]:
-    """Bytes of state: the mean over ranks, and the first rank's. A basis lies as its matrix does."""
-    sizes = [(item.state_bytes + item.basis_bytes, _first_piece(item.shape, cut)) for item in work]
+    """Bytes of state: the mean over ranks, and the first rank's. A basis is cut along its inputs, or by expert."""
+    largest = 0.0
+    for item in work:
+        first = _first_piece(item.shape[0], cut)
+        inputs = first if item.stack or not item.basis_bytes else _first_piece(item.matrices[0][1], cut)
+        largest += item.state_bytes * first + item.basis_bytes * inputs
     return {
-        "state_bytes": sum(size for size, _ in sizes) / cut,
-        "largest_state_bytes": sum(size * first for size, first in sizes),
+        "state_bytes": sum(item.state_bytes + item.basis_bytes for item in work) / cut,
+        "largest_state_bytes": largest,
     }
