@@ -21,7 +21,8 @@ from spectrim.lab.config import SharedConfig, TrainConfig, toml
 from spectrim.lab.errors import LabError
 from spectrim.lab.headline import comparison_headline, sweep_headline
 from spectrim.lab.page import MARK, Note, Part, Section, Table, render
-from spectrim.lab.page_figures import loss_figure, target_figure
+from spectrim.lab.page_curves import loss_figure
+from spectrim.lab.page_figures import target_figure
 from spectrim.lab.report_cli import report
 
 INJECTED = "<script>document.title='owned'<x>"
@@ -130,11 +131,15 @@ def test_a_band_spans_the_seeds_and_the_table_has_every_number() -> None:
     assert (list(band["x"]), list(band["y"])) == ([100, 200, 200, 100], [5.0, 4.0, 6.0, 7.0])
     assert (list(mean["x"]), list(mean["y"])) == ([100, 200], [6.0, 5.0])
     assert list(target["y"]) == [5.0, 5.0]
-    assert figure.numbers.rows[1:] == [
-        ["1", "100", "6.0000 (5.0000 to 7.0000)"],
-        ["2", "200", "5.0000 (4.0000 to 6.0000)"],
-    ]
+    assert figure.numbers.rows[1:] == [("100", "6.0000 (5.0000 to 7.0000)"), ("200", "5.0000 (4.0000 to 6.0000)")]
     assert "adamw ends at 5.0000." in figure.alt
+
+
+def test_recipes_of_unequal_length_have_their_own_places_in_the_table() -> None:
+    figure = loss_figure(results({"adamw": entry([5.0, 4.0]), "muon": entry([5.0, 4.5, None])}), over="tokens")
+    header, *_, last = figure.numbers.rows
+    assert header == ("evaluation", "adamw: tokens", "adamw: loss", "muon: tokens", "muon: loss")
+    assert last == ("3", "", "", "300", "diverged")
 
 
 def test_a_recipe_that_never_gets_there_has_no_bar_and_says_never() -> None:
@@ -349,6 +354,9 @@ def test_in_a_browser_switches_hide_recipes_and_change_axes(opened: Any) -> None
     assert opened.execute_script(f"return 10 ** {plot}.yaxis.range[1]") == pytest.approx(close[1])
     press(opened, "input[data-scale='x']")
     wait_for(opened, f"{plot}.xaxis.type", "log")
+    # Evaluations at 32 to 128 tokens.
+    ticks = "[...document.querySelectorAll('.plot')[0].querySelectorAll('.xtick')].map(tick => tick.textContent).filter(Boolean)"
+    wait_for(opened, ticks, ["50", "100"])
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -11,6 +11,16 @@
   const find = (name, id) => document.querySelector(`input[data-for="${id}"][${name}]`);
   const isOn = (name, id) => Boolean(find(name, id)?.checked);
 
+  // Plotly writes the digits between powers of ten without their power.
+  function ticks(log) {
+    if (!log) return { "xaxis.tickmode": "auto", "xaxis.tickvals": null, "xaxis.ticktext": null };
+    const write = new Intl.NumberFormat("en", { notation: "compact" });
+    // As on the linear axis, where thousand is a small k.
+    const label = (place) => write.format(place).replace("K", "k");
+    const places = Array.from({ length: 21 }, (_, power) => [1, 2, 5].map((digit) => Number(`${digit}e${power - 3}`))).flat();
+    return { "xaxis.tickmode": "array", "xaxis.tickvals": places, "xaxis.ticktext": places.map(label) };
+  }
+
   // Ranges of a logarithmic axis are in powers of ten; a range of null is the whole one.
   function view(id) {
     const { closeUp, layout } = drawings[id];
@@ -20,6 +30,7 @@
       const scaled = Boolean(find(`data-scale="${axis}"`, id));
       const log = scaled ? isOn(`data-scale="${axis}"`, id) : layout[`${axis}axis`].type === "log";
       change[`${axis}axis.type`] = log ? "log" : "linear";
+      if (axis === "x") Object.assign(change, ticks(log));
       const near = axis === "y" && closeUp && !isOn("data-whole", id);
       change[`${axis}axis.autorange`] = !near;
       if (near) change[`${axis}axis.range`] = closeUp.map((end) => (log ? Math.log10(end) : end));

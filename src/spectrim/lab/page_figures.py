@@ -1,19 +1,28 @@
-"""The figures of a report page, drawn by plotly from what ``results.json`` holds.
+"""The figures of a report page, drawn by plotly from what ``results.json`` holds: bars, rates, what all have in common.
 
-They look as those of :mod:`spectrim.lab.plot` do: the same colour and dashes for a recipe, the mean over seeds as a
-line, their range as a band. Colours of text and grid are the page's, light or dark.
+A recipe has the colour and dashes that :mod:`spectrim.lab.plot` gives it. Colours of text and grid are the page's,
+light or dark. Curves of the loss are in :mod:`spectrim.lab.page_curves`.
 """
 
 import math
-from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from spectrim.lab.page import Figure, Swatch, Table
-from spectrim.lab.plot import COLOURS, STYLES, Over, loss_range, seed_range
-from spectrim.lab.results import BASELINE
+from spectrim.lab.plot import COLOURS, STYLES
 
-__all__ = ["cost_figures", "loss_figure", "rate_figure", "swatches", "target_figure"]
+__all__ = [
+    "colour",
+    "cost_figures",
+    "dashes",
+    "layout",
+    "number",
+    "plain",
+    "rate_figure",
+    "shown",
+    "swatches",
+    "target_figure",
+]
 
 Summary = dict[str, Any]
 
@@ -35,74 +44,13 @@ def swatches(summary: Summary) -> list[Swatch]:
 
 
 def colour(index: int) -> str:
+    """The colour of the recipe at this place."""
     return PAGE_COLOURS[index % len(PAGE_COLOURS)]
 
 
 def dashes(index: int) -> tuple[str, str]:
+    """The dashes of the recipe at this place, in plotly's word and in SVG's."""
     return DASHES[STYLES[index // len(PAGE_COLOURS) % len(STYLES)]]
-
-
-def loss_figure(summary: Summary, *, over: Over) -> Figure:
-    """Validation loss against tokens or time, a line a recipe and its seeds as a band."""
-    import plotly.graph_objects as go
-
-    recipes = summary["recipes"]
-    low, high = loss_range(recipes)
-    drawing, header, columns = go.Figure(), [], []
-    ends = []
-    for index, (name, entry) in enumerate(recipes.items()):
-        places = entry["curve"]["tokens"] if over == "tokens" else entry["curve_seconds"]
-        losses, group = entry["curve"]["val_loss"], str(index)
-        ends.append(places[-1])
-        band = seed_range(entry)
-        if band:
-            around = {"x": [*places, *reversed(places)], "y": [*band[0], *reversed(band[1])]}
-            drawing.add_scatter(
-                **{**around, "mode": "lines", "line": {"width": 0}, "fill": "toself", "opacity": 0.2},
-                **{"fillcolor": colour(index), "hoverinfo": "skip", "legendgroup": group, "name": shown(name)},
-            )
-        line = {"color": colour(index), "dash": dashes(index)[0], "width": 3 if name == BASELINE else 2.25}
-        drawing.add_scatter(
-            **{"x": places, "y": losses, "mode": "lines", "line": line, "name": shown(name), "legendgroup": group},
-            hovertemplate="%{y:.4f}",
-        )
-        header += [f"{name}: {'tokens' if over == 'tokens' else 'seconds'}", f"{name}: loss"]
-        columns += [
-            [number(place) for place in places],
-            [spread(*row) for row in zip(losses, *(band or ()), strict=True)],
-        ]
-    target = recipes.get(BASELINE, {}).get("final_loss")
-    if target is not None:
-        first = min(recipes[BASELINE]["curve"]["tokens"] if over == "tokens" else recipes[BASELINE]["curve_seconds"])
-        drawing.add_scatter(
-            **{"x": [first, max(ends)], "y": [target, target], "mode": "lines", "hoverinfo": "skip"},
-            **{"line": {"color": "#8a8a8a", "width": 1, "dash": "dot"}, "name": "AdamW's final loss"},
-        )
-    axis = "tokens" if over == "tokens" else "training time (s)"
-    layout(drawing, x={"title": axis, "rangemode": "tozero"}, y={"title": "validation loss (nats per token)"})
-    drawing.update_layout(hovermode="x unified" if over == "tokens" else "closest")
-    if over == "time":
-        drawing.update_traces(hovertemplate="%{y:.4f} after %{x:.1f} s<extra>%{fullData.name}</extra>")
-    what = "tokens" if over == "tokens" else "training time"
-    seeds = max((len(entry.get("seeds", {})) for entry in recipes.values()), default=1)
-    note = f"Lines: means over {seeds} seeds; bands: from the lowest seed to the highest. " if seeds > 1 else ""
-    if over == "time":
-        note += "Time is that of all steps, without evaluations and checkpoints. "
-    if target is not None:
-        note += "Dotted: AdamW's final loss. "
-    rows = [list(row) for row in zip_rows(columns)]
-    return Figure(
-        title=f"Validation loss against {what}",
-        alt=f"Lines of mean validation loss against {what}, one for each recipe. {endings(recipes)}",
-        drawing=plain(drawing),
-        numbers=Table(
-            caption=f"Validation loss against {what}; lowest and highest seed in brackets",
-            rows=[["evaluation", *header], *([str(index + 1), *row] for index, row in enumerate(rows))],
-        ),
-        note=note.strip(),
-        scales=("y", "x"),
-        close_up=None if low is None or high is None else (low, high),
-    )
 
 
 def target_figure(summary: Summary) -> Figure:
@@ -280,20 +228,8 @@ def shown(text: str) -> str:
 
 
 def number(value: float) -> str:
+    """A count in full, or a measure in three digits."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
-
-
-def spread(loss: float | None, *band: float) -> str:
-    """A mean, and the lowest and highest seed where they are known."""
-    if loss is None:
-        return "diverged"
-    return f"{loss:.4f}" + (f" ({band[0]:.4f} to {band[1]:.4f})" if band else "")
-
-
-def endings(recipes: Summary) -> str:
-    """Where every curve ends, in words."""
-    losses = {name: entry["final_loss"] for name, entry in recipes.items()}
-    return " ".join(f"{name} {'diverged' if end is None else f'ends at {end:.4f}'}." for name, end in losses.items())
 
 
 def loss_of(trial: Summary) -> float | None:
@@ -305,9 +241,3 @@ def point(trial: Summary) -> str:
     return ", ".join(
         f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in trial["point"].items()
     )
-
-
-def zip_rows(columns: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Columns of any length as rows: recipes at equal time have as many evaluations, but nothing promises that."""
-    longest = max(map(len, columns), default=0)
-    return [[column[row] if row < len(column) else "" for column in columns] for row in range(longest)]

@@ -15,7 +15,8 @@ from spectrim.lab.config import toml
 from spectrim.lab.errors import LabError
 from spectrim.lab.headline import comparison_headline, cost_of, sweep_headline
 from spectrim.lab.page import Listing, Note, Part, Section, Table
-from spectrim.lab.page_figures import cost_figures, loss_figure, rate_figure, swatches, target_figure
+from spectrim.lab.page_curves import loss_figure
+from spectrim.lab.page_figures import cost_figures, rate_figure, swatches, target_figure
 from spectrim.lab.plan import build_on_meta
 from spectrim.lab.recipes import build_optimizer, parse_recipe
 from spectrim.lab.report import (
