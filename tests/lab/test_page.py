@@ -254,6 +254,18 @@ def test_a_sweep_writes_its_page(small_config: TrainConfig, tmp_path: Path, cach
     assert "spectrim sweep --config config.toml --name tuned-again" in text
 
 
+def test_every_figure_has_words_and_numbers_and_every_switch_a_name(comparison: Path) -> None:
+    page = (comparison / "report.html").read_text(encoding="utf-8")
+    elements = read(page).elements
+    figures = [attributes for _, attributes in elements if attributes.get("class") == "plot"]
+    assert len(figures) == 5
+    assert all(figure["role"] == "img" and len(figure["aria-label"] or "") > 40 for figure in figures)
+    body = page.partition("<body>")[2].partition('<script type="application/json"')[0]
+    # Each stands in a label, and below each figure is its table.
+    assert len(re.findall(r"<input", body)) == len(re.findall(r"<label><input", body)) == 2 + 3 * 2
+    assert body.count("<summary>The numbers</summary>") == len(figures)
+
+
 def test_the_template_is_in_the_package_and_marks_its_pages() -> None:
     page = render([Part(title="x", headline="x", summary=(), swatches=())])
     assert MARK in page[:4096]
@@ -355,8 +367,8 @@ def test_in_a_browser_switches_hide_recipes_and_change_axes(opened: Any) -> None
     press(opened, "input[data-scale='x']")
     wait_for(opened, f"{plot}.xaxis.type", "log")
     # Evaluations at 32 to 128 tokens.
-    ticks = "[...document.querySelectorAll('.plot')[0].querySelectorAll('.xtick')].map(tick => tick.textContent).filter(Boolean)"
-    wait_for(opened, ticks, ["50", "100"])
+    ticks = "[...document.querySelector('.plot').querySelectorAll('.xtick')].map(tick => tick.textContent)"
+    wait_for(opened, f"{ticks}.filter(Boolean)", ["50", "100"])
 
 
 @pytest.mark.parametrize("width", [390, 1280])
