@@ -178,6 +178,16 @@ def test_results_of_an_earlier_version_make_a_page(tmp_path: Path) -> None:
     assert "spectrim compare --config config.toml --name old-again" in text
 
 
+def test_a_page_warns_of_uneven_times_and_tells_a_budget(tmp_path: Path) -> None:
+    recipes = {"adamw": entry([5.0, 4.0]), "muon": entry([5.0, 3.9], unevenness=1.6)}
+    budget = {"seconds": 12.0, "steps": {"adamw": 40, "muon": 30}}
+    folder = stored(tmp_path / "timed", {**results(recipes), "budget": budget})
+    report([folder], folder / "report.html")
+    text = "".join(read((folder / "report.html").read_text(encoding="utf-8")).texts)
+    assert "Times of muon are uneven: all steps took 1.6 times what the median step would give." in text
+    assert "Every recipe had 12.0 s, by its speed when timed before: steps adamw 40, muon 30." in text
+
+
 def test_several_studies_share_a_page_and_a_page_is_rebuilt(tmp_path: Path) -> None:
     folders = [stored(tmp_path / name, results({"adamw": entry([5.0, 4.0])})) for name in ("one", "two")]
     assert main(["report", *map(str, folders), "--out", str(tmp_path / "both.html")]) == 0

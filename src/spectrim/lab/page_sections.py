@@ -24,11 +24,13 @@ from spectrim.lab.report import (
     EQUAL_NOTE,
     FREQUENCY_NOTE,
     NOTE,
+    budget_note,
     frequency_rows,
     has_times,
     heading,
     reading,
     table_rows,
+    uneven_notes,
 )
 from spectrim.lab.results import BASELINE
 from spectrim.lab.run import RunFolder
@@ -92,7 +94,10 @@ def target(study: Study) -> Section | None:
 
 
 def cost(study: Study) -> Section:
-    return Section(title="Time and memory", items=cost_figures(study.summary))
+    notes = list(filter(None, [*uneven_notes(study.summary), budget_note(study.summary)]))
+    return Section(
+        title="Time and memory", items=[*([Note(lines=notes)] if notes else []), *cost_figures(study.summary)]
+    )
 
 
 def numbers(study: Study) -> Section:

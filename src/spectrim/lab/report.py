@@ -25,6 +25,7 @@ __all__ = [
     "FREQUENCY_NOTE",
     "NOTE",
     "Column",
+    "budget_note",
     "difference",
     "equal_table",
     "frequency_rows",
@@ -35,6 +36,7 @@ __all__ = [
     "table_rows",
     "terminal_table",
     "terminal_tables",
+    "uneven_notes",
     "write_report",
 ]
 
@@ -233,18 +235,30 @@ def equal_lines(summary: Summary) -> list[str]:
     if not has_times(summary):
         return []
     lines = ["## On equal terms", ""]
-    if budget := summary.get("budget"):
-        steps = ", ".join(f"`{recipe}` {count}" for recipe, count in budget["steps"].items())
-        lines += [f"Every recipe had {budget['seconds']:.1f} s, by its speed when timed before: steps {steps}.", ""]
+    if budget := budget_note(summary):
+        lines += [budget, ""]
     lines += [*table_lines(summary, EQUAL_COLUMNS), "", EQUAL_NOTE, ""]
-    for name, entry in summary["recipes"].items():
-        if (entry.get("unevenness") or 0) > UNEVEN:
-            lines += [
-                f"Times of `{name}` are uneven: all steps took {entry['unevenness']:.1f} times what the median step "
-                f"would give. The machine was busy with something else, or the optimizer works in bursts.",
-                "",
-            ]
+    for note in uneven_notes(summary):
+        lines += [note, ""]
     return [*lines, "![Validation loss against training time](loss_over_time.svg)", ""]
+
+
+def budget_note(summary: Summary) -> str:
+    """Of a comparison at equal time: what every recipe had; else empty."""
+    if not (budget := summary.get("budget")):
+        return ""
+    steps = ", ".join(f"`{recipe}` {count}" for recipe, count in budget["steps"].items())
+    return f"Every recipe had {budget['seconds']:.1f} s, by its speed when timed before: steps {steps}."
+
+
+def uneven_notes(summary: Summary) -> list[str]:
+    """Warnings for recipes whose steps took more time together than their median says."""
+    return [
+        f"Times of `{name}` are uneven: all steps took {entry['unevenness']:.1f} times what the median step would "
+        f"give. The machine was busy with something else, or the optimizer works in bursts."
+        for name, entry in summary["recipes"].items()
+        if (entry.get("unevenness") or 0) > UNEVEN
+    ]
 
 
 FREQUENCY_NOTE = (
