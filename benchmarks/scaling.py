@@ -81,7 +81,8 @@ same number for every spectrum. Here m is the smaller side.
 - Spectra: M V, MᵀU, U Wᵀ for the tail's norm, the correction, and QR.
 
 For a matrix of 4096 x 14336 that is {clip_gflop} GFLOP to clip, {polar_gflop} to orthogonalise and {spike_gflop} for
-Spectra. The tests hold these counts to what the operators run, and the pieces of state to what FSDP2 cuts.
+Spectra. The tests hold these counts to what the operators run, the pieces of state to what FSDP2 cuts and, where the
+sharded optimizer is installed, the bytes to what four ranks record with fsdp and hsdp.
 
 State, over the number of pieces: AdamW 8 bytes a parameter, AdEMAMix 12, Signum and Momentum 4; Muon 4·m·n and Spectra
 4·(m·n + n·k) for a matrix, and AdamW's 8 elsewhere.
