@@ -16,9 +16,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ._stack import entry_maximum, reading_is_free
+from ._stack import reading_is_free
 from .minimax import minimax
 from .rational import rational
+from .reference import scale_singular_values
 
 __all__ = ["Solver", "check_solver", "choose_solver", "newton_schulz", "reference", "solve"]
 
@@ -60,19 +61,10 @@ def choose_solver(X: Tensor) -> Solver:
 
 
 def reference(X: Tensor, c: Tensor, *, hard: bool = False) -> Tensor:
-    """Eigendecomposition of the float64 Gram matrix: right for every spectrum, and slow.
-
-    Singular values are read from the rows of QᵀX, not from the eigenvalues, which know only their squares. They go to
-    σ / √(1 + σ²/c²), or to min(σ, c) where hard.
-    """
-    scale = entry_maximum(X).double()
-    finite = scale.isfinite()  # a decomposition refuses what is not; such a matrix comes back as NaN
-    Y = torch.where(finite, X.double() / scale, 0.0)
-    Q: Tensor = torch.linalg.eigh(Y @ Y.mT).eigenvectors
-    rows = Q.mT @ Y
-    sigma = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    shrink = torch.maximum if hard else torch.hypot
-    return (Q @ torch.where(finite, rows / shrink(1 / scale, sigma / c.double()), torch.nan)).to(X.dtype)
+    """Eigendecomposition of the float64 Gram matrix: σ goes to σ / √(1 + σ²/c²), or to min(σ, c) where hard."""
+    threshold = c.double()[..., 0]
+    larger = torch.maximum if hard else torch.hypot
+    return scale_singular_values(X, lambda sigma: 1 / larger(torch.ones_like(sigma), sigma / threshold))
 
 
 def newton_schulz(X: Tensor, c: Tensor, steps: int = PAPER_STEPS) -> Tensor:

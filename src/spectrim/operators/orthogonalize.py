@@ -11,6 +11,7 @@ from ._product import product
 from ._stack import as_matrices, energy, entry_maximum, reading_is_free
 from .minimax import minimax_polar, steps_to_reach
 from .rational import rational
+from .reference import scale_singular_values
 
 __all__ = ["PolarSolver", "orthogonalize"]
 
@@ -77,15 +78,12 @@ def orthogonalize(
 
 def _reference(X: Tensor) -> Tensor:
     """Eigendecomposition of the float64 Gram matrix; directions below rounding of the largest are dropped."""
-    Y = X.double() / entry_maximum(X)
-    finite = entry_maximum(X).isfinite()  # a decomposition refuses what is not; such a matrix comes back as NaN
-    Y = torch.where(finite, Y, 0.0)
-    Q: Tensor = torch.linalg.eigh(Y @ Y.mT).eigenvectors
-    rows = Q.mT @ Y
-    sigma = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    floor = X.shape[-1] * torch.finfo(X.dtype).eps * sigma.amax(-2, keepdim=True)
-    rows = torch.where(sigma > floor, rows / sigma, 0.0)
-    return (Q @ torch.where(finite, rows, torch.nan)).to(X.dtype)
+
+    def gain(sigma: Tensor) -> Tensor:
+        floor = X.shape[-1] * torch.finfo(X.dtype).eps * sigma.amax(-1, keepdim=True)
+        return torch.where(sigma > floor, 1 / sigma, 0.0)
+
+    return scale_singular_values(X, gain)
 
 
 def _rational(X: Tensor, steps: int, overwrite: bool) -> Tensor:

@@ -126,6 +126,7 @@ def inverse_root(gram: Tensor, tol: float, spike: int = 0) -> Tensor | None:
         if j == 0 and not _accurate(resolvent, gram, tail, tol):
             return None
         root.addcmul_(resolvent, weight)
+        del resolvent, shifted  # before the next is made
     return root
 
 
@@ -137,7 +138,8 @@ def _accurate(resolvent: Tensor, gram: Tensor, tail: Tensor, tol: float) -> bool
     larger singular values than a tail near it.
     """
     rounding = ROUNDING * torch.finfo(gram.dtype).eps * tail / 2
-    size = torch.linalg.vecdot(gram.flatten(-2), resolvent.flatten(-2)).clamp_min(0).sqrt()
+    inner = gram.flatten(-2)[..., None, :] @ resolvent.flatten(-2)[..., :, None]  # no product of entries in memory
+    size = inner[..., 0, 0].clamp_min(0).sqrt()
     return bool((rounding * torch.linalg.matrix_norm(resolvent) <= ROUNDING_SHARE * tol * size).all())
 
 

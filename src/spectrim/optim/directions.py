@@ -66,7 +66,7 @@ def adam(
     exp_avg_sq.mul_(beta2).add_(grad * grad * (1 - beta2))
     first = _bias_correction(beta1, step).to(grad.dtype)
     second = _bias_correction(beta2, step).sqrt().to(grad.dtype)
-    return (exp_avg / first).div_((exp_avg_sq.sqrt() / second).add_(eps))
+    return (exp_avg / first).div_(exp_avg_sq.sqrt().div_(second).add_(eps))
 
 
 def fused_adam(
@@ -138,7 +138,7 @@ def ademamix(
     exp_avg_sq.mul_(beta2).add_(grad * grad * (1 - beta2))
     direction = exp_avg / _bias_correction(beta1, step).to(grad.dtype)
     direction.addcmul_(exp_avg_slow, (alpha * progress).to(grad.dtype))
-    return direction.div_((exp_avg_sq.sqrt() / _bias_correction(beta2, step).sqrt().to(grad.dtype)).add_(eps))
+    return direction.div_(exp_avg_sq.sqrt().div_(_bias_correction(beta2, step).sqrt().to(grad.dtype)).add_(eps))
 
 
 def interpolated_decay(start: Number, end: Number, progress: Tensor) -> Tensor:
