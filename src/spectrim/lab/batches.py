@@ -29,13 +29,25 @@ class Batches:
 
     The tokens are cut into windows of ``sequence_length`` inputs and as many targets, one token on. An epoch of a
     stream visits each of its windows once, in an order drawn from (seed, epoch); a batch may straddle two epochs.
+
+    Where several processes share a batch, ``part`` is (which, of how many): equal parts of its rows, in their order.
     """
 
-    def __init__(self, streams: Sequence[TokenStream], *, batch_size: int, sequence_length: int, seed: int) -> None:
+    def __init__(
+        self,
+        streams: Sequence[TokenStream],
+        *,
+        batch_size: int,
+        sequence_length: int,
+        seed: int,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
         self.streams = tuple(streams)
         self.batch_size = batch_size
         self.sequence_length = sequence_length
         self.seed = seed
+        self.rows = batch_size // part[1]
+        self.first_row = part[0] * self.rows
         self.windows = [stream.windows(sequence_length) for stream in self.streams]
         self.shares = shares([stream.weight for stream in self.streams])
         # Two epochs of each stream: the one a batch is in and, where it straddles, the next. Blocks likewise.
@@ -43,8 +55,9 @@ class Batches:
         self._block = lru_cache(maxsize=2)(self._draw_block)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the batch with index ``step`` (from 0), each (batch_size, sequence_length), int64."""
-        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        """Inputs and targets of the batch with index ``step`` (from 0), each (rows, sequence_length), int64."""
+        first = step * self.batch_size + self.first_row
+        positions = range(first, first + self.rows)
         return gather(self.streams, [self._window(position) for position in positions], self.sequence_length)
 
     def _window(self, position: int) -> Window:

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -206,13 +207,21 @@ def train(
     gradient_clip: GradientClip = None,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    parallel: Annotated[
+        str | None,
+        typer.Option(help="Under torchrun, how the model is spread: fsdp (default), ddp, hsdp or tp."),
+    ] = None,
     config_file: ConfigFile = None,
     show_config: ShowConfig = False,
     cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
-    """Train one model with one recipe; --resume continues bit for bit."""
+    """Train one model with one recipe; --resume continues bit for bit.
+
+    On several processes: torchrun --nproc-per-node N -m spectrim train ... The batch is that of all together.
+    """
     from spectrim.lab.config import TrainConfig
+    from spectrim.lab.parallel import open_parallel
     from spectrim.lab.progress import TerminalMonitor
     from spectrim.lab.run import RunFolder
     from spectrim.lab.train import prepare
@@ -248,10 +257,15 @@ def train(
     if out is None or show_config:
         print(config.to_toml(), end="")
         return
-    with TerminalMonitor(runs=1, steps=config.steps) as monitor:
-        monitor.run_started(config)
-        result = run_training(config, out, resume=resume, cache_dir=cache_dir, on_step=monitor.step)
-        monitor.run_finished(config, result)
+    with open_parallel(parallel) as processes:
+        train_here = partial(run_training, config, out, resume=resume, cache_dir=cache_dir, parallel=processes)
+        if not processes.is_first:
+            train_here()
+            return
+        with TerminalMonitor(runs=1, steps=config.steps) as monitor:
+            monitor.run_started(config)
+            result = train_here(on_step=monitor.step)
+            monitor.run_finished(config, result)
     if as_json:
         show(result.model_dump(mode="json"), True, str)
     print(f"written to {out}: model/, log.jsonl, config.toml, result.json", file=sys.stderr)

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from spectrim.lab.errors import LabError
 from spectrim.lab.objective import next_token_logits
+from spectrim.lab.parallel import ONE_PROCESS, Parallel
 from spectrim.lab.streams import TokenArray
 
 __all__ = ["BUCKETS", "Evaluation", "FrequencyBuckets", "evaluate", "frequency_buckets"]
@@ -82,14 +83,20 @@ def evaluate(
     *,
     device: torch.device,
     precision: str,
+    parallel: Parallel = ONE_PROCESS,
 ) -> Evaluation:
-    """Mean loss per token over the fixed validation batches, in all and by bucket."""
+    """Mean loss per token over the fixed validation batches, in all and by bucket; each rank takes its rows of each."""
     total = torch.zeros((), dtype=torch.float64, device=device)
     sums = torch.zeros(len(buckets.names), dtype=torch.float64, device=device)
     counts = torch.zeros_like(sums)
     of_token = buckets.of_token.to(device)
     model.eval()
-    for inputs, targets in batches:
+    for all_inputs, all_targets in batches:
+        inputs, targets = parallel.rows(all_inputs), parallel.rows(all_targets)
+        if not len(inputs):
+            # Fewer rows than ranks: this one only takes part in what all compute together.
+            next_token_logits(model, all_inputs[:1].to(device), precision)
+            continue
         target = targets.to(device).flatten()
         log_probabilities = functional.log_softmax(next_token_logits(model, inputs.to(device), precision), dim=-1)
         total += functional.nll_loss(log_probabilities, target).double() * target.numel()
@@ -97,6 +104,11 @@ def evaluate(
         sums.index_add_(0, of_token[target], losses)
         counts.index_add_(0, of_token[target], torch.ones_like(losses))
     model.train()
+    if parallel.ranks > 1:
+        from spectrim.lab.sharding import reshard
+
+        reshard(model)
+    total, sums, counts = (parallel.add_up(each) for each in (total, sums, counts))
     means = zip(buckets.names, sums.tolist(), counts.tolist(), strict=True)
     return Evaluation(
         loss=float(total) / sum(targets.numel() for _, targets in batches),

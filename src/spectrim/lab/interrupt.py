@@ -21,7 +21,9 @@ class StopRequest:
         number: the signal that came, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, told: bool = True) -> None:
+        """``told`` says on stderr what the signal has done."""
+        self._told = told
         self.number: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -39,6 +41,8 @@ class StopRequest:
         # The system's own handling from here on: it needs no Python, so it works in the middle of a long operation.
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
+        if not self._told:
+            return
         # A progress bar hides the cursor, and a process that the next signal ends could not show it again.
         show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
         message = f"{signal.Signals(number).name}: ending after this step with a checkpoint; once more ends at once"

@@ -1,14 +1,18 @@
 """The training loop: batches, forward and backward, clip, step, evaluation, log and checkpoints.
 
-What a step computes depends on the configuration and on the state that a checkpoint holds, and on nothing else.
+What a step computes depends on the configuration and on the state that a checkpoint holds, and on nothing else. On
+several processes every rank runs this loop over its rows of each batch, and rank 0 alone writes the log.
 """
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from spectrim.lab import checkpoint
 from spectrim.lab.batches import Batches, validation_batches
@@ -19,6 +23,7 @@ from spectrim.lab.interrupt import StopRequest
 from spectrim.lab.log import Record, RunLog
 from spectrim.lab.measure import rounding_environment
 from spectrim.lab.objective import language_loss
+from spectrim.lab.parallel import ONE_PROCESS, Parallel
 from spectrim.lab.prefetch import MicroBatches, prefetch
 from spectrim.lab.run import RunFolder
 from spectrim.lab.schedule import evaluation_steps, learning_rate_factor
@@ -37,15 +42,30 @@ def run_steps(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
     on_step: OnStep | None,
+    *,
+    parallel: Parallel = ONE_PROCESS,
+    module: nn.Module | None = None,
 ) -> None:
     """Everything between initialisation and result: from the last checkpoint, if any, to the last step.
+
+    Args:
+        config: of the run.
+        folder: where rank 0 writes.
+        tokens: what is trained on.
+        model: this rank's part of it.
+        optimizer: over its parameters.
+        device: where it is.
+        on_step: called on rank 0 with every record that is logged.
+        parallel: this process among others.
+        module: what is called in training, where that is not the model itself (a wrapper around it).
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM came; the step it came in is done and in a checkpoint.
     """
     data, steps = config.data, config.steps
     shape = {"batch_size": data.batch_size, "sequence_length": data.sequence_length}
-    batches = Batches(tokens.train, seed=config.seed, **shape)
+    part = (parallel.data_rank, parallel.data_ranks)
+    batches = Batches(tokens.train, seed=config.seed, part=part, **shape)
     validation = list(validation_batches(tokens.validation, batches=config.evaluation.batches, **shape))
     texts = [array for stream in tokens.train for array in stream.arrays]
     buckets = frequency_buckets(texts, tokens.vocabulary_size)
@@ -55,24 +75,29 @@ def run_steps(
     identity: dict[str, Any] = {
         "config": config,
         "data_key": tokens.key,
-        "machine": rounding_environment(device),
+        "machine": {**rounding_environment(device), **parallel.describe()},
+        "parallel": parallel,
     }
     state = checkpoint.load_latest(folder.checkpoints, **identity)
-    start = checkpoint.restore(state, model=model, optimizer=optimizer) if state else 0
+    start = checkpoint.restore(state, model=model, optimizer=optimizer, parallel=parallel) if state else 0
     del state
     model.train()
     clock = Clock(device)
+    open_log: AbstractContextManager[RunLog | None] = nullcontext()
+    if parallel.is_first:
+        open_log = RunLog(folder.log_file, resume_step=start)
     with (
-        StopRequest() as stop,
-        RunLog(folder.log_file, resume_step=start) as log,
+        StopRequest(told=parallel.is_first) as stop,
+        open_log as log,
         prefetch(batches, range(start, steps), accumulate=config.accumulate, device=device) as stream,
     ):
         for step, micro_batches in enumerate(stream, start=start):
             factor = learning_rate_factor(step, config)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
+            parallel.seed(config.seed, step)
             clock.lap("rest_ms")
-            loss = forward_backward(model, micro_batches, config.precision)
+            loss = forward_backward(module or model, micro_batches, config.precision)
             clock.lap("forward_backward_ms")
             norm = clip_gradient(model, config.optimizer.gradient_clip)
             clock.lap("gradient_clip_ms")
@@ -82,48 +107,72 @@ def run_steps(
             record: dict[str, Any] = {
                 "step": step + 1,
                 "tokens": (step + 1) * config.tokens_per_step,
-                "loss": loss.item(),
+                "loss": parallel.mean(loss.item()),
                 "lr": (config.optimizer.lr or 0.0) * factor,
                 "grad_norm": norm.item(),
             }
             clock.lap("rest_ms")
             if step + 1 in evaluate_after:
-                evaluation = evaluate(model, validation, buckets, device=device, precision=config.precision)
+                evaluation = evaluate(
+                    model, validation, buckets, device=device, precision=config.precision, parallel=parallel
+                )
                 record |= {"val_loss": evaluation.loss, "val_loss_by_frequency": evaluation.by_frequency}
                 clock.lap("evaluation_ms")
             record |= clock.read()
-            log.write(record)  # type: ignore[arg-type]
-            if on_step is not None:
-                on_step(record)  # type: ignore[arg-type]
+            if log is not None:
+                log.write(record)  # type: ignore[arg-type]
+                if on_step is not None:
+                    on_step(record)  # type: ignore[arg-type]
             clock.lap("logging_ms")
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps or stop.number is not None:
+            stopped_by = parallel.any_signal(stop.number)
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps or stopped_by is not None:
                 # First the log, then the checkpoint: the log is never behind.
-                log.sync()
+                if log is not None:
+                    log.sync()
                 checkpoint.save(folder.checkpoints, step=step + 1, model=model, optimizer=optimizer, **identity)
                 clock.lap("checkpoint_ms")
-            if stop.number is not None:
-                raise Interrupted(stop.number, f" after step {step + 1} of {steps}")
+            if stopped_by is not None:
+                raise Interrupted(stopped_by, f" after step {step + 1} of {steps}")
 
 
 def forward_backward(model: nn.Module, micro_batches: MicroBatches, precision: str) -> Tensor:
     """Add the gradient of the mean loss over all micro-batches, which are of one size; returns that loss."""
     share = len(micro_batches)
     total: Tensor | None = None
-    for inputs, targets in micro_batches:
-        loss = language_loss(model, inputs, targets, precision) / share
-        loss.backward()  # type: ignore[no-untyped-call]
+    for index, (inputs, targets) in enumerate(micro_batches, start=1):
+        with accumulating(model, more=index < share):
+            loss = language_loss(model, inputs, targets, precision) / share
+            loss.backward()  # type: ignore[no-untyped-call]
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
     return total
 
 
+def accumulating(module: nn.Module, *, more: bool) -> AbstractContextManager[Any]:
+    """Around a micro-batch: with more to come, replicas need not exchange gradients yet."""
+    return module.no_sync() if more and isinstance(module, DistributedDataParallel) else nullcontext()
+
+
 def clip_gradient(model: nn.Module, bound: float) -> Tensor:
-    """Scale the whole gradient to the bound if it is longer; a bound of 0 only measures. Returns the norm before."""
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm: Tensor = nn.utils.get_total_norm(gradients)
+    """Scale the whole gradient to the bound if it is longer; a bound of 0 only measures. Returns the norm before.
+
+    Of a sharded gradient it is the norm of all shards; torch's functions take sharded and whole tensors one kind at a
+    time, and a model may hold both.
+    """
+    having = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    whole = [parameter for parameter in having if not isinstance(parameter.grad, DTensor)]
+    sharded = [parameter for parameter in having if isinstance(parameter.grad, DTensor)]
+    kinds = [kind for kind in (whole, sharded) if kind] or [[]]
+    norms = [full(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     if bound:
-        nn.utils.clip_grads_with_norm_(model.parameters(), bound, norm)
+        for kind in kinds:
+            nn.utils.clip_grads_with_norm_(kind, bound, norm)
     return norm
+
+
+def full(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class Clock:

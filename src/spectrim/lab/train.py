@@ -1,15 +1,17 @@
 """One run: from a configuration to a folder with its log, its checkpoints, its model and its result.
 
 A run is a function of its configuration. Stopped at any moment and resumed, it ends with the same weights and the
-same log as if it had not been stopped.
+same log as if it had not been stopped. On several processes it is the same run, but for rounding.
 """
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from spectrim.lab.config import TrainConfig
+from spectrim.lab.config import TrainConfig, leaves
 from spectrim.lab.dynamics import read_dynamics
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import remove_partial, write_folder_atomically, write_json
@@ -24,6 +26,7 @@ from spectrim.lab.measure import (
     weight_norm,
 )
 from spectrim.lab.model import build_model, resolve_model, save_model
+from spectrim.lab.parallel import ONE_PROCESS, Parallel
 from spectrim.lab.recipes import build_optimizer, resolve
 from spectrim.lab.results import Curve, RunResult
 from spectrim.lab.run import RunFolder
@@ -52,6 +55,7 @@ def train(
     resume: bool = False,
     cache_dir: Path | None = None,
     on_step: OnStep | None = None,
+    parallel: Parallel = ONE_PROCESS,
 ) -> RunResult:
     """Train one model into the folder ``out``, or finish the run that was begun there.
 
@@ -61,43 +65,91 @@ def train(
         resume: go on from the last checkpoint; a finished run is returned as it is.
         cache_dir: where tokens are cached, :func:`spectrim.lab.tokens.default_cache_dir` unless given.
         on_step: called with every record that is logged.
+        parallel: this process among all that train this model, each of which calls this function with the same
+            arguments (:func:`spectrim.lab.parallel.open_parallel`). Rank 0 writes.
 
     Raises:
-        LabError: the input cannot be served. ``out`` is then as it was.
+        LabError: the input cannot be served, or ranks disagree about it. ``out`` is then as it was.
         Interrupted: Ctrl-C or SIGTERM came. The run goes on from there with ``resume``.
         OSError: the disk is full, say. What was written before is whole.
     """
     config = prepare(config)
     folder = RunFolder(out)
-    folder.check(config, resume=resume)
-    if (finished := folder.result()) is not None:
+    parallel.agree({"--out": str(out), "--resume": resume, **dict(leaves(config.model_dump(mode="json")))})
+    parallel.check_batch(config.data.batch_size, config.accumulate)
+
+    def begin() -> RunResult | None:
+        folder.check(config, resume=resume or parallel.has_begun(out))
+        parallel.mark_begun(out)
+        return folder.result()
+
+    if (finished := parallel.from_first(begin)) is not None:
         return finished
-    tokens = prepare_tokens(config.data, cache_dir)
+    tokens = parallel.first_then_all(lambda: prepare_tokens(config.data, cache_dir))
+    parallel.agree({"data_key": tokens.key})
     device = torch.device(choose_device(config.device))
-    # The caller's random state is left alone, and the run's own depends on nothing but its seed.
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        model = build_model(
+
+    def build() -> nn.Module:
+        return build_model(
             config.model,
             vocabulary_size=tokens.vocabulary_size,
             sequence_length=config.data.sequence_length,
             seed=config.seed,
             end_of_document=tokens.end,
             padded=not tokens.learned,
-        ).to(device)
+        )
+
+    # The caller's random state is left alone, and the run's own depends on nothing but its seed.
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model, module, whole_model = place(build, parallel, device)
         optimizer = build_optimizer(model, config)
-        folder.create(config)
-        with folder.lock():
-            remove_partial(out)
-            run_steps(config, folder, tokens, model, optimizer, device, on_step)
-            write_folder_atomically(folder.model, lambda partial: save_model(model, tokens, partial))
-            result = measure(config, folder, tokens, model, optimizer)
-            write_json(folder.result_file, result.model_dump(mode="json"))
-    return result
+        parallel.from_first(lambda: folder.create(config))
+        with ExitStack() as stack:
+            parallel.from_first(lambda: stack.enter_context(folder.lock()))
+            parallel.from_first(lambda: remove_partial(out))
+            run_steps(config, folder, tokens, model, optimizer, device, on_step, parallel=parallel, module=module)
+            whole = whole_model()
+
+            def finish() -> RunResult:
+                write_folder_atomically(folder.model, lambda partial: save_model(whole, tokens, partial))
+                result = measure(config, folder, tokens, whole, optimizer, parallel)
+                write_json(folder.result_file, result.model_dump(mode="json"))
+                return result
+
+            return parallel.from_first(finish)
+
+
+def place(
+    build: Callable[[], nn.Module], parallel: Parallel, device: torch.device
+) -> tuple[nn.Module, nn.Module, Callable[[], nn.Module]]:
+    """The model on its device, what is called in training, and how rank 0 comes by the whole model in the end."""
+    model = build()
+    if parallel.ranks == 1:
+        model = model.to(device)
+        return model, model, lambda: model
+    from spectrim.lab.sharding import spread, whole_state
+
+    module = spread(model, parallel, device)
+
+    def whole_model() -> nn.Module:
+        state = whole_state(model)
+        if not parallel.is_first:
+            return model
+        whole = build()
+        whole.load_state_dict(state)
+        return whole
+
+    return model, module, whole_model
 
 
 def measure(
-    config: TrainConfig, folder: RunFolder, tokens: Tokens, model: nn.Module, optimizer: torch.optim.Optimizer
+    config: TrainConfig,
+    folder: RunFolder,
+    tokens: Tokens,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parallel: Parallel = ONE_PROCESS,
 ) -> RunResult:
     """The result of a run whose steps are all done; times and losses come from its log."""
     records = read_log(folder.log_file)
@@ -124,7 +176,7 @@ def measure(
         ),
         data_key=tokens.key,
         val_loss_by_frequency=evaluated[-1].get("val_loss_by_frequency"),
-        environment=environment(choose_device(config.device)),
+        environment={**environment(choose_device(config.device)), **parallel.describe()},
         dynamics=read_dynamics(records),
         **step_times(records),
     )
