@@ -7,6 +7,7 @@ number of them, shows in the third digit.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -92,8 +93,12 @@ def test_one_process_goes_on_from_what_several_have_saved(
     config: TrainConfig, runs: Path, cache_dir: Path, name: str
 ) -> None:
     ranks = int(name[0])
-    with pytest.warns(LabWarning, match=f"ranks was {ranks} until step 3 and is 1 now"):
+    with pytest.warns(LabWarning) as told:
         train(config, runs / name, resume=True, cache_dir=cache_dir)
+    assert [str(each.message).partition(":")[0] for each in told] == [
+        f"ranks was {ranks} until step 3 and is 1 now",
+        "parallel was fsdp until step 3 and is one process now",
+    ]
     assert_same_run(runs / name, runs / "one")
     assert [path.name for path in sorted((runs / name / "checkpoints").iterdir())] == [
         "step-00000004.pt",
@@ -136,8 +141,9 @@ def test_a_damaged_folder_is_named_and_the_one_before_is_used(
         content = bytearray((last / part).read_bytes())
         content[len(content) // 2] ^= 1
         (last / part).write_bytes(content)
-    with pytest.warns(LabWarning, match="step-00000006' is refused: .* going on from step 4"):
+    with pytest.warns(LabWarning) as told:
         train(config, run, resume=True, cache_dir=cache_dir)
+    assert re.search("step-00000006' is refused: .* going on from step 4", str(told[0].message))
     assert_same_run(run, runs / "one")
 
 

@@ -221,9 +221,10 @@ def join(backend: str) -> None:
     if (store := launch_store()) is None:
         dist.init_process_group(backend)
         return
-    attempt = dist.PrefixStore(f"spectrim/attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    attempt = f"spectrim/attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group(backend, store=attempt, rank=rank, world_size=ranks)
+    fresh = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=fresh, rank=rank, world_size=ranks)
 
 
 @contextmanager
