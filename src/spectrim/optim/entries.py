@@ -11,7 +11,7 @@ from torch import Tensor
 from spectrim.optim.layout import Layout, default_layout
 from spectrim.optim.roles import Role
 
-__all__ = ["BUCKET_BYTES", "Entry", "buckets", "parameter_name", "role_and_layout"]
+__all__ = ["BUCKET_BYTES", "Entry", "buckets", "parameter_name", "role_and_layout", "stack_length"]
 
 #: How many bytes of same-shape matrices, in float32, go through an operator at once; one matrix always may. On the host
 #: only small ones gain from company: a large one fills the cores by itself and need not be copied into a stack.
@@ -25,6 +25,8 @@ class Entry:
 
     Attributes:
         position: indices of its group and of itself in the group.
+        energy, present: of a sharded parameter, the squared norm of its whole gradient and whether any rank has one, as
+            screening found; None before, and for a parameter of this process alone.
         taken: a flag on the device, false where this step is skipped; None where that was read and the step is taken.
     """
 
@@ -35,6 +37,8 @@ class Entry:
     position: tuple[int, int]
     state: dict[str, Tensor] = field(default_factory=dict)
     taken: Tensor | None = None
+    energy: Tensor | None = None
+    present: Tensor | None = None
 
 
 AnyEntry = TypeVar("AnyEntry", bound=Entry)
@@ -62,7 +66,12 @@ def buckets(entries: Iterable[AnyEntry]) -> Iterator[list[AnyEntry]]:
         key = (entry.role, entry.layout, parameter.shape, parameter.dtype, parameter.device)
         alike.setdefault(key, []).append(entry)
     for same in alike.values():
-        limit = BUCKET_BYTES.get(same[0].parameter.device.type, BUCKET_BYTES_ELSEWHERE)
-        length = max(1, limit // max(1, 4 * same[0].parameter.numel()))
+        length = stack_length(same[0].parameter)
         for start in range(0, len(same), length):
             yield same[start : start + length]
+
+
+def stack_length(tensor: Tensor) -> int:
+    """How many tensors like this one go through an operator at once."""
+    limit = BUCKET_BYTES.get(tensor.device.type, BUCKET_BYTES_ELSEWHERE)
+    return max(1, limit // max(1, 4 * tensor.numel()))

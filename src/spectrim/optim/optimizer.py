@@ -13,19 +13,24 @@ from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from spectrim.distributed.collectives import team_of
+from spectrim.distributed.sharding import sharding_of
 from spectrim.operators._stack import reading_is_free
-from spectrim.optim.directions import ADAM, fused_kernel_serves
+from spectrim.optim.agreement import Agreement
 from spectrim.optim.entries import Entry, buckets, parameter_name, role_and_layout
-from spectrim.optim.gradient import prepare, shrink_entries, shrinks_in_blocks, shrunk_blocks, squared_norm
+from spectrim.optim.entrywise import apply, direct, fused_adamw, fused_adamw_serves, is_adamw, is_plain_adamw, store
+from spectrim.optim.gradient import squared_norm
 from spectrim.optim.layout import Layout, matrices
 from spectrim.optim.options import complete_options, effective_options, finish_group, is_zero
 from spectrim.optim.recipe import PLAIN_ADAMW, Recipe
-from spectrim.optim.rounding import round_stochastically_
 from spectrim.optim.schedule import clip_threshold
-from spectrim.optim.shaping import Update, apply_update, basis_slices, shape_matrices, shape_vector, start_bases
+from spectrim.optim.shaping import basis_slices, shape_matrices, shape_vector
+from spectrim.optim.sharded import ShardedEntry, local_gradient, local_state, screen, start_basis_of
+from spectrim.optim.sharded_update import ShardedUpdate
 
 __all__ = ["SpectralOptimizer"]
 
@@ -50,6 +55,7 @@ class SpectralOptimizer(Optimizer):
 
     def __init__(self, params: ParamsT, options: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
         self._skipped: dict[tuple[int, int], int | Tensor] = {}
+        self._agreement = Agreement()
         super().__init__(params, complete_options(options, extra))
 
     # -- Groups and state ----------------------------------------------------------------------------------------------
@@ -60,15 +66,15 @@ class SpectralOptimizer(Optimizer):
         finish_group(param_group, self.defaults, index)
         super().add_param_group(param_group)
         group = self.param_groups[index]
-        for parameter in group["params"]:
-            self._create_state(parameter, group)
+        for position, parameter in enumerate(group["params"]):
+            self._create_state(parameter, group, self._name((index, position)))
 
     def rule(self, group: Mapping[str, Any], parameter: Tensor) -> str:
         """What happens to a parameter of this group, in a few words; ``describe`` shows it."""
         role, layout = role_and_layout(group, parameter)
         recipe = self._recipe(group, role)
         options = effective_options(group, role, follows=recipe is self.recipe)
-        if _is_plain_adamw(recipe, options):
+        if is_plain_adamw(recipe, options):
             return "adamw"
         words = [recipe.direction.name]
         if options["pre_clip"] is not None and layout != "vector":
@@ -103,20 +109,24 @@ class SpectralOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._skipped = {}
+        self._agreement = Agreement()
 
-    def _create_state(self, parameter: Tensor, group: Mapping[str, Any]) -> None:
+    def _create_state(self, parameter: Tensor, group: Mapping[str, Any], name: str) -> None:
         if not parameter.is_floating_point():
             raise ValueError(f"a parameter of dtype {parameter.dtype}: expected a real floating-point dtype")
         role, layout = role_and_layout(group, parameter)
+        if isinstance(parameter, DTensor):
+            sharding_of(parameter, name)
         recipe = self._recipe(group, role)
         dtype = torch.promote_types(parameter.dtype, torch.float32)
         kept = torch.bfloat16 if group["state_dtype"] == "bfloat16" else dtype
         state = self.state[parameter]
         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         for key in recipe.direction.state:
+            # Of a DTensor's layout where the parameter is one, so that checkpoints know what is where.
             state[key] = torch.zeros_like(parameter, dtype=kept, requires_grad=False)
-        if recipe.operator == "shape_spike":
-            state["spike_basis"] = start_bases(matrices(parameter, layout, group["split"]), group["rank_ratio"], dtype)
+        if recipe.operator == "shape_spike" and layout != "vector":
+            state["spike_basis"] = start_basis_of(parameter, layout, group["split"], group["rank_ratio"], dtype)
 
     def _recipe(self, group: Mapping[str, Any], role: str) -> Recipe:
         return self.recipe if group["clip_scope"] == "all" or role == "matrix" else PLAIN_ADAMW
@@ -147,15 +157,21 @@ class SpectralOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         collected = self._collect()
+        sharded = [entry for entries in collected for entry in entries if isinstance(entry, ShardedEntry)]
+        if sharded:
+            self._agreement.check(self.param_groups, sharded)
+            screen(sharded)
         for group, entries in zip(self.param_groups, collected, strict=True):
             if group["on_nonfinite"] == "raise":
                 self._raise_on_nonfinite(entries)
         for group, entries in zip(self.param_groups, collected, strict=True):
-            for bucket in buckets(entries):
+            here, across = self._divided(group, entries)
+            for bucket in buckets(here):
                 # Screened here and not all at once before, so that what is read is still in the host's cache.
                 taking = [entry for entry in bucket if self._takes_step(entry)]
                 if taking:
                     self._update(group, taking)
+            self._update_across(group, [entry for entry in across if self._takes_step(entry)])
             if not is_zero(group["lr"]):
                 group["steps_taken"] += 1
         return loss
@@ -167,24 +183,69 @@ class SpectralOptimizer(Optimizer):
         for group_index, group in enumerate(self.param_groups):
             entries = []
             for index, parameter in enumerate(group["params"]):
-                grad = parameter.grad
-                if grad is None:
-                    continue
                 position = (group_index, index)
-                if grad.is_sparse:
-                    raise RuntimeError(f"the gradient of {self._name(position)} is sparse: expected a dense one")
+                if parameter.grad is None and not (isinstance(parameter, DTensor) and parameter.requires_grad):
+                    continue
                 if not self.state[parameter]:
                     swapped = True
-                    self._create_state(parameter, group)
-                role, layout = role_and_layout(group, parameter)
-                state = self.state[parameter]
-                entries.append(
-                    Entry(parameter=parameter, grad=grad, state=state, role=role, layout=layout, position=position)
-                )
+                    self._create_state(parameter, group, self._name(position))
+                entries.append(self._entry(parameter, group, position))
             collected.append(entries)
         if swapped:
             self._drop_orphans()
         return collected
+
+    def _entry(self, parameter: Tensor, group: Mapping[str, Any], position: tuple[int, int]) -> Entry:
+        role, layout = role_and_layout(group, parameter)
+        state = self.state[parameter]
+        if not isinstance(parameter, DTensor):
+            grad = parameter.grad
+            assert grad is not None
+            if grad.is_sparse:
+                raise RuntimeError(f"the gradient of {self._name(position)} is sparse: expected a dense one")
+            return Entry(parameter=parameter, grad=grad, state=state, role=role, layout=layout, position=position)
+        name = self._name(position)
+        local, found = parameter.to_local(), local_gradient(parameter, name)
+        entry = ShardedEntry(
+            parameter=local,
+            grad=torch.zeros_like(local) if found is None else found,
+            state=local_state(state),
+            role=role,
+            layout=layout,
+            position=position,
+            sharding=sharding_of(parameter, name),
+            team=team_of(parameter.device_mesh),
+            split=group["split"],
+            has_gradient=found is not None,
+        )
+        options = effective_options(group, role, follows=self._recipe(group, role) is self.recipe)
+        shrinks = options["shrink"] is not None and options["shrink_at"] == "gradient"
+        entry.shares_scales = shrinks and not entry.is_whole()
+        return entry
+
+    def _divided(self, group: dict[str, Any], entries: list[Entry]) -> tuple[list[Entry], list[ShardedEntry]]:
+        """The entries whose step needs this rank alone, and those that need others."""
+        here: list[Entry] = []
+        across: list[ShardedEntry] = []
+        for entry in entries:
+            recipe = self._recipe(group, entry.role)
+            options = effective_options(group, entry.role, follows=recipe is self.recipe)
+            if isinstance(entry, ShardedEntry) and not entry.is_served_locally(recipe, options):
+                across.append(entry)
+            else:
+                here.append(entry)
+        return here, across
+
+    def _update_across(self, group: dict[str, Any], entries: list[ShardedEntry]) -> None:
+        """Step entries of sharded parameters together with the other ranks."""
+        alike: dict[tuple[Any, ...], list[ShardedEntry]] = {}
+        for entry in entries:
+            alike.setdefault((entry.role, entry.layout, entry.parameter.dtype), []).append(entry)
+        for (role, layout, _), same in alike.items():
+            recipe = self._recipe(group, role)
+            options = effective_options(group, role, follows=recipe is self.recipe)
+            decay = self._weight_decay(options, layout)
+            ShardedUpdate(recipe=recipe, options=options, layout=layout, weight_decay=decay).run(same)
 
     def _drop_orphans(self) -> None:
         """Forget the state of parameters that were swapped out of the groups after construction."""
@@ -198,16 +259,20 @@ class SpectralOptimizer(Optimizer):
         Nor where a zero gradient meets a zero learning rate: so does checkpointing prime an optimizer, and priming
         must leave it fresh. Where reading would stall the device the answer is yes, and the entry carries the flag.
         """
-        if entry.grad.numel() == 0:
+        if entry.grad.numel() == 0 and entry.energy is None:
             return True
         lr = self.param_groups[entry.position[0]]["lr"]
-        energy = squared_norm(entry.grad)
+        energy = squared_norm(entry.grad) if entry.energy is None else entry.energy
         if not reading_is_free(energy):
             finite = energy.isfinite()
             entry.taken = finite & ((energy > 0) | (torch.as_tensor(lr, device=energy.device) != 0))
+            if entry.present is not None:
+                entry.taken = entry.taken & entry.present
             entry.grad = torch.where(entry.taken, entry.grad, 0)
             self._skipped[entry.position] = self._skipped.get(entry.position, 0) + (~finite).int()
             return True
+        if entry.present is not None and not entry.present:
+            return False
         number = energy.item()
         if math.isfinite(number):
             return number > 0 or not is_zero(lr)
@@ -216,7 +281,8 @@ class SpectralOptimizer(Optimizer):
 
     def _raise_on_nonfinite(self, entries: list[Entry]) -> None:
         for entry in entries:
-            if entry.grad.numel() and not math.isfinite(number := squared_norm(entry.grad).item()):
+            energy = squared_norm(entry.grad) if entry.energy is None else entry.energy
+            if not math.isfinite(number := energy.item()):
                 raise FloatingPointError(
                     f"the gradient of {self._name(entry.position)} is not finite (squared norm {number}); no "
                     f'parameter was updated. on_nonfinite="skip" would leave this one as it is and go on.'
@@ -232,17 +298,17 @@ class SpectralOptimizer(Optimizer):
             entry.state["step"] += 1 if entry.taken is None else entry.taken
         if bucket[0].parameter.numel() == 0:
             return
-        if _is_adamw(recipe, options) and all(_fused_kernel_serves(entry, options) for entry in bucket):
+        if is_adamw(recipe, options) and all(fused_adamw_serves(entry, options) for entry in bucket):
             for entry in bucket:
-                _fused_adamw(entry, options, decay)
+                fused_adamw(entry, options, decay)
             return
-        directions = [_direct(recipe, options, entry) for entry in bucket]
+        directions = [direct(recipe, options, entry) for entry in bucket]
         if is_zero(group["lr"]):
             return
         threshold = clip_threshold(options)
         if layout == "vector":
             for entry, direction in zip(bucket, directions, strict=True):
-                _apply(entry, entry.parameter, shape_vector(direction, options, threshold=threshold), options, decay)
+                apply(entry, entry.parameter, shape_vector(direction, options, threshold=threshold), options, decay)
             return
         held = [value for entry in bucket for value in (entry.grad, *entry.state.values())]
         spendable = len(bucket) > 1 or all(direction is not value for direction in directions for value in held)
@@ -259,97 +325,11 @@ class SpectralOptimizer(Optimizer):
             )
             for index, entry in enumerate(bucket):
                 weight = matrices(entry.parameter, layout, options["split"])[part]
-                _apply(entry, weight, update.at(index), options, decay)
+                apply(entry, weight, update.at(index), options, decay)
                 if new_basis is not None:
-                    _store(entry, entry.state["spike_basis"][..., columns], new_basis[index])
+                    store(entry, entry.state["spike_basis"][..., columns], new_basis[index])
 
     def _weight_decay(self, options: Mapping[str, Any], layout: Layout) -> float:
         """Decay never touches vectors, save in a plain list given to AdamW with everything off: torch's AdamW."""
-        torch_like = options.get("role") is None and _is_plain_adamw(self.recipe, options)
+        torch_like = options.get("role") is None and is_plain_adamw(self.recipe, options)
         return float(options["weight_decay"]) if layout != "vector" or torch_like else 0.0
-
-
-def _is_plain_adamw(recipe: Recipe, options: Mapping[str, Any]) -> bool:
-    return _is_adamw(recipe, options) and options["shrink"] is None
-
-
-def _is_adamw(recipe: Recipe, options: Mapping[str, Any]) -> bool:
-    """Whether a step is torch's AdamW, but for a gradient that may be shrunk first."""
-    plain = recipe.direction is ADAM and recipe.operator == "none" and options["scale"] == "none"
-    return plain and options["clip"] is None and options["pre_clip"] is None
-
-
-def _fused_kernel_serves(entry: Entry, options: Mapping[str, Any]) -> bool:
-    state = entry.state
-    if not fused_kernel_serves(entry.parameter, entry.grad, state["exp_avg"], state["exp_avg_sq"]):
-        return False
-    return options["shrink"] is None or shrinks_in_blocks(entry.parameter, options, entry.layout)
-
-
-def _fused_adamw(entry: Entry, options: Mapping[str, Any], weight_decay: float) -> None:
-    """AdamW in one pass over memory, by torch's fused kernel; it takes the flag of a skipped step by itself.
-
-    With shrinkage, in one more: what is shrunk goes to the kernel block by block and never to memory.
-    """
-    beta1, beta2 = options["betas"]
-    tensors = (entry.parameter, entry.grad, entry.state["exp_avg"], entry.state["exp_avg_sq"])
-    blocks = [tensors] if options["shrink"] is None else shrunk_blocks(*tensors, options=options)
-    for parameter, grad, exp_avg, exp_avg_sq in blocks:
-        torch._fused_adamw_(
-            [parameter],
-            [grad],
-            [exp_avg],
-            [exp_avg_sq],
-            [],
-            [entry.state["step"]],
-            lr=options["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=weight_decay,
-            eps=options["eps"],
-            amsgrad=False,
-            maximize=options["maximize"],
-            found_inf=None if entry.taken is None else (~entry.taken).float(),
-        )
-
-
-def _direct(recipe: Recipe, options: Mapping[str, Any], entry: Entry) -> Tensor:
-    """The base direction of one parameter, in float32 or better; updates its state."""
-    grad, taken = prepare(entry.grad, options, entry.layout), entry.taken
-    if taken is not None:
-        options = {**options, **{key: _held(options[key], taken) for key in recipe.direction.decays}}
-    stored = {key: entry.state[key] for key in recipe.direction.state}
-    narrow = options["state_dtype"] == "bfloat16"
-    state = {key: value.float() for key, value in stored.items()} if narrow else stored
-    direction = recipe.direction.compute(grad, state, entry.state["step"], options)
-    if narrow:
-        for number, (key, value) in enumerate(stored.items()):
-            round_stochastically_(value, state[key], _seed(options["steps_taken"], *entry.position, number))
-    if options["shrink"] is not None and options["shrink_at"] == "direction":
-        direction = shrink_entries(direction, options, entry.layout)
-    return direction if taken is None else torch.where(taken, direction, 0)
-
-
-def _seed(*numbers: int) -> int:
-    """One seed for each place and moment at which state is rounded; the same in a resumed run."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 1_000_003 + number) % 2**63
-    return seed
-
-
-def _held(decay: float | tuple[float, ...], taken: Tensor) -> Any:
-    """A decay, or several, that is 1 where the step is skipped: with a zero gradient the state then stays as it is."""
-    if isinstance(decay, tuple):
-        return tuple(_held(value, taken) for value in decay)
-    # Float64, so that the float32 arithmetic it enters is that of the Python number.
-    return torch.where(taken, torch.full((), decay, dtype=torch.float64, device=taken.device), 1.0)
-
-
-def _apply(entry: Entry, weight: Tensor, update: Update, options: Mapping[str, Any], weight_decay: float) -> None:
-    lr = options["lr"] if entry.taken is None else options["lr"] * entry.taken
-    apply_update(weight, update, lr, keep=1 - lr * weight_decay)
-
-
-def _store(entry: Entry, target: Tensor, value: Tensor) -> None:
-    target.copy_(value if entry.taken is None else torch.where(entry.taken, value, target))

@@ -62,12 +62,15 @@ class SpectralOptions(ClippingOptions, total=False):
         state_dtype: in which the direction's state is kept: "float32", or "bfloat16" with stochastic rounding; None for
             float32, or the parameter's dtype where that is wider.
         maximize: ascend instead of descend.
+        exchange_dtype: in which sharded matrices travel to the rank that works on them and back: "float32", the
+            default, or "bfloat16" for half the bytes.
     """
 
     shrink_at: Literal["gradient", "direction"]
     shrink_form: ShrinkForm
     state_dtype: Literal["float32", "bfloat16"] | None
     maximize: bool
+    exchange_dtype: Literal["float32", "bfloat16"]
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -89,6 +92,7 @@ _DEFAULTS: dict[str, Any] = {
     "shrink_form": DEFAULT_SHRINK_FORM,
     "state_dtype": None,
     "maximize": False,
+    "exchange_dtype": "float32",
     "on_nonfinite": "skip",
 }
 
@@ -107,6 +111,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "shrink_form": get_args(ShrinkForm),
     "state_dtype": ("float32", "bfloat16"),
     "on_nonfinite": ("skip", "raise"),
+    "exchange_dtype": ("float32", "bfloat16"),
 }
 _POSITIVE_OR_AUTO = ("clip", "shrink")
 _AT_LEAST_ZERO = ("weight_decay", "eps", "warmup_steps", "lr_scale")

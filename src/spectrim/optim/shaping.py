@@ -20,7 +20,16 @@ from spectrim.operators._stack import reading_is_free
 from spectrim.operators.spike import start_basis
 from spectrim.optim.recipe import Recipe, Scale
 
-__all__ = ["Update", "apply_update", "basis_slices", "shape_matrices", "shape_vector", "start_bases"]
+__all__ = [
+    "Update",
+    "apply_update",
+    "basis_slices",
+    "basis_slices_of",
+    "scale_factor",
+    "shape_matrices",
+    "shape_vector",
+    "start_bases",
+]
 
 #: The root mean square of a typical AdamW update, which matched scales aim at (arXiv 2602.11185 and torch.optim.Muon
 #: alike).
@@ -97,14 +106,14 @@ def shape_matrices(
         correction = spike_correction(direction, spike)
         update = Update(dense=direction, left=correction.U, right=correction.right, norm=correction.norm)
         new_basis = spike.V
-    update = replace(update, scale=scale_factor(options["scale"], update))
+    update = replace(update, scale=_scale_of(options["scale"], update))
     if threshold is not None:
         formed = update.formed()
         if options["clip_form"] == "soft":
             clipped = Update(dense=soft_clip(formed, threshold, overwrite=overwrite or formed is not direction))
         else:
             clipped = Update(dense=hard_clip(formed, threshold))
-        update = replace(clipped, scale=scale_factor("original", clipped))
+        update = replace(clipped, scale=_scale_of("original", clipped))
     return update, new_basis
 
 
@@ -118,38 +127,52 @@ def shape_vector(direction: Tensor, options: Mapping[str, Any], *, threshold: fl
     return Update(dense=soft_clip_vector(direction.reshape(-1), threshold).view_as(direction))
 
 
-def scale_factor(scale: Scale, update: Update) -> float | Tensor:
-    """The factor that a scale's name stands for. "rms" leaves a zero update at zero."""
-    outputs, inputs = update.dense.shape[-2:]
+def scale_factor(scale: Scale, shape: Sequence[int], norm: Tensor | None = None) -> float | Tensor:
+    """The factor that a scale's name stands for, for updates of shape (m, n). "rms" needs their norms, and leaves a
+    zero update at zero."""
+    outputs, inputs = shape
     if scale == "original":
         return math.sqrt(max(1.0, outputs / inputs))
     if scale == "match_rms_adamw":
         return ADAMW_RMS * math.sqrt(max(outputs, inputs))
     if scale == "rms":
-        norm = torch.linalg.matrix_norm(update.formed()) if update.norm is None else update.norm
+        assert norm is not None
         return torch.where(norm > 0, ADAMW_RMS * math.sqrt(outputs * inputs) / norm, torch.zeros_like(norm))
     return 1.0
 
 
-def spike_rank(shape: torch.Size, rank_ratio: float) -> int:
+def _scale_of(scale: Scale, update: Update) -> float | Tensor:
+    norm = update.norm
+    if scale == "rms" and norm is None:
+        norm = torch.linalg.matrix_norm(update.formed())
+    return scale_factor(scale, update.dense.shape[-2:], norm)
+
+
+def spike_rank(shape: Sequence[int], rank_ratio: float) -> int:
     """How many directions of an m x n matrix are taken for its spike: max(1, round(r · min(m, n)))."""
     return max(1, round(rank_ratio * min(shape[-2:])))
 
 
 def basis_slices(views: Sequence[Tensor], rank_ratio: float) -> list[slice]:
     """Which columns of a parameter's cached basis belong to each part of its split; all parts share the inputs n."""
-    ends = list(itertools.accumulate(spike_rank(view.shape, rank_ratio) for view in views))
+    return basis_slices_of([view.shape for view in views], rank_ratio)
+
+
+def basis_slices_of(shapes: Sequence[Sequence[int]], rank_ratio: float) -> list[slice]:
+    """:func:`basis_slices` of matrices of these shapes."""
+    ends = list(itertools.accumulate(spike_rank(shape, rank_ratio) for shape in shapes))
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def start_bases(views: Sequence[Tensor], rank_ratio: float, dtype: torch.dtype) -> Tensor:
+def start_bases(
+    shapes: Sequence[Sequence[int]], rank_ratio: float, *, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """The basis (..., n, k) that a parameter starts from: fixed numbers, the bases of its parts side by side."""
     bases = []
-    for view in views:
-        *stack, _, inputs = view.shape
-        rank = spike_rank(view.shape, rank_ratio)
-        basis = start_basis(inputs, rank, device=view.device, dtype=dtype)
-        bases.append(basis.expand(*stack, inputs, rank))
+    for shape in shapes:
+        *stack, _, inputs = shape
+        rank = spike_rank(shape, rank_ratio)
+        bases.append(start_basis(inputs, rank, device=device, dtype=dtype).expand(*stack, inputs, rank))
     return torch.cat(bases, dim=-1)
 
 

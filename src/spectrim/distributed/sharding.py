@@ -1,0 +1,181 @@
+"""Which part of a tensor each rank of a mesh holds, computed from placements alone.
+
+The description needs no process group: it can be made and tested in one process. Members of a mesh are numbered in
+row-major order of their coordinates. Relied on by everything that moves shards.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+
+from spectrim.distributed.runs import Runs, chunk, count, joined
+
+__all__ = ["Sharding", "Split", "sharding_from", "sharding_of"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A mesh dimension that splits a dimension of the tensor.
+
+    ``factor`` is 1 for plain shards. Above 1, the dimension had been split that often by later mesh dimensions before
+    this one split every part again: FSDP2 over tensor parallelism.
+    """
+
+    dim: int
+    factor: int = 1
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """A tensor spread over a mesh.
+
+    Attributes:
+        shape: of the whole tensor.
+        mesh_shape: of the mesh.
+        splits: for each mesh dimension how it splits the tensor, or None where it holds replicas.
+    """
+
+    shape: tuple[int, ...]
+    mesh_shape: tuple[int, ...]
+    splits: tuple[Split | None, ...]
+
+    @property
+    def members(self) -> int:
+        """How many ranks the mesh has."""
+        return math.prod(self.mesh_shape)
+
+    @property
+    def replicas(self) -> int:
+        """How many ranks hold each entry."""
+        pairs = zip(self.mesh_shape, self.splits, strict=True)
+        return math.prod(size for size, split in pairs if split is None)
+
+    def divides(self, dim: int) -> bool:
+        """Whether a dimension is spread over more than one rank."""
+        pairs = zip(self.mesh_shape, self.splits, strict=True)
+        return any(split is not None and split.dim == dim and size > 1 for size, split in pairs)
+
+    @cached_property
+    def regions(self) -> tuple[tuple[Runs, ...], ...]:
+        """For every member, the indices that it holds along each dimension."""
+        return tuple(self._region(coordinate) for coordinate in self.coordinates)
+
+    @cached_property
+    def coordinates(self) -> tuple[tuple[int, ...], ...]:
+        """For every member, its place in the mesh."""
+        return tuple(itertools.product(*map(range, self.mesh_shape)))
+
+    @cached_property
+    def replica(self) -> tuple[int, ...]:
+        """For every member, which of the replicas it belongs to; those of one replica hold the tensor once."""
+        return tuple(self._number(coordinate, replicated=True) for coordinate in self.coordinates)
+
+    @cached_property
+    def shard(self) -> tuple[int, ...]:
+        """For every member, the number of its shard; equal for those that hold the same one."""
+        return tuple(self._number(coordinate, replicated=False) for coordinate in self.coordinates)
+
+    def local_shape(self, member: int) -> tuple[int, ...]:
+        """The shape of a member's shard."""
+        return tuple(count(runs) for runs in self.regions[member])
+
+    def _number(self, coordinate: tuple[int, ...], *, replicated: bool) -> int:
+        number = 0
+        for place, size, split in zip(coordinate, self.mesh_shape, self.splits, strict=True):
+            if (split is None) == replicated:
+                number = number * size + place
+        return number
+
+    def _region(self, coordinate: tuple[int, ...]) -> tuple[Runs, ...]:
+        region: list[Runs] = [((0, size),) if size else () for size in self.shape]
+        for axis in self._order():
+            split = self.splits[axis]
+            assert split is not None
+            region[split.dim] = chunk(region[split.dim], self.mesh_shape[axis], coordinate[axis])
+        return tuple(region)
+
+    def _order(self) -> list[int]:
+        """Mesh dimensions in the order in which they split: from the left, but strided ones after all that they wait
+        for."""
+        plain = [axis for axis, split in enumerate(self.splits) if split is not None and split.factor == 1]
+        strided = [axis for axis, split in enumerate(self.splits) if split is not None and split.factor > 1]
+        return plain + strided[::-1]
+
+
+def sharding_of(tensor: DTensor, name: str) -> Sharding:
+    """The sharding of a DTensor.
+
+    Raises:
+        ValueError: a placement that is not served, with the parameter's name.
+    """
+    return sharding_from(tuple(tensor.shape), tuple(tensor.device_mesh.shape), tuple(tensor.placements), name)
+
+
+@cache
+def sharding_from(
+    shape: tuple[int, ...], mesh_shape: tuple[int, ...], placements: tuple[Placement, ...], name: str
+) -> Sharding:
+    """The sharding that placements stand for; :func:`sharding_of` without a tensor."""
+    splits: list[Split | None] = []
+    for placement in placements:
+        if isinstance(placement, Replicate):
+            splits.append(None)
+        elif type(placement) is Shard:
+            splits.append(Split(placement.dim % len(shape)))
+        elif type(placement).__name__ == "_StridedShard":
+            splits.append(Split(placement.dim % len(shape), int(placement.split_factor)))  # type: ignore[attr-defined]
+        else:
+            raise ValueError(_refusal(name, placements, f"{placement} is not served: expected Shard or Replicate"))
+    sharding = Sharding(shape, mesh_shape, tuple(splits))
+    _check_strides(sharding, placements, name)
+    return sharding
+
+
+def _check_strides(sharding: Sharding, placements: Sequence[Placement], name: str) -> None:
+    """A strided shard must be split by later mesh dimensions into just as many parts as it says, and evenly enough
+    that FSDP2, which splits from the right, and DTensor, which reads from the left, mean the same rows."""
+    for axis, split in enumerate(sharding.splits):
+        if split is None or split.factor == 1:
+            continue
+        later = [
+            size
+            for size, other in zip(sharding.mesh_shape[axis + 1 :], sharding.splits[axis + 1 :], strict=True)
+            if other is not None and other.dim == split.dim
+        ]
+        if math.prod(later) != split.factor:
+            raise ValueError(
+                _refusal(name, placements, f"split_factor={split.factor} is not the {math.prod(later)} shards after it")
+            )
+    if any(split is not None and split.factor > 1 for split in sharding.splits):
+        for member, coordinate in enumerate(sharding.coordinates):
+            if sharding.regions[member] != _read_from_the_left(sharding, coordinate):
+                raise ValueError(
+                    _refusal(
+                        name,
+                        placements,
+                        f"shape {sharding.shape} on a mesh of {sharding.mesh_shape} splits so unevenly that FSDP2 and "
+                        f"DTensor disagree on who holds what",
+                    )
+                )
+
+
+def _read_from_the_left(sharding: Sharding, coordinate: tuple[int, ...]) -> tuple[Runs, ...]:
+    """The region by DTensor's own reading: a strided shard is one part of each of its ``factor`` chunks."""
+    region: list[Runs] = [((0, size),) if size else () for size in sharding.shape]
+    for place, size, split in zip(coordinate, sharding.mesh_shape, sharding.splits, strict=True):
+        if split is None:
+            continue
+        whole = region[split.dim]
+        parts = [chunk(chunk(whole, split.factor, part), size, place) for part in range(split.factor)]
+        region[split.dim] = tuple(run for part in parts for run in part)
+    return tuple(joined(runs) for runs in region)
+
+
+def _refusal(name: str, placements: Sequence[Placement], reason: str) -> str:
+    return f"the layout of parameter {name!r}, {tuple(placements)}, is not served: {reason}"

@@ -1,0 +1,238 @@
+"""The spike of sharded matrices, followed and shaped without gathering one: products with what is local, and trades of
+k columns.
+
+The same mathematics as :mod:`spectrim.operators.spike`, for any grid of blocks: with M_ij on one rank, Y = MV and
+W = MᵀU are sums of local products over the ranks of a row or a column of blocks. All matrices of a bucket share their
+messages. What is computed on several ranks is computed from the same bits: sums of small things go over the whole
+team, and sums of long things are taken in the order of members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spectrim.distributed.collectives import Team
+from spectrim.distributed.grid import Grid
+from spectrim.distributed.runs import Runs, count, overlaps, put, take
+from spectrim.operators._product import product
+from spectrim.operators._stack import energy, reading_is_free
+from spectrim.operators.spike import DEAD_DIRECTION, EMPTY_TAIL, PLAIN_TAIL
+
+__all__ = ["Block", "Correction", "shape_spikes"]
+
+#: Added to a Gram matrix of unit diagonal so that its Cholesky factor exists; far below what float32 columns resolve.
+SHIFT = 1e-14
+
+#: A column of which less than this is left, once the ones before it are taken out, is rounding.
+DEPENDENT = 5e-7
+
+
+@dataclass(kw_only=True, eq=False)
+class Block:
+    """This rank's part of a matrix, or of a stack of them.
+
+    Attributes:
+        M: (..., rows, columns), the local block.
+        V: (..., kept columns, k), the local part of the basis. Replaced by the new one.
+    """
+
+    grid: Grid
+    M: Tensor
+    V: Tensor
+
+
+class Correction(NamedTuple):
+    """The shaped block O = M + left rightᵀ, unformed, and the norm of the whole O, of shape (...)."""
+
+    left: Tensor
+    right: Tensor
+    norm: Tensor
+
+
+def shape_spikes(team: Team, blocks: Sequence[Block], *, steps: int) -> list[Correction]:
+    """Follow the spikes of some matrices by power steps, and shrink them to their tails' scale.
+
+    Args:
+        team: all of whose members call this with their blocks of the same matrices.
+        blocks: of one dtype and device.
+        steps: power steps, at least 1.
+    """
+    work = _Work(team, blocks)
+    for _ in range(steps):
+        work.power_step()
+    return work.corrections()
+
+
+class _Work:
+    """The tensors of one call: lists with one item for every block."""
+
+    def __init__(self, team: Team, blocks: Sequence[Block]) -> None:
+        self.team, self.blocks = team, blocks
+        self.U: list[Tensor] = []  # rows of this block
+        self.W: list[Tensor] = []  # kept columns
+        self.lengths: list[Tensor] = []
+
+    def power_step(self) -> None:
+        """U ← orth(M V);  W ← MᵀU;  V ← W / its column norms."""
+        wanted = self._gathered([block.V for block in self.blocks], "basis", "columns")
+        partial = [product(block.M, V) for block, V in zip(self.blocks, wanted, strict=True)]
+        Q = self._orthonormal(self._summed(partial, "rows", "frame"))
+        self.U = self._gathered(Q, "frame", "rows")
+        partial = [product(block.M.mT, U) for block, U in zip(self.blocks, self.U, strict=True)]
+        self.W = self._summed(partial, "columns", "basis")
+        squares = self._totals([W.double().square().sum(-2) for W in self.W])
+        self.lengths = [square.sqrt() for square in squares]
+        for block, W, length in zip(self.blocks, self.W, self.lengths, strict=True):
+            alive = (length > DEAD_DIRECTION * length.amax(-1, keepdim=True))[..., None, :]
+            block.V = torch.where(alive, W / torch.where(alive, length[..., None, :], 1.0).to(W.dtype), block.V)
+
+    def corrections(self) -> list[Correction]:
+        """What turns each M into its shaped O, where the rows and columns of this block are."""
+        whole = self._totals([energy(block.M).double() for block in self.blocks])
+        W = self._gathered(self.W, "basis", "columns")
+        spikes = [length.square().sum(-1) for length in self.lengths]
+        tails = self._tails(whole, spikes, W)
+        found = []
+        for block, U, columns, length, spike, tail in zip(
+            self.blocks, self.U, W, self.lengths, spikes, tails, strict=True
+        ):
+            spare = min(block.grid.shape) - U.shape[-1]
+            total = tail + spike
+            shaped = tail > EMPTY_TAIL * total if spare > 0 else torch.zeros_like(tail, dtype=torch.bool)
+            sigma = torch.where(shaped, tail / max(spare, 1), 0.0).sqrt()
+            alive = shaped[..., None] & (length > DEAD_DIRECTION * total.sqrt()[..., None])
+            factor = torch.where(alive, sigma[..., None] / torch.where(alive, length, 1.0) - 1, 0.0)
+            norm = torch.where(shaped, tail + alive.sum(-1) * sigma.square(), total).sqrt()
+            found.append(Correction(U, columns * factor[..., None, :].to(columns.dtype), norm.to(columns.dtype)))
+        return found
+
+    def _tails(self, whole: list[Tensor], spikes: list[Tensor], W: list[Tensor]) -> list[Tensor]:
+        """‖M − U Wᵀ‖_F²: a difference of norms where that is no small one, and formed where it is."""
+        differences = [total - spike for total, spike in zip(whole, spikes, strict=True)]
+        plain = [difference > PLAIN_TAIL * spike for difference, spike in zip(differences, spikes, strict=True)]
+        numbers = [float(flags.double().mean()) for flags in plain if flags.numel()] if self._readable() else []
+        if self._readable() and all(number == 1.0 for number in numbers) and not self._stacked():
+            return differences
+        formed = self._totals(
+            [
+                energy(block.M - U @ columns.mT).double()
+                for block, U, columns in zip(self.blocks, self.U, W, strict=True)
+            ]
+        )
+        return [torch.where(*found) for found in zip(plain, differences, formed, strict=True)]
+
+    def _readable(self) -> bool:
+        return reading_is_free(self.blocks[0].M)
+
+    def _stacked(self) -> bool:
+        # Ranks that hold other matrices of a stack see other numbers, and must send the same messages.
+        return any(block.grid.depth is not None for block in self.blocks)
+
+    def _orthonormal(self, Y: list[Tensor]) -> list[Tensor]:
+        """The Q of Y's QR decomposition up to the signs of its columns, from Y's rows on many ranks: Cholesky's
+        factor of the Gram matrix, in float64 and twice. Columns that depend on the ones before them become zero."""
+        Q = [y.double() for y in Y]
+        for _ in range(2):
+            grams = self._totals([q.mT @ q for q in Q])
+            Q = [q @ _inverse_factor(gram) for q, gram in zip(Q, grams, strict=True)]
+        return [q.to(y.dtype) for q, y in zip(Q, Y, strict=True)]
+
+    def _totals(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """The sum over its family of one small float64 tensor for each block, in one reduction for all."""
+        me = self.team.member
+        slots = []
+        for block, value in zip(self.blocks, values, strict=True):
+            depth = block.grid.depth
+            slot = value.new_zeros((1, *value.shape) if depth is None else (depth, *value.shape[1:]))
+            # Replicas would count twice. One of them speaks for all, so that all hear the same bits.
+            if block.grid.replica[me] == 0:
+                if depth is None:
+                    slot[0] = value
+                else:
+                    put(slot, [block.grid.stack[me], *_full(value.shape[1:])], value)
+            slots.append(slot)
+        flat = torch.cat([slot.reshape(-1) for slot in slots])
+        self.team.sum(flat, "spike, small sums")
+        results = []
+        for block, slot, found in zip(self.blocks, slots, torch.split(flat, [s.numel() for s in slots]), strict=True):
+            total = found.view(slot.shape)
+            results.append(total[0] if block.grid.depth is None else take(total, [block.grid.stack[me]]))
+        return results
+
+    def _gathered(self, tensors: Sequence[Tensor], have: str, want: str) -> list[Tensor]:
+        """Rows that members have, brought to all of their family that want them."""
+        return self._routed(tensors, have, want, _overwrite)
+
+    def _summed(self, tensors: Sequence[Tensor], have: str, want: str) -> list[Tensor]:
+        """Partial sums of rows, brought to the member that keeps each row and summed there."""
+        return self._routed(tensors, have, want, _add)
+
+    def _routed(
+        self, tensors: Sequence[Tensor], have: str, want: str, place: Callable[[Tensor, Tensor], object]
+    ) -> list[Tensor]:
+        moving = [getattr(block.grid, have) != getattr(block.grid, want) for block in self.blocks]
+        if not any(moving):
+            return list(tensors)
+        me = self.team.member
+        outgoing: list[list[Tensor]] = [[] for _ in range(self.team.size)]
+        incoming: list[list[tuple[int, ...]]] = [[] for _ in range(self.team.size)]
+        for block, tensor, moves in zip(self.blocks, tensors, moving, strict=True):
+            for peer in block.grid.peers[me] if moves else ():
+                for here, _ in overlaps(self._runs(block, have, me), self._runs(block, want, peer)):
+                    outgoing[peer].append(tensor[..., here, :])
+                for here, _ in overlaps(self._runs(block, want, me), self._runs(block, have, peer)):
+                    incoming[peer].append((*tensor.shape[:-2], here.stop - here.start, tensor.shape[-1]))
+        trade = self.team.trade(
+            outgoing, incoming, dtype=tensors[0].dtype, device=tensors[0].device, purpose="spike, columns"
+        )
+        arrived = [iter(found) for found in trade.wait()]
+        results = []
+        for block, tensor, moves in zip(self.blocks, tensors, moving, strict=True):
+            if not moves:
+                results.append(tensor)
+                continue
+            wanted = self._runs(block, want, me)
+            result = tensor.new_zeros((*tensor.shape[:-2], count(wanted), tensor.shape[-1]))
+            for peer in block.grid.peers[me]:
+                for here, _ in overlaps(wanted, self._runs(block, have, peer)):
+                    place(result[..., here, :], next(arrived[peer]))
+            results.append(result)
+        return results
+
+    def _runs(self, block: Block, which: str, member: int) -> Runs:
+        runs: Runs = getattr(block.grid, which)[member]
+        return runs
+
+
+def _overwrite(target: Tensor, source: Tensor) -> None:
+    target.copy_(source)
+
+
+def _add(target: Tensor, source: Tensor) -> None:
+    target.add_(source)
+
+
+def _full(shape: Sequence[int]) -> list[Runs]:
+    return [((0, size),) if size else () for size in shape]
+
+
+def _inverse_factor(gram: Tensor) -> Tensor:
+    """R⁻¹ for the Gram matrix RᵀR of some columns, (..., k, k), with zeros where a column is dependent."""
+    length = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    some = length > 0
+    scale = torch.where(some, 1 / torch.where(some, length, 1.0), 0.0)
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    unit = gram * scale[..., None, :] * scale[..., :, None]
+    # An empty column is replaced by one that is orthogonal to all, for the factor's sake.
+    unit = unit + torch.diag_embed(torch.where(some, SHIFT, 1.0))
+    L, info = torch.linalg.cholesky_ex(unit)
+    L = torch.where((info == 0)[..., None, None], L, identity)
+    independent = some & (L.diagonal(dim1=-2, dim2=-1) > DEPENDENT)
+    inverse: Tensor = torch.linalg.solve_triangular(L, identity.expand_as(L), upper=False).mT
+    found: Tensor = scale[..., :, None] * inverse * independent[..., None, :]
+    return found
