@@ -2,8 +2,15 @@
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import sharded_cases as cases
+import spectrim
+from spectrim.distributed.collectives import record
 
 STEPS = 20
 
@@ -36,3 +43,173 @@ def replicas_agree(parameters) -> bool:
                 if not all(torch.equal(mine, other) for other in all_of_them):
                     return False
     return True
+
+
+def on_four_ranks(rank: int, folder: str):
+    """Everything that needs four ranks and no comparison of layouts, in one launch."""
+    return {
+        "bytes": bytes_sent(),
+        "state": state_shares(),
+        "faults": faults(rank),
+        "disagreement": disagreement(rank),
+        "options": state_dict_options(rank),
+        "saved": save(folder),
+    }
+
+
+def bytes_sent():
+    """For recipes on one matrix: its shape, its rank k, and what this rank sent in its second step, by purpose."""
+    mesh = init_device_mesh("cpu", (4,))
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        for placement in (Shard(0), Shard(1)):
+            for recipe, make in {
+                "adamw": lambda p: spectrim.AdamW(p),
+                "adamw+shrink": lambda p: spectrim.AdamW(p, shrink=3.0),
+                "adamw+clip": lambda p, dtype=dtype: spectrim.AdamW(p, clip=1.0, exchange_dtype=dtype),
+                "muon": lambda p, dtype=dtype: spectrim.Muon(p, exchange_dtype=dtype),
+                "spectra": lambda p: spectrim.Spectra(p, rank_ratio=0.25),
+            }.items():
+                parameters = [
+                    nn.Parameter(distribute_tensor(torch.randn(shape), mesh, [placement])) for shape in BYTES_SHAPES
+                ]
+                optimizer = make(parameters)
+                for _ in range(2):
+                    for parameter in parameters:
+                        parameter.grad = torch.randn_like(parameter)
+                    with record() as recorder:
+                        optimizer.step()
+                found[recipe, dtype, placement.dim] = dict(recorder.sent)
+    return found
+
+
+BYTES_SHAPES = ((32, 16), (16, 48), (32, 16))
+
+
+def state_shares():
+    """This rank's bytes of Spectra's state over those of AdamW's, for a matrix in row shards."""
+    mesh = init_device_mesh("cpu", (4,))
+    sizes = []
+    for make in (spectrim.Spectra, torch.optim.AdamW):
+        parameter = nn.Parameter(distribute_tensor(torch.randn(256, 512), mesh, [Shard(0)]))
+        optimizer = make([parameter])
+        parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        state = [value for value in optimizer.state[parameter].values() if value.numel() > 1]
+        sizes.append(sum(value.to_local().nbytes for value in state))
+    return sizes[0] / sizes[1]
+
+
+def faults(rank: int):
+    """One rank's gradient is not finite, then missing; with what the parameters and their state were and became."""
+    found = {}
+    for recipe in ("adamw+clip", "spectra", "adamw+shrink"):
+        parameters = cases.fsdp(init_device_mesh("cpu", (4,)))
+        optimizer = cases.RECIPES[recipe](cases.groups(parameters))
+        cases.step(optimizer, parameters, 0)
+        before = cases.whole(parameters)
+        for name, parameter in parameters.items():
+            parameter.grad = cases.like(parameter, cases.gradient(name, 1))
+        if rank == 1:
+            parameters["wide"].grad.to_local()[0, 0] = float("nan")
+            parameters["uneven"].grad = None
+        parameters["tall"].grad = None
+        optimizer.step()
+        after = cases.whole(parameters)
+        moved = {name: not torch.equal(before[name], after[name]) for name in before}
+        steps = {name: int(optimizer.state[parameter]["step"]) for name, parameter in parameters.items()}
+        found[recipe] = moved, steps, optimizer.skipped_steps()
+    for group in optimizer.param_groups:
+        group["on_nonfinite"] = "raise"
+    for name, parameter in parameters.items():
+        parameter.grad = cases.like(parameter, cases.gradient(name, 1))
+    if rank == 2:
+        parameters["fused"].grad.to_local()[0, 0] = float("inf")
+    found["raised"] = message(FloatingPointError, optimizer.step)
+    replicated = {
+        "wide": nn.Parameter(distribute_tensor(cases.start()["wide"], init_device_mesh("cpu", (4,)), [Replicate()]))
+    }
+    optimizer = cases.RECIPES["adamw"](cases.groups(replicated))
+    if rank:
+        replicated["wide"].grad = cases.like(replicated["wide"], cases.gradient("wide", 0))
+    optimizer.step()
+    found["some replicas"] = replicas_agree(replicated), optimizer.skipped_steps()
+    return found
+
+
+def disagreement(rank: int):
+    """What a rank is told whose clip, or later learning rate, differs from the others'."""
+    parameters = cases.fsdp(init_device_mesh("cpu", (4,)))
+    optimizer = spectrim.AdamW(cases.groups(parameters), clip=2.0 if rank == 3 else 1.0)
+    first = message(ValueError, lambda: cases.step(optimizer, parameters, 0))
+    optimizer = spectrim.AdamW(cases.groups(parameters), clip=1.0)
+    cases.step(optimizer, parameters, 0)
+    if rank == 0:
+        optimizer.param_groups[2]["lr"] = 0.5
+    return first, message(ValueError, lambda: cases.step(optimizer, parameters, 1))
+
+
+def message(kind, function) -> str:
+    try:
+        function()
+    except kind as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def held(parameters):
+    """A model that names its parameters as ``cases.fsdp`` does."""
+    holder = cases.Holder({})
+    for name, parameter in parameters.items():
+        holder.held[name.replace(" ", "_")] = parameter
+    return holder
+
+
+def trained(mesh, first: int, last: int, load=None):
+    parameters = cases.fsdp(mesh)
+    optimizer = cases.RECIPES["spectra"](
+        [
+            {**group, "params": [(f"held.{n.replace(' ', '_')}", p) for n, p in group["params"]]}
+            for group in cases.groups(parameters)
+        ]
+    )
+    if load is not None:
+        load(held(parameters), optimizer)
+    for number in range(first, last):
+        cases.step(optimizer, parameters, number)
+    return parameters, optimizer
+
+
+def state_dict_options(rank: int):
+    """Parameters after six steps, and after three, a state dict of either kind to a new optimizer, and three more."""
+    mesh = init_device_mesh("cpu", (4,))
+    found = {"straight": cases.whole(trained(mesh, 0, 6)[0])}
+    for full in (False, True):
+        options = StateDictOptions(full_state_dict=full)
+        parameters, optimizer = trained(mesh, 0, 3)
+        model = held(parameters)
+        saved = get_state_dict(model, optimizer, options=options)
+
+        def load(model, optimizer, saved=saved, options=options):
+            set_state_dict(model, optimizer, model_state_dict=saved[0], optim_state_dict=saved[1], options=options)
+
+        found["full" if full else "sharded"] = cases.whole(trained(mesh, 3, 6, load)[0])
+    return found if rank == 0 else None
+
+
+def save(folder: str):
+    parameters, optimizer = trained(init_device_mesh("cpu", (4,)), 0, 3)
+    model, state = get_state_dict(held(parameters), optimizer)
+    dcp.save({"model": model, "optimizer": state}, checkpoint_id=folder)
+    return True
+
+
+def resumed(rank: int, world: int, folder: str):
+    """The parameters after three more steps from what four ranks saved."""
+
+    def load(model, optimizer):
+        saved = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+        dcp.load(saved, checkpoint_id=folder)
+        set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
+
+    return cases.whole(trained(init_device_mesh("cpu", (world,)), 3, 6, load)[0])
