@@ -45,7 +45,7 @@ def build(layout: str, world: int) -> tuple[nn.Module, list[nn.Parameter] | list
     if layout == "fsdp":
         fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
     elif layout == "hsdp":
-        fully_shard(model, mesh=init_device_mesh("cpu", (2, world // 2)))
+        fully_shard(model, mesh=init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard")))
     elif layout == "tp":
         parallelize_module(model, init_device_mesh("cpu", (world,)), plan)
     elif layout == "fsdp+tp":
