@@ -6,6 +6,7 @@ from torch.distributed.tensor import Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from spectrim.distributed.grid import Axes, grid_of
+from spectrim.distributed.owners import Unit, owners
 from spectrim.distributed.runs import count, flattened, overlaps, put, take
 from spectrim.distributed.sharding import sharding_from
 
@@ -78,3 +79,16 @@ def test_a_basis_is_kept_once_and_evenly_over_all_ranks_of_a_replica():
     grid = grid_of(sharding, Axes((0,), (1,)), (0, 24))
     assert [count(runs) for runs in grid.basis] == [4, 4, 4, 4]
     assert sorted(run for runs in grid.basis for run in runs) == [(0, 4), (4, 8), (8, 12), (12, 16)]
+
+
+def test_owners_share_the_work_of_a_whole_step():
+    def unit(rows, columns):
+        return Unit(0, None, (rows, columns), (), ())
+
+    loads = [0] * 4
+    first = owners([unit(8, 8), unit(40, 40), unit(8, 8)], loads)
+    assert first[1] == 0  # the largest goes first
+    second = owners([unit(20, 20)] * 6, loads)
+    assert 0 not in second  # whose hands are full from the round before
+    assert sum(loads) == 2 * 8**3 + 40**3 + 6 * 20**3
+    assert max(loads) == 40**3

@@ -18,7 +18,7 @@ from spectrim.distributed.collectives import Team, Trade
 from spectrim.distributed.runs import Runs, count, put, take, within
 from spectrim.distributed.sharding import Sharding
 
-__all__ = ["Journey", "Unit", "units"]
+__all__ = ["Journey", "Unit", "owners", "units"]
 
 #: Works on whole units of one shape: which tensors they belong to, and the units; a result for each.
 Work = Callable[[list[int], list[Tensor]], Sequence[Tensor]]
@@ -72,12 +72,16 @@ def units(shardings: Sequence[Sharding], stacked: Sequence[bool]) -> list[Unit]:
     return found
 
 
-def owners(found: Sequence[Unit], members: int) -> list[int]:
-    """For every unit its owner: the largest first, each to the member with the least work so far."""
-    loads = [0] * members
+def owners(found: Sequence[Unit], loads: list[int]) -> list[int]:
+    """For every unit its owner: the largest first, each to the member with the least work so far.
+
+    Args:
+        found: the units.
+        loads: the work of every member so far in this step, to which theirs is added.
+    """
     chosen = [0] * len(found)
     for index in sorted(range(len(found)), key=lambda i: -_work(found[i].shape)):
-        member = min(range(members), key=loads.__getitem__)
+        member = min(range(len(loads)), key=loads.__getitem__)
         chosen[index] = member
         loads[member] += _work(found[index].shape)
     return chosen
@@ -100,11 +104,13 @@ class Journey:
         team: the ranks of the mesh.
         found: all units, the same on every rank.
         dtype: in which matrices travel.
+        loads: the work of every member so far in this step; this journey's is added.
     """
 
     team: Team
     found: Sequence[Unit]
     dtype: torch.dtype
+    loads: list[int]
     _owners: list[int] = field(init=False)
     _locals: list[Tensor] = field(init=False)
     #: For a matrix of a stack, its place among those that are here.
@@ -112,7 +118,7 @@ class Journey:
     _trade: Trade = field(init=False)
 
     def __post_init__(self) -> None:
-        self._owners = owners(self.found, self.team.size)
+        self._owners = owners(self.found, self.loads)
         self._places = {}
         here: dict[int, int] = {}
         for unit in self.found:

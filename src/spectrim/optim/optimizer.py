@@ -164,6 +164,8 @@ class SpectralOptimizer(Optimizer):
         for group, entries in zip(self.param_groups, collected, strict=True):
             if group["on_nonfinite"] == "raise":
                 self._raise_on_nonfinite(entries)
+        # Carried from group to group, so that owners share the work of a whole step evenly.
+        loads: dict[Any, list[int]] = {}
         for group, entries in zip(self.param_groups, collected, strict=True):
             here, across = self._divided(group, entries)
             for bucket in buckets(here):
@@ -171,7 +173,7 @@ class SpectralOptimizer(Optimizer):
                 taking = [entry for entry in bucket if self._takes_step(entry)]
                 if taking:
                     self._update(group, taking)
-            self._update_across(group, [entry for entry in across if self._takes_step(entry)])
+            self._update_across(group, [entry for entry in across if self._takes_step(entry)], loads)
             if not is_zero(group["lr"]):
                 group["steps_taken"] += 1
         return loss
@@ -236,7 +238,7 @@ class SpectralOptimizer(Optimizer):
                 here.append(entry)
         return here, across
 
-    def _update_across(self, group: dict[str, Any], entries: list[ShardedEntry]) -> None:
+    def _update_across(self, group: dict[str, Any], entries: list[ShardedEntry], loads: dict[Any, list[int]]) -> None:
         """Step entries of sharded parameters together with the other ranks."""
         alike: dict[tuple[Any, ...], list[ShardedEntry]] = {}
         for entry in entries:
@@ -245,7 +247,8 @@ class SpectralOptimizer(Optimizer):
             recipe = self._recipe(group, role)
             options = effective_options(group, role, follows=recipe is self.recipe)
             decay = self._weight_decay(options, layout)
-            ShardedUpdate(recipe=recipe, options=options, layout=layout, weight_decay=decay).run(same)
+            update = ShardedUpdate(recipe=recipe, options=options, layout=layout, weight_decay=decay, loads=loads)
+            update.run(same)
 
     def _drop_orphans(self) -> None:
         """Forget the state of parameters that were swapped out of the groups after construction."""

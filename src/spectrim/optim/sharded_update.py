@@ -51,12 +51,14 @@ class ShardedUpdate:
     Attributes:
         recipe, options: as they act on the role; options are the effective ones.
         weight_decay: as it acts on the layout.
+        loads: for every team the work of its members so far, of one step and all its recipes.
     """
 
     recipe: Recipe
     options: Mapping[str, Any]
     layout: Layout
     weight_decay: float
+    loads: dict[Any, list[int]]
 
     def run(self, entries: Sequence[ShardedEntry]) -> None:
         """Step all entries. Every rank calls this with its shards of the same parameters, in the same order."""
@@ -153,7 +155,7 @@ class ShardedUpdate:
         stacked = self.layout in ("stack", "transposed_stack")
         found = units([entry.sharding for entry in entries], [stacked] * len(entries))
         dtype = torch.bfloat16 if self.options["exchange_dtype"] == "bfloat16" else tensors[0].dtype
-        journey = Journey(team, found, dtype)
+        journey = Journey(team, found, dtype, self.loads.setdefault(team.key, [0] * team.size))
         journey.set_out(tensors)
         return journey
 
