@@ -66,7 +66,9 @@ def two(parallel: Parallel, run: Train, config: TrainConfig, folder: Path) -> No
         run(config, folder / mode, parallel=replace(parallel, mode=mode))
     run(changed(config, accumulate=2), folder / "accumulate", parallel=replace(parallel, mode="ddp"))
     for recipe in ("adamw", "adamw+clip", "spectra"):
-        run(changed(config, recipe=recipe, optimizer__lr=0.01), folder / recipe, parallel=replace(parallel, mode="ddp"))
+        run(changed(config, recipe=recipe, optimizer__lr=0.01), folder / recipe, parallel=parallel)
+    spectra = changed(config, recipe="spectra", optimizer__lr=0.01)
+    stopped(parallel, run, spectra, folder / "spectra-2-to-1", after=3)
     # Tied weights, and dropout.
     gpt2 = changed(config, model__architecture="gpt2", model__overrides={"resid_pdrop": 0.2}, data__batch_size=6)
     run(gpt2, folder / "gpt2", parallel=parallel)

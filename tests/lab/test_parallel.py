@@ -111,6 +111,16 @@ def test_recipes_follow_the_curve_of_one_process(runs: Path, recipe: str) -> Non
     assert_same_run(runs / recipe, runs / f"one-{recipe}")
 
 
+def test_one_process_goes_on_with_the_sharded_state_of_a_spectral_recipe(
+    config: TrainConfig, runs: Path, cache_dir: Path
+) -> None:
+    optimizer = config.optimizer.model_copy(update={"lr": 0.01})
+    spectra = config.model_copy(update={"recipe": "spectra", "optimizer": optimizer})
+    with pytest.warns(LabWarning, match="rounding may differ"):
+        train(spectra, runs / "spectra-2-to-1", resume=True, cache_dir=cache_dir)
+    assert_same_run(runs / "spectra-2-to-1", runs / "one-spectra")
+
+
 def test_the_same_ranks_resume_bit_for_bit_with_dropout(runs: Path) -> None:
     assert log_without_times(runs / "gpt2-parts") == log_without_times(runs / "gpt2")
     parts, whole = (load_file(runs / name / "model" / "model.safetensors") for name in ("gpt2-parts", "gpt2"))
