@@ -130,6 +130,14 @@ def faults(rank: int):
         "wide": nn.Parameter(distribute_tensor(cases.start()["wide"], init_device_mesh("cpu", (4,)), [Replicate()]))
     }
     optimizer = cases.RECIPES["adamw"](cases.groups(replicated))
+    replicated["wide"].grad = cases.like(replicated["wide"], cases.gradient("wide", 0))
+    groups = cases.groups(replicated)
+    found["refused"] = [
+        message(ValueError, lambda: spectrim.clip_grad_spectral_(groups, 1.0)),
+        message(ValueError, lambda: spectrim.shrink_grad_(groups)),
+        message(ValueError, lambda: spectrim.SpectralClipping(torch.optim.AdamW(cases.groups(replicated)))),
+    ]
+    replicated["wide"].grad = None
     if rank:
         replicated["wide"].grad = cases.like(replicated["wide"], cases.gradient("wide", 0))
     optimizer.step()

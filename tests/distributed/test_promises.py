@@ -69,6 +69,11 @@ def test_raising_is_for_every_rank_and_replicas_that_differ_stay():
         assert result["faults"]["some replicas"] == (True, {"wide": 1})
 
 
+def test_what_does_not_serve_sharded_parameters_refuses_them_by_name():
+    for result in results()[0]:
+        assert all("wide" in found for found in result["faults"]["refused"])
+
+
 def test_ranks_that_disagree_are_told_in_what():
     for result in results()[0]:
         first, later = result["disagreement"]

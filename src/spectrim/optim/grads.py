@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from spectrim.operators import DEFAULT_SHRINK_FORM, ShrinkForm, entry_scale, hard_clip, soft_clip, track_spike
 from spectrim.optim.entries import role_and_layout
@@ -173,6 +174,11 @@ def _gradients(parameters: Parameters) -> Iterator[_Gradient]:
                 continue
             if item.grad.is_sparse or not item.grad.is_floating_point():
                 raise ValueError(f"the gradient of {name!r} is sparse or not real: expected a dense, real one")
+            if isinstance(item.grad, DTensor):
+                raise ValueError(
+                    f"the gradient of {name!r} is sharded, {tuple(item.grad.placements)}: expected a plain tensor. The "
+                    f"options pre_clip and shrink of an optimizer serve sharded parameters"
+                )
             role, layout = role_and_layout(group, item)
             yield _Gradient(name, item.grad, role, layout, group.get("split"))
 
