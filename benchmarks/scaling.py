@@ -101,8 +101,8 @@ What this leaves out, and which way it errs:
 - The implementation overlaps communication with computation, this does not: the bytes' part is too large.
 - Latency and the network's shape are left out. Small pieces are dominated by latency, so thousands of ranks are
   flattered.
-- Matrices are given to owners at once, the largest first. The implementation does so anew for every role, and for
-  every round of matrices that fit its memory, which is less even: the rank that has most may have more than said here.
+- Matrices are given to owners at once, the largest first. The implementation goes round by round, each of matrices that
+  fit its memory, to the owners with the least work so far: somewhat less even.
 
 ## What it says
 
