@@ -1,16 +1,15 @@
 """Runs that end before their last step: signals, kill -9, a full disk. What they resume to is held to the bit."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from lab_runs import StopError, assert_equal, checkpoint, final_state, log_without_times, stop_after
 from spectrim.cli import main
@@ -117,29 +116,28 @@ def test_a_run_killed_in_a_step_and_while_it_writes_a_checkpoint_is_resumed_bit_
     assert not list(run.rglob("*.partial"))
 
 
-@contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    """The system refuses to let any file grow beyond that, as it does on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def run_on_a_full_disk(command: Sequence[str], size: int) -> subprocess.CompletedProcess[str]:
+    """A process for which the system refuses to let any file grow beyond a size, as it does on a full disk.
+
+    Never this one: what pytest itself writes may be a file.
+    """
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, resource.RLIM_INFINITY))\n"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    whole = [sys.executable, "-c", limit + command[0], *command[1:]]
+    return subprocess.run(whole, capture_output=True, text=True, env=environment)
 
 
 def test_a_checkpoint_that_does_not_fit_is_one_line_and_costs_nothing_before_it(
-    small_config: TrainConfig, config_file: Path, tmp_path: Path, cache_dir: Path, capfd: pytest.CaptureFixture[str]
+    small_config: TrainConfig, tmp_path: Path, cache_dir: Path
 ) -> None:
     train(small_config, tmp_path / "whole", cache_dir=cache_dir)
     run = tmp_path / "run"
     with pytest.raises(StopError):
         train(small_config, run, cache_dir=cache_dir, on_step=stop_after(3))
     command = ["train", "--out", str(run), "--resume", "--cache-dir", str(cache_dir)]
-    capfd.readouterr()
-    with files_no_larger_than(100_000):
-        assert main(command) == 1
-    told = capfd.readouterr().err.splitlines()
+    done = run_on_a_full_disk(["import sys; from spectrim.cli import main; sys.exit(main())", *command], 100_000)
+    assert done.returncode == 1
+    told = done.stderr.splitlines()
     assert len(told) == 2  # the line that names the run, and this one:
     assert told[1].startswith(f"spectrim: File too large: {checkpoint(run, 4)}; what is done is kept")
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000002.pt"]
@@ -149,28 +147,33 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_and_costs_nothing_before_it(
     assert log_without_times(run) == log_without_times(tmp_path / "whole")
 
 
+FILL_THE_DISK = """
+import sys
+from pathlib import Path
+from spectrim.lab.config import TrainConfig, read_toml
+from spectrim.lab.train import train
+
+config, run, cache = map(Path, sys.argv[1:])
+log = run / "log.jsonl"
+
+def on_step(record):
+    if record["step"] == 3:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 50, resource.RLIM_INFINITY))
+
+try:
+    train(TrainConfig.parse(read_toml(config), source="test"), run, cache_dir=cache, on_step=on_step)
+except OSError as error:
+    print(error.strerror, error.filename)
+"""
+
+
 def test_a_record_that_does_not_fit_leaves_the_log_at_the_one_before(
     small_config: TrainConfig, tmp_path: Path, cache_dir: Path
 ) -> None:
-    config, run = small_config.model_copy(update={"checkpoint_every": 100}), tmp_path / "run"
-    with pytest.raises(OSError, match="File too large") as caught:
-        train(config, run, cache_dir=cache_dir, on_step=shrink_disk(run / "log.jsonl"))
-    assert caught.value.filename == str(run / "log.jsonl")
+    config_file, run = tmp_path / "config.toml", tmp_path / "run"
+    config = small_config.model_copy(update={"checkpoint_every": 100})
+    config_file.write_text(config.to_toml(), encoding="utf-8")
+    done = run_on_a_full_disk([FILL_THE_DISK, str(config_file), str(run), str(cache_dir)], 10**9)
+    assert done.stdout.strip() == f"File too large {run / 'log.jsonl'}", done.stderr
     assert (run / "log.jsonl").read_bytes().endswith(b"}\n")
     assert [record["step"] for record in read_log(run / "log.jsonl")] == [1, 2, 3]
-
-
-def shrink_disk(log: Path) -> Callable[[Record], None]:
-    def on_step(record: Record) -> None:
-        if record["step"] == 3:
-            before = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 50, before[1]))
-
-    return on_step
-
-
-@pytest.fixture(autouse=True)
-def _limits() -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (before[0], before[1]))
