@@ -168,6 +168,28 @@ def test_an_index_that_asks_for_anything_but_tensors_is_not_opened(runs: Path, t
     assert IndexReader(runs / "fsdp" / "checkpoints" / "step-00000006").read_metadata().state_dict_metadata
 
 
+def test_a_member_of_an_enum_may_be_pickled_as_early_python_3_11_does_and_nothing_else_so() -> None:
+    import io
+    import pickle
+
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as ENCODING
+
+    from spectrim.lab.sharded_checkpoint import IndexUnpickler
+
+    class Got:
+        def __init__(self, *what: object) -> None:
+            self.what = what
+
+        def __reduce__(self) -> tuple[object, ...]:
+            return getattr, self.what
+
+    member = Got(ENCODING, "TORCH_CHANNELS_LAST")
+    assert IndexUnpickler(io.BytesIO(pickle.dumps(member))).load() is ENCODING.TORCH_CHANNELS_LAST
+    for bad in (Got(ENCODING, "__class__"), Got(torch.Size, "numel")):
+        with pytest.raises(pickle.UnpicklingError, match="is nothing that an index is made of"):
+            IndexUnpickler(io.BytesIO(pickle.dumps(bad))).load()
+
+
 def test_torchrun_goes_on_by_itself_where_a_rank_was_killed_while_it_saved(
     config: TrainConfig, runs: Path, cache_dir: Path
 ) -> None:

@@ -12,6 +12,7 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -211,9 +212,18 @@ class IndexUnpickler(pickle.Unpickler):
         """The classes that an index is made of, and the dtypes of torch."""
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
+        if (module, name) == ("builtins", "getattr"):
+            return enum_member
         if (module, name) not in self.CLASSES:
             raise pickle.UnpicklingError(f"{module}.{name} is nothing that an index is made of")
         return super().find_class(module, name)
+
+
+def enum_member(kind: Any, name: str) -> Enum:
+    """What ``getattr`` is there for in an index: early releases of Python 3.11 pickle members of an enum by it."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__):
+        raise pickle.UnpicklingError(f"{kind!r}.{name} is nothing that an index is made of")
+    return kind[name]
 
 
 class IndexReader(FileSystemReader):
