@@ -179,6 +179,14 @@ def test_soft_clip_compiles_whole_and_does_not_recompile_for_another_matrix_or_t
             assert oracle.relative_error(compiled(X * scale, threshold), exact) < 1e-3
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_soft_clip_compiles_whole_for_one_shape_after_another(dynamic):
+    compiled = torch.compile(soft_clip, fullgraph=True, backend="eager", dynamic=dynamic)
+    for shape in ((70, 90), (80, 100), (66, 120)):
+        X = spectra.with_spectrum("ten spikes", *shape).float()
+        assert oracle.relative_error(compiled(X, 0.05), oracle.soft_clip(X, 0.05)) < 1e-3
+
+
 def test_soft_clip_works_on_fake_and_meta_tensors():
     from torch._subclasses.fake_tensor import FakeTensorMode
 

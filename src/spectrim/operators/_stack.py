@@ -41,7 +41,7 @@ def per_matrix(value: float | Tensor, X: Tensor, name: str) -> Tensor:
                 f"{tuple(X.shape[:-2])}"
             )
         return value.to(device=X.device, dtype=X.dtype)[..., None, None]
-    if not (value > 0 and math.isfinite(value)):
+    if not 0 < value < math.inf:  # a comparison, for a compiler follows that with a number that changes
         raise ValueError(f"{name}={value}: expected a positive, finite number")
     return torch.full((1, 1), value, device=X.device, dtype=X.dtype)
 

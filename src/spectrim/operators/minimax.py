@@ -72,7 +72,6 @@ def minimax_polar(X: Tensor, low: float, steps: int) -> Tensor:
     return Y
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def steps_to_reach(low: float) -> int:
     """How many steps, with the tabulated coefficients, send [low, 1] to within 1e-4 of one."""
     steps = 1  # the last, from NEARLY on, cubes the distance to one
