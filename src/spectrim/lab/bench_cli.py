@@ -1,12 +1,12 @@
 """``spectrim bench``: what the operators and the optimizers cost, as tables, JSON and a picture."""
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +16,7 @@ from spectrim.lab.bench_operators import DTYPES, SHAPE_SETS, SOLVERS, SPECTRA, O
 from spectrim.lab.bench_optimizers import BLOCKS, OptimizerRow
 from spectrim.lab.bench_training import training_command
 from spectrim.lab.errors import LabError
-from spectrim.lab.files import write_atomically
+from spectrim.lab.files import write_atomically, write_json
 
 __all__ = ["bench_app"]
 
@@ -92,7 +92,7 @@ def operators(
             "clip": [asdict(row) for row in rows],
             "spike": [asdict(row) for row in spikes],
         }
-        write_atomically(json_path, lambda file: file.write(json.dumps(result, indent=1).encode()))
+        write_json(json_path, result)
 
 
 @bench_app.command()
@@ -102,7 +102,7 @@ def optimizers(
     contender: Annotated[
         str, typer.Option(help="Comma-separated, or all; an unknown one is answered with their names.")
     ] = "all",
-    compiled: Annotated[bool, typer.Option(help="Measure each of spectrim's steps under torch.compile, too.")] = False,
+    compiled: Annotated[bool, typer.Option(help="Measure spectrim's steps under torch.compile.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds, of which the median counts.")] = 15,
@@ -135,16 +135,10 @@ def optimizers(
             "device": device,
             "threads": count,
             "repeats": repeats,
-            "torch": torch_version(),
+            "torch": torch.__version__,
             "optimizers": [asdict(row) for row in rows],
         }
-        write_atomically(json_path, lambda file: file.write(json.dumps(result, indent=1).encode()))
-
-
-def torch_version() -> str:
-    import torch
-
-    return torch.__version__
+        write_json(json_path, result)
 
 
 def optimizer_cells(row: OptimizerRow) -> dict[str, str]:

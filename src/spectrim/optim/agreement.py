@@ -75,8 +75,8 @@ def _agrees(team: Team, described: Sequence[tuple[str, Any]], like: Tensor) -> b
     digits = [whole >> (DIGIT_BITS * place) & ((1 << DIGIT_BITS) - 1) for place in range(DIGITS)]
     numbers = torch.tensor([*digits, *(digit**2 for digit in digits)], dtype=torch.float64, device=like.device)
     team.sum(numbers, "agreement")
-    sums, squares = numbers.tolist()[:DIGITS], numbers.tolist()[DIGITS:]
-    return all(team.size * square == total**2 for total, square in zip(sums, squares, strict=True))
+    found = numbers.tolist()
+    return all(team.size * square == total**2 for total, square in zip(found[:DIGITS], found[DIGITS:], strict=True))
 
 
 def _raise_difference(team: Team, groups: Sequence[Mapping[str, Any]], entries: Sequence[ShardedEntry]) -> None:
