@@ -36,8 +36,8 @@ published setting is 0.01 for all widths and learning rates, and `clip="auto"` f
 
 {thresholds}
 
-The product decides, not the threshold: at every width and length the best one is the same for both learning rates or
-nearly so. On runs as short as the lab's it is larger than the published one, so the lab's own default is the searched
+The product decides, not the threshold: at both widths the best one is the same for every learning rate at which it was
+varied. On runs as short as the lab's it is larger than the published one, so the lab's own default is the searched
 one in `src/spectrim/lab/defaults.toml`, while `clip="auto"` stays with what was published for runs of useful length.
 A product that is too small costs far more than one that is too large.
 
