@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import spectrim
+from spectrim import native
 from spectrim.optim import entries
 from spectrim.optim import optimizer as optimizer_module
 from spectrim.optim.options import SpectralOptions
@@ -249,7 +250,8 @@ def test_flags_on_the_device_give_what_reading_them_gives(make, monkeypatch):
         train(model, optimizer, 5)
         results.append(tensors(model, optimizer))
     for mine, its in zip(*results, strict=True):
-        torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-6)
+        # Kernels in C take numbers that are read, and round otherwise: orthogonalising magnifies that.
+        torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-6 if not native.available() else 2e-5)
 
 
 @every_recipe

@@ -142,7 +142,8 @@ def find_latest(
             continue
         for message in refused:
             warnings.warn(f"{message}; going on from step {state['step']}", LabWarning, stacklevel=3)
-        saved, here = ({"ranks": 1, "parallel": "one process", **each} for each in (state["machine"], machine))
+        older = {"ranks": 1, "parallel": "one process", "kernels": "torch"}  # what was not written once
+        saved, here = ({**older, **each} for each in (state["machine"], machine))
         for key, value in here.items():
             if (before := saved.get(key)) != value:
                 message = f"{key} was {before} until step {state['step']} and is {value} now: rounding may differ"

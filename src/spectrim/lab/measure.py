@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectrim import native
+
 __all__ = [
     "choose_device",
     "environment",
@@ -86,7 +88,12 @@ def step_times(records: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def rounding_environment(device: torch.device) -> dict[str, str | int]:
     """What decides how sums are rounded, so that the same configuration gives the same bits."""
-    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": device.type}
+    return {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "kernels": "native" if native.available() else "torch",
+    }
 
 
 def environment(device: str) -> dict[str, str | int]:
@@ -96,6 +103,7 @@ def environment(device: str) -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count() or 0,
         "device": device,
+        "kernels": "native" if native.available() else "torch",
         "machine": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }

@@ -13,16 +13,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spectrim.native.library import serves
+from spectrim.native.spikes import MOST_COLUMNS, Limits, follow_spike
+
 from ._product import product
 from ._stack import as_matrices, energy, reading_is_free
 
-__all__ = ["Spike", "SpikeCorrection", "shape_spike", "spike_correction", "start_basis", "track_spike"]
+__all__ = [
+    "Spike",
+    "SpikeCorrection",
+    "follow_and_shape",
+    "shape_spike",
+    "spike_correction",
+    "start_basis",
+    "track_spike",
+]
 
 START_STEPS = 4  # power steps where no basis is at hand
 EMPTY_TAIL = 1e-10  # a tail with less of the energy than this is rounding: nothing to shrink the spike to
 PLAIN_TAIL = 0.03  # a tail of this much energy against the spike's is no small difference of large numbers
 TAIL_ROWS = 256  # rows of the tail formed at a time
 DEAD_DIRECTION = 1e-6  # a direction that carries less of the norm than this is rounding too
+MOST_AMPLIFIED = 30.0  # how much the kernel's W may magnify rounding: a followed spike stays near 1
+LIMITS = Limits(PLAIN_TAIL, EMPTY_TAIL, DEAD_DIRECTION, MOST_AMPLIFIED)
 
 
 class Spike(NamedTuple):
@@ -84,6 +97,44 @@ def track_spike(M: Tensor, V: Tensor | None, *, rank: int | None = None, steps: 
         alive = length > DEAD_DIRECTION * length.amax(-1, keepdim=True)
         V = torch.where(alive, W / torch.where(alive, length, 1.0), V)
     return Spike(U, W, V)
+
+
+def follow_and_shape(M: Tensor, V: Tensor, *, steps: int = 1) -> tuple[SpikeCorrection, Tensor]:
+    """:func:`track_spike` and :func:`spike_correction` in one, and the new basis: what an optimizer's step needs.
+
+    On a host a kernel does both for a followed spike while it reads M once; see spectrim/native/spike.c.
+    """
+    if steps > 1 or not _kernel_serves(M, V):
+        spike = track_spike(M, V, steps=steps)
+        return spike_correction(M, spike), spike.V
+    pairs = zip(M.flatten(0, -3), V.flatten(0, -3), strict=True)
+    found = [_follow_and_shape_one(matrix, basis) for matrix, basis in pairs]
+    stack = M.shape[:-2]
+
+    def together(parts: list[Tensor]) -> Tensor:
+        # A single one stays as it lies; a copy would cost a pass, and its order of entries.
+        whole = parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
+        return whole.view(*stack, *whole.shape[1:])
+
+    U, right, norm = (together(list(parts)) for parts in zip(*(correction for correction, _ in found), strict=True))
+    return SpikeCorrection(U, right, norm), together([basis for _, basis in found])
+
+
+def _kernel_serves(M: Tensor, V: Tensor) -> bool:
+    return (
+        M.ndim > 2 and M.is_contiguous() and serves(M) and serves(V) and V.shape[-1] <= MOST_COLUMNS and M.numel() > 0
+    )
+
+
+def _follow_and_shape_one(M: Tensor, V: Tensor) -> tuple[SpikeCorrection, Tensor]:
+    found = follow_spike(M, V, LIMITS)
+    if found is None:
+        spike = track_spike(M, V)
+    elif found.right is not None and found.norm is not None:
+        return SpikeCorrection(found.U, found.right, found.norm), found.V
+    else:
+        spike = Spike(found.U, found.W, found.V)
+    return spike_correction(M, spike), spike.V
 
 
 def shape_spike(M: Tensor, spike: Spike) -> Tensor:

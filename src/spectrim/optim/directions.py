@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectrim.native.entries import adam_direction, momentum_step
+from spectrim.native.library import serves
+
 __all__ = [
     "ADAM",
     "ADEMAMIX",
@@ -97,18 +100,24 @@ def fused_adam(
 
 def momentum(grad: Tensor, momentum_buffer: Tensor, *, decay: Number, nesterov: bool) -> Tensor:
     """Momentum as a sum, M ← μM + G; the direction is M, or G + μM with Nesterov. Updates the buffer in place."""
+    if not isinstance(decay, Tensor) and serves(grad, momentum_buffer):
+        return momentum_step(grad, momentum_buffer, decay=decay, nesterov=nesterov)
     _add_decayed(grad, momentum_buffer, decay, out=momentum_buffer)
     return _add_decayed(grad, momentum_buffer, decay) if nesterov else momentum_buffer
 
 
 def average(grad: Tensor, momentum_buffer: Tensor, *, decay: Number, nesterov: bool) -> Tensor:
     """Momentum as an average, M ← βM + (1 − β)G; with Nesterov G + β(M − G). Updates the buffer in place."""
+    if not isinstance(decay, Tensor) and serves(grad, momentum_buffer):
+        return momentum_step(grad, momentum_buffer, decay=decay, nesterov=nesterov, averages=True)
     momentum_buffer.lerp_(grad, _like(1 - decay, grad))
     return torch.lerp(grad, momentum_buffer, _like(decay, grad)) if nesterov else momentum_buffer
 
 
 def sign(grad: Tensor, momentum_buffer: Tensor, *, decay: Number, nesterov: bool) -> Tensor:
     """The sign of :func:`momentum`'s direction, a new tensor. Updates the buffer in place."""
+    if not isinstance(decay, Tensor) and serves(grad, momentum_buffer):
+        return momentum_step(grad, momentum_buffer, decay=decay, nesterov=nesterov, sign=True)
     return momentum(grad, momentum_buffer, decay=decay, nesterov=nesterov).sign()
 
 
@@ -174,6 +183,8 @@ def _like(number: Number, tensor: Tensor) -> Any:
 def _adam_direction(grad: Tensor, state: Mapping[str, Tensor], step: Tensor, options: Mapping[str, Any]) -> Tensor:
     beta1, beta2 = options["betas"]
     moments = state["exp_avg"], state["exp_avg_sq"]
+    if not isinstance(beta1, Tensor) and serves(grad, *moments):
+        return adam_direction(grad, *moments, step.item(), beta1=beta1, beta2=beta2, eps=options["eps"])
     function = adam if isinstance(beta1, Tensor) or not fused_kernel_serves(grad, *moments) else fused_adam
     return function(grad, *moments, step, beta1=beta1, beta2=beta2, eps=options["eps"])
 

@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectrim.native.entries import adam_step
+from spectrim.native.library import serves
+from spectrim.operators import entry_scale
 from spectrim.optim.directions import ADAM, fused_kernel_serves
 from spectrim.optim.entries import Entry
-from spectrim.optim.gradient import prepare, shrink_entries, shrinks_in_blocks, shrunk_blocks
+from spectrim.optim.gradient import prepare, shrink_entries, shrink_factor, shrinks_in_blocks, shrunk_blocks
 from spectrim.optim.recipe import Recipe
 from spectrim.optim.rounding import round_stochastically_
 from spectrim.optim.shaping import Update, apply_update
@@ -48,6 +51,20 @@ def fused_adamw(entry: Entry, options: Mapping[str, Any], weight_decay: float) -
     """
     beta1, beta2 = options["betas"]
     tensors = (entry.parameter, entry.grad, entry.state["exp_avg"], entry.state["exp_avg_sq"])
+    if options["shrink"] is not None and entry.taken is None and serves(*tensors):
+        adam_step(
+            *tensors,
+            entry.state["step"].item(),
+            lr=float(options["lr"]),
+            beta1=beta1,
+            beta2=beta2,
+            eps=options["eps"],
+            weight_decay=weight_decay,
+            maximize=options["maximize"],
+            tau=shrink_factor(options) * entry_scale(entry.grad.view(-1)).item(),
+            form=options["shrink_form"],
+        )
+        return
     blocks = [tensors] if options["shrink"] is None else shrunk_blocks(*tensors, options=options)
     for parameter, grad, exp_avg, exp_avg_sq in blocks:
         torch._fused_adamw_(

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectrim.native.entries import sum_squares
+from spectrim.native.library import serves
 from spectrim.operators import DEFAULT_SHRINK_FACTOR, entry_scale, smooth_shrink, soft_clip
 from spectrim.operators._stack import reading_is_free
 from spectrim.operators.shrink import HOST_BLOCK, shrink_block
@@ -49,6 +51,8 @@ def squared_norm(grad: Tensor) -> Tensor:
     Nor where the sum itself overflows. Such a gradient counts as non-finite too: second moments could not hold it.
     """
     exact = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    if serves(exact):
+        return torch.tensor(sum_squares(exact), dtype=torch.float32)
     if exact.is_contiguous():
         # A product of BLAS, which reads at the speed of memory; torch's norms take several times as long on a host.
         flat = exact.view(-1)

@@ -15,9 +15,12 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from spectrim.operators import hard_clip, orthogonalize, soft_clip, soft_clip_vector, spike_correction, track_spike
+from spectrim.native.entries import apply_update as apply_in_one_pass
+from spectrim.native.library import serves
+from spectrim.native.spikes import apply_low_rank
+from spectrim.operators import hard_clip, orthogonalize, soft_clip, soft_clip_vector
 from spectrim.operators._stack import reading_is_free
-from spectrim.operators.spike import start_basis
+from spectrim.operators.spike import follow_and_shape, start_basis
 from spectrim.optim.recipe import Recipe, Scale
 
 __all__ = [
@@ -102,10 +105,9 @@ def shape_matrices(
         update = Update(dense=orthogonalize(direction, steps=options.get("orthogonalize_steps"), overwrite=overwrite))
     elif recipe.operator == "shape_spike":
         assert basis is not None
-        spike = track_spike(direction, basis, steps=FIRST_POWER_STEPS if options["steps_taken"] == 0 else 1)
-        correction = spike_correction(direction, spike)
+        steps = FIRST_POWER_STEPS if options["steps_taken"] == 0 else 1
+        correction, new_basis = follow_and_shape(direction, basis, steps=steps)
         update = Update(dense=direction, left=correction.U, right=correction.right, norm=correction.norm)
-        new_basis = spike.V
     update = replace(update, scale=_scale_of(options["scale"], update))
     if threshold is not None:
         formed = update.formed()
@@ -192,6 +194,13 @@ def apply_update(weight: Tensor, update: Update, lr: float | Tensor, *, keep: fl
     if isinstance(step, Tensor):
         step = _readable(step.to(weight.dtype))
     left, right = update.left, update.right
+    if _kernel_applies(weight, update, step, keep):
+        numbers = {"keep": float(keep), "step": float(step)}
+        if left is not None and right is not None:
+            apply_low_rank(weight, update.dense, left, right, **numbers)
+        else:
+            apply_in_one_pass(weight, update.dense, **numbers)
+        return
     if left is not None and right is not None and weight.ndim == 2 and isinstance(keep, float):
         # One pass over the weight decays it and subtracts the low-rank part.
         weight.addmm_(left * -step, right.mT, beta=keep)
@@ -204,6 +213,16 @@ def apply_update(weight: Tensor, update: Update, lr: float | Tensor, *, keep: fl
         weight.addcmul_(update.dense, _over_matrix(step), value=-1)
     else:
         weight.add_(update.dense, alpha=-step)
+
+
+def _kernel_applies(weight: Tensor, update: Update, step: float | Tensor, keep: float | Tensor) -> bool:
+    """Whether one pass in C does it all: for numbers that can be read, and tensors that lie as it wants them."""
+    if any(isinstance(number, Tensor) and number.ndim for number in (step, keep)) or not serves(weight, update.dense):
+        return False
+    left, right = update.left, update.right
+    if left is None or right is None:
+        return True
+    return weight.ndim == 2 and weight.is_contiguous() and left.is_contiguous() and right.stride(-2) == 1
 
 
 def _readable(step: Tensor) -> float | Tensor:
