@@ -4,6 +4,7 @@ Optimizers that clip, flatten or reshape the singular values of gradients and up
 made of. Importing this package needs torch alone.
 """
 
+from spectrim.monitor import SpectralMonitor
 from spectrim.operators import (
     Spike,
     bayes_shrink,
@@ -40,6 +41,7 @@ __all__ = [
     "Signum",
     "Spectra",
     "SpectralClipping",
+    "SpectralMonitor",
     "SpectralOptimizer",
     "Spike",
     "bayes_shrink",

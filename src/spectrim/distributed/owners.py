@@ -144,19 +144,10 @@ class Journey:
         Args:
             function: see :data:`Work`. It may write to the units.
         """
-        arrived = [iter(found) for found in self._trade.wait()]
+        wholes = self.wholes()
         mine: dict[tuple[int, ...], list[int]] = {}
-        wholes: dict[int, Tensor] = {}
-        for number, (unit, owner) in enumerate(zip(self.found, self._owners, strict=True)):
-            if owner != self.team.member:
-                continue
-            whole = self._locals[0].new_empty(unit.shape)
-            for member in self._senders(unit, owner):
-                region = unit.holders[member]
-                assert region is not None
-                put(whole, region, next(arrived[member]))
-            wholes[number] = whole
-            mine.setdefault(unit.shape, []).append(number)
+        for number in wholes:
+            mine.setdefault(self.found[number].shape, []).append(number)
         for same in mine.values():
             done = function([self.found[n].tensor for n in same], [wholes[n] for n in same])
             wholes.update(zip(same, done, strict=True))
@@ -170,6 +161,20 @@ class Journey:
             if unit.holders[self.team.member] is not None:
                 incoming[owner].append(unit.local_shape(self.team.member))
         self._trade = self._post(outgoing, incoming)
+
+    def wholes(self) -> dict[int, Tensor]:
+        """The units owned here, put together, by their number; a journey may end with them."""
+        arrived = [iter(found) for found in self._trade.wait()]
+        found: dict[int, Tensor] = {}
+        for number, (unit, owner) in enumerate(zip(self.found, self._owners, strict=True)):
+            if owner != self.team.member:
+                continue
+            found[number] = self._locals[0].new_empty(unit.shape)
+            for member in self._senders(unit, owner):
+                region = unit.holders[member]
+                assert region is not None
+                put(found[number], region, next(arrived[member]))
+        return found
 
     def arrive(self) -> list[Tensor]:
         """The results for this rank's shards: new tensors of the shape and dtype of those that set out."""

@@ -1,0 +1,18 @@
+"""Spectra of gradients, updates and weights while a model trains: a monitor, its metrics, its sinks and its alarm."""
+
+from spectrim.monitor.alarm import Alarm
+from spectrim.monitor.monitor import SpectralMonitor
+from spectrim.monitor.record import Alert, Record
+from spectrim.monitor.sinks import Callback, JsonLines, Sink, TensorBoard, WeightsAndBiases
+
+__all__ = [
+    "Alarm",
+    "Alert",
+    "Callback",
+    "JsonLines",
+    "Record",
+    "Sink",
+    "SpectralMonitor",
+    "TensorBoard",
+    "WeightsAndBiases",
+]

@@ -1,0 +1,122 @@
+"""What is measured of one matrix, as a row of numbers: worked out on its device, read on the host.
+
+An :class:`Order` says which numbers and in which places, so that rows of many matrices travel and are read as one
+tensor. Relied on by :mod:`measurement`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spectrim.monitor.metrics import share_of, singular_values, singular_values_of
+from spectrim.monitor.sketch import (
+    WIDTH,
+    entry_statistics,
+    gram_of_singular_values,
+    krylov_gram,
+    krylov_size,
+    lanczos_coefficients,
+    lanczos_shape,
+    wide,
+)
+from spectrim.operators._stack import as_matrices, energy
+
+__all__ = ["Kind", "Order", "Reading", "measure", "read"]
+
+Kind = Literal["gradient", "momentum", "update", "direction", "weight"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is wanted of a matrix.
+
+    Attributes:
+        kind: what it is. Of a gradient the entries are looked at too; of a direction, the update before its clip's
+            threshold, nothing but how its singular values are spread.
+        shape: (m, n).
+        rank: of the spike.
+        exact: all singular values, instead of estimates.
+    """
+
+    kind: Kind
+    shape: tuple[int, int]
+    rank: int
+    exact: bool
+
+    @property
+    def fields(self) -> dict[str, tuple[int, ...]]:
+        """The names and shapes of the numbers, in order."""
+        small = min(self.shape)
+        found: dict[str, tuple[int, ...]] = {}
+        if self.kind != "direction":
+            found["energy"] = ()
+        if self.kind == "gradient":
+            found |= {"largest": (), "tail_index": ()}
+        if self.exact:
+            return found | {"singular_values": (small,)}
+        if self.kind == "direction":
+            # Of a small matrix the host can as well find all singular values.
+            return {"gram": (small, small)} if small <= WIDTH else {"lanczos": _lanczos_field(small)}
+        return found | {"krylov": (math.prod(krylov_size(small, self.rank)),) * 2}
+
+    @property
+    def length(self) -> int:
+        """How many numbers there are."""
+        return sum(map(math.prod, self.fields.values()))
+
+
+def _lanczos_field(small: int) -> tuple[int, ...]:
+    probes, steps = lanczos_shape(small)
+    return (probes, 2, steps)
+
+
+def measure(order: Order, X: Tensor) -> Tensor:
+    """The numbers ordered of a stack of matrices (B, m, n): (B, order.length), in float64. Waits for no device, unless
+    the order is exact."""
+    Y = wide(as_matrices(X))
+    found: dict[str, Tensor] = {}
+    if order.kind == "gradient":
+        found = dict(entry_statistics(Y)._asdict())
+    elif order.kind != "direction":
+        found["energy"] = energy(Y)
+    if order.exact:
+        found["singular_values"] = singular_values(Y)
+    elif order.kind != "direction":
+        found["krylov"] = krylov_gram(Y, order.rank)
+    elif "gram" in order.fields:
+        found["gram"] = gram_of_singular_values(Y)
+    else:
+        found["lanczos"] = lanczos_coefficients(Y)
+    return torch.cat([found[name].reshape(len(Y), -1) for name in order.fields], dim=-1)
+
+
+#: What the numbers of a stack of E matrices say, on the host: tensors of shape (E), by name. "energy" is ‖X‖_F², "norm"
+#: σ₁, "spike" the energy in the leading directions; "largest" and "tail_index" are of the entries; "singular_values",
+#: (E, ...) and descending, are there where exact; "above" is the share of them above a threshold.
+Reading = dict[str, Tensor]
+
+
+def read(order: Order, numbers: Tensor, *, limit: float = math.nan) -> Reading:
+    """What rows of numbers (E, order.length) say.
+
+    Args:
+        order: by which they were measured.
+        numbers: on the host.
+        limit: the threshold that a direction's singular values are held against.
+    """
+    parts = torch.split(numbers, [math.prod(shape) for shape in order.fields.values()], dim=-1)
+    found = {name: part.view(-1, *shape) for (name, shape), part in zip(order.fields.items(), parts, strict=True)}
+    values = found.get("singular_values")
+    if order.kind == "direction":
+        bound = torch.tensor(limit, dtype=torch.float64)
+        if "lanczos" in found:
+            return {"above": share_of(found["lanczos"], bound.expand(len(numbers)))}
+        every = singular_values_of(found["gram"]) if values is None else values
+        return {"above": torch.where(every.isnan(), math.nan, (every > bound).double()).mean(-1)}
+    leading = singular_values_of(found.pop("krylov")) if values is None else values
+    return {**found, "norm": leading[:, 0], "spike": leading[:, : order.rank].square().sum(-1)}

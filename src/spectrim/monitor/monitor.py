@@ -1,0 +1,352 @@
+"""SpectralMonitor: what the spectra of gradients, updates and weights do while a model trains.
+
+It is attached by hooks alone and only looks. A measurement spans one step: gradient norms as gradients are accumulated,
+gradients and a copy of the weights just before the optimizer's step, updates and weights just after. Relies on
+:mod:`measurement` for the numbers, :mod:`watch` for what is known of every step, :mod:`sinks` for where it goes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.optim import Optimizer
+
+from spectrim.monitor.alarm import Alarm, Rule
+from spectrim.monitor.measurement import Found, Measurement, Wanted, squared_norms
+from spectrim.monitor.metrics import RANK_RATIO
+from spectrim.monitor.record import Alert, Record, entry_of, rounded, spectra_of
+from spectrim.monitor.sinks import JsonLines, Sink
+from spectrim.monitor.skips import Skips
+from spectrim.monitor.subjects import Subject, subjects_of
+from spectrim.monitor.watch import Watch
+
+__all__ = ["KINDS", "SpectralMonitor"]
+
+KINDS = ("gradient", "momentum", "update", "weight")
+#: Steps after which what is known of every step is read from the device.
+WATCH_EVERY = 10
+
+logger = logging.getLogger("spectrim.monitor")
+
+
+class SpectralMonitor:
+    """Measure gradients, updates and weights of every matrix of a model, every so many steps of its optimizer.
+
+        monitor = spectrim.SpectralMonitor(model, optimizer, every=100)
+
+    Nothing else changes in the training loop, and nothing in training: no random number is drawn, no weight, gradient
+    or state is written to. Works with any ``torch.optim.Optimizer``; parameters may be sharded by FSDP2 or tensor
+    parallelism. Then every rank makes a monitor, and the first one alone writes.
+
+    Args:
+        model: whose parameters' names are used. Wrappers around it are looked through.
+        optimizer: whose steps are counted and whose parameters are watched.
+        every: steps between measurements.
+        out: where records go: a path of JSON lines, a sink, several of them, or None.
+        exact_every: steps between exact measurements, which hold all singular values.
+        exact_steps: further steps that are measured exactly.
+        exact: patterns of the names that are measured exactly then.
+        kinds: of matrices to measure: "gradient", "momentum" (its singular values only, on exact steps), "update",
+            "weight".
+        rank_ratio: the share of directions that are called the spike.
+        alarm: the rule that warns: an :class:`~spectrim.monitor.alarm.Alarm`, any callable like it, or None.
+        steps_taken: steps that the optimizer has taken before.
+
+    Raises:
+        ValueError: a value that is not allowed, or a pattern that matches nothing; the message names it.
+        FileExistsError: the file has records already, see :class:`~spectrim.monitor.sinks.JsonLines`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        every: int = 100,
+        *,
+        out: str | os.PathLike[str] | Sink | Iterable[str | os.PathLike[str] | Sink] | None = "monitor.jsonl",
+        exact_every: int | None = None,
+        exact_steps: Collection[int] = (),
+        exact: str | Sequence[str] = "*",
+        kinds: Collection[str] = KINDS,
+        rank_ratio: float = RANK_RATIO,
+        alarm: Rule | Literal["default"] | None = "default",
+        steps_taken: int = 0,
+    ) -> None:
+        _check("every", every, 1)
+        _check("steps_taken", steps_taken, 0)
+        if exact_every is not None:
+            _check("exact_every", exact_every, 1)
+        for kind in kinds:
+            if kind not in KINDS:
+                raise ValueError(f"kind {kind!r}: expected some of {', '.join(map(repr, KINDS))}")
+        if not 0 < rank_ratio <= 1:
+            raise ValueError(f"rank_ratio={rank_ratio!r}: expected a share above 0, at most 1")
+        if alarm is not None and alarm != "default" and not callable(alarm):
+            raise ValueError(f"alarm={alarm!r}: expected a callable, None or 'default'")
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"cannot watch a {type(optimizer).__name__}: expected a torch.optim.Optimizer")
+        self.every, self.exact_every = every, exact_every
+        self.exact_steps = frozenset(exact_steps)
+        self.kinds, self.rank_ratio = tuple(kinds), rank_ratio
+        self.alarm: Rule | None = Alarm() if alarm == "default" else alarm
+        self.steps_taken = steps_taken
+        self.last: Record | None = None
+        """The last record, on the process that writes."""
+        self._model, self._optimizer = model, optimizer
+        self._patterns = [exact] if isinstance(exact, str) else list(exact)
+        self._skips = Skips(optimizer)
+        self._norms: dict[Subject, Tensor] = {}
+        self._reduced_later: list[Subject] = []
+        self._measurement: Measurement | None = None
+        self._seconds = 0.0
+        self._held: list[tuple[Tensor, bool]] = []
+        self._gradient_hooks: list[Any] = []
+        self._bind()
+        for pattern in self._patterns:
+            if not any(fnmatchcase(name, pattern) for name in self.names):
+                raise ValueError(f"exact pattern {pattern!r} matches no matrix: expected some of {_some(self.names)}")
+        self.writes = not _distributed() or dist.get_rank() == 0
+        """Whether this process is the one that writes."""
+        self._sinks = _sinks(out) if self.writes else []
+        self._step_hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all matrices that are watched."""
+        return [name for subject in self._subjects for name in subject.names]
+
+    # -- State ---------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps, skips and trends as plain values, for a checkpoint; on ranks of sharded parameters, called by all."""
+        self._read_watch()
+        rule: Any = self.alarm
+        alarm = rule.state_dict() if hasattr(rule, "state_dict") else None
+        return {"steps_taken": self.steps_taken, "skips": self._skips.state_dict(), "alarm": alarm}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where :meth:`state_dict` was called."""
+        self.steps_taken = int(state["steps_taken"])
+        self._skips.load_state_dict(state["skips"])
+        rule: Any = self.alarm
+        if state["alarm"] is not None and hasattr(rule, "load_state_dict"):
+            rule.load_state_dict(state["alarm"])
+
+    def close(self) -> None:
+        """Remove all hooks and close the sinks; ranks of sharded parameters do so together. Safe to call again."""
+        if not self._step_hooks:
+            return
+        self._read_watch()
+        for hook in (*self._step_hooks, *self._gradient_hooks):
+            hook.remove()
+        self._step_hooks, self._gradient_hooks = [], []
+        for sink in self._sinks:
+            sink.close()
+
+    def __enter__(self) -> SpectralMonitor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            # After a failure ranks may not meet any more, and what was not read is lost with the step.
+            self._watch = Watch([])
+        self.close()
+
+    # -- Hooks ---------------------------------------------------------------------------------------------------------
+
+    def _bind(self) -> None:
+        """Find what there is to watch, anew where the optimizer's parameters are others than before."""
+        held = [(p, p.requires_grad) for group in self._optimizer.param_groups for p in group["params"]]
+        if len(held) == len(self._held) and all(
+            p is q and a == b for (p, a), (q, b) in zip(held, self._held, strict=True)
+        ):
+            return
+        if self._held:
+            self._read_watch()
+        self._held = held
+        self._subjects = subjects_of(self._model, self._optimizer.param_groups)
+        names = self.names
+        exact = {name for name in names if any(fnmatchcase(name, pattern) for pattern in self._patterns)}
+        self._exact = exact
+        mine = [subject for subject in self._subjects if subject.team is not None or _first()]
+        self._mine = mine
+        self._watch = Watch(mine if self.alarm is not None else [])
+        for hook in self._gradient_hooks:
+            hook.remove()
+        self._gradient_hooks = []
+        self._norms.clear()
+        if "gradient" in self.kinds:
+            for subject in mine:
+                parameter: Any = subject.parameter
+                hook = parameter.register_post_accumulate_grad_hook(partial(self._on_gradient, subject))
+                self._gradient_hooks.append(hook)
+
+    def _is_measured(self, step: int) -> bool:
+        return step % self.every == 0 or self._is_exact(step)
+
+    def _is_exact(self, step: int) -> bool:
+        return step in self.exact_steps or (self.exact_every is not None and step % self.exact_every == 0)
+
+    @torch.no_grad()
+    def _on_gradient(self, subject: Subject, _: Tensor) -> None:
+        """A gradient was accumulated: on a sampled step its norm is kept, that of the last micro-batch in the end."""
+        if not self._is_measured(self.steps_taken + 1):
+            return
+        if subject.team is None and _distributed():
+            # Data parallelism sums gradients after this, at the end of the backward pass.
+            if not self._reduced_later:
+                engine = Variable._execution_engine
+                engine.queue_callback(lambda: engine.queue_callback(self._on_reduced))
+            self._reduced_later.append(subject)
+            return
+        self._norms[subject] = self._norm(subject)
+
+    @torch.no_grad()
+    def _on_reduced(self) -> None:
+        for subject in self._reduced_later:
+            self._norms[subject] = self._norm(subject)
+        self._reduced_later.clear()
+
+    def _norm(self, subject: Subject) -> Tensor:
+        start = time.perf_counter()
+        assert subject.parameter.grad is not None
+        norm = squared_norms(subject, subject.parameter.grad)
+        self._seconds += time.perf_counter() - start
+        return norm
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        start = time.perf_counter()
+        self._bind()
+        step = self.steps_taken + 1
+        self._watch.before()
+        self._measurement = None
+        if self._is_measured(step):
+            exact = self._exact if self._is_exact(step) else frozenset[str]()
+            wanted = Wanted(kinds=self.kinds, exact=exact, rank_ratio=self.rank_ratio)
+            self._measurement = Measurement(self._mine, optimizer, wanted, self._norms)
+            # A closure makes the gradients that its step uses.
+            self._closure = any(value is not None for value in (*args[1:], kwargs.get("closure")))
+            if not self._closure:
+                self._measurement.take_gradients()
+            self._measurement.take_weights()
+        self._seconds += time.perf_counter() - start
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        start = time.perf_counter()
+        step = self.steps_taken = self.steps_taken + 1
+        self._watch.after(step, optimizer.param_groups)
+        measurement, self._measurement = self._measurement, None
+        if measurement is None:
+            if len(self._watch) >= WATCH_EVERY:
+                self._read_watch()
+            return
+        if self._closure:
+            measurement.take_gradients()
+        measurement.take_step()
+        found = measurement.read()
+        self._norms.clear()
+        *earlier, now = self._watch.read() or [(step, {})]
+        self._warn(earlier)
+        record = self._record(step, found)
+        if self.alarm is not None:
+            known = {name: {**entry, **now[1].get(name, {})} for name, entry in record["parameters"].items()}
+            alerts = self._alerts(step, {**now[1], **known})
+            if alerts:
+                record["alarms"] = alerts
+        self._seconds += time.perf_counter() - start
+        record["ms"] = rounded(1000 * self._seconds) or 0.0
+        self._seconds = 0.0
+        self._send(record)
+
+    # -- Records -------------------------------------------------------------------------------------------------------
+
+    def _record(self, step: int, found: Sequence[Found]) -> Record:
+        counts = self._skips.counts(found)
+        record: Record = {
+            "step": step,
+            "skipped": sum(counts.values()),
+            "parameters": {part.name: entry_of(part, counts.get(part.subject.name, 0)) for part in found},
+            "ms": 0.0,
+        }
+        spectra = {part.name: spectra for part in found if (spectra := spectra_of(part))}
+        if spectra:
+            record["spectra"] = spectra
+        return record
+
+    def _read_watch(self) -> None:
+        self._warn(self._watch.read())
+
+    def _warn(self, steps: Iterable[tuple[int, Mapping[str, Mapping[str, float | None]]]]) -> None:
+        """Records of the steps, between measurements, that the rule warns of."""
+        for step, values in steps:
+            alerts = self._alerts(step, values)
+            if alerts:
+                self._send({"step": step, "skipped": self._skips.total, "parameters": {}, "alarms": alerts, "ms": 0.0})
+
+    def _alerts(self, step: int, values: Mapping[str, Mapping[str, float | None]]) -> list[Alert]:
+        found = self.alarm(step, values) if self.alarm is not None else None
+        blank: Alert = {
+            "parameter": "",
+            "quantity": "",
+            "value": None,
+            "trend": None,
+            "deviations": None,
+            "message": "",
+        }
+        alerts: list[Alert] = [{**blank, **alert} for alert in found or ()]  # type: ignore[typeddict-item]
+        for alert in alerts:
+            if self.writes:
+                logger.warning("%s", alert["message"])
+        return alerts
+
+    def _send(self, record: Record) -> None:
+        if not self.writes:
+            return
+        self.last = record
+        for sink in self._sinks:
+            sink(record)
+
+
+def _check(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+
+
+def _sinks(out: str | os.PathLike[str] | Sink | Iterable[str | os.PathLike[str] | Sink] | None) -> list[Sink]:
+    if out is None:
+        return []
+    if isinstance(out, str | os.PathLike):
+        return [JsonLines(out)]
+    if callable(out):
+        return [out]
+    return [sink for one in out for sink in _sinks(one)]
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _first() -> bool:
+    return not _distributed() or dist.get_rank() == 0
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    return ", ".join(map(repr, names[:limit])) + (", ..." if len(names) > limit else "")

@@ -1,0 +1,123 @@
+"""What a measurement says, as a record of plain numbers: one line of ``monitor.jsonl``."""
+
+from __future__ import annotations
+
+import math
+from typing import NotRequired, TypedDict
+
+import torch
+from torch import Tensor
+
+from spectrim.monitor.measure import Reading, read
+from spectrim.monitor.measurement import Found
+
+__all__ = ["Alert", "Record", "entry_of", "rounded", "spectra_of"]
+
+DIGITS = 6
+
+
+class Alert(TypedDict):
+    """A warning: a quantity of a parameter that left its trend. Deviations are None where the value is not finite."""
+
+    parameter: str
+    quantity: str
+    value: float | None
+    trend: float | None
+    deviations: float | None
+    message: str
+
+
+class Record(TypedDict):
+    """What every sink gets. A number that is not finite is None."""
+
+    step: int
+    """Optimizer steps taken, from 1."""
+    skipped: int
+    """Steps of single parameters that were skipped for a gradient that is not finite, in all so far."""
+    parameters: dict[str, dict[str, float | int | None]]
+    """Metrics by the name of the matrix; empty in a record that only warns."""
+    spectra: NotRequired[dict[str, dict[str, list[float | None]]]]
+    """Singular values by name and kind, descending, on exact steps."""
+    alarms: NotRequired[list[Alert]]
+    ms: float
+    """What this measurement cost."""
+
+
+def entry_of(found: Found, skipped: int) -> dict[str, float | int | None]:
+    """The metrics of one part of a parameter.
+
+    Of a stack of E matrices, norms and root mean squares are of the whole stack, the spectral norm is the largest one,
+    shares are of the whole stack's energy or singular values, and the rest are means over the matrices that have any.
+    """
+    entry: dict[str, float] = {}
+    readings = _readings(found)
+    gradient, update, weight = (readings.get(kind) for kind in ("gradient", "update", "weight"))
+    if gradient is not None:
+        scale = gradient_scale(found, gradient)
+        spectrum = _spectrum("gradient", gradient)
+        entry |= {**spectrum, "gradient_norm": math.sqrt(found.before) if found.before else spectrum["gradient_norm"]}
+        entry["gradient_spectral_norm"] *= scale
+        entry["gradient_localisation"] = _mean(gradient["largest"] / gradient["norm"])
+        entry["gradient_tail_index"] = _mean(gradient["tail_index"])
+    if update is not None:
+        entry |= _spectrum("update", update)
+        entry["update_rms"] = entry["update_norm"] / math.sqrt(math.prod(found.shape))
+    if weight is not None:
+        entry |= _spectrum("weight", weight)
+        del entry["weight_spike_share"]
+    if update is not None and weight is not None:
+        entry["update_to_weight"] = _ratio(entry["update_norm"], entry["weight_norm"])
+    if "direction" in readings and entry["update_norm"] > 0:
+        entry["above_threshold"] = float(readings["direction"]["above"].mean())
+    return {**{name: rounded(value) for name, value in entry.items()}, "skipped": skipped}
+
+
+def spectra_of(found: Found) -> dict[str, list[float | None]]:
+    """The singular values of what was measured exactly, by kind; those of a stack together."""
+    spectra: dict[str, list[float | None]] = {}
+    for kind, reading in _readings(found).items():
+        if kind != "direction" and "singular_values" in reading:
+            values = reading["singular_values"].flatten().sort(descending=True).values
+            if kind == "gradient":
+                values = values * gradient_scale(found, reading)
+            spectra[kind] = [rounded(value) for value in values.tolist()]
+    return spectra
+
+
+def gradient_scale(found: Found, gradient: Reading) -> float:
+    """By what a global clip divided the gradient since it was accumulated: it scales, and changes nothing else."""
+    now = float(gradient["energy"].sum())
+    if found.before is None or not (0 < now < math.inf and 0 < found.before < math.inf):
+        return 1.0
+    return math.sqrt(found.before / now)
+
+
+def rounded(value: float | None) -> float | None:
+    """Six significant digits, and None for what JSON has no word for."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _readings(found: Found) -> dict[str, Reading]:
+    limit = math.nan if found.mark is None else found.mark
+    return {kind: read(found.orders[kind], numbers, limit=limit) for kind, numbers in found.numbers.items()}
+
+
+def _spectrum(kind: str, reading: Reading) -> dict[str, float]:
+    energy = reading["energy"]
+    return {
+        f"{kind}_norm": math.sqrt(float(energy.sum())),
+        f"{kind}_spectral_norm": float(reading["norm"].max()),
+        f"{kind}_stable_rank": _mean(energy / reading["norm"].square()),
+        f"{kind}_spike_share": float((reading["spike"].sum() / energy.sum()).clamp_max(1.0)),
+    }
+
+
+def _mean(values: Tensor) -> float:
+    """Over the matrices of a stack that have a value."""
+    return float(torch.nanmean(values))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan

@@ -1,0 +1,200 @@
+"""Where records go: a sink is a callable on a record, with a ``close``. Several can be had at once.
+
+TensorBoard and Weights & Biases are imported when their sinks are made, so that the monitor needs torch alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from spectrim.monitor.record import Record
+
+__all__ = ["Callback", "JsonLines", "Sink", "TensorBoard", "WeightsAndBiases", "scalars"]
+
+
+class Sink(Protocol):
+    """Takes the records of one run, in the order of their steps."""
+
+    def __call__(self, record: Record) -> None:
+        """Take a record."""
+
+    def close(self) -> None:
+        """Write out what is held back. Safe to call again."""
+
+
+class Callback:
+    """Hands every record to a function.
+
+    Args:
+        function: of a record.
+    """
+
+    def __init__(self, function: Callable[[Record], object]) -> None:
+        self._function = function
+
+    def __call__(self, record: Record) -> None:
+        """Hand it on."""
+        self._function(record)
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+
+class JsonLines:
+    """Appends every record to a file as one line of JSON: the line is there whole, or not at all.
+
+    Args:
+        path: of the file. Its folder is made where it is missing.
+        resume_step: go on in a file that is there, and drop what it says of later steps; a file that is not there is
+            begun. Without it, a file that holds anything is refused.
+
+    Raises:
+        FileExistsError: the file holds something already, and ``resume_step`` is not given.
+        ValueError: what is there is no such file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, resume_step: int | None = None) -> None:
+        self.path = Path(path)
+        if resume_step is not None and resume_step < 0:
+            raise ValueError(f"resume_step={resume_step}: expected the number of steps taken, at least 0")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and self.path.stat().st_size:
+            if resume_step is None:
+                raise FileExistsError(
+                    f"{str(self.path)!r} holds records already: give another path, or "
+                    f"JsonLines({str(self.path)!r}, resume_step=...) to go on in it"
+                )
+            os.truncate(self.path, kept_bytes(self.path, resume_step))
+        # Unbuffered: what a write has not written must not be tried again on closing.
+        self._file = self.path.open("ab", buffering=0)
+
+    def __call__(self, record: Record) -> None:
+        """Append a line.
+
+        Raises:
+            OSError: the disk is full, say. The file then ends with the record before.
+        """
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except BaseException as error:
+            os.ftruncate(self._file.fileno(), end)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(self.path)
+            raise
+
+    def sync(self) -> None:
+        """Force what has been written to disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoard:
+    """Writes every number as a scalar, tagged layer/matrix/quantity so that layers stand together.
+
+    Args:
+        folder: of the event files.
+        resume_step: what earlier files of the folder say of later steps is void.
+
+    Raises:
+        ImportError: tensorboard is not installed.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, resume_step: int | None = None) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError("the TensorBoard sink needs tensorboard: pip install tensorboard") from error
+        purge = None if resume_step is None else resume_step + 1
+        self._writer: Any = cast(Any, SummaryWriter)(os.fspath(folder), purge_step=purge)
+
+    def __call__(self, record: Record) -> None:
+        """Add the scalars of a record, and its warnings as text."""
+        for tag, value in scalars(record):
+            self._writer.add_scalar(tag, value, record["step"])
+        for alert in record.get("alarms", ()):
+            self._writer.add_text("alarms", alert["message"], record["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """Logs every number to a run of Weights & Biases, under layer/matrix/quantity and over ``monitor/step``.
+
+    The axis is the monitor's own, so that it does not meet the steps of what else is logged to the run.
+
+    Args:
+        run: one that ``wandb.init`` returned, which its owner finishes; None to begin one, which ``close`` finishes.
+        options: for ``wandb.init``, such as project="..." or mode="offline".
+
+    Raises:
+        ImportError: wandb is not installed.
+    """
+
+    def __init__(self, run: Any = None, **options: Any) -> None:
+        if run is not None and options:
+            raise ValueError(f"options {sorted(options)} with a run that has begun: they are for a new one")
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError("the WeightsAndBiases sink needs wandb: pip install wandb") from error
+        self._own = run is None
+        self._wandb, self.run = wandb, run if run is not None else wandb.init(**options)
+        self.run.define_metric("monitor/step", hidden=True)
+        self.run.define_metric("monitor/*", step_metric="monitor/step")
+
+    def __call__(self, record: Record) -> None:
+        """Log the numbers of a record, and its warnings as alerts."""
+        numbers = {f"monitor/{tag}": value for tag, value in scalars(record)}
+        self.run.log({**numbers, "monitor/step": record["step"]})
+        for alert in record.get("alarms", ()):
+            self.run.alert(title=f"{alert['parameter']}: {alert['quantity']}", text=alert["message"])
+
+    def close(self) -> None:
+        """Finish the run if this sink began it."""
+        if self._own and self.run is not None:
+            self.run.finish()
+        self.run = None
+
+
+_LAYER = re.compile(r"^(.*?\.\d+)\.(.+)$")
+
+
+def scalars(record: Record) -> Iterator[tuple[str, float]]:
+    """Tags and values of all numbers of a record: "model.layers.0/mlp.up_proj.weight/gradient_norm"."""
+    yield "monitor/skipped", record["skipped"]
+    yield "monitor/ms", record["ms"]
+    for name, entry in record["parameters"].items():
+        layer = _LAYER.match(name)
+        place = f"{layer[1]}/{layer[2]}" if layer else f"outside of layers/{name}"
+        for quantity, value in entry.items():
+            if value is not None:
+                yield f"{place}/{quantity}", value
+
+
+def kept_bytes(path: Path, step: int) -> int:
+    """The length of a file's lines up to and including a step; a last line cut short by a crash is not kept."""
+    kept = 0
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            reached = json.loads(line)["step"]
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f"{str(path)!r} is no file of records: it holds the line {line[:80]!r}") from None
+        if reached > step:
+            break
+        kept += len(line) + 1
+    return kept

@@ -1,0 +1,138 @@
+"""What a monitor watches: the parameters of an optimizer that are matrices, by the names that their model gives them.
+
+A parameter is read as matrices as its param group says, else as the model says (:mod:`spectrim.optim.reading`), else
+by its dimensions. Wrappers around the model (DDP, FSDP, ``torch.compile``) do not show in names.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from spectrim.distributed.collectives import Team, team_of
+from spectrim.distributed.grid import local_sizes
+from spectrim.distributed.sharding import Sharding, sharding_of
+from spectrim.optim.entries import parameter_name
+from spectrim.optim.layout import Layout, default_layout, matrices, matrix_shapes
+from spectrim.optim.reading import read_model
+from spectrim.optim.roles import Reading, Role, sites
+from spectrim.optim.sharded import axes_of
+
+__all__ = ["Subject", "subjects_of"]
+
+
+@dataclass(eq=False)
+class Subject:
+    """A parameter that is one matrix, several, or stacks of them.
+
+    Attributes:
+        name: of the parameter.
+        parameter: itself, possibly a DTensor.
+        position: indices of its group and of itself in the group.
+        role, layout, split: how it is read.
+    """
+
+    name: str
+    parameter: Tensor
+    position: tuple[int, int]
+    role: Role
+    layout: Layout
+    split: Sequence[int] | None
+    sharding: Sharding | None = field(init=False, default=None)
+    team: Team | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.parameter, DTensor):
+            self.sharding = sharding_of(self.parameter, self.name)
+            self.team = team_of(self.parameter.device_mesh)
+
+    @cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """(m, n) or (E, m, n) of each of its parts."""
+        return matrix_shapes(self.parameter.shape, self.layout, self.split)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What each of its parts is called."""
+        if len(self.shapes) == 1:
+            return [self.name]
+        return [f"{self.name}[{index}]" for index in range(len(self.shapes))]
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether its first dimension counts matrices."""
+        return self.layout in ("stack", "transposed_stack")
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """What this process holds of a tensor like the parameter."""
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+    def parts(self, tensor: Tensor) -> list[Tensor]:
+        """The parts of a whole tensor like the parameter, or of one matrix of its stack."""
+        layout = self.layout
+        if self.is_stack and tensor.ndim == 2:
+            layout = "matrix" if layout == "stack" else "transposed"
+        return matrices(tensor, layout, self.split)
+
+    def local_parts(self, tensor: Tensor) -> list[Tensor]:
+        """What this process holds of each part, of a local tensor."""
+        if self.sharding is None or self.team is None:
+            return self.parts(tensor)
+        (whole,) = matrices(tensor, self.layout)
+        ends = [0]
+        for shape in self.shapes:
+            ends.append(ends[-1] + shape[-2])
+        rows = list(itertools.pairwise(ends))
+        sizes = local_sizes(self.sharding, axes_of(self.layout, tensor.ndim), rows, self.team.member)
+        return list(torch.split(whole, sizes, dim=-2))
+
+    @property
+    def counts(self) -> bool:
+        """Whether sums over what this process holds go into a sum over all: replicas count once."""
+        return self.sharding is None or self.team is None or self.sharding.replica[self.team.member] == 0
+
+
+def subjects_of(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> list[Subject]:
+    """Every trainable parameter of the groups that is a matrix, in the groups' order."""
+    names = _names(model)
+    readings: dict[Tensor, Reading | None] | None = None
+    found = []
+    for group_index, group in enumerate(groups):
+        for index, parameter in enumerate(group["params"]):
+            if not parameter.requires_grad or not parameter.is_floating_point() or parameter.numel() == 0:
+                continue
+            layout, role, split = group.get("layout"), group.get("role"), group.get("split")
+            if layout is None:
+                readings = _readings(model) if readings is None else readings
+                reading = readings.get(parameter)
+                if reading is not None:
+                    layout, role, split = reading.layout, reading.role, reading.split
+            layout = layout or default_layout(parameter.shape)
+            if layout == "vector":
+                continue
+            position = (group_index, index)
+            name = names.get(parameter) or parameter_name(groups, position)
+            found.append(Subject(name, parameter, position, role or "matrix", layout, split))
+    return found
+
+
+def _names(model: nn.Module) -> dict[Tensor, str]:
+    """The first name of every parameter, without what wrappers add where that leaves it unique."""
+    short: dict[Tensor, str] = {}
+    for site in sites(model):
+        short.setdefault(site.parameter, ".".join((*site.path, site.leaf)))
+    taken = list(short.values())
+    full: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {p: name if taken.count(name) == 1 else full.get(p, name) for p, name in short.items()}
+
+
+def _readings(model: nn.Module) -> dict[Tensor, Reading | None]:
+    readings = read_model(model)
+    return {parameter: readings.get(name) for name, parameter in model.named_parameters()}

@@ -1,0 +1,133 @@
+"""The metrics of a matrix, cheap and exact, against the float64 singular value decomposition, for spectra of every
+kind."""
+
+import math
+
+import pytest
+import torch
+
+from spectrim.monitor import metrics
+from spectrim.monitor.measure import Order, measure, read
+
+SHAPES = [(48, 120), (300, 40), (96, 96), (3, 5), (1, 7), (6, 1)]
+KINDS = ["noise", "power law", "spike", "cauchy"]
+
+
+def matrix(kind: str, shape: tuple[int, int]) -> torch.Tensor:
+    noise = torch.randn(shape)
+    if kind == "cauchy":
+        return noise / torch.randn(shape)
+    if kind == "noise":
+        return noise
+    U, sigma, Vh = torch.linalg.svd(noise, full_matrices=False)
+    places = torch.arange(1, len(sigma) + 1)
+    wanted = places**-0.5 if kind == "power law" else torch.where(places <= 2, 30.0, 1.0 / places)
+    return (U * wanted) @ Vh
+
+
+def values(X: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.svdvals(X.double())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_exact_metrics_are_those_of_the_singular_value_decomposition(kind, shape):
+    X = matrix(kind, shape)
+    sigma = values(X)
+    energy = X.double().square().sum()
+    rank = max(1, round(0.015 * min(shape)))
+    assert torch.allclose(metrics.singular_values(X), sigma, rtol=1e-6, atol=float(1e-7 * sigma[0]))
+    assert torch.allclose(metrics.spectral_norm(X, exact=True), sigma[0])
+    assert torch.allclose(metrics.stable_rank(X, exact=True), energy / sigma[0] ** 2)
+    assert torch.allclose(metrics.spike_share(X, exact=True), sigma[:rank].square().sum() / energy)
+    assert torch.allclose(metrics.localisation(X, exact=True), X.abs().max() / sigma[0])
+    for share in (0.2, 0.5, 0.9):
+        threshold = float(sigma[min(len(sigma) - 1, int(share * len(sigma)))]) * 0.999
+        assert metrics.share_above(X, threshold, exact=True) == (sigma > threshold).double().mean()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_cheap_metrics_are_near_the_exact_ones_and_nearer_where_a_spectrum_decays(kind, shape):
+    X = matrix(kind, shape)
+    near = 0.02 if kind == "noise" else 1e-4
+    norm = metrics.spectral_norm(X) / values(X)[0]
+    assert 1 - near <= norm <= 1 + 1e-6
+    share, exact = metrics.spike_share(X), metrics.spike_share(X, exact=True)
+    assert (1 - 3 * near) * exact <= share <= exact * (1 + 1e-6)
+    assert metrics.stable_rank(X) == pytest.approx(float(metrics.stable_rank(X, exact=True)), rel=2.5 * near)
+    assert metrics.localisation(X) == pytest.approx(float(metrics.localisation(X, exact=True)), rel=1.5 * near)
+
+
+def test_a_spike_of_rank_k_is_found_in_a_large_matrix():
+    X = matrix("noise", (400, 600)) + 4 * torch.randn(400, 6) @ torch.randn(6, 600)
+    assert metrics.spike_share(X) == pytest.approx(float(metrics.spike_share(X, exact=True)), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(250, 300), (900, 260)])
+@pytest.mark.parametrize("c", [0.3, 1.0, 3.0])
+def test_the_estimated_share_of_a_clipped_spectrum_is_within_three_hundredths(shape, c):
+    X = matrix("noise", shape) / 10 + matrix("spike", shape)
+    U, sigma, Vh = torch.linalg.svd(X, full_matrices=False)
+    clipped = (U * (sigma / torch.sqrt(1 + (sigma / c) ** 2))) @ Vh
+    assert float(metrics.share_above(clipped, c / math.sqrt(2))) == pytest.approx(
+        float((sigma > c).double().mean()), abs=0.03
+    )
+
+
+def test_metrics_of_a_stack_are_those_of_its_matrices():
+    stack = torch.stack([matrix(kind, (20, 33)) for kind in KINDS])
+    for metric in (metrics.spectral_norm, metrics.stable_rank, metrics.spike_share, metrics.localisation):
+        assert torch.allclose(metric(stack), torch.stack([metric(X) for X in stack]), rtol=1e-5)
+    thresholds = torch.tensor([0.5, 0.2, 3.0, 10.0])
+    one_by_one = torch.stack([metrics.share_above(X, c) for X, c in zip(stack, thresholds, strict=True)])
+    assert torch.allclose(metrics.share_above(stack, thresholds), one_by_one)
+
+
+@pytest.mark.parametrize(("tail", "expected"), [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)])
+def test_the_tail_index_is_the_exponent_of_a_pareto_tail(tail, expected):
+    X = torch.rand(600, 500).pow(-1 / tail) * torch.randn(600, 500).sign()
+    assert float(metrics.tail_index(X, exact=True)) == pytest.approx(expected, rel=0.05)
+    assert float(metrics.tail_index(X)) == pytest.approx(expected, rel=0.15)
+
+
+def test_gaussian_localisation_is_near_its_expectation():
+    m, n = 200, 300
+    expected = math.sqrt(2 * math.log(m * n)) / (math.sqrt(m) + math.sqrt(n))
+    assert float(metrics.localisation(torch.randn(m, n))) == pytest.approx(expected, rel=0.2)
+
+
+def test_zero_and_non_finite_matrices_have_numbers_or_none_but_raise_nothing():
+    assert metrics.spectral_norm(torch.zeros(4, 6)) == 0
+    assert metrics.stable_rank(torch.zeros(4, 6)).isnan()
+    stack = torch.randn(2, 8, 9)
+    stack[0, 3, 3] = math.nan
+    norms = metrics.spectral_norm(stack)
+    assert norms[0].isnan()
+    assert norms[1] == pytest.approx(float(values(stack[1])[0]), rel=1e-4)
+    assert metrics.share_above(stack, 1.0)[0].isnan()
+    assert metrics.singular_values(stack)[0].isnan().all()
+
+
+def test_metrics_draw_no_random_number_and_leave_their_argument_alone():
+    X = torch.randn(30, 40)
+    kept, state = X.clone(), torch.get_rng_state()
+    first = [metrics.spectral_norm(X), metrics.spike_share(X), metrics.share_above(X, 3.0), metrics.tail_index(X)]
+    again = [metrics.spectral_norm(X), metrics.spike_share(X), metrics.share_above(X, 3.0), metrics.tail_index(X)]
+    assert first == again
+    assert torch.equal(X, kept)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("kind", ["gradient", "momentum", "update", "direction", "weight"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_rows_of_numbers_are_as_long_as_their_order_says(kind, exact):
+    order = Order(kind, (20, 33), 2, exact)
+    X = torch.randn(3, 20, 33)
+    numbers = measure(order, X)
+    assert numbers.shape == (3, order.length)
+    reading = read(order, numbers, limit=4.0)
+    if kind == "direction":
+        assert torch.allclose(reading["above"], metrics.share_above(X, 4.0, exact=True))
+    else:
+        assert torch.allclose(reading["norm"], values(X)[:, 0], rtol=0.02)

@@ -1,0 +1,340 @@
+"""A monitor's records against float64 singular value decompositions of what went through the training loop, and that
+nothing in training knows of it."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import spectrim
+from spectrim.monitor import Callback, JsonLines
+from spectrim.optim.schedule import clip_threshold
+
+
+class Model(nn.Module):
+    """An embedding, a fused projection, a stack of experts, a norm and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(40, 24)
+        self.layers = nn.ModuleList([Block(), Block()])
+        self.norm = nn.LayerNorm(24)
+        self.lm_head = nn.Linear(24, 40, bias=False)
+
+    def forward(self, tokens):
+        x = self.embed_tokens(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return self.lm_head(self.norm(x))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv_proj = nn.Linear(24, 48)
+        self.experts = nn.Parameter(torch.randn(3, 48, 24) / 5)
+
+    def forward(self, x):
+        return x + (self.qkv_proj(x).tanh() @ self.experts).mean(0, keepdim=False) if x.ndim == 2 else x + self.mix(x)
+
+    def mix(self, x):
+        return torch.einsum("bth,eho->bto", self.qkv_proj(x).tanh(), self.experts)
+
+
+GROUPING = {
+    "split": {"*qkv_proj.weight": (24, 12, 12)},
+    "overrides": {"*experts": {"role": "matrix", "layout": "transposed_stack"}},
+}
+
+
+def setup(make=None):
+    torch.manual_seed(0)
+    model = Model()
+    groups = spectrim.param_groups(model, **GROUPING)
+    optimizer = (make or (lambda params: spectrim.AdamW(params, lr=1e-2)))(groups)
+    return model, optimizer
+
+
+def train(model, optimizer, steps, *, clip=None, micro_batches=1, start=0, after=None):
+    for number in range(start, start + steps):
+        for micro in range(micro_batches):
+            tokens = torch.randint(40, (4, 9), generator=torch.Generator().manual_seed(100 * number + micro))
+            logits = model(tokens[:, :-1])
+            nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        if after is None:
+            optimizer.step()
+        else:
+            after(number + 1, gradients, before, optimizer)
+        optimizer.zero_grad()
+
+
+def matrices_of(name, tensor):
+    """The logical matrices of a parameter of the model, by the names that a record has for them."""
+    if "qkv_proj" in name:
+        return dict(zip([f"{name}[{i}]" for i in range(3)], tensor.split((24, 12, 12)), strict=True))
+    return {name: tensor.mT if "experts" in name else tensor}
+
+
+def oracle(name, gradient, update, weight):
+    """What a record should say of one matrix or stack, from the formulas."""
+    found = {}
+    for kind, X in {"gradient": gradient, "update": update, "weight": weight}.items():
+        stack = X.double().reshape(-1, *X.shape[-2:])
+        sigma = torch.linalg.svdvals(stack)
+        energy = sigma.square().sum(-1)
+        k = max(1, round(0.015 * sigma.shape[-1]))
+        found[f"{kind}_norm"] = energy.sum().sqrt()
+        found[f"{kind}_spectral_norm"] = sigma.max()
+        found[f"{kind}_stable_rank"] = (energy / sigma[:, 0] ** 2).mean()
+        found[f"{kind}_spike_share"] = sigma[:, :k].square().sum() / energy.sum()
+    stack = gradient.double().reshape(-1, *gradient.shape[-2:])
+    norms = torch.linalg.matrix_norm(stack, ord=2)
+    found["gradient_localisation"] = (stack.abs().amax((-2, -1)) / norms).mean()
+    found["update_rms"] = update.double().square().mean().sqrt()
+    found["update_to_weight"] = found["update_norm"] / found["weight_norm"]
+    del found["weight_spike_share"]
+    return found
+
+
+def test_a_record_is_what_the_formulas_say_of_gradients_before_the_global_clip_and_of_what_moved():
+    model, optimizer = setup()
+    records, expected = [], {}
+
+    def step(number, gradients, before, optimizer):
+        optimizer.step()
+        if number == 4:
+            for name, parameter in model.named_parameters():
+                if parameter.ndim > 1:
+                    tensors = (gradients[name], parameter.detach().double() - before[name], parameter.detach())
+                    for part in zip(*(matrices_of(name, tensor).items() for tensor in tensors), strict=True):
+                        expected[part[0][0]] = oracle(part[0][0], *(X for _, X in part))
+
+    with spectrim.SpectralMonitor(model, optimizer, every=4, out=Callback(records.append)):
+        train(model, optimizer, 5, clip=0.05, after=step)
+    assert [record["step"] for record in records] == [4]
+    found = records[0]["parameters"]
+    assert found.keys() == expected.keys()
+    assert {"embed_tokens.weight", "layers.1.qkv_proj.weight[2]", "layers.0.experts", "lm_head.weight"} <= found.keys()
+    for name, quantities in expected.items():
+        for quantity, value in quantities.items():
+            assert found[name][quantity] == pytest.approx(float(value), rel=5e-3), (name, quantity)
+        assert found[name]["gradient_tail_index"] > 0
+        assert found[name]["skipped"] == 0
+        assert found[name].keys() == {*quantities, "gradient_tail_index", "skipped"}
+
+
+def test_exact_steps_hold_the_singular_values_of_the_names_asked_for():
+    model, optimizer = setup()
+    records, expected = [], {}
+
+    def step(number, gradients, before, optimizer):
+        optimizer.step()
+        name = "lm_head.weight"
+        weight = model.lm_head.weight.detach()
+        expected[number] = {
+            "gradient": gradients[name],
+            "momentum": optimizer.state[model.lm_head.weight]["exp_avg"].clone(),
+            "update": weight.double() - before[name],
+            "weight": weight.clone(),
+        }
+
+    monitor = spectrim.SpectralMonitor(
+        model, optimizer, 2, out=Callback(records.append), exact_every=4, exact_steps=[3], exact="lm_head*"
+    )
+    train(model, optimizer, 4, clip=0.05, after=step)
+    monitor.close()
+    assert [(record["step"], list(record.get("spectra", {}))) for record in records] == [
+        (2, []),
+        (3, ["lm_head.weight"]),
+        (4, ["lm_head.weight"]),
+    ]
+    for record in records[1:]:
+        for kind, X in expected[record["step"]].items():
+            sigma = torch.linalg.svdvals(X.double())
+            got = torch.tensor(record["spectra"]["lm_head.weight"][kind], dtype=torch.float64)
+            assert torch.allclose(got, sigma, rtol=1e-4, atol=float(1e-6 * sigma[0])), kind
+        exact = record["parameters"]["lm_head.weight"]
+        sigma = torch.linalg.svdvals(expected[record["step"]]["gradient"].double())
+        assert exact["gradient_spectral_norm"] == pytest.approx(float(sigma[0]), rel=1e-5)
+
+
+CLIPPED = {
+    "soft": lambda params: spectrim.AdamW(params, lr=1e-2, clip=3.0, clip_scope="all", weight_decay=0.5),
+    "hard": lambda params: spectrim.AdamW(params, lr=1e-2, clip=3.0, clip_form="hard", clip_scope="all"),
+    "warm-up": lambda params: spectrim.AdamW(
+        params, lr=1e-3, peak_lr=1e-2, clip=0.3, warmup_steps=10, clip_scope="all"
+    ),
+    "wrapper": lambda params: spectrim.SpectralClipping(
+        torch.optim.AdamW(params, lr=1e-2, weight_decay=0.5), clip=3.0, clip_scope="all"
+    ),
+}
+
+
+@pytest.mark.parametrize("recipe", CLIPPED)
+@pytest.mark.parametrize("exact", [(), (3,)])
+def test_the_share_above_the_threshold_is_that_of_the_direction_before_its_clip(recipe, exact, monkeypatch):
+    """The direction is taken where the optimizer clips it."""
+    seen, thresholds = [], []
+    clip = "hard_clip" if recipe == "hard" else "soft_clip"
+    original = getattr(spectrim.optim.shaping, clip)
+
+    def spied(X, threshold, **options):
+        seen.extend((matrix, float(threshold)) for matrix in X.clone().flatten(0, -3).double())
+        return original(X, threshold, **options)
+
+    monkeypatch.setattr(spectrim.optim.shaping, clip, spied)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 50, bias=False), nn.Tanh(), nn.Linear(50, 20, bias=False))
+    optimizer = CLIPPED[recipe]([{"params": list(model.named_parameters())}])
+    records = []
+    monitor = spectrim.SpectralMonitor(model, optimizer, 3, out=Callback(records.append), exact_steps=exact)
+    for _ in range(3):
+        seen.clear()
+        thresholds.append(clip_threshold(optimizer.param_groups[0]))
+        model(torch.randn(16, 30)).square().mean().backward()
+        optimizer.step()
+    monitor.close()
+    by_shape = {tuple(X.shape): (torch.linalg.svdvals(X) > c).double().mean() for X, c in seen}
+    for name, shape in {"0.weight": (50, 30), "2.weight": (20, 50)}.items():
+        share = float(by_shape[shape])
+        assert 0 < share < 1
+        assert records[0]["parameters"][name]["above_threshold"] == pytest.approx(share, abs=1e-6)
+
+
+def test_where_nothing_is_clipped_there_is_no_share_above_a_threshold():
+    for make in (None, lambda params: spectrim.Muon(params), lambda params: torch.optim.SGD(params, lr=0.1)):
+        model, optimizer = setup(make)
+        with spectrim.SpectralMonitor(model, optimizer, 1, out=None) as monitor:
+            train(model, optimizer, 1)
+        assert not any("above_threshold" in entry for entry in monitor.last["parameters"].values())
+
+
+OPTIMIZERS = {
+    "adamw+clip": lambda params: spectrim.AdamW(params, lr=1e-2, clip=1.0, clip_scope="all"),
+    "spectra": lambda params: spectrim.Spectra(params, lr=1e-2),
+    "wrapper": lambda params: spectrim.SpectralClipping(torch.optim.AdamW(params, lr=1e-2)),
+    "torch": lambda params: torch.optim.SGD(params, lr=1e-2, momentum=0.9, foreach=False),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_training_is_the_same_to_the_bit_with_a_monitor_and_without(name):
+    found = []
+    for watched in (False, True):
+        model, optimizer = setup(OPTIMIZERS[name])
+        state = torch.get_rng_state()
+        if watched:
+            monitor = spectrim.SpectralMonitor(model, optimizer, 2, out=None, exact_every=3)
+        train(model, optimizer, 7, clip=0.1, micro_batches=2)
+        assert torch.equal(state, torch.get_rng_state())
+        found.append((model.state_dict(), optimizer.state_dict()))
+        if watched:
+            monitor.close()
+    plain, seen = found
+    assert all(torch.equal(plain[0][key], seen[0][key]) for key in plain[0])
+    for index, state in plain[1]["state"].items():
+        assert state.keys() == seen[1]["state"][index].keys()
+        assert all(
+            torch.equal(torch.as_tensor(v), torch.as_tensor(seen[1]["state"][index][k])) for k, v in state.items()
+        )
+    assert repr(plain[1]["param_groups"]) == repr(seen[1]["param_groups"])
+
+
+def test_after_closing_no_hook_is_left():
+    model, optimizer = setup()
+    monitor = spectrim.SpectralMonitor(model, optimizer, 1, out=None)
+    monitor.close()
+    monitor.close()
+    train(model, optimizer, 1)
+    assert monitor.last is None
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
+
+
+def test_a_watched_model_can_be_copied_and_saved(tmp_path):
+    model, optimizer = setup()
+    with spectrim.SpectralMonitor(model, optimizer, 1, out=None):
+        copied = copy.deepcopy(model)
+        torch.save(model, tmp_path / "model.pt")
+    assert torch.equal(copied.lm_head.weight, model.lm_head.weight)
+
+
+def test_the_norm_of_an_accumulated_gradient_is_that_of_the_last_micro_batch():
+    model, optimizer = setup()
+    norms = []
+
+    def step(number, gradients, before, optimizer):
+        norms.append(gradients["lm_head.weight"].norm())
+        optimizer.step()
+
+    with spectrim.SpectralMonitor(model, optimizer, 1, out=None) as monitor:
+        train(model, optimizer, 1, clip=1e-3, micro_batches=3, after=step)
+    assert monitor.last["parameters"]["lm_head.weight"]["gradient_norm"] == pytest.approx(float(norms[0]), rel=1e-5)
+
+
+def test_records_are_lines_of_a_file_and_a_resumed_run_writes_what_an_uninterrupted_one_does(tmp_path):
+    def lines(path):
+        return [{k: v for k, v in json.loads(line).items() if k != "ms"} for line in path.read_text().splitlines()]
+
+    model, optimizer = setup()
+    with spectrim.SpectralMonitor(model, optimizer, 2, out=tmp_path / "straight.jsonl"):
+        train(model, optimizer, 8)
+
+    model, optimizer = setup()
+    monitor = spectrim.SpectralMonitor(model, optimizer, 2, out=tmp_path / "resumed.jsonl")
+    train(model, optimizer, 5)
+    saved = copy.deepcopy([model.state_dict(), optimizer.state_dict(), monitor.state_dict()])
+    train(model, optimizer, 2, start=5)
+    monitor.close()
+
+    model, optimizer = setup()
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    sink = JsonLines(tmp_path / "resumed.jsonl", resume_step=5)
+    assert [line["step"] for line in lines(sink.path)] == [2, 4]
+    with spectrim.SpectralMonitor(model, optimizer, 2, out=sink) as monitor:
+        monitor.load_state_dict(saved[2])
+        train(model, optimizer, 3, start=5)
+    assert [line["step"] for line in lines(sink.path)] == [2, 4, 6, 8]
+    assert lines(sink.path) == lines(tmp_path / "straight.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, "every=0"),
+        ({"exact": "*nothing*"}, "'.nothing.' matches no matrix.*embed_tokens"),
+        ({"kinds": ("gradients",)}, "'gradients'.*'gradient', 'momentum', 'update', 'weight'"),
+        ({"exact_every": -1}, "exact_every=-1"),
+        ({"rank_ratio": 0.0}, "rank_ratio=0.0"),
+        ({"alarm": 5}, "alarm=5"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(options, message):
+    model, optimizer = setup()
+    with pytest.raises(ValueError, match=message):
+        spectrim.SpectralMonitor(model, optimizer, **{"out": None, **options})
+
+
+def test_a_skipped_step_is_counted_and_its_numbers_are_null():
+    model, optimizer = setup()
+    with spectrim.SpectralMonitor(model, optimizer, 1, out=None) as monitor:
+        for bad in (False, True):
+            model(torch.randint(40, (2, 5))).square().mean().backward()
+            if bad:
+                model.lm_head.weight.grad[0, 0] = math.nan
+            optimizer.step()
+    entry = monitor.last["parameters"]["lm_head.weight"]
+    assert monitor.last["skipped"] == entry["skipped"] == 1
+    assert entry["gradient_spectral_norm"] is None
+    assert entry["update_norm"] == 0
+    assert monitor.last["parameters"]["embed_tokens.weight"]["skipped"] == 0
+    json.dumps(monitor.last, allow_nan=False)
