@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from monitor_records import record, write_records
 from spectrim.cli import main
 from spectrim.lab.compare import CompareConfig, compare
 from spectrim.lab.config import SharedConfig, TrainConfig, toml
@@ -226,6 +227,36 @@ def test_what_is_no_study_or_no_page_is_refused_and_left_alone(
     assert not (tmp_path / "new.html").exists()
 
 
+NAMES = ["model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight", f"model.layers.1.{INJECTED}.weight"]
+
+
+def monitored(step: int, recipe: int) -> dict[str, Any]:
+    """A record of one of two recipes, exact at every 20th step."""
+    made = record(step, [*NAMES, "lm_head.weight"], exact=NAMES if step % 20 == 0 else None, seed=recipe, clips=True)
+    if "spectra" in made:
+        made["spectra"]["lm_head.weight"] = {"weight": [1.0, 0.5]}
+    return made
+
+
+def spectrum_of(step: int, kind: str) -> list[float]:
+    """Of the matrix that is shown at first, of the first recipe."""
+    found: list[float] = monitored(step, 0)["spectra"][NAMES[1]][kind]
+    return found
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of two runs that were measured, after steps 10 to 40."""
+    recipes = {"adamw": entry([5.0, 4.0]), "muon": entry([5.0, 3.9])}
+    folder = stored(tmp_path_factory.mktemp("measured") / "runs", results(recipes))
+    for index, recipe in enumerate(recipes):
+        (folder / recipe / "seed-0").mkdir(parents=True)
+        file = folder / recipe / "seed-0" / "monitor.jsonl"
+        write_records(file, [monitored(step, index) for step in (10, 20, 30, 40)])
+    report([folder], folder / "report.html")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory: pytest.TempPathFactory, text_folder: Path, cache_dir: Path) -> Path:
     """A comparison with two seeds, in a folder with a wild name."""
@@ -310,9 +341,13 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def opened(browser: Any, comparison: Path) -> Any:
     """The page of the comparison, drawn."""
+    return open_page(browser, comparison / "report.html")
+
+
+def open_page(browser: Any, page: Path) -> Any:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    browser.get((comparison / "report.html").as_uri())
+    browser.get(page.as_uri())
     drawn = "return [...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.trace, .point'))"
     WebDriverWait(browser, 60).until(lambda page: page.execute_script(drawn))
     return browser
@@ -379,6 +414,73 @@ def test_in_a_browser_switches_hide_recipes_and_change_axes(opened: Any) -> None
     # Evaluations at 32 to 128 tokens.
     ticks = "[...document.querySelector('.plot').querySelectorAll('.xtick')].map(tick => tick.textContent)"
     wait_for(opened, f"{ticks}.filter(Boolean)", ["50", "100"])
+
+
+FIGURE = "[...document.querySelectorAll('figure')].find(it => it.querySelector('input[type=range]'))"
+ORDINATES = f"{FIGURE}.querySelector('.plot').data[0].y"
+
+
+@pytest.fixture
+def measured_page(browser: Any, measured: Path) -> Any:
+    """The page of runs with a monitor, drawn."""
+    return open_page(browser, measured / "report.html")
+
+
+def test_in_a_browser_slider_and_menus_change_curves_and_numbers(measured_page: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    figure = measured_page.execute_script(f"return {FIGURE}")
+    slider = figure.find_element(By.CSS_SELECTOR, "input[type=range]")
+    last = spectrum_of(40, "gradient")
+    assert measured_page.execute_script(f"return {ORDINATES}[0]") == pytest.approx(last[0], rel=1e-3)
+    slider.send_keys(Keys.ARROW_LEFT)
+    earlier = spectrum_of(20, "gradient")
+    wait_for(measured_page, f"Math.abs({ORDINATES}[0] / {earlier[0]} - 1) < 1e-3", True)
+    assert slider.get_attribute("aria-valuetext") == "step 20"
+    row = "querySelector('tbody tr').textContent.trim()"
+    assert measured_page.execute_script(f"return {FIGURE}.{row}").startswith(f"1{float(f'{earlier[0]:.3g}')}")
+    matrix, kind = figure.find_elements(By.CSS_SELECTOR, "select")
+    kind.send_keys("wei")
+    weights = spectrum_of(20, "weight")
+    wait_for(measured_page, f"Math.abs({ORDINATES}[0] / {weights[0]} - 1) < 1e-3", True)
+    said = f"{FIGURE}.querySelector('.chosen').textContent"
+    assert measured_page.execute_script(f"return {said}") == "layer 1 · mlp.up_proj, weight, step 20"
+    matrix.send_keys("layer 0 · mlp")
+    wait_for(measured_page, f"{said}.startsWith('layer 0 · mlp')", True)
+    title = f"{FIGURE}.querySelector('.ytitle').textContent"
+    wait_for(measured_page, title, "singular values of the weights")
+    shown = f"{FIGURE}.querySelectorAll('.scatterlayer .trace').length"
+    before = measured_page.execute_script(f"return {shown}")
+    press(measured_page, "input[data-recipe='1']")
+    wait_for(measured_page, f"{shown} < {before}", True)
+    assert [line for line in measured_page.get_log("browser") if line["level"] != "INFO"] == []
+
+
+def test_in_a_browser_names_of_matrices_stay_text_and_what_is_missing_says_so(measured_page: Any) -> None:
+    from selenium.webdriver.common.by import By
+
+    assert INJECTED in measured_page.execute_script(f"return {FIGURE}.querySelector('select').textContent")
+    figure = measured_page.execute_script(f"return {FIGURE}")
+    figure.find_elements(By.CSS_SELECTOR, "select")[0].send_keys("lm_head")
+    wait_for(measured_page, f"{FIGURE}.querySelector('.chosen').textContent.endsWith(': not measured')", True)
+    assert measured_page.execute_script("return document.scripts.length") == 3
+    assert not measured_page.title.startswith("owned")
+
+
+def test_in_a_browser_paper_has_the_last_stage_and_the_screen_its_own_again(measured_page: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    slider = measured_page.execute_script(f"return {FIGURE}").find_element(By.CSS_SELECTOR, "input[type=range]")
+    slider.send_keys(Keys.HOME)
+    said = f"{FIGURE}.querySelector('.chosen').textContent"
+    wait_for(measured_page, f"{said}.endsWith('step 20')", True)
+    on_paper = f"window.addEventListener('beforeprint', () => {{ window.said = {said} }})"
+    measured_page.execute_script(on_paper)
+    measured_page.execute_cdp_cmd("Page.printToPDF", {})
+    assert measured_page.execute_script("return window.said").endswith("step 40")
+    wait_for(measured_page, f"{said}.endsWith('step 20')", True)
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -1,5 +1,5 @@
-// Draws the figures of a report page, and answers its switches. Every switch is a checkbox, so that the keyboard works
-// as it does everywhere.
+// Draws the figures of a report page, and answers its switches, menus and sliders. All of them are the browser's own, so
+// that the keyboard works as it does everywhere.
 (() => {
   "use strict";
   const drawings = JSON.parse(document.getElementById("drawings").textContent);
@@ -56,8 +56,55 @@
     });
   }
 
-  // A browser keeps checkboxes over a reload; the figures begin anew.
+  // What a figure shows by its menus and sliders, whose values are places in their lists of options.
+  const controls = (id) => [...document.querySelectorAll(`[data-choice="${id}"]`)];
+  const nothing = { text: "not measured", xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false };
+  const place = (control) => (control.type === "range" ? Number(control.value) : control.selectedIndex);
+
+  function choose(id) {
+    const { options, frames, places, axes, tabled } = drawings[id].choices;
+    const chosen = controls(id).map(place);
+    const words = chosen.map((index, control) => options[control][index]);
+    for (const [index, control] of controls(id).entries()) {
+      if (control.type !== "range") continue;
+      control.setAttribute("aria-valuetext", words[index]);
+      control.nextElementSibling.textContent = words[index];
+    }
+    const frame = frames[chosen.join("-")];
+    const curves = frame?.curves ?? drawings[id].data.map(() => null);
+    const known = curves.some(Boolean);
+    box(`${id}-chosen`).textContent = words.join(", ") + (known ? "" : ": not measured");
+    const x = curves.map((curve) => (curve ? places[curve[0]] : []));
+    const y = curves.map((curve) => (curve ? curve[1] : []));
+    const axis = frame ? Object.entries(axes[frame.axis]).map(([key, value]) => [`yaxis.${key}`, value]) : [];
+    Plotly.update(box(id), { x, y }, { ...Object.fromEntries(axis), annotations: known ? [] : [nothing] });
+    const rows = [...new Set(x.slice(0, tabled).flat())].sort((one, two) => one - two);
+    box(`${id}-numbers-table`).tBodies[0].replaceChildren(...rows.map((at) => row(at, x.slice(0, tabled), y)));
+  }
+
+  // The numbers of all curves at one place.
+  function row(at, x, y) {
+    const line = document.createElement("tr");
+    const head = document.createElement("th");
+    head.scope = "row";
+    head.textContent = at;
+    const cells = x.map((column, index) => {
+      const value = y[index][column.indexOf(at)];
+      const cell = document.createElement("td");
+      cell.textContent = value == null ? "-" : Number(value.toPrecision(3));
+      return cell;
+    });
+    line.append(head, ...cells);
+    return line;
+  }
+
+  for (const control of document.querySelectorAll("[data-choice]")) {
+    control.addEventListener("input", () => choose(control.dataset.choice));
+  }
+
+  // A browser keeps inputs over a reload; the figures begin anew.
   for (const input of document.querySelectorAll("input[data-recipe], input[data-for]")) input.checked = input.defaultChecked;
+  for (const input of document.querySelectorAll("input[data-choice]")) input.value = input.defaultValue;
 
   if (navigator.clipboard) {
     for (const button of document.querySelectorAll("button[data-copy]")) {
@@ -70,12 +117,25 @@
     }
   }
 
-  // Paper is narrower than most screens: A4 and Letter both hold this width.
+  // Paper is narrower than most screens: A4 and Letter both hold this width, or two small figures.
   const paper = 660;
+  const column = 314;
+  const sliders = [...document.querySelectorAll("input[data-choice]")];
+  // A slider stands at its end on paper.
+  const slide = (value) => {
+    for (const slider of sliders) {
+      slider.value = value(slider);
+      choose(slider.dataset.choice);
+    }
+  };
+  let before;
   addEventListener("beforeprint", () => {
-    for (const id of Object.keys(drawings)) Plotly.relayout(box(id), { width: paper });
+    before = new Map(sliders.map((slider) => [slider, slider.value]));
+    slide((slider) => slider.max);
+    for (const id of Object.keys(drawings)) Plotly.relayout(box(id), { width: box(id).closest(".pair") ? column : paper });
   });
   addEventListener("afterprint", () => {
+    slide((slider) => before.get(slider));
     for (const id of Object.keys(drawings)) Plotly.relayout(box(id), { width: null, autosize: true });
   });
 })();

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -17,7 +17,21 @@ from typing import Any, ClassVar
 
 from spectrim.lab.files import finite, write_text
 
-__all__ = ["MARK", "Figure", "Listing", "Note", "Part", "Section", "Swatch", "Table", "render", "write_page"]
+__all__ = [
+    "MARK",
+    "Choices",
+    "Control",
+    "Figure",
+    "Frame",
+    "Listing",
+    "Note",
+    "Part",
+    "Section",
+    "Swatch",
+    "Table",
+    "render",
+    "write_page",
+]
 
 MARK = '<meta name="generator" content="spectrim report">'
 """Stands in every page, and in no file that a user wrote."""
@@ -38,6 +52,69 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Control:
+    """A menu of what a figure can show, or a slider over it."""
+
+    label: str
+    options: Sequence[str]
+    start: int = 0
+    """The option that is shown at first. In print it is what a menu says, and the last of a slider."""
+    slider: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What a figure shows at one choice of its controls."""
+
+    curves: Sequence[tuple[Sequence[float], Sequence[float | None]] | None]
+    """Horizontal and vertical places of every trace of the drawing; None for one that has none here."""
+    axis: Mapping[str, Any]
+    """Of plotly's vertical axis, by dotted keys; frames of a figure have the same keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """Controls of a figure, and a frame for every choice of theirs."""
+
+    controls: Sequence[Control]
+    frames: Mapping[tuple[int, ...], Frame]
+    """By the place of every control's option; where there is none, nothing was measured."""
+    tabled: int
+    """Of so many traces, the first ones, are the numbers in the table."""
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """What is shown at first."""
+        return tuple(control.start for control in self.controls)
+
+    @property
+    def words(self) -> str:
+        """What is shown at first, in words."""
+        return ", ".join(control.options[control.start] for control in self.controls)
+
+    def packed(self) -> dict[str, Any]:
+        """As the page's script reads it: places and axes that frames share stand there once."""
+        places: dict[tuple[float, ...], int] = {}
+        axes: dict[str, int] = {}
+        frames = {
+            "-".join(map(str, key)): {
+                "axis": axes.setdefault(json.dumps(finite(dict(frame.axis))), len(axes)),
+                "curves": [
+                    curve and [places.setdefault(tuple(curve[0]), len(places)), curve[1]] for curve in frame.curves
+                ],
+            }
+            for key, frame in self.frames.items()
+        }
+        return {
+            "options": [control.options for control in self.controls],
+            "frames": frames,
+            "places": list(places),
+            "axes": [json.loads(axis) for axis in axes],
+            "tabled": self.tabled,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figure:
     """A drawing of plotly, what it shows in words, and the numbers behind it.
 
@@ -47,6 +124,8 @@ class Figure:
         alt: for whoever does not see it.
         scales: axes ("x", "y") that a reader may turn logarithmic.
         close_up: the range of losses that is shown at first, where the whole one shows less.
+        choices: what else it can show; the drawing and the numbers are those of its start.
+        small: whether two of them stand side by side where there is room.
     """
 
     kind: ClassVar[str] = "figure"
@@ -57,6 +136,8 @@ class Figure:
     note: str = ""
     scales: tuple[str, ...] = ()
     close_up: tuple[float, float] | None = None
+    choices: Choices | None = None
+    small: bool = False
     height: int = 420
 
 
@@ -136,7 +217,13 @@ def render(parts: Sequence[Part]) -> str:
         if isinstance(item, Figure)
     }
     drawings = {
-        key: {**figure.drawing, "closeUp": figure.close_up, "height": figure.height} for key, figure in figures.items()
+        key: {
+            **figure.drawing,
+            "closeUp": figure.close_up,
+            "height": figure.height,
+            "choices": figure.choices and figure.choices.packed(),
+        }
+        for key, figure in figures.items()
     }
     title = parts[0].title if len(parts) == 1 else f"{len(parts)} studies: {', '.join(part.title for part in parts)}"
     return environment.get_template("page.html.j2").render(
@@ -148,7 +235,7 @@ def render(parts: Sequence[Part]) -> str:
         style=Markup(resource("page.css")),
         scripts=[Markup(script) for script in scripts],
         # Within a script element no entity is read: "<" must not stand there at all.
-        drawings=Markup(json.dumps(finite(drawings), allow_nan=False).replace("<", "\\u003c")),
+        drawings=Markup(json.dumps(finite(drawings), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")),
     )
 
 

@@ -14,9 +14,11 @@ from spectrim.lab.architecture import name_of
 from spectrim.lab.config import toml
 from spectrim.lab.errors import LabError
 from spectrim.lab.headline import comparison_headline, cost_of, sweep_headline
+from spectrim.lab.measurements import Course, read_measurements
 from spectrim.lab.page import Listing, Note, Part, Section, Table
 from spectrim.lab.page_curves import loss_figure
 from spectrim.lab.page_figures import cost_figures, rate_figure, swatches, target_figure
+from spectrim.lab.page_spectra import spectra_section
 from spectrim.lab.plan import build_on_meta
 from spectrim.lab.recipes import build_optimizer, parse_recipe
 from spectrim.lab.report import (
@@ -131,6 +133,16 @@ def winners(study: Study) -> Section:
     return Section(title="Winners", items=items)
 
 
+def spectra(study: Study) -> Section | None:
+    runs = {recipe: study.run(recipe) for recipe in study.summary["recipes"]}
+    return spectra_section(
+        [
+            Course(name=recipe, index=index, records=read_measurements(run.monitor_file) if run else ())
+            for index, (recipe, run) in enumerate(runs.items())
+        ]
+    )
+
+
 def configuration(study: Study) -> Section:
     config = study.summary["config"]
     facts = {
@@ -199,7 +211,7 @@ def reproduction(study: Study) -> Section:
 
 
 SECTIONS: dict[str, list[Callable[[Study], Section | None]]] = {
-    "compare": [loss, target, cost, numbers, configuration, plan, reproduction],
-    "sweep": [rates, winners, configuration, plan, reproduction],
+    "compare": [loss, target, cost, spectra, numbers, configuration, plan, reproduction],
+    "sweep": [rates, winners, spectra, configuration, plan, reproduction],
 }
 """By the command that wrote a study."""

@@ -31,6 +31,11 @@ class RunFolder:
         return self.path / "log.jsonl"
 
     @property
+    def monitor_file(self) -> Path:
+        """One JSON object a measurement of :class:`spectrim.SpectralMonitor`, where the run has one."""
+        return self.path / "monitor.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """See :mod:`spectrim.lab.checkpoint`."""
         return self.path / "checkpoints"
