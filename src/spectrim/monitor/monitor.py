@@ -101,6 +101,8 @@ class SpectralMonitor:
         self.kinds, self.rank_ratio = tuple(kinds), rank_ratio
         self.alarm: Rule | None = Alarm() if alarm == "default" else alarm
         self.steps_taken = steps_taken
+        self.milliseconds = 0.0
+        """What the monitor took so far, in all."""
         self.last: Record | None = None
         """The last record, on the process that writes."""
         self._model, self._optimizer = model, optimizer
@@ -109,7 +111,7 @@ class SpectralMonitor:
         self._norms: dict[Subject, Tensor] = {}
         self._reduced_later: list[Subject] = []
         self._measurement: Measurement | None = None
-        self._seconds = 0.0
+        self._told = 0.0
         self._held: list[tuple[Tensor, bool]] = []
         self._gradient_hooks: list[Any] = []
         self._bind()
@@ -227,7 +229,7 @@ class SpectralMonitor:
         start = time.perf_counter()
         assert subject.parameter.grad is not None
         norm = squared_norms(subject, subject.parameter.grad)
-        self._seconds += time.perf_counter() - start
+        self._spend(start)
         return norm
 
     @torch.no_grad()
@@ -246,7 +248,7 @@ class SpectralMonitor:
             if not self._closure:
                 self._measurement.take_gradients()
             self._measurement.take_weights()
-        self._seconds += time.perf_counter() - start
+        self._spend(start)
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -257,6 +259,7 @@ class SpectralMonitor:
         if measurement is None:
             if len(self._watch) >= WATCH_EVERY:
                 self._read_watch()
+            self._spend(start)
             return
         if self._closure:
             measurement.take_gradients()
@@ -271,10 +274,12 @@ class SpectralMonitor:
             alerts = self._alerts(step, {**now[1], **known})
             if alerts:
                 record["alarms"] = alerts
-        self._seconds += time.perf_counter() - start
-        record["ms"] = rounded(1000 * self._seconds) or 0.0
-        self._seconds = 0.0
+        self._spend(start)
+        record["ms"], self._told = rounded(self.milliseconds - self._told) or 0.0, self.milliseconds
         self._send(record)
+
+    def _spend(self, start: float) -> None:
+        self.milliseconds += 1000 * (time.perf_counter() - start)
 
     # -- Records -------------------------------------------------------------------------------------------------------
 

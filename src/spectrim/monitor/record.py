@@ -40,7 +40,7 @@ class Record(TypedDict):
     """Singular values by name and kind, descending, on exact steps."""
     alarms: NotRequired[list[Alert]]
     ms: float
-    """What this measurement cost."""
+    """What the monitor took since the measurement before, this one included."""
 
 
 def entry_of(found: Found, skipped: int) -> dict[str, float | int | None]:
