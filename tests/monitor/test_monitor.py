@@ -4,6 +4,8 @@ nothing in training knows of it."""
 import copy
 import json
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -338,3 +340,11 @@ def test_a_skipped_step_is_counted_and_its_numbers_are_null():
     assert entry["update_norm"] == 0
     assert monitor.last["parameters"]["embed_tokens.weight"]["skipped"] == 0
     json.dumps(monitor.last, allow_nan=False)
+
+
+def test_the_example_runs(tmp_path, capsys):
+    path = Path(__file__).parents[2] / "examples" / "monitor.py"
+    runpy.run_path(str(path))["main"](tmp_path, steps=10)
+    told = capsys.readouterr().out
+    assert "step 10: " in told
+    assert all(f"{kind}: " in told for kind in ("gradient", "momentum", "update", "weight"))

@@ -92,6 +92,7 @@ class Measurement:
         optimizer: about to step.
         wanted: what to measure.
         norms: the squared norms of gradients as they were accumulated, (parts) for each subject that has one.
+        loss_scale: what the loss was multiplied by.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Measurement:
         optimizer: Optimizer,
         wanted: Wanted,
         norms: Mapping[Subject, Tensor],
+        loss_scale: float,
     ) -> None:
         self._optimizer = optimizer
         self._wanted = wanted
@@ -110,7 +112,7 @@ class Measurement:
         self._slots: dict[tuple[Subject, Kind], list[_Slot]] = {}
         self._lengths = [self._lay_out(found) for _, found in self._teams]
         self._numbers: list[Tensor] = []
-        self._norms = norms
+        self._norms, self._loss_scale = norms, loss_scale
         self._before: dict[Subject, Tensor] = {}
 
     def take_gradients(self) -> None:
@@ -216,7 +218,7 @@ class Measurement:
         for index, (name, shape) in enumerate(zip(subject.names, subject.shapes, strict=True)):
             found = Found(subject, name, shape)
             if hooked:
-                found.before = float(numbers[_HEAD * count + ahead + index])
+                found.before = float(numbers[_HEAD * count + ahead + index]) / self._loss_scale**2
             if limits:
                 found.mark = limits[index]
             for kind in self._kinds(subject):
@@ -339,14 +341,20 @@ def as_float(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def dense(grad: Tensor) -> Tensor:
+    """The gradient, that of a sparse embedding in full."""
+    return grad.to_dense() if grad.is_sparse else grad
+
+
 def squared_norms(subject: Subject, grad: Tensor) -> Tensor:
     """(parts), the squared norms of what this process holds of a gradient's parts."""
-    return torch.stack([energy(as_matrices(part)).sum() for part in subject.local_parts(subject.local(grad))])
+    local = dense(subject.local(grad))
+    return torch.stack([energy(as_matrices(part)).sum() for part in subject.local_parts(local)])
 
 
 def _gradient(subject: Subject) -> Tensor | None:
     grad = subject.parameter.grad
-    return None if grad is None else subject.local(grad.detach())
+    return None if grad is None else dense(subject.local(grad.detach()))
 
 
 def _rounds(subjects: Sequence[Subject], members: int) -> Iterator[list[Subject]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from types import TracebackType
@@ -61,6 +61,8 @@ class SpectralMonitor:
             "weight".
         rank_ratio: the share of directions that are called the spike.
         alarm: the rule that warns: an :class:`~spectrim.monitor.alarm.Alarm`, any callable like it, or None.
+        loss_scale: what losses are multiplied by before the backward pass, such as ``scaler.get_scale``; metrics are of
+            gradients without it.
         steps_taken: steps that the optimizer has taken before.
 
     Raises:
@@ -81,6 +83,7 @@ class SpectralMonitor:
         kinds: Collection[str] = KINDS,
         rank_ratio: float = RANK_RATIO,
         alarm: Rule | Literal["default"] | None = "default",
+        loss_scale: Callable[[], float] | None = None,
         steps_taken: int = 0,
     ) -> None:
         _check("every", every, 1)
@@ -94,6 +97,7 @@ class SpectralMonitor:
             raise ValueError(f"rank_ratio={rank_ratio!r}: expected a share above 0, at most 1")
         if alarm is not None and alarm != "default" and not callable(alarm):
             raise ValueError(f"alarm={alarm!r}: expected a callable, None or 'default'")
+        optimizer = _innermost(optimizer)
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"cannot watch a {type(optimizer).__name__}: expected a torch.optim.Optimizer")
         self.every, self.exact_every = every, exact_every
@@ -105,7 +109,7 @@ class SpectralMonitor:
         """What the monitor took so far, in all."""
         self.last: Record | None = None
         """The last record, on the process that writes."""
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizer, self._loss_scale = model, optimizer, loss_scale
         self._patterns = [exact] if isinstance(exact, str) else list(exact)
         self._skips = Skips(optimizer)
         self._norms: dict[Subject, Tensor] = {}
@@ -242,7 +246,8 @@ class SpectralMonitor:
         if self._is_measured(step):
             exact = self._exact if self._is_exact(step) else frozenset[str]()
             wanted = Wanted(kinds=self.kinds, exact=exact, rank_ratio=self.rank_ratio)
-            self._measurement = Measurement(self._mine, optimizer, wanted, self._norms)
+            scale = 1.0 if self._loss_scale is None else float(self._loss_scale())
+            self._measurement = Measurement(self._mine, optimizer, wanted, self._norms, scale)
             # A closure makes the gradients that its step uses.
             self._closure = any(value is not None for value in (*args[1:], kwargs.get("closure")))
             if not self._closure:
@@ -328,6 +333,13 @@ class SpectralMonitor:
         self.last = record
         for sink in self._sinks:
             sink(record)
+
+
+def _innermost(optimizer: Any) -> Any:
+    """The optimizer that takes the steps: the one inside of wrappers such as accelerate's, whose hooks never run."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
 
 
 def _check(name: str, value: object, least: int) -> None:

@@ -29,8 +29,8 @@ __all__ = [
 
 #: Columns of a block beyond the rank asked for.
 OVERSAMPLING = 4
-#: Blocks of a Krylov space, at most; of pure noise they leave 1 % of the norm and 2 % of the spike's energy unseen.
-DEPTH = 5
+#: Blocks of a Krylov space, at most; of pure noise they miss 1 % of the norm and 2 % of the spike's energy.
+DEPTH = 6
 #: Columns of a Krylov space, at most where it has more than two blocks: the host solves an eigenproblem of this size.
 WIDTH = 200
 #: Starts and steps of the Lanczos iterations from which a share of singular values is estimated.

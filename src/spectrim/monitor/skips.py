@@ -68,7 +68,6 @@ def _read(counts: Mapping[tuple[int, int], int | Tensor]) -> dict[tuple[int, int
 
 
 def _is_unfit(part: Found) -> bool:
-    if part.before is not None:
-        return not math.isfinite(part.before)
     numbers = part.numbers.get("gradient")
-    return numbers is not None and not math.isfinite(float(numbers[:, 0].sum()))
+    seen = [] if numbers is None else [float(numbers[:, 0].sum())]
+    return not all(map(math.isfinite, seen if part.before is None else [*seen, part.before]))

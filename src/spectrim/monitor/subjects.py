@@ -77,21 +77,24 @@ class Subject:
     def parts(self, tensor: Tensor) -> list[Tensor]:
         """The parts of a whole tensor like the parameter, or of one matrix of its stack."""
         layout = self.layout
+        if layout == "flatten":
+            # Kernels in channels_last have no view as matrices.
+            return matrices(tensor.reshape(len(tensor), -1), "matrix", self.split)
         if self.is_stack and tensor.ndim == 2:
             layout = "matrix" if layout == "stack" else "transposed"
         return matrices(tensor, layout, self.split)
 
     def local_parts(self, tensor: Tensor) -> list[Tensor]:
-        """What this process holds of each part, of a local tensor."""
-        if self.sharding is None or self.team is None:
-            return self.parts(tensor)
+        """Views of what this process holds of each part, of a local tensor; kernels keep their dimensions."""
+        rows = [shape[-2] for shape in self.shapes]
+        if self.sharding is not None and self.team is not None:
+            ends = list(itertools.accumulate(rows, initial=0))
+            axes = axes_of(self.layout, tensor.ndim)
+            rows = local_sizes(self.sharding, axes, list(itertools.pairwise(ends)), self.team.member)
+        if self.layout == "flatten":
+            return list(torch.split(tensor, rows))
         (whole,) = matrices(tensor, self.layout)
-        ends = [0]
-        for shape in self.shapes:
-            ends.append(ends[-1] + shape[-2])
-        rows = list(itertools.pairwise(ends))
-        sizes = local_sizes(self.sharding, axes_of(self.layout, tensor.ndim), rows, self.team.member)
-        return list(torch.split(whole, sizes, dim=-2))
+        return list(torch.split(whole, rows, dim=-2))
 
     @property
     def counts(self) -> bool:

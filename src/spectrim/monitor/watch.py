@@ -111,7 +111,7 @@ class _Place:
             ]
             self._factors = torch.tensor(factors, dtype=torch.float64, device=device)
             self._lengths = torch.tensor([view.numel() for view in self._views], device=device)
-        return torch.cat(self._views)
+        return torch.cat([view.reshape(-1) for view in self._views])
 
     def compare(self) -> None:
         """Add the mean squares of what moved since the sample was taken."""
@@ -134,12 +134,11 @@ class _Place:
 
 
 def sampled(part: Tensor) -> Tensor:
-    """A flat view, or for want of one a copy, of entries that lie evenly over the rows and columns of (..., m, n)."""
+    """A view of entries that lie evenly over the rows and columns of (..., m, n)."""
     for view in (part, part.mT):
         if view.is_contiguous():
             return view.view(-1)[:: sample_stride(part.numel(), view.shape[-1], SAMPLE)]
-    rows, columns = part.shape[-2:]
     # A grid, for entries that no single stride reaches.
-    side = math.sqrt(max(1.0, part.numel() / SAMPLE))
-    grid = part[..., :: max(1, min(rows, int(side))), :: max(1, min(columns, int(side)))]
-    return grid.reshape(-1)
+    side = max(1, math.isqrt(max(1, part.numel() // SAMPLE)))
+    rows, columns = part.shape[-2:]
+    return part[..., :: min(rows, side), :: min(columns, side)] if part.numel() else part
