@@ -207,7 +207,11 @@ def test_the_share_above_the_threshold_is_that_of_the_direction_before_its_clip(
     for name, shape in {"0.weight": (50, 30), "2.weight": (20, 50)}.items():
         share = float(by_shape[shape])
         assert 0 < share < 1
-        assert records[0]["parameters"][name]["above_threshold"] == pytest.approx(share, abs=1e-6)
+        entry = records[0]["parameters"][name]
+        assert entry["above_threshold"] == pytest.approx(share, abs=1e-6)
+        scale = math.sqrt(max(1, shape[0] / shape[1]))
+        limit = optimizer.param_groups[0]["lr"] * float(thresholds[-1]) * scale
+        assert entry["update_limit"] == pytest.approx(limit, rel=1e-5)
 
 
 def test_where_nothing_is_clipped_there_is_no_share_above_a_threshold():
@@ -215,7 +219,9 @@ def test_where_nothing_is_clipped_there_is_no_share_above_a_threshold():
         model, optimizer = setup(make)
         with spectrim.SpectralMonitor(model, optimizer, 1, out=None) as monitor:
             train(model, optimizer, 1)
-        assert not any("above_threshold" in entry for entry in monitor.last["parameters"].values())
+        assert not any(
+            {"above_threshold", "update_limit"} & entry.keys() for entry in monitor.last["parameters"].values()
+        )
 
 
 OPTIMIZERS = {

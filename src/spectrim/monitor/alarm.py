@@ -13,10 +13,25 @@ from typing import Any
 
 from spectrim.monitor.record import Alert, rounded
 
-__all__ = ["Alarm", "Rule", "Trend"]
+__all__ = ["Alarm", "Rule", "Trend", "alerts_of"]
 
 #: Of a step and, by the name of a matrix, its "update_rms" and "lr", and on measured steps all its metrics: warnings.
 Rule = Callable[[int, Mapping[str, Mapping[str, float | None]]], Iterable[Mapping[str, Any]] | None]
+
+_BLANK: Alert = {
+    "parameter": "",
+    "quantity": "",
+    "value": None,
+    "trend": None,
+    "deviations": None,
+    "message": "",
+}
+
+
+def alerts_of(rule: Rule, step: int, values: Mapping[str, Mapping[str, float | None]]) -> list[Alert]:
+    """What a rule warns of, completed by what it leaves out."""
+    return [{**_BLANK, **alert} for alert in rule(step, values) or ()]  # type: ignore[typeddict-item]
+
 
 #: Deviations from which a value counts no further for the trend: an outlier bends it little, a new level bends it soon.
 BOUND = 3.0

@@ -37,12 +37,12 @@ class Clip:
     form: str
 
     @property
-    def mark(self) -> float | Tensor:
-        """What the step's singular values exceed if and only if the direction's exceed c.
+    def share(self) -> float:
+        """Of the limit, what the step's singular values exceed if and only if the direction's exceed c.
 
         The soft clip takes c to c/√2, and is increasing; the hard one takes all above c to c.
         """
-        return self.limit * (1 / math.sqrt(2) if self.form == "soft" else 1 - HARD_TOLERANCE)
+        return 1 / math.sqrt(2) if self.form == "soft" else 1 - HARD_TOLERANCE
 
 
 def clip_of(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, shape: tuple[int, ...]) -> Clip | None:

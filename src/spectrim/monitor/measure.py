@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -26,9 +26,10 @@ from spectrim.monitor.sketch import (
 )
 from spectrim.operators._stack import as_matrices, energy
 
-__all__ = ["Kind", "Order", "Reading", "measure", "read"]
+__all__ = ["KINDS", "Kind", "Order", "Reading", "measure", "read"]
 
 Kind = Literal["gradient", "momentum", "update", "direction", "weight"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ gradients and a copy of the weights just before the optimizer's step, updates an
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -22,11 +21,12 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.optim import Optimizer
 
-from spectrim.monitor.alarm import Alarm, Rule
-from spectrim.monitor.measurement import Found, Measurement, Wanted, squared_norms
+from spectrim.monitor.alarm import Alarm, Rule, alerts_of
+from spectrim.monitor.board import Found, on_host
+from spectrim.monitor.measurement import Measurement, Wanted, squared_norms
 from spectrim.monitor.metrics import RANK_RATIO
 from spectrim.monitor.record import Alert, Record, entry_of, rounded, spectra_of
-from spectrim.monitor.sinks import JsonLines, Sink
+from spectrim.monitor.sinks import Out, sinks_of
 from spectrim.monitor.skips import Skips
 from spectrim.monitor.subjects import Subject, subjects_of
 from spectrim.monitor.watch import Watch
@@ -76,7 +76,7 @@ class SpectralMonitor:
         optimizer: Optimizer,
         every: int = 100,
         *,
-        out: str | os.PathLike[str] | Sink | Iterable[str | os.PathLike[str] | Sink] | None = "monitor.jsonl",
+        out: Out | Iterable[Out] | None = "monitor.jsonl",
         exact_every: int | None = None,
         exact_steps: Collection[int] = (),
         exact: str | Sequence[str] = "*",
@@ -124,7 +124,7 @@ class SpectralMonitor:
                 raise ValueError(f"exact pattern {pattern!r} matches no matrix: expected some of {_some(self.names)}")
         self.writes = not _distributed() or dist.get_rank() == 0
         """Whether this process is the one that writes."""
-        self._sinks = _sinks(out) if self.writes else []
+        self._sinks = sinks_of(out) if self.writes else []
         self._step_hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -187,6 +187,7 @@ class SpectralMonitor:
             self._read_watch()
         self._held = held
         self._subjects = subjects_of(self._model, self._optimizer.param_groups)
+        self._skips.names = {subject.position: subject.name for subject in self._subjects}
         names = self.names
         exact = {name for name in names if any(fnmatchcase(name, pattern) for pattern in self._patterns)}
         self._exact = exact
@@ -245,9 +246,9 @@ class SpectralMonitor:
         self._measurement = None
         if self._is_measured(step):
             exact = self._exact if self._is_exact(step) else frozenset[str]()
-            wanted = Wanted(kinds=self.kinds, exact=exact, rank_ratio=self.rank_ratio)
             scale = 1.0 if self._loss_scale is None else float(self._loss_scale())
-            self._measurement = Measurement(self._mine, optimizer, wanted, self._norms, scale)
+            wanted = Wanted(kinds=self.kinds, exact=exact, rank_ratio=self.rank_ratio, loss_scale=scale)
+            self._measurement = Measurement(self._mine, optimizer, wanted, self._norms)
             # A closure makes the gradients that its step uses.
             self._closure = any(value is not None for value in (*args[1:], kwargs.get("closure")))
             if not self._closure:
@@ -269,11 +270,15 @@ class SpectralMonitor:
         if self._closure:
             measurement.take_gradients()
         measurement.take_step()
-        found = measurement.read()
         self._norms.clear()
-        *earlier, now = self._watch.read() or [(step, {})]
+        parts = [measurement.tensors(), self._watch.tensors(), self._skips.tensors()]
+        # All that this step needs of the device, in one read.
+        hosts = iter(on_host([tensor for part in parts for tensor in part]))
+        numbers, watched, skips = ([next(hosts) for _ in part] for part in parts)
+        found = measurement.read(numbers)
+        *earlier, now = self._watch.read(watched) or [(step, {})]
         self._warn(earlier)
-        record = self._record(step, found)
+        record = self._record(step, found, self._skips.counts(found, skips))
         if self.alarm is not None:
             known = {name: {**entry, **now[1].get(name, {})} for name, entry in record["parameters"].items()}
             alerts = self._alerts(step, {**now[1], **known})
@@ -288,8 +293,7 @@ class SpectralMonitor:
 
     # -- Records -------------------------------------------------------------------------------------------------------
 
-    def _record(self, step: int, found: Sequence[Found]) -> Record:
-        counts = self._skips.counts(found)
+    def _record(self, step: int, found: Sequence[Found], counts: Mapping[str, int]) -> Record:
         record: Record = {
             "step": step,
             "skipped": sum(counts.values()),
@@ -302,7 +306,7 @@ class SpectralMonitor:
         return record
 
     def _read_watch(self) -> None:
-        self._warn(self._watch.read())
+        self._warn(self._watch.read(on_host(self._watch.tensors())))
 
     def _warn(self, steps: Iterable[tuple[int, Mapping[str, Mapping[str, float | None]]]]) -> None:
         """Records of the steps, between measurements, that the rule warns of."""
@@ -312,19 +316,9 @@ class SpectralMonitor:
                 self._send({"step": step, "skipped": self._skips.total, "parameters": {}, "alarms": alerts, "ms": 0.0})
 
     def _alerts(self, step: int, values: Mapping[str, Mapping[str, float | None]]) -> list[Alert]:
-        found = self.alarm(step, values) if self.alarm is not None else None
-        blank: Alert = {
-            "parameter": "",
-            "quantity": "",
-            "value": None,
-            "trend": None,
-            "deviations": None,
-            "message": "",
-        }
-        alerts: list[Alert] = [{**blank, **alert} for alert in found or ()]  # type: ignore[typeddict-item]
-        for alert in alerts:
-            if self.writes:
-                logger.warning("%s", alert["message"])
+        alerts = [] if self.alarm is None else alerts_of(self.alarm, step, values)
+        for alert in alerts if self.writes else ():
+            logger.warning("%s", alert["message"])
         return alerts
 
     def _send(self, record: Record) -> None:
@@ -345,16 +339,6 @@ def _innermost(optimizer: Any) -> Any:
 def _check(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
-
-
-def _sinks(out: str | os.PathLike[str] | Sink | Iterable[str | os.PathLike[str] | Sink] | None) -> list[Sink]:
-    if out is None:
-        return []
-    if isinstance(out, str | os.PathLike):
-        return [JsonLines(out)]
-    if callable(out):
-        return [out]
-    return [sink for one in out for sink in _sinks(one)]
 
 
 def _distributed() -> bool:

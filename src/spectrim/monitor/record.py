@@ -8,8 +8,8 @@ from typing import NotRequired, TypedDict
 import torch
 from torch import Tensor
 
+from spectrim.monitor.board import Found
 from spectrim.monitor.measure import Reading, read
-from spectrim.monitor.measurement import Found
 
 __all__ = ["Alert", "Record", "entry_of", "rounded", "spectra_of"]
 
@@ -62,6 +62,8 @@ def entry_of(found: Found, skipped: int) -> dict[str, float | int | None]:
     if update is not None:
         entry |= _spectrum("update", update)
         entry["update_rms"] = entry["update_norm"] / math.sqrt(math.prod(found.shape))
+        if found.limit is not None:
+            entry["update_limit"] = found.limit
     if weight is not None:
         entry |= _spectrum("weight", weight)
         del entry["weight_spike_share"]

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from spectrim.monitor.record import Record
 
-__all__ = ["Callback", "JsonLines", "Sink", "TensorBoard", "WeightsAndBiases", "scalars"]
+__all__ = ["Callback", "JsonLines", "Out", "Sink", "TensorBoard", "WeightsAndBiases", "scalars", "sinks_of"]
 
 
 class Sink(Protocol):
@@ -25,6 +25,21 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Write out what is held back. Safe to call again."""
+
+
+#: What a user may name as a place for records: a path of JSON lines, or a sink.
+Out = str | os.PathLike[str] | Sink
+
+
+def sinks_of(out: Out | Iterable[Out] | None) -> list[Sink]:
+    """The sinks that a monitor was given, in order."""
+    if out is None:
+        return []
+    if isinstance(out, str | os.PathLike):
+        return [JsonLines(out)]
+    if callable(out):
+        return [out]
+    return [sink for one in out for sink in sinks_of(one)]
 
 
 class Callback:

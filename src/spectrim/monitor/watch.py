@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spectrim.distributed.collectives import Team
-from spectrim.monitor.measurement import as_float, on_host
+from spectrim.monitor.measurement import as_float
 from spectrim.monitor.sketch import sample_stride
 from spectrim.monitor.subjects import Subject
 
@@ -59,21 +59,23 @@ class Watch:
     def __len__(self) -> int:
         return len(self._steps)
 
-    def read(self) -> list[tuple[int, dict[str, dict[str, float]]]]:
-        """For every step since the last reading, "update_rms" and "lr" by name; ranks of shards read together."""
-        if not self._steps or not self._places:
-            self._steps.clear()
-            return []
-        rows = [place.total() for place in self._places]
-        hosts = [host.view(len(self._steps), -1).sqrt().tolist() for host in on_host(rows)]
-        found = []
-        for index, (step, rates) in enumerate(self._steps):
-            values: dict[str, dict[str, float]] = {}
-            for place, host in zip(self._places, hosts, strict=True):
-                for name, value in zip(place.names, host[index], strict=True):
+    def tensors(self) -> list[Tensor]:
+        """What was found since the last reading, where it is; ranks of shards call this together."""
+        return [place.total() for place in self._places] if self._steps else []
+
+    def read(self, tensors: Sequence[Tensor]) -> list[tuple[int, dict[str, dict[str, float]]]]:
+        """For every step since the last reading, "update_rms" and "lr" by name.
+
+        Args:
+            tensors: :meth:`tensors`, on the host.
+        """
+        steps, self._steps = self._steps, []
+        found: list[tuple[int, dict[str, dict[str, float]]]] = [(step, {}) for step, _ in steps]
+        for place, tensor in zip(self._places, tensors, strict=False):
+            rows = tensor.view(len(steps), -1).sqrt().tolist()
+            for (_, values), (_, rates), row in zip(found, steps, rows, strict=True):
+                for name, value in zip(place.names, row, strict=True):
                     values[name] = {"update_rms": value, "lr": float(rates[name])}
-            found.append((step, values))
-        self._steps.clear()
         return found
 
 
