@@ -10,6 +10,31 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 import spectrim
 
+
+def around(name: str, params, clip: float | None = 0.7, clip_scope="all", clip_form="soft", **options):
+    """One of torch's optimizers with its updates clipped."""
+    base = getattr(torch.optim, name)(params, lr=1e-2, **options)
+    return spectrim.SpectralClipping(base, clip, clip_scope=clip_scope, clip_form=clip_form)
+
+
+class Resting(torch.optim.Optimizer):
+    """Does nothing in its first step, not even decay; then sign descent with decoupled decay."""
+
+    def __init__(self, params) -> None:
+        super().__init__(params, {"lr": 1e-2, "weight_decay": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if self.state[parameter]:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(parameter.grad.sign(), alpha=-group["lr"])
+                self.state[parameter]["started"] = True
+
+
 RECIPES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": lambda params: spectrim.AdamW(params, lr=1e-2),
     "adamw+clip": lambda params: spectrim.AdamW(params, lr=1e-2, clip=0.7),
@@ -21,6 +46,12 @@ RECIPES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "signum+clip": lambda params: spectrim.Signum(params, lr=1e-3, clip=0.7),
     "spectra": lambda params: spectrim.Spectra(params, lr=1e-2, rank_ratio=0.3),
     "spectra+clip": lambda params: spectrim.Spectra(params, lr=1e-2, rank_ratio=0.3, clip=0.1, clip_scope="all"),
+    "muon+shrink": lambda params: spectrim.Muon(params, lr=1e-2, shrink=2.0),
+    "around AdamW": lambda params: around("AdamW", params, weight_decay=0.1),
+    "around AdamW, nothing clipped": lambda params: around("AdamW", params, clip=None),
+    "around NAdam, matrices": lambda params: around("NAdam", params, clip_scope="matrices", clip_form="hard"),
+    "around SGD": lambda params: around("SGD", params, momentum=0.9, weight_decay=0.1, clip_form="hard"),
+    "around one that rests first": lambda params: spectrim.SpectralClipping(Resting(params), 0.7),
     "muon": lambda params: spectrim.Muon(params, lr=1e-2),
 }
 
@@ -95,11 +126,11 @@ def single(recipe: str, steps: int, names: list[str] | None = None) -> dict[str,
     return {name: parameter.detach() for name, parameter in parameters.items()}
 
 
-def placed(mesh: DeviceMesh, choose: Callable[[str], list]) -> dict[str, nn.Parameter]:
+def placed(mesh: DeviceMesh, choose: Callable[[str], list | None]) -> dict[str, nn.Parameter]:
+    """Every parameter with the placements chosen for it; a plain one where none are."""
     return {
-        name: nn.Parameter(distribute_tensor(tensor, mesh, placements))
+        name: nn.Parameter(distribute_tensor(tensor, mesh, placements) if (placements := choose(name)) else tensor)
         for name, tensor in start().items()
-        if (placements := choose(name)) is not None
     }
 
 
@@ -132,6 +163,7 @@ def layouts(world: int) -> Iterator[tuple[str, Callable[[], dict[str, nn.Paramet
     yield "replicated", lambda: placed(flat, lambda name: [Replicate()])
     yield "fsdp", lambda: fsdp(flat)
     yield "rows", lambda: placed(flat, lambda name: [Shard(0)])
+    yield "mixed", lambda: placed(flat, lambda name: [Shard(0)] if name in ("wide", "fused", "bias") else None)
     yield "columns", lambda: placed(flat, lambda name: [Shard(0 if is_vector(name) else len(SHAPES[name]) - 1)])
     if world < 4:
         return
@@ -153,8 +185,10 @@ def layouts(world: int) -> Iterator[tuple[str, Callable[[], dict[str, nn.Paramet
     )
 
 
-def like(parameter: nn.Parameter, whole: Tensor) -> DTensor:
+def like(parameter: nn.Parameter, whole: Tensor) -> Tensor:
     """A tensor laid out as a parameter; every rank has the whole."""
+    if not isinstance(parameter, DTensor):
+        return whole
     if not any(type(p).__name__ == "_StridedShard" for p in parameter.placements):
         return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
     from spectrim.distributed.collectives import team_of
@@ -172,6 +206,23 @@ def like(parameter: nn.Parameter, whole: Tensor) -> DTensor:
     )
 
 
+#: What is done to gradients in place, and what it finds.
+UTILITIES: dict[str, Callable[[list[dict]], tuple[Tensor, ...]]] = {
+    "clip": lambda groups: (spectrim.clip_grad_spectral_(groups, 0.3, vectors=True),),
+    "clip, hard": lambda groups: (spectrim.clip_grad_spectral_(groups, 0.5, form="hard"),),
+    "shrink": lambda groups: tuple(spectrim.shrink_grad_(groups, 2.0)),
+}
+
+
+def single_gradients(utility: str, names: list[str]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """The gradients that a utility leaves in one process, and what it found."""
+    parameters = {name: nn.Parameter(torch.zeros(SHAPES[name])) for name in names}
+    for name, parameter in parameters.items():
+        parameter.grad = gradient(name, 0)
+    found = UTILITIES[utility](groups(parameters))
+    return {name: parameter.grad for name, parameter in parameters.items()}, found
+
+
 def step(optimizer, parameters: dict[str, nn.Parameter], number: int) -> None:
     for name, parameter in parameters.items():
         parameter.grad = like(parameter, gradient(name, number))
@@ -179,4 +230,7 @@ def step(optimizer, parameters: dict[str, nn.Parameter], number: int) -> None:
 
 
 def whole(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {name: parameter.detach().full_tensor() for name, parameter in parameters.items()}
+    return {
+        name: parameter.detach().full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+        for name, parameter in parameters.items()
+    }

@@ -18,6 +18,27 @@ STEPS = 20
 SOME = ("wide", "tall", "uneven", "fused", "experts", "bias", "short")
 
 
+def one_process_against_many(rank: int, world: int, recipes: dict[str, list[str]], gradients: list[str]):
+    """The update of every layout, and its gradients after the utilities."""
+    return every_layout(rank, world, recipes), every_gradient(rank, world, gradients)
+
+
+def every_gradient(rank: int, world: int, layouts: list[str]):
+    """For every utility, the gradients that it leaves in these layouts, what it found, and whether replicas agree."""
+    found = {}
+    for layout, make in cases.layouts(world):
+        for utility, work in cases.UTILITIES.items() if layout in layouts else ():
+            parameters = make()
+            if layout != "fsdp":
+                parameters = {name: parameters[name] for name in SOME}
+            for name, parameter in parameters.items():
+                parameter.grad = cases.like(parameter, cases.gradient(name, 0))
+            numbers = work(cases.groups(parameters))
+            left = {name: parameter.grad for name, parameter in parameters.items()}
+            found[layout, utility] = cases.whole(left), numbers, replicas_agree(left)
+    return found
+
+
 def every_layout(rank: int, world: int, recipes: dict[str, list[str]]):
     """For the recipes of every layout, the parameters after some steps; and whether replicas agree."""
     found = {}
@@ -35,7 +56,7 @@ def every_layout(rank: int, world: int, recipes: dict[str, list[str]]):
 
 def replicas_agree(parameters) -> bool:
     for parameter in parameters.values():
-        for dim, placement in enumerate(parameter.placements):
+        for dim, placement in enumerate(getattr(parameter, "placements", ())):
             if placement.is_replicate():
                 mine = parameter.to_local().detach()
                 all_of_them = [torch.empty_like(mine) for _ in range(parameter.device_mesh.size(dim))]
@@ -51,6 +72,7 @@ def on_four_ranks(rank: int, folder: str):
         "bytes": bytes_sent(),
         "state": state_shares(),
         "faults": faults(rank),
+        "gradient faults": gradient_faults(rank),
         "disagreement": disagreement(rank),
         "options": state_dict_options(rank),
         "saved": save(folder),
@@ -69,6 +91,7 @@ def bytes_sent():
                 "adamw+clip": lambda p, dtype=dtype: spectrim.AdamW(p, clip=1.0, exchange_dtype=dtype),
                 "muon": lambda p, dtype=dtype: spectrim.Muon(p, exchange_dtype=dtype),
                 "spectra": lambda p: spectrim.Spectra(p, rank_ratio=0.25),
+                "around AdamW": lambda p: spectrim.SpectralClipping(torch.optim.AdamW(p), 1.0),
             }.items():
                 parameters = [
                     nn.Parameter(distribute_tensor(torch.randn(shape), mesh, [placement])) for shape in BYTES_SHAPES
@@ -80,7 +103,19 @@ def bytes_sent():
                     with record() as recorder:
                         optimizer.step()
                 found[recipe, dtype, placement.dim] = dict(recorder.sent)
+            narrow = getattr(torch, dtype)
+            for utility, work in {"clip grad": clip_grads, "shrink grad": spectrim.shrink_grad_}.items():
+                narrowed = [nn.Parameter(parameter.detach().to(narrow)) for parameter in parameters]
+                for parameter in narrowed:
+                    parameter.grad = torch.randn_like(parameter)
+                with record() as recorder:
+                    work(narrowed)
+                found[utility, dtype, placement.dim] = dict(recorder.sent)
     return found
+
+
+def clip_grads(parameters, **options):
+    return spectrim.clip_grad_spectral_(parameters, 1.0, **options)
 
 
 BYTES_SHAPES = ((32, 16), (16, 48), (32, 16))
@@ -103,7 +138,7 @@ def state_shares():
 def faults(rank: int):
     """One rank's gradient is not finite, then missing; with what the parameters and their state were and became."""
     found = {}
-    for recipe in ("adamw+clip", "spectra", "adamw+shrink"):
+    for recipe in ("adamw+clip", "spectra", "adamw+shrink", "around AdamW"):
         parameters = cases.fsdp(init_device_mesh("cpu", (4,)))
         optimizer = cases.RECIPES[recipe](cases.groups(parameters))
         cases.step(optimizer, parameters, 0)
@@ -119,29 +154,78 @@ def faults(rank: int):
         moved = {name: not torch.equal(before[name], after[name]) for name in before}
         steps = {name: int(optimizer.state[parameter]["step"]) for name, parameter in parameters.items()}
         found[recipe] = moved, steps, optimizer.skipped_steps()
-    for group in optimizer.param_groups:
-        group["on_nonfinite"] = "raise"
-    for name, parameter in parameters.items():
-        parameter.grad = cases.like(parameter, cases.gradient(name, 1))
-    if rank == 2:
-        parameters["fused"].grad.to_local()[0, 0] = float("inf")
-    found["raised"] = message(FloatingPointError, optimizer.step)
+    found["raised"] = {}
+    for recipe in ("adamw+clip", "around AdamW"):
+        plain = nn.Parameter(torch.ones(3, 4))
+        optimizer = cases.RECIPES[recipe]([*cases.groups(parameters), {"params": [("plain", plain)]}])
+        for group in optimizer.param_groups:
+            group["on_nonfinite"] = "raise"
+        for name, parameter in parameters.items():
+            parameter.grad = cases.like(parameter, cases.gradient(name, 1))
+        plain.grad = torch.full((3, 4), float("inf") if rank == 2 else 1.0)
+        alone = message(FloatingPointError, optimizer.step)
+        if rank == 2:
+            parameters["fused"].grad.to_local()[0, 0] = float("inf")
+        found["raised"][recipe] = alone, message(FloatingPointError, optimizer.step)
     replicated = {
         "wide": nn.Parameter(distribute_tensor(cases.start()["wide"], init_device_mesh("cpu", (4,)), [Replicate()]))
     }
-    optimizer = cases.RECIPES["adamw"](cases.groups(replicated))
-    replicated["wide"].grad = cases.like(replicated["wide"], cases.gradient("wide", 0))
-    groups = cases.groups(replicated)
-    found["refused"] = [
-        message(ValueError, lambda: spectrim.clip_grad_spectral_(groups, 1.0)),
-        message(ValueError, lambda: spectrim.shrink_grad_(groups)),
-        message(ValueError, lambda: spectrim.SpectralClipping(torch.optim.AdamW(cases.groups(replicated)))),
+    found["some replicas"] = []
+    for recipe in ("adamw", "around AdamW"):
+        optimizer = cases.RECIPES[recipe](cases.groups(replicated))
+        replicated["wide"].grad = None
+        if rank:
+            replicated["wide"].grad = cases.like(replicated["wide"], cases.gradient("wide", 0))
+        optimizer.step()
+        found["some replicas"].append((replicas_agree(replicated), optimizer.skipped_steps()))
+    named = [("bias", parameters["bias"])]
+    found["refused"] = {
+        "Adafactor": message(ValueError, lambda: spectrim.SpectralClipping(torch.optim.Adafactor(named))),
+        "Rprop": message(ValueError, lambda: spectrim.SpectralClipping(torch.optim.Rprop(named))),
+    }
+    return found
+
+
+def gradient_faults(rank: int):
+    """One rank's gradient is not finite, or missing, or another plain one is: what is left, found and raised."""
+    found = {}
+    for utility, work in cases.UTILITIES.items():
+        parameters = cases.fsdp(init_device_mesh("cpu", (4,)))
+        for name, parameter in parameters.items():
+            parameter.grad = cases.like(parameter, cases.gradient(name, 1))
+        if rank == 1:
+            parameters["wide"].grad.to_local()[0, 0] = float("nan")
+            parameters["uneven"].grad = None
+        parameters["tall"].grad = None
+        given = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+        before = {name: grad.to_local().clone() for name, grad in given.items()}
+        numbers = work(cases.groups(parameters))
+        after = {name: grad.to_local() for name, grad in given.items()}
+        kept = all(parameters[name].grad is grad for name, grad in given.items())
+        found[utility] = before, after, numbers, kept
+        plain = nn.Parameter(torch.ones(3, 4))
+        plain.grad = torch.full((3, 4), float("inf") if rank == 3 else 1.0)
+        mixed = [("plain", plain), ("fused", parameters["fused"])]
+        left = parameters["fused"].grad.to_local().clone()
+        raised = message(RuntimeError, lambda mixed=mixed: spectrim.shrink_grad_(mixed, error_if_nonfinite=True))
+        found["raised", utility] = raised, torch.equal(parameters["fused"].grad.to_local(), left)
+    grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("rows", "columns"))
+    crossing = [
+        nn.Parameter(distribute_tensor(torch.ones(4, 3), grid[name], [Shard(0)])) for name in ("rows", "columns")
     ]
-    replicated["wide"].grad = None
+    for parameter in (plain, *crossing):
+        parameter.grad = torch.ones_like(parameter)
+    if rank == 3:
+        plain.grad[0, 0] = float("nan")
+    every = [plain, *crossing]
+    found["crossing"] = message(RuntimeError, lambda: clip_grads(every, error_if_nonfinite=True))
+    replicated = nn.Parameter(
+        distribute_tensor(cases.start()["wide"], init_device_mesh("cpu", (4,)), [Replicate()], src_data_rank=None)
+    )
     if rank:
-        replicated["wide"].grad = cases.like(replicated["wide"], cases.gradient("wide", 0))
-    optimizer.step()
-    found["some replicas"] = replicas_agree(replicated), optimizer.skipped_steps()
+        replicated.grad = cases.like(replicated, cases.gradient("wide", 0))
+    norms = spectrim.clip_grad_spectral_([replicated], 0.1)
+    found["some replicas"] = norms.tolist()
     return found
 
 
@@ -173,9 +257,9 @@ def held(parameters):
     return holder
 
 
-def trained(mesh, first: int, last: int, load=None):
+def trained(mesh, first: int, last: int, load=None, recipe: str = "spectra"):
     parameters = cases.fsdp(mesh)
-    optimizer = cases.RECIPES["spectra"](
+    optimizer = cases.RECIPES[recipe](
         [
             {**group, "params": [(f"held.{n.replace(' ', '_')}", p) for n, p in group["params"]]}
             for group in cases.groups(parameters)
@@ -192,16 +276,17 @@ def state_dict_options(rank: int):
     """Parameters after six steps, and after three, a state dict of either kind to a new optimizer, and three more."""
     mesh = init_device_mesh("cpu", (4,))
     found = {"straight": cases.whole(trained(mesh, 0, 6)[0])}
-    for full in (False, True):
-        options = StateDictOptions(full_state_dict=full)
-        parameters, optimizer = trained(mesh, 0, 3)
+    found["straight, wrapped"] = cases.whole(trained(mesh, 0, 6, recipe="around AdamW")[0])
+    for kind, recipe in {"sharded": "spectra", "full": "spectra", "sharded, wrapped": "around AdamW"}.items():
+        options = StateDictOptions(full_state_dict=kind == "full")
+        parameters, optimizer = trained(mesh, 0, 3, recipe=recipe)
         model = held(parameters)
         saved = get_state_dict(model, optimizer, options=options)
 
         def load(model, optimizer, saved=saved, options=options):
             set_state_dict(model, optimizer, model_state_dict=saved[0], optim_state_dict=saved[1], options=options)
 
-        found["full" if full else "sharded"] = cases.whole(trained(mesh, 3, 6, load)[0])
+        found[kind] = cases.whole(trained(mesh, 3, 6, load, recipe)[0])
     return found if rank == 0 else None
 
 

@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+import torch
 
 import sharded_cases as cases
 import sharded_workers
@@ -12,24 +13,30 @@ TOLERANCE = 1e-5
 
 
 FEW = ["signum+clip", "spectra", "muon"]
+ELSEWHERE = ["muon+shrink", *(recipe for recipe in cases.RECIPES if "around" in recipe and recipe != "around AdamW")]
 TRIED = {
-    2: {"replicated": ["muon"], "columns": ["adamw+shrink+preclip+clip"]},
+    2: {
+        "replicated": ["muon", "muon+shrink"],
+        "columns": ["adamw+shrink+preclip+clip", "around SGD", "around AdamW, nothing clipped"],
+        "mixed": ["adamw+clip", "around AdamW", "around one that rests first"],
+    },
     4: {
-        "fsdp": [*cases.RECIPES],
+        "fsdp": [recipe for recipe in cases.RECIPES if recipe not in ELSEWHERE],
         "columns": ["spectra"],
         "hsdp": FEW,
-        "fsdp+tp": FEW,
-        "blocks": [*FEW, "adamw+shrink+preclip+clip"],
+        "fsdp+tp": [*FEW, "around AdamW"],
+        "blocks": [*FEW, "adamw+shrink+preclip+clip", "around SGD"],
         "replicas of columns": FEW,
         "rows twice": ["spectra"],
-        "experts and their columns": FEW,
+        "experts and their columns": [*FEW, "around NAdam, matrices"],
     },
 }
+GRADIENTS = {2: ["replicated", "mixed"], 4: ["fsdp", "fsdp+tp"]}
 
 
 @functools.cache
 def results(world: int):
-    return worlds.run(world, sharded_workers.every_layout, world, TRIED[world])
+    return worlds.run(world, sharded_workers.one_process_against_many, world, TRIED[world], GRADIENTS[world])
 
 
 @functools.cache
@@ -42,7 +49,7 @@ def expected(recipe: str):
     [(world, layout, recipe) for world, found in TRIED.items() for layout in found for recipe in found[layout]],
 )
 def test_many_processes_move_parameters_as_one_does(world, layout, recipe):
-    per_rank = results(world)
+    per_rank = [updates for updates, _ in results(world)]
     parameters, agree = per_rank[0][layout, recipe]
     before, after = cases.start(), expected(recipe)
     for name, tensor in parameters.items():
@@ -50,3 +57,20 @@ def test_many_processes_move_parameters_as_one_does(world, layout, recipe):
         assert (tensor - after[name]).norm() <= TOLERANCE * moved, name
     assert agree
     assert all(per_rank[rank][layout, recipe] for rank in range(1, world))
+
+
+@pytest.mark.parametrize(
+    ("world", "layout", "utility"),
+    [(world, layout, utility) for world, found in GRADIENTS.items() for layout in found for utility in cases.UTILITIES],
+)
+def test_many_processes_clip_and_shrink_gradients_as_one_does(world, layout, utility):
+    for _, gradients in results(world):
+        left, numbers, agree = gradients[layout, utility]
+        expected, expected_numbers = cases.single_gradients(utility, list(left))
+        for name, tensor in left.items():
+            before = cases.gradient(name, 0)
+            assert (tensor - expected[name]).norm() <= TOLERANCE * before.norm(), name
+            assert (utility == "clip, hard" and len(before.shape) == 1) or not torch.equal(tensor, before), name
+        for mine, its in zip(numbers, expected_numbers, strict=True):
+            torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5)
+        assert agree

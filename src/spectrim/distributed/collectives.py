@@ -110,9 +110,16 @@ class Team:
 
     def sum(self, numbers: Tensor, purpose: str) -> None:
         """Replace a tensor by its sum over all members, in place and to the same bits everywhere."""
+        self._reduce(numbers, dist.ReduceOp.SUM, purpose)
+
+    def maximum(self, numbers: Tensor, purpose: str) -> None:
+        """Replace a tensor by its largest values over all members, in place."""
+        self._reduce(numbers, dist.ReduceOp.MAX, purpose)
+
+    def _reduce(self, numbers: Tensor, operation: Any, purpose: str) -> None:
         if self.size > 1 and numbers.numel():
             _count(purpose, 2 * numbers.nbytes * (self.size - 1) / self.size)
-            dist.all_reduce(numbers, group=self.group)
+            dist.all_reduce(numbers, operation, group=self.group)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """One small Python object of every member. For messages, not for the path of a step."""

@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from spectrim.optim.changes import keep_and_limit
 from spectrim.optim.entries import role_and_layout
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.options import effective_options, is_zero
 from spectrim.optim.schedule import clip_threshold
-from spectrim.optim.wrapper import SpectralClipping, _in_scope, _switches, _usable
+from spectrim.optim.wrapper import SpectralClipping
 
 __all__ = ["Clip", "clip_of"]
 
@@ -57,14 +58,12 @@ def clip_of(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, s
         return None
     scale = math.sqrt(max(1.0, shape[-2] / shape[-1]))
     if isinstance(optimizer, SpectralClipping):
-        lr = _usable(group["lr"])
-        threshold = clip_threshold({**group, "lr": lr}) if _in_scope(group, role) else None
-        keep = optimizer._manner(group, _switches(group), parameter).keep(lr)
-    elif isinstance(optimizer, SpectralOptimizer):
+        keep, limit = keep_and_limit(group, role, optimizer.manner(group, parameter))
+        return None if limit is None else Clip(keep, limit * scale, group["clip_form"])
+    if isinstance(optimizer, SpectralOptimizer):
         recipe = optimizer._recipe(group, role)
         options = effective_options(group, role, follows=recipe is optimizer.recipe)
         lr, threshold = options["lr"], clip_threshold(options)
         keep = 1 - lr * optimizer._weight_decay(options, layout)
-    else:
-        return None
-    return None if threshold is None else Clip(keep, threshold * lr * scale, group["clip_form"])
+        return None if threshold is None else Clip(keep, threshold * lr * scale, group["clip_form"])
+    return None

@@ -18,7 +18,7 @@ from spectrim.operators._stack import reading_is_free
 from spectrim.optim.entries import parameter_name
 from spectrim.optim.sharded import ShardedEntry, by_team
 
-__all__ = ["Agreement"]
+__all__ = ["Agreement", "any_rank", "raise_nonfinite"]
 
 #: Digests are compared as numbers this small so that sums of their squares over all ranks are exact in float64.
 DIGITS = 3
@@ -51,18 +51,56 @@ class Agreement:
             self._met.add(team.key)
 
 
+def any_rank(entries: Sequence[ShardedEntry], flag: bool) -> bool:
+    """Whether a flag is up on any rank that shares a parameter with this one, or in a row or column of meshes with it.
+
+    Reads the device. Every rank calls this with its shards of the same parameters.
+    """
+    for team, found in by_team(entries):
+        # Carried on from mesh to mesh.
+        number = torch.full((), float(flag), device=found[0].grad.device)
+        team.maximum(number, "agreement")
+        flag = bool(number)
+    return flag
+
+
+def raise_nonfinite(bad: tuple[str, float] | None, entries: Sequence[ShardedEntry]) -> None:
+    """Stop a step before anything moves, on every rank, because a gradient of any is not finite.
+
+    Args:
+        bad: name and squared norm of one here, or None. Ranks that went on would wait for the one that stops.
+
+    Raises:
+        FloatingPointError: there is one.
+    """
+    if not any_rank(entries, bad is not None):
+        return
+    which = "a gradient of another rank" if bad is None else f"the gradient of {bad[0]}"
+    raise FloatingPointError(
+        f"{which} is not finite{'' if bad is None else f' (squared norm {bad[1]})'}; no parameter was updated. "
+        f'on_nonfinite="skip" would leave this one as it is and go on.'
+    )
+
+
 def _described(groups: Sequence[Mapping[str, Any]], entries: Sequence[ShardedEntry]) -> list[tuple[str, Any]]:
     """What must be the same everywhere, each under the name that a message would give it."""
     described: list[tuple[str, Any]] = []
     for index in dict.fromkeys(entry.position[0] for entry in entries):
         for key, value in sorted(groups[index].items()):
-            if key not in ("params", "param_names") and not isinstance(value, Tensor):
+            if key not in ("params", "param_names") and _is_plain(value):
                 described.append((f"{key} of group {index}", value))
     for entry in entries:
         name = parameter_name(groups, entry.position)
         layout = (entry.sharding, entry.role, entry.layout, str(entry.parameter.dtype))
         described.append((f"parameter {name!r}", layout))
     return described
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value says the same in every process: groups of other optimizers may hold anything."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _digest(described: Sequence[tuple[str, Any]]) -> bytes:

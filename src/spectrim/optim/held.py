@@ -35,16 +35,20 @@ class Held(Entry):
         self._weight = self.parameter.clone()
         if self.manner.way == "coupled":
             alpha = self.manner.coupling * self.weight_decay
-            self.parameter.grad = torch.add(self.grad, self._weight, alpha=alpha)
+            self.show(torch.add(self.grad, self._weight, alpha=alpha))
         elif self.manner.writes_gradients:
-            self.parameter.grad = self.grad.clone()
+            self.show(self.grad.clone())
         if self.manner.way != "direct":
             self.parameter.zero_()
         self._version = self.parameter._version
 
+    def show(self, grad: Tensor | None) -> None:
+        """Let the base see another gradient; None for the one that was given."""
+        self.parameter.grad = self.grad if grad is None else grad
+
     def restore(self) -> None:
         """Put the weight and the gradient back. Safe to call again: what came after stays."""
-        self.parameter.grad = self.grad
+        self.show(None)
         if self._weight is not None:
             self.parameter.copy_(self._weight)
             self._weight = None

@@ -7,8 +7,9 @@ gradient into a base direction, entry by entry, *shape* whole matrices, and *app
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, overload
 
 import torch
@@ -17,19 +18,19 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from spectrim.distributed.collectives import team_of
 from spectrim.distributed.sharding import sharding_of
 from spectrim.operators._stack import reading_is_free
-from spectrim.optim.agreement import Agreement
+from spectrim.optim.agreement import Agreement, raise_nonfinite
 from spectrim.optim.entries import Entry, buckets, parameter_name, role_and_layout
 from spectrim.optim.entrywise import apply, direct, fused_adamw, fused_adamw_serves, is_adamw, is_plain_adamw, store
 from spectrim.optim.gradient import squared_norm
 from spectrim.optim.layout import Layout, matrices
 from spectrim.optim.options import complete_options, effective_options, finish_group, is_zero
 from spectrim.optim.recipe import PLAIN_ADAMW, Recipe
+from spectrim.optim.rounds import Loads
 from spectrim.optim.schedule import clip_threshold
 from spectrim.optim.shaping import basis_slices, shape_matrices, shape_vector
-from spectrim.optim.sharded import ShardedEntry, local_gradient, local_state, screen, start_basis_of
+from spectrim.optim.sharded import ShardedEntry, screen, sharded_entry, start_basis_of
 from spectrim.optim.sharded_update import ShardedUpdate
 
 __all__ = ["SpectralOptimizer"]
@@ -161,11 +162,12 @@ class SpectralOptimizer(Optimizer):
         if sharded:
             self._agreement.check(self.param_groups, sharded)
             screen(sharded)
-        for group, entries in zip(self.param_groups, collected, strict=True):
-            if group["on_nonfinite"] == "raise":
-                self._raise_on_nonfinite(entries)
+        asked = [group["on_nonfinite"] == "raise" for group in self.param_groups]
+        if any(asked):
+            asking = itertools.compress(collected, asked)
+            raise_nonfinite(self._nonfinite(itertools.chain.from_iterable(asking)), sharded)
         # Carried from group to group, so that owners share the work of a whole step evenly.
-        loads: dict[Any, list[int]] = {}
+        loads: Loads = {}
         for group, entries in zip(self.param_groups, collected, strict=True):
             here, across = self._divided(group, entries)
             for bucket in buckets(here):
@@ -206,23 +208,11 @@ class SpectralOptimizer(Optimizer):
             if grad.is_sparse:
                 raise RuntimeError(f"the gradient of {self._name(position)} is sparse: expected a dense one")
             return Entry(parameter=parameter, grad=grad, state=state, role=role, layout=layout, position=position)
-        name = self._name(position)
-        local, found = parameter.to_local(), local_gradient(parameter, name)
-        entry = ShardedEntry(
-            parameter=local,
-            grad=torch.zeros_like(local) if found is None else found,
-            state=local_state(state),
-            role=role,
-            layout=layout,
-            position=position,
-            sharding=sharding_of(parameter, name),
-            team=team_of(parameter.device_mesh),
-            split=group["split"],
-            has_gradient=found is not None,
-        )
-        options = effective_options(group, role, follows=self._recipe(group, role) is self.recipe)
+        entry = sharded_entry(parameter, group, position, self._name(position), state)
+        recipe = self._recipe(group, role)
+        options = effective_options(group, role, follows=recipe is self.recipe)
         shrinks = options["shrink"] is not None and options["shrink_at"] == "gradient"
-        entry.shares_scales = shrinks and not entry.is_whole()
+        entry.shares_scales = shrinks and not entry.is_served_locally(recipe, options)
         return entry
 
     def _divided(self, group: dict[str, Any], entries: list[Entry]) -> tuple[list[Entry], list[ShardedEntry]]:
@@ -238,7 +228,7 @@ class SpectralOptimizer(Optimizer):
                 here.append(entry)
         return here, across
 
-    def _update_across(self, group: dict[str, Any], entries: list[ShardedEntry], loads: dict[Any, list[int]]) -> None:
+    def _update_across(self, group: dict[str, Any], entries: list[ShardedEntry], loads: Loads) -> None:
         """Step entries of sharded parameters together with the other ranks."""
         alike: dict[tuple[Any, ...], list[ShardedEntry]] = {}
         for entry in entries:
@@ -282,14 +272,13 @@ class SpectralOptimizer(Optimizer):
         self._skipped[entry.position] = self._skipped.get(entry.position, 0) + 1
         return False
 
-    def _raise_on_nonfinite(self, entries: list[Entry]) -> None:
+    def _nonfinite(self, entries: Iterable[Entry]) -> tuple[str, float] | None:
+        """Name and squared norm of the first gradient that is not finite. Reads the device."""
         for entry in entries:
             energy = squared_norm(entry.grad) if entry.energy is None else entry.energy
             if not math.isfinite(number := energy.item()):
-                raise FloatingPointError(
-                    f"the gradient of {self._name(entry.position)} is not finite (squared norm {number}); no "
-                    f'parameter was updated. on_nonfinite="skip" would leave this one as it is and go on.'
-                )
+                return self._name(entry.position), number
+        return None
 
     def _update(self, group: dict[str, Any], bucket: list[Entry]) -> None:
         """Direct, shape and apply one bucket: entries of one role, layout, shape, dtype and device."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["Manner", "check_base", "find_manner"]
+__all__ = ["STEPS", "Manner", "Miniature", "check_base", "find_manner", "gradients", "numbers", "options_of", "refusal"]
 
 # Steps of a probe: enough for schemes that act every few steps, such as a look ahead every sixth, to show.
 STEPS = 12
@@ -67,9 +67,7 @@ def find_manner(optimizer: Optimizer, group: Mapping[str, Any], dimensions: int)
     Raises:
         ValueError: the probe cannot be run, or no way of splitting the step is exact; the message says why.
     """
-    options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
-    if "capturable" in options:
-        options["capturable"] = False  # the probe runs on the host
+    options = options_of(group)
     shape = tuple(SIZES[min(index, len(SIZES) - 1)] for index in range(dimensions))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -80,9 +78,9 @@ def find_manner(optimizer: Optimizer, group: Mapping[str, Any], dimensions: int)
             )
     except Exception as error:
         reason = f"a step on a small dense parameter of shape {shape} failed with {type(error).__name__}: {error}"
-        raise _refusal(optimizer, reason) from error
+        raise refusal(optimizer, reason) from error
     if manner is None:
-        raise _refusal(
+        raise refusal(
             optimizer,
             f"with these options, its step on parameters of {dimensions} dimensions is not a decay plus a change that "
             f"can be told apart from it, or its state holds weights",
@@ -90,27 +88,36 @@ def find_manner(optimizer: Optimizer, group: Mapping[str, Any], dimensions: int)
     return manner
 
 
+def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with which a group is probed, on the host."""
+    options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+    if "capturable" in options:
+        options["capturable"] = False
+    return options
+
+
 def check_base(optimizer: Optimizer) -> None:
     """Refuse, with a ValueError that says why, an optimizer that a probe could not run or would disturb."""
     inner = [key for key, value in vars(optimizer).items() if isinstance(value, Optimizer)]
     if inner:
-        raise _refusal(optimizer, f"it wraps another optimizer, {inner[0]!r}; wrap that one instead")
+        raise refusal(optimizer, f"it wraps another optimizer, {inner[0]!r}; wrap that one instead")
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
-        raise _refusal(optimizer, "its step needs the closure itself")
+        raise refusal(optimizer, "its step needs the closure itself")
     if any("lr" not in group for group in optimizer.param_groups):
-        raise _refusal(optimizer, "its groups have no learning rate 'lr'")
+        raise refusal(optimizer, "its groups have no learning rate 'lr'")
 
 
-def _refusal(optimizer: Optimizer, reason: str) -> ValueError:
+def refusal(optimizer: Optimizer, reason: str) -> ValueError:
+    """The error with which a base is refused."""
     return ValueError(f"SpectralClipping cannot wrap {type(optimizer).__name__}: {reason}")
 
 
-class _Miniature:
+class Miniature:
     """A copy of an optimizer, attributes and options alike, with one small parameter, no state and no hooks."""
 
-    def __init__(self, optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, ...], lr: float) -> None:
-        self.parameter = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    def __init__(self, optimizer: Optimizer, options: Mapping[str, Any], zeros: Tensor, lr: float) -> None:
+        self.parameter = zeros.requires_grad_()
         self.idled = False
         self.wrote_gradient = False
         self._steps = 0
@@ -126,6 +133,13 @@ class _Miniature:
 
     def step(self, weight: Tensor, grad: Tensor) -> Tensor:
         """The new weight after a step from this one."""
+        self.advance(weight, grad)
+        self.idled |= torch.equal(self.parameter, weight)
+        self.wrote_gradient |= self.parameter.grad is None or not torch.equal(self.parameter.grad, grad)
+        return self.parameter.detach().clone()
+
+    def advance(self, weight: Tensor, grad: Tensor) -> None:
+        """Take a step from a weight, which may be a DTensor where the parameter is one."""
         # Optimizers that draw random numbers must draw the same ones in every miniature.
         torch.default_generator.manual_seed(self._steps)
         self._steps += 1
@@ -133,11 +147,8 @@ class _Miniature:
         self.parameter.grad = grad.clone()
         # The class's step: that of the instance, once a scheduler has replaced it, is bound to the original.
         type(self._optimizer).step(self._optimizer)
-        self.idled |= torch.equal(self.parameter, weight)
-        self.wrote_gradient |= self.parameter.grad is None or not torch.equal(self.parameter.grad, grad)
-        return self.parameter.detach().clone()
 
-    def remembers_other_weights_than(self, other: _Miniature) -> bool:
+    def remembers_other_weights_than(self, other: Miniature) -> bool:
         """Whether a state tensor of the parameter's shape differs: it then holds, or averages, weights."""
         mine, its = (
             [
@@ -150,15 +161,19 @@ class _Miniature:
         return not all(_close(left, right) for left, right in zip(mine, its, strict=True))
 
 
+def _miniature(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, ...], lr: float) -> Miniature:
+    return Miniature(optimizer, options, torch.zeros(shape, dtype=torch.float64), lr)
+
+
 def _zeroed(
     optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, ...], coupling: float = 0.0
 ) -> Manner | None:
     """The decay of an optimizer whose change is what a step makes of zeros, or None where it is not."""
     keeps = []
     for lr in RATES:
-        real, mirror = (_Miniature(optimizer, options, shape, lr) for _ in range(2))
-        weight, measured = _numbers(shape, seed=0), []
-        for grad in _gradients(shape):
+        real, mirror = (_miniature(optimizer, options, shape, lr) for _ in range(2))
+        weight, measured = numbers(shape, seed=0), []
+        for grad in gradients(shape):
             new = real.step(weight, grad)
             added = grad if coupling == 0 else grad + coupling * options["weight_decay"] * weight
             change = mirror.step(torch.zeros_like(weight), added)
@@ -196,13 +211,13 @@ def _direct(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, 
     since those will not be the ones that the optimizer expects.
     """
     undecayed = {**options, **{key: 0.0 for key in options if key.startswith("weight_decay")}}
-    weight, elsewhere = _numbers(shape, seed=0), _numbers(shape, seed=-1)
+    weight, elsewhere = numbers(shape, seed=0), numbers(shape, seed=-1)
     keeps = []
     for lr in RATES:
-        real, wandering = (_Miniature(optimizer, options, shape, lr) for _ in range(2))
-        bare = _Miniature(optimizer, undecayed, shape, lr)
+        real, wandering = (_miniature(optimizer, options, shape, lr) for _ in range(2))
+        bare = _miniature(optimizer, undecayed, shape, lr)
         measured = []
-        for index, grad in enumerate(_gradients(shape)):
+        for index, grad in enumerate(gradients(shape)):
             new, other = real.step(weight, grad), wandering.step(elsewhere if index % 2 else weight, grad)
             if index % 2 == 0 and not _close(other, new):
                 return None
@@ -225,15 +240,17 @@ def _direct(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, 
     )
 
 
-def _numbers(shape: tuple[int, ...], *, seed: int) -> Tensor:
+def numbers(shape: tuple[int, ...], *, seed: int) -> Tensor:
+    """Normal random numbers in float64, on the host."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def _gradients(shape: tuple[int, ...]) -> list[Tensor]:
+def gradients(shape: tuple[int, ...], steps: int = STEPS) -> list[Tensor]:
+    """The gradients of a probe's steps."""
     # What they have in common lets methods that adapt their own learning rate do so; their decay then moves.
-    common = _numbers(shape, seed=STEPS + 1)
-    return [common + _numbers(shape, seed=seed) for seed in range(1, STEPS + 1)]
+    common = numbers(shape, seed=steps + 1)
+    return [common + numbers(shape, seed=seed) for seed in range(1, steps + 1)]
 
 
 def _close(actual: Tensor, expected: Tensor) -> bool:

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,14 +21,25 @@ from spectrim.distributed.collectives import Team, team_of
 from spectrim.distributed.grid import Axes, Grid, basis_sharding, grid_of, local_sizes
 from spectrim.distributed.runs import put, take
 from spectrim.distributed.sharding import Sharding, sharding_of
-from spectrim.operators import entry_scale
-from spectrim.optim.entries import Entry
+from spectrim.operators import ShrinkForm, entry_scale, smooth_shrink
+from spectrim.optim.entries import Entry, role_and_layout
 from spectrim.optim.gradient import squared_norm
 from spectrim.optim.layout import Layout, matrices, matrix_shapes
 from spectrim.optim.recipe import Recipe
 from spectrim.optim.shaping import start_bases
 
-__all__ = ["ShardedEntry", "axes_of", "by_team", "local_gradient", "local_state", "screen", "start_basis_of"]
+__all__ = [
+    "AnyShard",
+    "ShardedEntry",
+    "axes_of",
+    "by_team",
+    "laid_like",
+    "local_gradient",
+    "local_state",
+    "screen",
+    "sharded_entry",
+    "start_basis_of",
+]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -38,7 +49,7 @@ class ShardedEntry(Entry):
     Attributes:
         has_gradient: on this rank; where not, ``grad`` is zeros.
         shares_scales: entries are shrunk by scales that no rank knows by itself.
-        scales: of each logical matrix, as :meth:`views` lists them, after screening.
+        scales: of each logical matrix, as :meth:`views` lists them, after screening; :attr:`mean_scale` over all ranks.
     """
 
     sharding: Sharding
@@ -47,6 +58,7 @@ class ShardedEntry(Entry):
     has_gradient: bool
     shares_scales: bool = False
     scales: list[Tensor] = field(default_factory=list)
+    mean_scale: Tensor | None = None
 
     @property
     def axes(self) -> Axes:
@@ -79,6 +91,10 @@ class ShardedEntry(Entry):
             return not any(map(self.sharding.divides, range(len(self.sharding.shape))))
         return not any(map(self.sharding.divides, self.axes.rows + self.axes.columns))
 
+    def is_alone(self) -> bool:
+        """Whether that is so and no other rank has the same ones: nobody has to be asked, and no work is shared."""
+        return self.is_whole() and self.sharding.replicas == 1
+
     def is_served_locally(self, recipe: Recipe, options: Mapping[str, Any]) -> bool:
         """Whether the step of a recipe needs nothing from other ranks, once the gradient is screened."""
         if self.layout == "vector":
@@ -105,16 +121,50 @@ class ShardedEntry(Entry):
 
     def set_scales(self, sums: Sequence[Tensor]) -> None:
         """Take the totals of :meth:`root_sums` for scales."""
-        self.scales = []
+        self.scales, everywhere = [], []
         if self.layout == "vector":
             sizes = [math.prod(self.sharding.shape)]
         else:
             sizes = [math.prod(shape[-2:]) for shape in matrix_shapes(self.sharding.shape, self.layout, self.split)]
         for total, size in zip(sums, sizes, strict=True):
             scale = (total / max(size, 1)).square().to(torch.promote_types(self.grad.dtype, torch.float32))
+            everywhere.append(scale.reshape(-1))
             if self.layout != "vector" and self.axes.stack is not None:
                 scale = take(scale, [self.sharding.regions[self.team.member][self.axes.stack]])
             self.scales.append(scale)
+        self.mean_scale = torch.cat(everywhere).mean()
+
+    def shrunk(self, tensor: Tensor, factor: float, form: ShrinkForm) -> Tensor:
+        """A local tensor whose entries are shrunk against the scales."""
+        result = torch.empty_like(tensor)
+        for source, target, scale in zip(self.views(tensor), self.views(result), self.scales, strict=True):
+            target.copy_(smooth_shrink(source, factor * scale, form=form))
+        return result
+
+
+AnyShard = TypeVar("AnyShard", bound=ShardedEntry)
+
+
+def sharded_entry(
+    parameter: DTensor, group: Mapping[str, Any], position: tuple[int, int], name: str, state: Mapping[str, Any]
+) -> ShardedEntry:
+    """The entry of a parameter of a group; the gradient is zeros where this rank has none."""
+    role, layout = role_and_layout(group, parameter)
+    local, found = parameter.to_local(), local_gradient(parameter, name)
+    # Of the dtype that gradients have on other ranks, which torch lets differ from the parameter's.
+    dtype = getattr(parameter, "grad_dtype", None)
+    return ShardedEntry(
+        parameter=local,
+        grad=torch.zeros_like(local, dtype=dtype) if found is None else found,
+        state=local_state(state),
+        role=role,
+        layout=layout,
+        position=position,
+        sharding=sharding_of(parameter, name),
+        team=team_of(parameter.device_mesh),
+        split=group.get("split"),
+        has_gradient=found is not None,
+    )
 
 
 def axes_of(layout: Layout, dimensions: int) -> Axes:
@@ -158,6 +208,14 @@ def local_gradient(parameter: DTensor, name: str) -> Tensor | None:
     return grad.to_local()
 
 
+def laid_like(parameter: DTensor, local: Tensor) -> DTensor:
+    """A DTensor of a parameter's layout around this rank's shard."""
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(
+        local, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+    )
+
+
 def local_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """State whose DTensors are replaced by their local tensors, which share their memory."""
     return {key: value.to_local() if isinstance(value, DTensor) else value for key, value in state.items()}
@@ -192,9 +250,9 @@ def _as_scalar(numbers: Tensor, entry: ShardedEntry) -> Tensor:
     return numbers if entry.layout != "vector" and entry.axes.stack is not None else numbers[0]
 
 
-def by_team(entries: Iterable[ShardedEntry]) -> list[tuple[Team, list[ShardedEntry]]]:
+def by_team(entries: Iterable[AnyShard]) -> list[tuple[Team, list[AnyShard]]]:
     """Entries with those of the same ranks, in order."""
-    found: dict[tuple[Any, ...], tuple[Team, list[ShardedEntry]]] = {}
+    found: dict[tuple[Any, ...], tuple[Team, list[AnyShard]]] = {}
     for entry in entries:
         found.setdefault(entry.team.key, (entry.team, []))[1].append(entry)
     return list(found.values())

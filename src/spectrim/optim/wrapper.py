@@ -8,25 +8,27 @@ the way, by the same functions that clip the library's own recipes. How that cha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from spectrim.operators._stack import reading_is_free
+from spectrim.optim.agreement import Agreement, raise_nonfinite
+from spectrim.optim.changes import clip_changes, in_scope
 from spectrim.optim.clipping_options import CLIPPING_KEYS, clipping_defaults, clipping_values
-from spectrim.optim.entries import buckets, parameter_name, role_and_layout
+from spectrim.optim.entries import Entry, parameter_name, role_and_layout
 from spectrim.optim.gradient import squared_norm
 from spectrim.optim.held import Held
-from spectrim.optim.layout import matrices
+from spectrim.optim.held_shard import hold_shard
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.options import ClippingOptions, is_zero
 from spectrim.optim.probe import Manner, check_base, find_manner
-from spectrim.optim.recipe import PLAIN_ADAMW
-from spectrim.optim.schedule import clip_threshold
-from spectrim.optim.shaping import apply_update, shape_matrices, shape_vector
+from spectrim.optim.probe_shards import trial_of, try_shards
+from spectrim.optim.rounds import Loads
+from spectrim.optim.sharded import ShardedEntry, screen, sharded_entry
 
 __all__ = ["SpectralClipping"]
 
@@ -61,7 +63,8 @@ class SpectralClipping(Optimizer):
       difference. Only float32 and wider weights resolve that; others are refused.
 
     Refused are bases that need the closure themselves (LBFGS), that wrap another optimizer, or that keep weights of
-    their own.
+    their own; and for sharded parameters those whose step on shards is not their step on the whole, which is tried
+    (:mod:`~spectrim.optim.probe_shards`). Every rank constructs the wrapper, at the same point.
 
     Good to know. The weights are held twice during a step, since the base steps all parameters at once; so is the
     gradient where decay is coupled. Hooks of the base run, and see what the base sees: zeros for weights. A gradient
@@ -84,6 +87,8 @@ class SpectralClipping(Optimizer):
         self._clipping = clipping_defaults(clip, options)
         self._skipped: dict[tuple[int, int], int] = {}
         self._manners: dict[tuple[Any, ...], Manner] = {}
+        self._tried: set[tuple[Any, ...]] = set()
+        self._agreement = Agreement()
         super().__init__(optimizer.param_groups, dict(optimizer.defaults))
         self.defaults.update({key: self._clipping[key] for key in CLIPPING_KEYS})
         self.base = optimizer
@@ -118,9 +123,14 @@ class SpectralClipping(Optimizer):
         """What happens to a parameter of this group, in a few words; ``describe`` shows it."""
         role, layout = role_and_layout(group, parameter)
         name = type(self.base).__name__
-        if group["clip"] is None or not _in_scope(group, role):
+        if group["clip"] is None or not in_scope(group, role):
             return name
         return f"{name} → {'clip norm' if layout == 'vector' else 'clip'}"
+
+    def manner(self, group: Mapping[str, Any], parameter: Tensor) -> Manner:
+        """How the base steps a parameter of this group."""
+        key = (_switches(group), parameter.ndim, parameter.dtype)
+        return self._manners.get(key) or find_manner(self.base, group, parameter.ndim)
 
     def skipped_steps(self) -> dict[str, int]:
         """How many steps each parameter skipped because its gradient was not finite, for those that skipped any.
@@ -134,7 +144,7 @@ class SpectralClipping(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._skipped, self._manners = {}, {}
+        self._skipped, self._manners, self._tried, self._agreement = {}, {}, set(), Agreement()
         self.base.register_load_state_dict_post_hook(self._share)
 
     def _share(self, base: Optimizer) -> None:
@@ -150,13 +160,15 @@ class SpectralClipping(Optimizer):
     def _check_parameters(self, index: int) -> None:
         group = self.param_groups[index]
         for position, parameter in enumerate(group["params"]):
-            if not parameter.is_floating_point() or hasattr(parameter, "placements"):
+            if not parameter.is_floating_point():
                 name, kind = self._name((index, position)), f"{type(parameter).__name__} of {parameter.dtype}"
-                raise ValueError(f"{name} is a {kind}: expected a whole parameter of a real floating-point dtype")
-            self._manner(group, _switches(group), parameter)
+                raise ValueError(f"{name} is a {kind}: expected one of a real floating-point dtype")
+            self._check_manner(group, _switches(group), parameter, (index, position))
 
-    def _manner(self, group: Mapping[str, Any], switches: str, parameter: Tensor) -> Manner:
-        """How the base steps a parameter, probed once for all that are alike."""
+    def _check_manner(
+        self, group: Mapping[str, Any], switches: str, parameter: Tensor, position: tuple[int, int]
+    ) -> Manner:
+        """How the base steps a parameter, probed and of shards tried once for all that are alike."""
         key = (switches, parameter.ndim, parameter.dtype)
         if key not in self._manners:
             manner = find_manner(self.base, group, parameter.ndim)
@@ -167,6 +179,12 @@ class SpectralClipping(Optimizer):
                     f"rounds away; keep the weights in float32"
                 )
             self._manners[key] = manner
+        if isinstance(parameter, DTensor):
+            name = self._name(position)
+            trial = (switches, *trial_of(parameter, name))
+            if trial not in self._tried:
+                try_shards(self.base, group, parameter, name)
+                self._tried.add(trial)
         return self._manners[key]
 
     def _name(self, position: tuple[int, int]) -> str:
@@ -195,23 +213,30 @@ class SpectralClipping(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._share(self.base)
-        unfit = self._unfit()
+        collected = self._collected()
+        sharded = [entry for entry in collected if isinstance(entry, ShardedEntry)]
+        if sharded:
+            self._agreement.check(self.param_groups, sharded)
+            screen(sharded)
+        unfit = self._unfit(collected)
         switches = [_switches(group) for group in self.param_groups]
         held: list[list[Held]] = [[] for _ in self.param_groups]
-        hidden: list[tuple[Tensor, Tensor]] = []
+        hidden: list[tuple[Tensor, Tensor | None]] = []
+        loads: Loads = {}
         try:
-            for position, parameter, grad in self._with_gradient():
-                if position in unfit:
-                    hidden.append((parameter, grad))
+            for entry in collected:
+                if entry.position in unfit:
+                    parameter = self._parameter(entry)
+                    hidden.append((parameter, parameter.grad))
                     parameter.grad = None
                 else:
-                    held[position[0]].append(self._hold(position, parameter, grad, switches[position[0]]))
+                    index = entry.position[0]
+                    held[index].append(self._hold(entry, switches[index]))
             self.base.step()
             for group, entries in zip(self.param_groups, held, strict=True):
                 if is_zero(group["lr"]):
                     continue
-                for bucket in buckets(entry for entry in entries if not entry.idled()):
-                    self._update(group, bucket)
+                clip_changes(group, entries, loads)
                 group["steps_taken"] += 1
         finally:
             # Also after a step that failed: no weight stays zero.
@@ -222,74 +247,68 @@ class SpectralClipping(Optimizer):
                 parameter.grad = grad
         return loss
 
-    def _with_gradient(self) -> Iterator[tuple[tuple[int, int], Tensor, Tensor]]:
-        """Position, parameter and gradient of every parameter that has one."""
+    def _collected(self) -> list[Entry]:
+        """Every parameter that has a gradient, and the sharded ones of which another rank may have one."""
+        collected: list[Entry] = []
         for group_index, group in enumerate(self.param_groups):
             for index, parameter in enumerate(group["params"]):
-                if parameter.grad is not None:
-                    yield (group_index, index), parameter, parameter.grad
+                position, grad = (group_index, index), parameter.grad
+                if grad is not None and grad.is_sparse:
+                    raise RuntimeError(f"the gradient of {self._name(position)} is sparse: expected a dense one")
+                if isinstance(parameter, DTensor) and (parameter.requires_grad or grad is not None):
+                    collected.append(sharded_entry(parameter, group, position, self._name(position), {}))
+                elif grad is not None:
+                    role, layout = role_and_layout(group, parameter)
+                    collected.append(Entry(parameter=parameter, grad=grad, role=role, layout=layout, position=position))
+        return collected
 
-    def _unfit(self) -> set[tuple[int, int]]:
-        """The positions of parameters whose gradient is not finite, counted; or an error, where groups ask for it."""
-        energies: dict[torch.device, dict[tuple[int, int], Tensor]] = {}
-        for position, _, grad in self._with_gradient():
-            if grad.is_sparse:
-                raise RuntimeError(f"the gradient of {self._name(position)} is sparse: expected a dense one")
-            energies.setdefault(grad.device, {})[position] = squared_norm(grad).double()
-        unfit = set()
+    def _unfit(self, collected: Sequence[Entry]) -> set[tuple[int, int]]:
+        """The positions of parameters that take no step, those whose gradient is not finite counted; or an error,
+        where groups ask for it."""
+        energies: dict[torch.device, list[tuple[Entry, Tensor]]] = {}
+        for entry in collected:
+            energy = (squared_norm(entry.grad) if entry.energy is None else entry.energy).double()
+            if entry.present is not None:
+                # No rank has a gradient.
+                energy = torch.where(entry.present, energy, -1.0)
+            energies.setdefault(energy.device, []).append((entry, energy))
+        unfit: dict[tuple[int, int], float] = {}
         for found in energies.values():
             # One read for each device: that a base sees no gradient is decided on the host.
-            for position, number in zip(found, torch.stack(list(found.values())).tolist(), strict=True):
-                if math.isfinite(number):
-                    continue
-                if self.param_groups[position[0]]["on_nonfinite"] == "raise":
-                    raise FloatingPointError(
-                        f"the gradient of {self._name(position)} is not finite (squared norm {number}); no parameter "
-                        f'was updated. on_nonfinite="skip" would leave this one as it is and go on.'
-                    )
-                unfit.add(position)
-        for position in unfit:
+            for (entry, _), number in zip(found, torch.stack([energy for _, energy in found]).tolist(), strict=True):
+                if not (math.isfinite(number) and number >= 0):
+                    unfit[entry.position] = number
+        bad = {position: number for position, number in unfit.items() if not math.isfinite(number)}
+        asked = {index for index, group in enumerate(self.param_groups) if group["on_nonfinite"] == "raise"}
+        if asked:
+            first = next(((self._name(place), number) for place, number in bad.items() if place[0] in asked), None)
+            raise_nonfinite(first, [entry for entry in collected if isinstance(entry, ShardedEntry)])
+        for position in bad:
             self._skipped[position] = self._skipped.get(position, 0) + 1
-        return unfit
+        return set(unfit)
 
-    def _hold(self, position: tuple[int, int], parameter: Tensor, grad: Tensor, switches: str) -> Held:
+    def _hold(self, entry: Entry, switches: str) -> Held:
         """Set a weight aside, and give the base what it is to step on."""
-        group = self.param_groups[position[0]]
-        role, layout = role_and_layout(group, parameter)
+        group, parameter = self.param_groups[entry.position[0]], self._parameter(entry)
+        manner = self._check_manner(group, switches, parameter, entry.position)
+        weight_decay = float(group.get("weight_decay") or 0.0)
+        if isinstance(entry, ShardedEntry) and isinstance(parameter, DTensor):
+            return hold_shard(entry, parameter, manner, weight_decay)
         return Held(
             parameter=parameter,
-            grad=grad,
-            role=role,
-            layout=layout,
-            position=position,
-            manner=self._manner(group, switches, parameter),
-            weight_decay=float(group.get("weight_decay") or 0.0),
+            grad=entry.grad,
+            role=entry.role,
+            layout=entry.layout,
+            position=entry.position,
+            manner=manner,
+            weight_decay=weight_decay,
         )
 
-    def _update(self, group: dict[str, Any], bucket: list[Held]) -> None:
-        """Clip what the base did to one bucket: entries of one role, layout, shape, dtype and device.
-
-        Clipping commutes with scaling, η H_c(U) = H_ηc(ηU): what the base added, −ηU, is clipped as it is, at ηc.
-        """
-        role, layout = bucket[0].role, bucket[0].layout
-        lr = _usable(group["lr"])
-        keep = bucket[0].manner.keep(lr)
-        threshold = clip_threshold({**group, "lr": lr}) if _in_scope(group, role) else None
-        limit = None if threshold is None else threshold * lr
-        options = {**group, "scale": "none"}
-        directions = [entry.direction(keep) for entry in bucket]
-        for entry in bucket:
-            entry.restore()
-        if layout == "vector":
-            for entry, direction in zip(bucket, directions, strict=True):
-                apply_update(entry.parameter, shape_vector(direction, options, threshold=limit), 1.0, keep=keep)
-            return
-        stacked = torch.stack(directions) if len(directions) > 1 else directions[0].unsqueeze(0)
-        for part, view in enumerate(matrices(stacked, layout, group["split"], leading=1)):
-            update = shape_matrices(view, PLAIN_ADAMW, options, threshold=limit)[0]
-            for index, entry in enumerate(bucket):
-                weight = matrices(entry.parameter, layout, group["split"])[part]
-                apply_update(weight, update.at(index), 1.0, keep=keep)
+    def _parameter(self, entry: Entry) -> Tensor:
+        """What the base holds: of a shard the DTensor."""
+        group, index = entry.position
+        parameter: Tensor = self.param_groups[group]["params"][index]
+        return parameter
 
 
 def _switches(group: Mapping[str, Any]) -> str:
@@ -297,14 +316,3 @@ def _switches(group: Mapping[str, Any]) -> str:
     ours = (*CLIPPING_KEYS, "role", "layout")
     base = [(key, value) for key, value in group.items() if key not in ours]
     return repr([(key, value) for key, value in base if isinstance(value, bool | str) or "decay" in key])
-
-
-def _in_scope(group: Mapping[str, Any], role: str) -> bool:
-    return group["clip_scope"] == "all" or role == "matrix"
-
-
-def _usable(lr: float | Tensor) -> float | Tensor:
-    """A learning rate as a number where reading it is free; else one by which to divide, even if zero."""
-    if not isinstance(lr, Tensor):
-        return lr
-    return float(lr) if reading_is_free(lr) else lr.clamp_min(torch.finfo(lr.dtype).tiny)

@@ -1,0 +1,56 @@
+"""This rank's shard of a parameter during the step of a wrapped base, which steps on the DTensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from spectrim.optim.held import Held
+from spectrim.optim.probe import Manner
+from spectrim.optim.sharded import ShardedEntry, by_team, laid_like
+
+__all__ = ["HeldShard", "hold_shard", "idle"]
+
+
+@dataclass(kw_only=True, eq=False)
+class HeldShard(Held, ShardedEntry):
+    """A :class:`~spectrim.optim.held.Held` of local tensors.
+
+    Attributes:
+        whole: what the base holds. It sees a gradient on every rank, laid out like the parameter: where this rank has
+            none, zeros. A base that sends messages then does so everywhere or nowhere.
+    """
+
+    whole: DTensor
+    _given: Tensor | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._given = self.whole.grad
+        if not isinstance(self._given, DTensor) or self._given.placements != self.whole.placements:
+            self.show(self.grad)
+        super().__post_init__()
+
+    def show(self, grad: Tensor | None) -> None:
+        """Let the base see another gradient, this rank's shard of it; None for the one that was given."""
+        self.whole.grad = self._given if grad is None else laid_like(self.whole, grad)
+
+
+def hold_shard(entry: ShardedEntry, whole: DTensor, manner: Manner, weight_decay: float) -> HeldShard:
+    """Hold what was screened as an entry."""
+    values = {each.name: getattr(entry, each.name) for each in fields(entry)}
+    return HeldShard(**values, whole=whole, manner=manner, weight_decay=weight_decay)
+
+
+def idle(entries: Sequence[Held]) -> set[Held]:
+    """The entries that the base left out of this step, as it may; of shards one decision for all ranks."""
+    found = {entry for entry in entries if not isinstance(entry, HeldShard) and entry.idled()}
+    shards = [entry for entry in entries if isinstance(entry, HeldShard) and entry.manner.idles]
+    for team, some in by_team(shards):
+        moved = torch.tensor([not entry.idled() for entry in some], dtype=torch.float32, device=some[0].grad.device)
+        team.maximum(moved, "agreement")
+        found.update(entry for entry, number in zip(some, moved.tolist(), strict=True) if number == 0)
+    return found

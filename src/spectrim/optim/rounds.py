@@ -1,0 +1,87 @@
+"""Entries of sharded parameters in rounds: as many matrices at once as owners have room for, each round's message
+travelling while other rounds are worked on. Relied on by whatever sends matrices to owners.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectrim.distributed.collectives import Team
+from spectrim.distributed.owners import Journey, units
+from spectrim.optim.layout import Layout
+from spectrim.optim.sharded import AnyShard, ShardedEntry, by_team
+
+__all__ = ["Loads", "run_rounds", "set_out", "unit_layout"]
+
+#: For every team the work of its members so far in one step, so that owners share that of the whole step evenly.
+Loads = dict[Any, list[int]]
+
+#: How many bytes of matrices, in float32, each owner holds at once; one matrix always may.
+ROUND_BYTES = 64 * 2**20
+
+
+def run_rounds(entries: Sequence[AnyShard], step: Callable[[Team, list[AnyShard]], Iterator[None]]) -> None:
+    """Run a step on all entries. Every rank calls this with its shards of the same parameters, in the same order.
+
+    Args:
+        step: one round's work on entries of one team; it yields whenever it has posted a message that it waits for
+            next.
+    """
+    for team, found in by_team(entries):
+        _interleave([step(team, some) for some in _rounds(found, team.size)])
+
+
+def set_out(
+    team: Team, entries: Sequence[ShardedEntry], tensors: Sequence[Tensor], *, dtype: torch.dtype, loads: Loads
+) -> Journey:
+    """Send one local tensor of every entry to the owners of its matrices.
+
+    Args:
+        tensors: of one dtype, each of its entry's local shape.
+        dtype: in which they travel.
+    """
+    stacked = [entry.layout in ("stack", "transposed_stack") for entry in entries]
+    found = units([entry.sharding for entry in entries], stacked)
+    journey = Journey(team, found, dtype, loads.setdefault(team.key, [0] * team.size))
+    journey.set_out(tensors)
+    return journey
+
+
+def unit_layout(layout: Layout) -> Layout:
+    """How an owner reads what it is sent: one matrix of a stack, or the tensor where there is no stack."""
+    single: dict[Layout, Layout] = {"stack": "matrix", "transposed_stack": "transposed"}
+    return single.get(layout, layout)
+
+
+def _rounds(entries: Sequence[AnyShard], members: int) -> Iterator[list[AnyShard]]:
+    """Entries in order, as many together as fill every owner's room."""
+    some: list[AnyShard] = []
+    room = ROUND_BYTES * members
+    for entry in entries:
+        size = 4 * math.prod(entry.sharding.shape)
+        if some and size > room:
+            yield some
+            some, room = [], ROUND_BYTES * members
+        some.append(entry)
+        room -= size
+    if some:
+        yield some
+
+
+def _interleave(rounds: Sequence[Iterator[None]]) -> None:
+    """Run rounds each one message behind the one before, so that the newest one's travels while older ones are worked
+    on."""
+    waiting = list(rounds)[::-1]
+    under_way: list[Iterator[None]] = []
+    while waiting or under_way:
+        if waiting:
+            under_way.insert(0, waiting.pop())
+        under_way = [step for step in under_way if next(step, _FINISHED) is not _FINISHED]
+
+
+_FINISHED = object()
