@@ -13,6 +13,7 @@ from spectrim.lab.errors import LabError
 from spectrim.lab.flags import check_name, configure, parse_overrides, parse_rates, parse_seeds, show, with_settings
 from spectrim.lab.plan import plan_command
 from spectrim.lab.report_cli import report_command
+from spectrim.lab.spectrum_cli import spectrum_command
 from spectrim.lab.sweep_cli import sweep_command
 
 __all__ = ["app"]
@@ -293,6 +294,7 @@ def corpus(
 app.command("plan")(plan_command)
 app.command("sweep")(sweep_command)
 app.command("report")(report_command)
+app.command("spectrum")(spectrum_command)
 
 
 @app.command(

@@ -1,4 +1,4 @@
-"""What the report page says of a study: the sections of a comparison and of a sweep, in the order of reading.
+"""What the report page says of a study: the sections of a comparison, a sweep or spectra, in the order of reading.
 
 A section is a function of the study that returns it, or None where the study has nothing for it. One for another
 kind of result joins the list of its study in :data:`SECTIONS`.
@@ -19,6 +19,7 @@ from spectrim.lab.page import Listing, Note, Part, Section, Table
 from spectrim.lab.page_curves import loss_figure
 from spectrim.lab.page_figures import cost_figures, rate_figure, swatches, target_figure
 from spectrim.lab.page_spectra import spectra_section
+from spectrim.lab.page_spectrum import SPECTRUM_SECTIONS, spectrum_part
 from spectrim.lab.plan import build_on_meta
 from spectrim.lab.recipes import build_optimizer, parse_recipe
 from spectrim.lab.report import (
@@ -45,14 +46,14 @@ __all__ = ["SECTIONS", "Study", "part_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A comparison or a sweep, as its folder holds it."""
+    """A comparison, a sweep or spectra, as their folder holds them."""
 
-    kind: Literal["compare", "sweep"]
+    kind: Literal["compare", "sweep", "spectrum"]
     """The command that wrote it."""
     name: str
     folder: Path
     summary: dict[str, Any]
-    """What ``results.json`` holds."""
+    """What ``results.json`` holds, or ``spectrum.json``."""
 
     def run(self, recipe: str) -> RunFolder | None:
         """A run of the recipe: that of the first seed, or the best trial."""
@@ -65,6 +66,8 @@ class Study:
 def part_of(study: Study) -> Part:
     """What the page says of a study."""
     made = [make(study) for make in SECTIONS[study.kind]]
+    if study.kind == "spectrum":
+        return spectrum_part(study, [section for section in made if section])
     summary = study.summary
     if study.kind == "compare":
         title, lead, below = f"Comparison {study.name}", comparison_headline(summary), [f"{heading(summary)}."]
@@ -213,5 +216,6 @@ def reproduction(study: Study) -> Section:
 SECTIONS: dict[str, list[Callable[[Study], Section | None]]] = {
     "compare": [loss, target, cost, spectra, numbers, configuration, plan, reproduction],
     "sweep": [rates, winners, spectra, configuration, plan, reproduction],
+    "spectrum": [*SPECTRUM_SECTIONS],
 }
 """By the command that wrote a study."""

@@ -1,6 +1,7 @@
 """The pictures of a comparison: validation loss against tokens or time, one line a recipe, its seeds as a band."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +9,17 @@ from spectrim.lab.architecture import name_of
 from spectrim.lab.files import write_atomically
 from spectrim.lab.results import BASELINE
 
-__all__ = ["COLOURS", "STYLES", "Over", "look", "loss_range", "save_curves", "save_figure", "seed_range"]
+__all__ = [
+    "COLOURS",
+    "STYLES",
+    "Over",
+    "look",
+    "loss_range",
+    "save_curves",
+    "save_figure",
+    "seed_range",
+    "write_figure",
+]
 
 # Okabe and Ito's palette without its yellow, which is too faint for a line: told apart by colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -33,6 +44,11 @@ def save_curves(summary: dict[str, Any], path: Path, *, over: Over = "tokens") -
 
 def save_figure(path: Path, draw_on: Callable[[Any], None]) -> None:
     """Let ``draw_on`` fill the axes of a figure, and write it; the suffix of ``path`` chooses PNG or SVG."""
+    write_figure([path], lambda figure: draw_on(figure.add_subplot()))
+
+
+def write_figure(paths: Sequence[Path], fill: Callable[[Any], None], *, size: tuple[float, float] = (8, 5)) -> None:
+    """Let ``fill`` fill a figure of this size in inches, and write it under every path, whose suffix is PNG or SVG."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -40,11 +56,14 @@ def save_figure(path: Path, draw_on: Callable[[Any], None]) -> None:
     with mpl.rc_context(
         {"svg.hashsalt": "spectrim", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
     ):
-        figure = Figure(figsize=(8, 5), layout="constrained")
-        draw_on(figure.add_subplot())
-        suffix = path.suffix.removeprefix(".")
-        metadata = {"Date": None} if suffix == "svg" else {}
-        write_atomically(path, lambda file: figure.savefig(file, format=suffix, dpi=160, metadata=metadata))
+        figure = Figure(figsize=size, layout="constrained")
+        fill(figure)
+        for path in paths:
+            suffix = path.suffix.removeprefix(".")
+            metadata = {"Date": None} if suffix == "svg" else {}
+            write_atomically(path, partial(figure.savefig, format=suffix, dpi=160, metadata=metadata))
+            # What the first drawing laid out holds for the next.
+            figure.set_layout_engine("none")
 
 
 def look(index: int) -> dict[str, Any]:

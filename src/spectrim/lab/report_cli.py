@@ -1,4 +1,4 @@
-"""``spectrim report``: the page of finished comparisons and sweeps, from their folders."""
+"""``spectrim report``: the page of finished comparisons, sweeps and spectra, from their folders."""
 
 import json
 import sys
@@ -20,10 +20,11 @@ PAGE = "report.html"
 
 
 def report(folders: Sequence[Path], out: Path) -> None:
-    """Write one page on all of these comparisons and sweeps.
+    """Write one page on all of these comparisons, sweeps and spectra.
 
     Args:
-        folders: as ``compare`` and ``sweep`` wrote them; ``results.json`` is read, and the runs for their plan.
+        folders: as ``compare``, ``sweep`` and ``spectrum`` wrote them; ``results.json`` or ``spectrum.json`` is read,
+            and the runs for their plan.
         out: a new file, or a page that spectrim wrote.
 
     Raises:
@@ -39,9 +40,8 @@ def report(folders: Sequence[Path], out: Path) -> None:
         try:
             parts.append(part_of(study))
         except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise LabError(
-                f"{str(study.folder / 'results.json')!r} is not what compare and sweep write: {error!r}"
-            ) from error
+            file = "spectrum.json" if study.kind == "spectrum" else "results.json"
+            raise LabError(f"{str(study.folder / file)!r} is not what {WRITERS} write: {error!r}") from error
     write_page(parts, out)
 
 
@@ -55,23 +55,29 @@ def read_study(folder: Path) -> "Study":
     """What a folder holds.
 
     Raises:
-        LabError: it holds no results of a comparison or sweep.
+        LabError: it holds no results of a comparison, a sweep or spectra.
     """
     from spectrim.lab.page_sections import Study
 
     file = folder / "results.json"
+    spectra = folder / "spectrum.json"
+    if spectra.is_file() and not file.is_file():
+        summary = read_object(spectra)
+        if summary.get("kind") != "spectrum" or not all(
+            isinstance(summary.get(key), dict) for key in ("subjects", "config", "environment")
+        ):
+            raise LabError(f"{str(spectra)!r} is not what {WRITERS} write")
+        return Study(kind="spectrum", name=folder.resolve().name, folder=folder, summary=summary)
     if not file.is_file():
         kind = "a single run" if (folder / "result.json").is_file() else "nothing of the kind"
         raise LabError(
-            f"{str(folder)!r} holds {kind}; expected the folder of a finished comparison or sweep, with results.json"
+            f"{str(folder)!r} holds {kind}; expected the folder of a finished comparison or sweep, with results.json, "
+            f"or of spectra, with spectrum.json"
         )
-    try:
-        summary: Any = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LabError(f"{str(file)!r} is not JSON: {error}") from None
-    parts = [summary.get(key) for key in ("recipes", "config", "environment")] if isinstance(summary, dict) else [None]
+    summary = read_object(file)
+    parts = [summary.get(key) for key in ("recipes", "config", "environment")]
     if not all(isinstance(part, dict) for part in parts) or not summary["recipes"]:
-        raise LabError(f"{str(file)!r} is not what compare and sweep write")
+        raise LabError(f"{str(file)!r} is not what {WRITERS} write")
     return Study(
         kind="compare" if "seeds" in summary["config"] else "sweep",
         name=folder.resolve().name,
@@ -80,13 +86,31 @@ def read_study(folder: Path) -> "Study":
     )
 
 
+WRITERS = "compare, sweep and spectrum"
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON file; what is no object in it has no keys.
+
+    Raises:
+        LabError: it is not JSON.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LabError(f"{str(file)!r} is not JSON: {error}") from None
+    return value if isinstance(value, dict) else {}
+
+
 def report_command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders of finished comparisons and sweeps.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUNS...", help="Folders of finished comparisons, sweeps and spectra.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="The page; default: report.html in the folder, if it is one folder.")
     ] = None,
 ) -> None:
-    """Write the page of finished comparisons and sweeps again, or one page on several."""
+    """Write the page of finished comparisons, sweeps and spectra again, or one page on several."""
     if out is None:
         if len(runs) > 1:
             raise LabError("--out is missing: name the file that is to hold all of them, such as report.html")
