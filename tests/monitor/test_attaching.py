@@ -35,6 +35,22 @@ def test_names_do_not_show_that_a_model_is_compiled():
     assert monitor.last["parameters"]["2.weight"]["gradient_norm"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_compiled_step_is_measured_like_any_other():
+    found = []
+    for wrap in (lambda step: step, lambda step: torch.compile(step, backend="eager")):
+        model = network()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.1))
+        x = torch.randn(5, 12)
+        with watched(model, optimizer) as monitor:
+            step = wrap(optimizer.step)
+            for _ in range(3):
+                model(x).sum().backward()
+                step()
+        assert monitor.last["step"] == 3
+        found.append(monitor.last["parameters"]["0.weight"])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
 def test_a_closure_s_gradient_is_the_one_that_its_step_used():
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

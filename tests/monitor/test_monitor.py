@@ -330,6 +330,16 @@ def test_a_wrong_option_is_refused_by_name(options, message):
     model, optimizer = setup()
     with pytest.raises(ValueError, match=message):
         spectrim.SpectralMonitor(model, optimizer, **{"out": None, **options})
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
+
+
+def test_a_file_that_is_refused_leaves_no_hook(tmp_path):
+    (tmp_path / "monitor.jsonl").write_text("mine\n")
+    model, optimizer = setup()
+    with pytest.raises(FileExistsError):
+        spectrim.SpectralMonitor(model, optimizer, out=tmp_path / "monitor.jsonl")
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
+    assert not optimizer._optimizer_step_pre_hooks
 
 
 def test_a_skipped_step_is_counted_and_its_numbers_are_null():

@@ -90,6 +90,7 @@ class SpectralMonitor:
         _check("steps_taken", steps_taken, 0)
         if exact_every is not None:
             _check("exact_every", exact_every, 1)
+        kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
         for kind in kinds:
             if kind not in KINDS:
                 raise ValueError(f"kind {kind!r}: expected some of {', '.join(map(repr, KINDS))}")
@@ -102,7 +103,7 @@ class SpectralMonitor:
             raise TypeError(f"cannot watch a {type(optimizer).__name__}: expected a torch.optim.Optimizer")
         self.every, self.exact_every = every, exact_every
         self.exact_steps = frozenset(exact_steps)
-        self.kinds, self.rank_ratio = tuple(kinds), rank_ratio
+        self.kinds, self.rank_ratio = kinds, rank_ratio
         self.alarm: Rule | None = Alarm() if alarm == "default" else alarm
         self.steps_taken = steps_taken
         self.milliseconds = 0.0
@@ -118,17 +119,19 @@ class SpectralMonitor:
         self._told = 0.0
         self._held: list[tuple[Tensor, bool]] = []
         self._gradient_hooks: list[Any] = []
-        self._bind()
-        for pattern in self._patterns:
-            if not any(fnmatchcase(name, pattern) for name in self.names):
-                raise ValueError(f"exact pattern {pattern!r} matches no matrix: expected some of {_some(self.names)}")
-        self.writes = not _distributed() or dist.get_rank() == 0
+        self._step_hooks: list[Any] = []
+        self.writes = _first()
         """Whether this process is the one that writes."""
+        self._subjects = subjects_of(model, optimizer.param_groups)
+        for pattern in self._patterns:
+            # All that there is may be nothing: an optimizer of vectors alone.
+            if pattern != "*" and not any(fnmatchcase(name, pattern) for name in self.names):
+                raise ValueError(f"exact pattern {pattern!r} matches no matrix: expected some of {_some(self.names)}")
         self._sinks = sinks_of(out) if self.writes else []
-        self._step_hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        # From here on nothing fails, so that no hook is left of a monitor that was not made.
+        self._bind()
+        self._step_hooks.append(optimizer.register_step_pre_hook(_untraced(self._before_step)))
+        self._step_hooks.append(optimizer.register_step_post_hook(_untraced(self._after_step)))
 
     @property
     def names(self) -> list[str]:
@@ -327,6 +330,19 @@ class SpectralMonitor:
         self.last = record
         for sink in self._sinks:
             sink(record)
+
+
+def _untraced(hook: Callable[..., None]) -> Callable[..., None]:
+    """The hook, left out of a step that is compiled. Decided as it runs: asking before would import the compiler."""
+
+    def run(*arguments: Any) -> None:
+        if torch.compiler.is_compiling():
+            compiler: Any = torch.compiler
+            compiler.disable(hook)(*arguments)
+        else:
+            hook(*arguments)
+
+    return run
 
 
 def _innermost(optimizer: Any) -> Any:
