@@ -1,12 +1,14 @@
 """What the ranks of tests/distributed run."""
 
+from unittest import mock
+
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import sharded_cases as cases
 import spectrim
@@ -188,27 +190,16 @@ def faults(rank: int):
 
 def gradient_faults(rank: int):
     """One rank's gradient is not finite, or missing, or another plain one is: what is left, found and raised."""
-    found = {}
-    for utility, work in cases.UTILITIES.items():
-        parameters = cases.fsdp(init_device_mesh("cpu", (4,)))
-        for name, parameter in parameters.items():
-            parameter.grad = cases.like(parameter, cases.gradient(name, 1))
-        if rank == 1:
-            parameters["wide"].grad.to_local()[0, 0] = float("nan")
-            parameters["uneven"].grad = None
-        parameters["tall"].grad = None
-        given = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
-        before = {name: grad.to_local().clone() for name, grad in given.items()}
-        numbers = work(cases.groups(parameters))
-        after = {name: grad.to_local() for name, grad in given.items()}
-        kept = all(parameters[name].grad is grad for name, grad in given.items())
-        found[utility] = before, after, numbers, kept
-        plain = nn.Parameter(torch.ones(3, 4))
-        plain.grad = torch.full((3, 4), float("inf") if rank == 3 else 1.0)
-        mixed = [("plain", plain), ("fused", parameters["fused"])]
-        left = parameters["fused"].grad.to_local().clone()
-        raised = message(RuntimeError, lambda mixed=mixed: spectrim.shrink_grad_(mixed, error_if_nonfinite=True))
-        found["raised", utility] = raised, torch.equal(parameters["fused"].grad.to_local(), left)
+    with mock.patch("spectrim.optim.sharded_grads.reading_is_free", return_value=False):
+        found = {("unread", utility): found for utility, found in bad_or_missing(rank).items()}
+    found |= bad_or_missing(rank)
+    plain, sharded = nn.Parameter(torch.ones(3, 4)), cases.fsdp(init_device_mesh("cpu", (4,)))["fused"]
+    plain.grad = torch.full((3, 4), float("inf") if rank == 3 else 1.0)
+    sharded.grad = cases.like(sharded, cases.gradient("fused", 1))
+    left, mixed = sharded.grad.to_local().clone(), [("plain", plain), ("fused", sharded)]
+    for utility in (clip_grads, spectrim.shrink_grad_):
+        raised = message(RuntimeError, lambda utility=utility: utility(mixed, error_if_nonfinite=True))
+        found["raised", utility.__name__] = raised, torch.equal(sharded.grad.to_local(), left)
     grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("rows", "columns"))
     crossing = [
         nn.Parameter(distribute_tensor(torch.ones(4, 3), grid[name], [Shard(0)])) for name in ("rows", "columns")
@@ -226,6 +217,29 @@ def gradient_faults(rank: int):
         replicated.grad = cases.like(replicated, cases.gradient("wide", 0))
     norms = spectrim.clip_grad_spectral_([replicated], 0.1)
     found["some replicas"] = norms.tolist()
+    part = cases.gradient("wide", 0) * (rank + 1)
+    replicated.grad = DTensor.from_local(part, replicated.device_mesh, [Partial()], run_check=False)
+    found["partial"] = clip_grads([replicated]), replicated.grad.full_tensor()
+    return found
+
+
+def bad_or_missing(rank: int):
+    """For every utility, gradients before and after, one not finite and one missing on rank 1; and what was found."""
+    found = {}
+    for utility, work in cases.UTILITIES.items():
+        parameters = cases.fsdp(init_device_mesh("cpu", (4,)))
+        for name, parameter in parameters.items():
+            parameter.grad = cases.like(parameter, cases.gradient(name, 1))
+        if rank == 1:
+            parameters["wide"].grad.to_local()[0, 0] = float("nan")
+            parameters["uneven"].grad = None
+        parameters["tall"].grad = None
+        given = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+        before = {name: grad.to_local().clone() for name, grad in given.items()}
+        numbers = work(cases.groups(parameters))
+        after = {name: grad.to_local() for name, grad in given.items()}
+        kept = all(parameters[name].grad is grad for name, grad in given.items())
+        found[utility] = before, after, numbers, kept
     return found
 
 

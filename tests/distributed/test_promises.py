@@ -86,10 +86,12 @@ def without_missing_rows(name):
     return grad
 
 
+@pytest.mark.parametrize("reading", ["read", "unread"])
 @pytest.mark.parametrize("utility", cases.UTILITIES)
-def test_a_bad_gradient_is_left_alone_and_a_missing_shard_is_zeros(utility):
+def test_a_bad_gradient_is_left_alone_and_a_missing_shard_is_zeros(utility, reading):
     for rank, result in enumerate(results()[0]):
-        before, after, numbers, kept = result["gradient faults"][utility]
+        key = utility if reading == "read" else (reading, utility)
+        before, after, numbers, kept = result["gradient faults"][key]
         names = [name for group in cases.GROUPS for name in group["names"] if name in before]
         assert kept
         assert all(len(found) == len(names) for found in numbers)
@@ -113,7 +115,7 @@ def test_a_bad_gradient_is_left_alone_and_a_missing_shard_is_zeros(utility):
 
 def test_a_gradient_that_is_bad_on_one_rank_raises_on_all():
     for rank, result in enumerate(results()[0]):
-        for utility in cases.UTILITIES:
+        for utility in ("clip_grads", "shrink_grad_"):
             raised, untouched = result["gradient faults"]["raised", utility]
             assert "the gradient of 'plain' is not finite" in raised or rank != 3
             assert "a gradient of another rank is not finite" in raised or rank == 3
@@ -122,6 +124,16 @@ def test_a_gradient_that_is_bad_on_one_rank_raises_on_all():
         assert "is not finite" in result["gradient faults"]["crossing"]
         # Without one of its replicas a gradient counts as not finite.
         assert result["gradient faults"]["some replicas"] == ([math.inf] if rank else [])
+
+
+def test_a_gradient_in_parts_is_summed_before_it_is_clipped():
+    parameter = nn.Parameter(torch.zeros(cases.SHAPES["wide"]))
+    parameter.grad = cases.gradient("wide", 0) * 10
+    expected = sharded_workers.clip_grads([parameter])
+    for result in results()[0]:
+        norms, grad = result["gradient faults"]["partial"]
+        torch.testing.assert_close(norms, expected)
+        torch.testing.assert_close(grad, parameter.grad)
 
 
 def test_raising_is_for_every_rank_and_replicas_that_differ_stay():

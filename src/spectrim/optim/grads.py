@@ -91,7 +91,9 @@ def clip_grad_spectral_(
         ValueError: threshold is not positive, or an unknown form.
         RuntimeError: a gradient is not finite, by name; none was changed.
 
-    Call it before the global norm is clipped. Source: arXiv 2603.14315, whose pre-clipping uses c = 0.1.
+    Call it before the global norm is clipped, of sharded parameters on every rank: matrices go to owners and back. A
+    rank that lacks a gradient which others have gets no number for it. Source: arXiv 2603.14315, whose pre-clipping
+    uses c = 0.1.
     """
     if not threshold > 0:
         raise ValueError(f"threshold={threshold}: expected a positive number")
@@ -146,7 +148,7 @@ def shrink_grad_(
         ValueError: a factor that is not positive, or an unknown form.
         RuntimeError: a gradient is not finite, by name; none was changed.
 
-    Call it before the global norm is clipped. Source: arXiv 2605.27733.
+    Call it before the global norm is clipped, of sharded parameters on every rank. Source: arXiv 2605.27733.
     """
     if factor != "auto" and not factor > 0:
         raise ValueError(f'factor={factor}: expected a positive number or "auto"')
@@ -206,8 +208,11 @@ def _gradients(parameters: Parameters) -> Iterator[_Gradient]:
                 continue
             # Also where this rank has no gradient: others may, and every rank has to take part.
             shard = sharded_entry(item, group, (group_index, index), name, {})
-            if shard.has_gradient and item.grad.placements != item.placements:
-                # Brought together already: what is written to it is then written to the gradient.
+            if shard.has_gradient and (item.grad.placements, item.grad.device_mesh) != (
+                item.placements,
+                item.device_mesh,
+            ):
+                # It was laid out anew already: what is written there is then written to the gradient.
                 item.grad = laid_like(item, shard.grad)
             yield _Gradient(name, shard.grad, role, layout, shard.split, shard)
 
