@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter
@@ -24,13 +25,14 @@ import spectrim
 from spectrim.lab.files import write_json, write_text
 from spectrim.lab.measure import environment
 from spectrim.lab.model import PRESETS, build_model
-from spectrim.monitor import Record
+from spectrim.monitor import Alarm, Record
 
 RESULTS = Path(__file__).parent / "results" / "monitor.json"
 PAGE = Path(__file__).parent.parent / "docs" / "monitor.md"
 BEGIN, END = "<!-- figures: benchmarks/monitor.py -->", "<!-- end of figures -->"
 VOCABULARY, ROWS, LENGTH = 4096, 16, 128
 EVERY, WARMING_UP = 4, 2
+SPREAD = 0.1
 RECIPES = {
     "torch's fused AdamW": lambda groups: torch.optim.AdamW(groups, lr=1e-3, fused=True),
     "`AdamW(clip=10)`": lambda groups: spectrim.AdamW(groups, lr=1e-3, clip=10.0, clip_scope="all"),
@@ -100,6 +102,24 @@ def differences(cheap: Record, exact: Record) -> dict[str, float]:
     return found
 
 
+def false_warnings(spread: float) -> dict[str, int]:
+    """Warnings of 100,000 values whose logarithms are noise of this standard deviation, by its kind."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(7, 100_000, generator=generator, dtype=torch.float64)
+    noise = {
+        "normal": normal[0],
+        # The difference of two exponentials, each the sum of two squares.
+        "Laplace": (normal[1].square() + normal[2].square() - normal[3].square() - normal[4].square()) / math.sqrt(8),
+        "Student with 5 degrees": normal[0] / normal[2:].square().mean(0).sqrt() * math.sqrt(3 / 5),
+    }
+    found = {}
+    for name, values in noise.items():
+        alarm = Alarm()
+        series = (spread * values).exp().tolist()
+        found[name] = sum(len(alarm(i, {"w": {"update_rms": v, "lr": 1.0}})) for i, v in enumerate(series))
+    return found
+
+
 def figures(rows: list[dict[str, Any]], machine: dict[str, Any]) -> list[str]:
     names = [name for name in rows[0] if name != "differences"]
     table = [names, ["---", "---", *["---:"] * (len(names) - 2)], *([str(row[name]) for name in names] for row in rows)]
@@ -116,6 +136,10 @@ def figures(rows: list[dict[str, Any]], machine: dict[str, Any]) -> list[str]:
         "| " + " | ".join(f"`{name}`" for name in largest) + " |",
         "|" + " ---: |" * len(largest),
         "| " + " | ".join(f"{value:.1g}" for value in largest.values()) + " |",
+        "",
+        f"False warnings in 100,000 values whose logarithms are noise of standard deviation {SPREAD}: "
+        + ", ".join(f"{count} where it is {name}" for name, count in false_warnings(SPREAD).items())
+        + ".",
         "",
     ]
 

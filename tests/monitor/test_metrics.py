@@ -131,3 +131,12 @@ def test_rows_of_numbers_are_as_long_as_their_order_says(kind, exact):
         assert torch.allclose(reading["above"], metrics.share_above(X, 4.0, exact=True))
     else:
         assert torch.allclose(reading["norm"], values(X)[:, 0], rtol=0.02)
+
+
+def test_an_exact_order_reads_all_entries():
+    X = torch.rand(1, 300, 400).pow(-0.5)
+    for exact in (False, True):
+        order = Order("gradient", (300, 400), 4, exact)
+        wanted = metrics.tail_index(X, exact=exact)
+        assert torch.allclose(read(order, measure(order, X))["tail_index"], wanted)
+    assert metrics.tail_index(X, exact=True) != metrics.tail_index(X)

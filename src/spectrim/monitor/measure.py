@@ -41,7 +41,7 @@ class Order:
             threshold, nothing but how its singular values are spread.
         shape: (m, n).
         rank: of the spike.
-        exact: all singular values, instead of estimates.
+        exact: all singular values and entries, instead of estimates.
     """
 
     kind: Kind
@@ -82,7 +82,8 @@ def measure(order: Order, X: Tensor) -> Tensor:
     Y = wide(as_matrices(X))
     found: dict[str, Tensor] = {}
     if order.kind == "gradient":
-        found = dict(entry_statistics(Y)._asdict())
+        statistics = entry_statistics(Y, sample=None) if order.exact else entry_statistics(Y)
+        found = dict(statistics._asdict())
     elif order.kind != "direction":
         found["energy"] = energy(Y)
     if order.exact:

@@ -72,8 +72,8 @@ def entry_statistics(X: Tensor, *, fraction: float = TAIL_FRACTION, sample: int 
 
 
 def sample_stride(entries: int, columns: int, sample: int) -> int:
-    """A stride at which about ``sample`` entries of a matrix, read row by row, come from all its rows and columns."""
-    stride = max(1, entries // sample)
+    """A stride at which at most ``sample`` entries of a matrix, read row by row, come from all its rows and columns."""
+    stride = max(1, -(-entries // sample))
     while stride > 1 and math.gcd(stride, columns) > 1:
         stride += 1
     return stride
