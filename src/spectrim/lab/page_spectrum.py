@@ -16,7 +16,7 @@ from spectrim.lab.page_spectrum_figures import (
 )
 from spectrim.lab.run import RunFolder
 from spectrim.lab.spectrum_reading import SIDE_BY_SIDE, headline, reading, side_by_side
-from spectrim.lab.spectrum_table import CAPTION, COLUMNS, row
+from spectrim.lab.spectrum_table import CAPTION, WEIGHTS_CAPTION, gradient_rows, weight_rows
 
 if TYPE_CHECKING:
     from spectrim.lab.page_sections import Study
@@ -157,10 +157,13 @@ def run_of(subject: dict[str, Any]) -> RunFolder | None:
 
 def numbers(study: "Study") -> Section:
     tables = [
-        Table(caption=f"Every matrix of {name}", rows=[list(COLUMNS), *map(row, subject["matrices"].values())])
+        Table(caption=f"Gradients of {name}", rows=rows)
         for name, subject in study.summary["subjects"].items()
+        if len(rows := gradient_rows(subject)) > 1
     ]
-    return Section(title="All numbers", items=[*tables, Note(lines=[CAPTION, "spectrum.json holds the rest."])])
+    notes = [CAPTION] if tables else []
+    weights = Table(caption=f"Weights: {WEIGHTS_CAPTION}", rows=weight_rows(study.summary))
+    return Section(title="All numbers", items=[*tables, weights, Note(lines=[*notes, "spectrum.json holds the rest."])])
 
 
 def configuration(study: "Study") -> Section:

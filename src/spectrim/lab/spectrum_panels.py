@@ -17,6 +17,7 @@ __all__ = [
     "grid_of",
     "log_axis",
     "measured",
+    "place_of",
 ]
 
 BLUE, RED, GREEN, PINK, ORANGE, _, _ = COLOURS
@@ -137,3 +138,8 @@ def describe(name: str, subject: Summary) -> str:
 def measured(subject: Summary) -> dict[str, Matrix]:
     """The matrices whose gradients were measured."""
     return {name: each for name, each in subject["matrices"].items() if each.get("gradient")}
+
+
+def place_of(matrix: Matrix) -> str:
+    """The layer and the kind of a matrix."""
+    return str(matrix["kind"] if matrix["layer"] is None else f"{matrix['layer']}: {matrix['kind']}")

@@ -212,7 +212,7 @@ def tails(figure: Any, name: str, subject: Summary) -> None:
         words = f"best: {best['model']}"
         if "freedom" in best["parameters"]:
             words += f", ν = {best['parameters']['freedom']:.2g}"
-        axes.text(0.03, 0.06, words, transform=axes.transAxes, fontsize=7.5, color=INK)
+        axes.text(0.98, 0.9, words, transform=axes.transAxes, ha="right", va="top", fontsize=7.5, color=INK)
 
     draw_grid(
         figure, grid, draw, title=f"Entries of the noise, {describe(name, subject)}",
@@ -313,6 +313,8 @@ def stage_shares(figure: Any, name: str, subject: Summary) -> None:
 
 def weights(figure: Any, subjects: Summary, grid: Grid) -> None:
     """Weight spectra of all subjects, laid over each other."""
+    every = [each for subject in subjects.values() for each in subject["matrices"].values()]
+    highest = max(each["weight"]["spectral_norm"] for each in every) or 1.0
 
     def draw(axes: Any, matrix: Matrix) -> None:
         for index, subject in enumerate(subjects.values()):
@@ -320,7 +322,9 @@ def weights(figure: Any, subjects: Summary, grid: Grid) -> None:
                 if (other["kind"], other["layer"]) == (matrix["kind"], matrix["layer"]):
                     places, values = ranks(other["weight"]["spectrum"])
                     shape = look(index)
-                    axes.semilogy(places, values, color=shape["color"], linestyle=shape["linestyle"], linewidth=1.5)
+                    axes.loglog(places, values, color=shape["color"], linestyle=shape["linestyle"], linewidth=1.5)
+        # The last singular values of a square matrix are small by chance, and would press the rest together.
+        axes.set_ylim(1e-3 * highest, 1.6 * highest)
         log_axis(axes.yaxis)
 
     draw_grid(

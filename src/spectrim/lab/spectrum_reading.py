@@ -173,9 +173,9 @@ def signal(subject: Summary, matrices: list[Matrix]) -> Iterable[str]:
 
 def subspaces(_: Summary, matrices: list[Matrix]) -> Iterable[str]:
     """Whether noise and signal share their leading directions."""
-    left, right, again = (
+    left, right, again_left, again_right = (
         [each["noise"][side]["share"]["value"] / each["noise"][side]["expected"] for each in matrices]
-        for side in ("left", "right", "recurrence")
+        for side in ("left", "right", "recurring_left", "recurring_right")
     )
     shares = [max(each["noise"][side]["share"]["value"] for side in ("left", "right")) for each in matrices]
     both = middle([*left, *right])
@@ -187,12 +187,14 @@ def subspaces(_: Summary, matrices: list[Matrix]) -> Iterable[str]:
         )
     else:
         yield f"The leading directions of noise and signal overlap about as by chance ({both:.1f} times)."
-    if middle(again) > 2:
+    if middle([*again_left, *again_right]) > 2:
         yield (
-            f"The noise's leading left directions come back: their overlap between two batches is {middle(again):.0f} "
-            f"times chance. Noise of low rank in fresh directions each time, as clipping's theory has it, is not what "
-            f"is seen."
+            f"The noise's own leading directions come back: their overlap between two batches is "
+            f"{middle(again_left):.0f} times chance on the left, {middle(again_right):.0f} times on the right. Noise "
+            f"of low rank in fresh directions each time, as clipping's theory has it, is not what is seen."
         )
+    else:
+        yield "The noise's own leading directions are fresh on every batch, as clipping's theory has it."
 
 
 def localisation(_: Summary, matrices: list[Matrix]) -> Iterable[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spectrim.lab.plot import COLOURS, look
-from spectrim.lab.spectrum_panels import INK, QUANTITIES, QUIET, Matrix, Summary, describe, measured
+from spectrim.lab.spectrum_panels import INK, QUANTITIES, QUIET, Summary, describe, measured, place_of
 
 __all__ = ["norms_of_weights", "row_size", "rows_size", "shares", "structure"]
 
@@ -29,7 +29,7 @@ def shares(figure: Any, name: str, subject: Summary) -> None:
     }
     contraction = [one["second_moment"]["contraction"] for one in each]
     axes = dots(
-        figure, names_of(matrices), [
+        figure, list(map(place_of, matrices.values())), [
             ("spike's share of the energy", held),
             ("spike's share of E[g²]", second),
             ("tail's update, against none of the spike", {("", GREEN, "o"): contraction}),
@@ -49,15 +49,16 @@ def structure(figure: Any, name: str, subject: Summary) -> None:
         ("by chance", QUIET, "|"): [each["left"]["expected"] for each in noises],
     }
     recurring = {
-        ("left", GREEN, "o"): [each["recurrence"]["share"]["value"] for each in noises],
-        ("by chance", QUIET, "|"): [each["recurrence"]["expected"] for each in noises],
+        ("left", BLUE, "o"): [each["recurring_left"]["share"]["value"] for each in noises],
+        ("right", RED, "s"): [each["recurring_right"]["share"]["value"] for each in noises],
+        ("by chance", QUIET, "|"): [each["recurring_left"]["expected"] for each in noises],
     }
     localised = {
         ("noise of one batch", ORANGE, "o"): [each["localisation"]["value"] for each in noises],
         ("Gaussian", QUIET, "|"): [each["gaussian_localisation"] for each in noises],
     }
     axes = dots(
-        figure, names_of(matrices), [
+        figure, list(map(place_of, matrices.values())), [
             ("overlap of N's leading directions with G's", overlaps),
             ("overlap of N with N of another batch", recurring),
             ("localisation max|N| / ‖N‖₂", localised),
@@ -83,7 +84,7 @@ def norms_of_weights(figure: Any, subjects: Summary) -> None:
             for index, (name, subject) in enumerate(subjects.items())
         }
         panels.append((label, series))
-    axes = dots(figure, names_of(matrices), panels, "Norms of the weights")
+    axes = dots(figure, list(map(place_of, matrices.values())), panels, "Norms of the weights")
     for panel in axes:
         panel.set_xlim(left=0)
         if panel is not axes[0] and panel.get_legend():
@@ -126,8 +127,3 @@ def dots(figure: Any, names: Sequence[str], panels: Sequence[tuple[str, Series]]
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return axes
-
-
-def names_of(matrices: Mapping[str, Matrix]) -> list[str]:
-    """A short name for each."""
-    return [each["kind"] if each["layer"] is None else f"{each['layer']}: {each['kind']}" for each in matrices.values()]

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from spectrim.lab.spectrum_panels import Matrix, measured, place_of
 from spectrim.lab.spectrum_reading import reading
 
-__all__ = ["CAPTION", "COLUMNS", "row", "tables"]
+__all__ = ["CAPTION", "WEIGHTS_CAPTION", "gradient_rows", "tables", "weight_rows"]
 
 COLUMNS = (
     "matrix",
@@ -15,7 +16,6 @@ COLUMNS = (
     "overlap",
     "localised",
     "best tail",
-    "‖W‖₂",
 )
 
 
@@ -26,35 +26,45 @@ CAPTION = (
 )
 
 
+WEIGHTS_CAPTION = "Frobenius norm, largest singular value, stable rank"
+
+
 def tables(summary: dict[str, Any]) -> Any:
-    """A table for each subject, and the reading below it."""
+    """The gradients of each subject with the reading below, and the weights of all side by side."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     parts: list[Any] = []
     for name, subject in summary["subjects"].items():
-        table = Table(title=Text(name), title_justify="left", caption=Text(CAPTION), caption_justify="left")
-        for column in COLUMNS:
-            words = column in ("matrix", "best tail")
-            table.add_column(column, justify="left" if words else "right", no_wrap=column == "matrix")
-        for each in subject["matrices"].values():
-            table.add_row(*map(Text, row(each)))
-        parts += [table, *(Text(f"- {line.replace('`', '')}") for line in reading(subject)), Text("")]
-    return Group(*parts)
+        rows = gradient_rows(subject)
+        parts.append(table(name, rows, CAPTION) if len(rows) > 1 else Text(name))
+        parts += [*(Text(f"- {line.replace('`', '')}") for line in reading(subject)), Text("")]
+    return Group(*parts, table("weights", weight_rows(summary), WEIGHTS_CAPTION))
 
 
-def row(matrix: dict[str, Any]) -> list[str]:
-    """The cells of a matrix; those of gradients are empty where none were measured."""
-    place = matrix["kind"] if matrix["layer"] is None else f"{matrix['layer']}: {matrix['kind']}"
-    top = f"{matrix['weight']['spectral_norm']:.3g}"
-    if not matrix.get("gradient"):
-        return [place, *["-"] * (len(COLUMNS) - 2), top]
-    mean, noise = matrix["mean_gradient"], matrix["noise"]
-    momentum = matrix["momentum"]
+def table(title: str, rows: list[list[str]], caption: str) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=Text(title), title_justify="left", caption=Text(caption), caption_justify="left")
+    for column in rows[0]:
+        words = column in ("matrix", "best tail")
+        made.add_column(Text(column), justify="left" if words else "right", no_wrap=column == "matrix")
+    for row in rows[1:]:
+        made.add_row(*map(Text, row))
+    return made
+
+
+def gradient_rows(subject: dict[str, Any]) -> list[list[str]]:
+    """A header, and a row for every matrix whose gradients were measured."""
+    return [list(COLUMNS), *(gradient_row(each) for each in measured(subject).values())]
+
+
+def gradient_row(matrix: Matrix) -> list[str]:
+    mean, noise, momentum = matrix["mean_gradient"], matrix["noise"], matrix["momentum"]
     overlap = max(noise[side]["share"]["value"] for side in ("left", "right"))
     return [
-        place,
+        place_of(matrix),
         f"{matrix['gradient']['spike_share']:.0%}",
         f"{mean['spike_share']:.0%}",
         f"{momentum['spike_share']:.0%}" if momentum else "-",
@@ -62,5 +72,25 @@ def row(matrix: dict[str, Any]) -> list[str]:
         f"{overlap:.2f}",
         f"{noise['localisation']['value']:.2f} ({noise['gaussian_localisation']:.2f})",
         matrix["tails"]["fits"][0]["model"],
-        top,
     ]
+
+
+def weight_rows(summary: dict[str, Any]) -> list[list[str]]:
+    """A header, and a row for every matrix of any subject."""
+    subjects = summary["subjects"]
+    matrices = {key: each for subject in subjects.values() for key, each in subject["matrices"].items()}
+    return [
+        ["matrix", *subjects],
+        *(
+            [place_of(each), *(weight_cell(subject["matrices"].get(key)) for subject in subjects.values())]
+            for key, each in matrices.items()
+        ),
+    ]
+
+
+def weight_cell(matrix: Matrix | None) -> str:
+    if matrix is None:
+        return "-"
+    weight = matrix["weight"]
+    rank = "-" if weight["stable_rank"] is None else f"{weight['stable_rank']:.1f}"
+    return f"{weight['norm']:.3g}, {weight['spectral_norm']:.3g}, {rank}"

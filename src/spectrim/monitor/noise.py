@@ -47,7 +47,7 @@ class NoiseStructure:
             halves, in which G cancels and the noise has the size that it has in the mean.
         noise_spectrum: σᵢ(N) of one batch, the mean over batches.
         left, right: overlap of the k leading singular directions of N with those of G.
-        recurrence: overlap of the k leading left directions of N on one batch with those on another.
+        recurring_left, recurring_right: overlap of those of N on one batch with those on another.
         localisation: max|N_ij|/‖N‖₂, the mean over batches.
         gaussian_localisation: about what a Gaussian N of this shape has.
     """
@@ -60,7 +60,8 @@ class NoiseStructure:
     noise_spectrum: Tensor
     left: Overlap
     right: Overlap
-    recurrence: Overlap
+    recurring_left: Overlap
+    recurring_right: Overlap
     localisation: Estimate
     gaussian_localisation: float
 
@@ -98,8 +99,8 @@ def noise_structure(gradients: Tensor, rank: int) -> NoiseStructure:
     floor = (means[0] - means[1]) * math.sqrt(sizes[0] * sizes[1]) / count
 
     spectra, peaks = [], []
-    shares: dict[str, list[Tensor]] = {"left": [], "right": []}
-    leading: list[list[Tensor]] = [[], []]
+    shares: dict[str, list[Tensor]] = {"left": [], "right": [], "recurring_left": [], "recurring_right": []}
+    leading: list[list[tuple[Tensor, Tensor]]] = [[], []]
     for own in (0, 1):
         other = 1 - own
         U, _, Vh = torch.linalg.svd(means[other], full_matrices=False)
@@ -110,13 +111,16 @@ def noise_structure(gradients: Tensor, rank: int) -> NoiseStructure:
             spectra.append(values)
             peaks.append(N.abs().max() / values[0].clamp_min(torch.finfo(N.dtype).tiny))
             right = torch.nn.functional.normalize(N.mT @ left[:, :rank], dim=0)
-            leading[own].append(left[:, :rank])
+            leading[own].append((left[:, :rank], right))
             shares["left"].append(torch.linalg.svdvals(U[:, :rank].mT @ left[:, :rank]))
             shares["right"].append(torch.linalg.svdvals(Vh[:rank] @ right))
-    recurring = [torch.linalg.svdvals(one.mT @ two) for one, two in zip(*leading, strict=False)]
+    for one, two in zip(*leading, strict=False):
+        shares["recurring_left"].append(torch.linalg.svdvals(one[0].mT @ two[0]))
+        shares["recurring_right"].append(torch.linalg.svdvals(one[1].mT @ two[1]))
     m, n = X.shape[-2:]
     sides = {
-        key: _overlap(torch.stack(cosines), size) for (key, cosines), size in zip(shares.items(), (m, n), strict=True)
+        key: _overlap(torch.stack(cosines), size)
+        for (key, cosines), size in zip(shares.items(), (m, n, m, n), strict=True)
     }
     signal, noise = energies(X)
     return NoiseStructure(
@@ -128,7 +132,8 @@ def noise_structure(gradients: Tensor, rank: int) -> NoiseStructure:
         noise_spectrum=torch.stack(spectra).mean(0),
         left=sides["right" if is_tall else "left"],
         right=sides["left" if is_tall else "right"],
-        recurrence=_overlap(torch.stack(recurring), m),
+        recurring_left=sides["recurring_right" if is_tall else "recurring_left"],
+        recurring_right=sides["recurring_left" if is_tall else "recurring_right"],
         localisation=_mean(torch.stack(peaks)),
         gaussian_localisation=gaussian_localisation(m, n),
     )
