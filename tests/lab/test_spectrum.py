@@ -15,8 +15,10 @@ from spectrim.cli import main
 from spectrim.lab.batches import Batches
 from spectrim.lab.config import ModelConfig, TrainConfig
 from spectrim.lab.errors import LabError
+from spectrim.lab.files import write_json
 from spectrim.lab.model import build_model
 from spectrim.lab.objective import language_loss
+from spectrim.lab.report_cli import report
 from spectrim.lab.spectrum import Options, default_out, spectrum, write_spectrum
 from spectrim.lab.spectrum_gradients import GradientSource
 from spectrim.lab.spectrum_matrices import choose
@@ -220,8 +222,10 @@ def test_gradients_are_held_no_further_than_the_memory_that_is_given(
 
 def test_a_text_in_a_name_stays_text_on_the_page(measured: dict[str, Any], tmp_path: Path) -> None:
     injected = "<script>document.title='owned'</script>"
-    write_spectrum({**measured, "subjects": {injected: measured["subjects"]["adamw"]}}, tmp_path / "x")
-    page = (tmp_path / "x" / "report.html").read_text()
+    folder = tmp_path / "x"
+    write_json(folder / "spectrum.json", {**measured, "subjects": {injected: measured["subjects"]["adamw"]}})
+    report([folder], folder / "report.html")
+    page = (folder / "report.html").read_text()
     assert injected not in page
     assert "&lt;script&gt;document.title=" in page
 
