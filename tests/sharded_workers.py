@@ -78,6 +78,7 @@ def on_four_ranks(rank: int, folder: str):
         "disagreement": disagreement(rank),
         "options": state_dict_options(rank),
         "saved": save(folder),
+        "narrow": narrow(),
     }
 
 
@@ -121,6 +122,19 @@ def clip_grads(parameters, **options):
 
 
 BYTES_SHAPES = ((32, 16), (16, 48), (32, 16))
+
+
+def narrow():
+    """Fused projections in bfloat16 after steps of AdamW alone, in shards and as a whole."""
+    whole = nn.Parameter(cases.start()["fused"].bfloat16())
+    placed = distribute_tensor(whole.detach(), init_device_mesh("cpu", (4,)), [Shard(0)], src_data_rank=None)
+    pair = [nn.Parameter(placed.clone()), whole]
+    for parameter in pair:
+        optimizer = cases.RECIPES["adamw"](cases.groups({"fused": parameter}))
+        for number in range(3):
+            parameter.grad = cases.like(parameter, cases.gradient("fused", number).bfloat16())
+            optimizer.step()
+    return pair[0].detach().full_tensor(), whole.detach()
 
 
 def state_shares():

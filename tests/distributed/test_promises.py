@@ -154,6 +154,11 @@ def test_bases_that_step_shards_otherwise_than_the_whole_are_refused_by_name():
         assert "cannot wrap Rprop: its step on shards failed with " in refused["Rprop"]
 
 
+def test_fused_projections_in_bfloat16_step_as_a_whole():
+    for result in results()[0]:
+        assert torch.equal(*result["narrow"])
+
+
 def test_ranks_that_disagree_are_told_in_what():
     for result in results()[0]:
         first, later = result["disagreement"]

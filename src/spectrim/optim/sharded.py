@@ -103,7 +103,9 @@ class ShardedEntry(Entry):
         if self.is_whole():
             # Replicas share work that is worth a message.
             return not dense or self.sharding.replicas == 1
-        return not dense and recipe.operator == "none" and options["shrink"] is None and options["scale"] == "none"
+        plain = not dense and recipe.operator == "none" and options["shrink"] is None and options["scale"] == "none"
+        # The sizes of a split are those of the whole, and do not fit a part.
+        return plain and self.split is None
 
     def root_sums(self, tensor: Tensor) -> list[Tensor]:
         """The sum of √|y| over this rank's part of every logical matrix, up to one factor, for all E of a stack."""
