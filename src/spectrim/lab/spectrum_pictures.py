@@ -302,7 +302,7 @@ def stage_shares(figure: Any, name: str, subject: Summary) -> None:
                 axes.plot(
                     *zip(*points, strict=True), color=colour, linestyle=style, marker="o", markersize=3, linewidth=1.4
                 )
-        axes.set_ylim(0, 1)
+        axes.set_ylim(0, 1.04)  # a share of 1 is still seen whole
 
     draw_grid(
         figure, Grid(having), draw, title=f"The spike's share through training, {describe(name, subject)}",
