@@ -3,7 +3,10 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from monitor_records import record as record_of_monitor
+from spectrim.lab.config import OptimizerConfig, TrainConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.log import RunLog, read_log
 
@@ -42,6 +45,29 @@ def test_tensorboard_sees_every_step_once_after_a_resume(tmp_path: Path) -> None
     ]
     assert [event.value for event in events.Scalars("loss_by_frequency/1-3")] == [0.5] * 10
     assert "loss_by_frequency/4-9" not in events.Tags()["scalars"]
+
+
+def test_tensorboard_has_settings_and_measurements(tmp_path: Path) -> None:
+    config = TrainConfig(recipe="adamw+clip", optimizer=OptimizerConfig(lr=0.01))
+    measured = record_of_monitor(3, ["model.layers.10.mlp.up_proj.weight", "lm_head.weight"])
+    measured["alarms"] = [{"message": "step 3: it rises"}]
+    with RunLog(tmp_path / "log.jsonl", resume_step=0, config=config) as log:
+        log.write_measurement(measured)
+        log.write(record(3))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (found,) = events.Scalars("layer 10 · mlp.up_proj/gradient norm")
+    expected = measured["parameters"]["model.layers.10.mlp.up_proj.weight"]["gradient_norm"]
+    assert (found.step, found.value) == (3, pytest.approx(expected))
+    assert {"lm_head/update to weight", "largest of all matrices/update to weight"} <= set(events.Tags()["scalars"])
+    assert set(events.PluginTagToContent("text")) == {"configuration", "alarms"}
+    assert b'recipe = "adamw+clip"' in events.Tensors("configuration")[0].tensor_proto.string_val[0]
+    content = events.PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
+    assert start.hparams["recipe"].string_value == "adamw+clip"
+    assert start.hparams["lr"].number_value == 0.01
+    assert "momentum" not in start.hparams, "what is not set is left out"
+    experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
+    assert [metric.name.tag for metric in experiment.metric_infos] == ["loss/validation", "loss/train"]
 
 
 def test_a_log_that_ends_before_its_checkpoint_is_refused(tmp_path: Path) -> None:

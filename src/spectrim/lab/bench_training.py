@@ -16,7 +16,7 @@ import typer
 from torch.nn import functional
 
 from spectrim.lab.batches import Batches
-from spectrim.lab.config import DataConfig, EvaluationConfig, TrainConfig
+from spectrim.lab.config import DataConfig, EvaluationConfig, MonitorConfig, TrainConfig
 from spectrim.lab.files import write_json
 from spectrim.lab.log import Record, read_log
 from spectrim.lab.measure import environment
@@ -126,6 +126,7 @@ def bench_training(
                 "model": {"preset": preset},
                 "data": DataConfig(sources=sources, batch_size=batch_size, sequence_length=sequence_length),
                 "evaluation": EvaluationConfig(times=1),
+                "monitor": MonitorConfig(every=0),
             },
             source="options",
         )

@@ -44,6 +44,7 @@ def save(
     machine: dict[str, str | int],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    monitor: dict[str, Any] | None = None,
     parallel: Parallel = ONE_PROCESS,
 ) -> Path:
     """Write the state after ``step`` updates; checkpoints before the last :data:`KEPT` are deleted.
@@ -56,6 +57,7 @@ def save(
         machine: what rounding depends on beside the configuration; a change is told when the run is resumed.
         model: its weights are saved.
         optimizer: its state is saved.
+        monitor: the state of the run's monitor, plain values; None without one. Earlier versions had none.
         parallel: all ranks take part.
 
     Raises:
@@ -68,6 +70,7 @@ def save(
         "config": config.model_dump(mode="json"),
         "data_key": data_key,
         "machine": machine,
+        "monitor": monitor,
     }
     first = parallel.from_first(lambda: not list_checkpoints(folder))
     if parallel.ranks == 1:

@@ -216,8 +216,7 @@ def check_runs(runs: list[tuple[TrainConfig, RunFolder]], data_key: str) -> None
     """Refuse runs that were begun with other settings or on other text. Writes nothing."""
     for run, folder in runs:
         before = folder.stored_config()
-        if before is not None and before != run:
-            changes = describe_differences(before, run)
+        if before is not None and (changes := describe_differences(before, run)):
             raise LabError(f"run {str(folder.path)!r} has other settings: {changes}; choose another --name")
         if (finished := folder.result()) is not None and finished.data_key != data_key:
             raise LabError(

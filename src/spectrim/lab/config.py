@@ -21,6 +21,7 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "ModelConfig",
+    "MonitorConfig",
     "OptimizerConfig",
     "ScheduleConfig",
     "SharedConfig",
@@ -34,6 +35,7 @@ __all__ = [
 DEFAULT_VOCABULARY_SIZE = 2048
 
 PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 OptionalBound = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(lambda v: 0.0 if v == "none" else v)]
 """A bound, or 0 for none; TOML has no null, so the word ``"none"`` is understood too."""
@@ -172,6 +174,18 @@ class EvaluationConfig(Config):
     batches: PositiveInt = 8
 
 
+class MonitorConfig(Config):
+    """What is measured of every matrix while it is trained (:class:`spectrim.SpectralMonitor`); it changes nothing in
+    training."""
+
+    every: Count = 20
+    """Steps between measurements; 0 turns the monitor off."""
+    exact_times: Count = 8
+    """Measurements of all singular values in a run, evenly spaced; the last one is at the end."""
+    layers: tuple[Count, ...] | None = None
+    """Those whose matrices are measured exactly, from 0; first, middle and last unless given."""
+
+
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -190,6 +204,7 @@ class SharedConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    monitor: MonitorConfig = MonitorConfig()
 
     @model_validator(mode="after")
     def _batch_splits(self) -> Self:
@@ -244,7 +259,12 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(stored: Config, asked: Config) -> Iterator[tuple[str, Any, Any]]:
-    """Every dotted key whose values differ, with the stored and the asked value."""
+    """Every dotted key whose values differ, with the stored and the asked value.
+
+    What was stored by a version that had no monitor says nothing about it.
+    """
+    if "monitor" in type(stored).model_fields.keys() - stored.model_fields_set:
+        asked = asked.model_copy(update={"monitor": getattr(stored, "monitor")})  # noqa: B009 - not of every Config
     old, new = dict(leaves(stored.model_dump(mode="json"))), dict(leaves(asked.model_dump(mode="json")))
     for key in old | new:
         if old.get(key) != new.get(key):

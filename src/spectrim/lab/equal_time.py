@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from spectrim.lab.config import Config, PositiveFloat, PositiveInt, TrainConfig
+from spectrim.lab.config import Config, MonitorConfig, PositiveFloat, PositiveInt, TrainConfig
 from spectrim.lab.dynamics import step_seconds
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import write_json
@@ -84,6 +84,7 @@ def fit_steps(
 def time_step(run: TrainConfig, out: Path, cache_dir: Path | None) -> float:
     """Mean seconds of a step, in a run of its own that is kept like any other."""
     length = {"steps": CALIBRATION_STEPS, "checkpoint_every": CALIBRATION_STEPS}
-    once = run.evaluation.model_copy(update={"times": 1})
-    train(run.model_copy(update={**length, "evaluation": once}), out, resume=True, cache_dir=cache_dir)
+    once, unwatched = run.evaluation.model_copy(update={"times": 1}), MonitorConfig(every=0)
+    alone = run.model_copy(update={**length, "evaluation": once, "monitor": unwatched})
+    train(alone, out, resume=True, cache_dir=cache_dir)
     return fmean(step_seconds(record) for record in read_log(RunFolder(out).log_file)[WARMING_UP:])

@@ -10,7 +10,7 @@ __all__ = ["EventFile"]
 
 
 class EventFile:
-    """Scalars of one process; a process that resumes a run opens another file beside the ones before."""
+    """Scalars, texts and settings of one process; a process that resumes a run opens another file beside the first."""
 
     def __init__(self, folder: Path, *, purge_step: int) -> None:
         """Begin a file; whatever earlier files hold from ``purge_step`` on is void."""
@@ -18,6 +18,7 @@ class EventFile:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
+        self._folder = folder
         self._file = (folder / name).open("xb")
         self._records = RecordWriter(self._file)
         self._write(Event(wall_time=time.time(), step=purge_step, file_version="brain.Event:2"))
@@ -31,6 +32,30 @@ class EventFile:
 
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def add_text(self, tag: str, text: str, step: int) -> None:
+        """Write a text in Markdown."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.plugins.text.summary_v2 import text_pb
+
+        self._write(Event(wall_time=time.time(), step=step, summary=text_pb(tag, text)))
+
+    def add_hyperparameters(self, values: Mapping[str, str | float | bool], *, metrics: Mapping[str, str]) -> None:
+        """Write what TensorBoard's table of hyperparameters has of this run.
+
+        Args:
+            values: by name.
+            metrics: of scalars whose last value stands beside them, by tag what they are called there.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_config_pb, hparams_pb
+
+        shown = [Metric(tag, display_name=name) for tag, name in metrics.items()]
+        experiment = hparams_config_pb([HParam(name) for name in values], shown)
+        # Runs of equal values are still several: their place tells them apart.
+        session = hparams_pb(dict(values), trial_id=str(self._folder.absolute()))
+        for summary in (experiment, session):
+            self._write(Event(wall_time=time.time(), summary=summary))
 
     def flush(self) -> None:
         """Hand everything to the system."""

@@ -11,9 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from spectrim.lab.config import TrainConfig
 from spectrim.lab.errors import LabError
+from spectrim.lab.event_tags import describe, measured_scalars
 from spectrim.lab.events import EventFile
 from spectrim.lab.files import finite, naming
+from spectrim.lab.measurements import Measurement
 
 __all__ = ["Record", "RunLog", "read_log"]
 
@@ -42,6 +45,8 @@ class Record(TypedDict):
     val_loss_by_frequency: NotRequired[dict[str, float | None]]
     """The same by how frequent the target is in the training text, see :mod:`spectrim.lab.evaluate`."""
     evaluation_ms: NotRequired[float]
+    monitor_ms: NotRequired[float]
+    """What the run's monitor took."""
     checkpoint_ms: NotRequired[float]
     """What the checkpoint after the step before took."""
 
@@ -49,8 +54,10 @@ class Record(TypedDict):
 class RunLog:
     """Writes the records of one run; a context manager."""
 
-    def __init__(self, path: Path, *, resume_step: int) -> None:
+    def __init__(self, path: Path, *, resume_step: int, config: TrainConfig | None = None) -> None:
         """Open the log after ``resume_step`` steps, dropping whatever came later.
+
+        With the run's configuration, TensorBoard shows that too.
 
         Raises:
             LabError: the log that is there ends before that step.
@@ -61,6 +68,8 @@ class RunLog:
         # Unbuffered: what a write has not written must not be tried again on closing.
         self._file = path.open("ab", buffering=0)
         self._events = EventFile(path.parent, purge_step=resume_step + 1)
+        if config is not None:
+            describe(self._events, config)
 
     def write(self, record: Record) -> None:
         """Append a record; a reader sees it at once.
@@ -79,6 +88,12 @@ class RunLog:
                 os.ftruncate(self._file.fileno(), end)
                 raise
         self._events.add(scalars(record), record["step"])
+
+    def write_measurement(self, record: Measurement) -> None:
+        """Add what a monitor measured to the event file alone: ``monitor.jsonl`` is the monitor's."""
+        self._events.add(measured_scalars(record), record["step"])
+        for alarm in record.get("alarms", ()):
+            self._events.add_text("alarms", alarm["message"], record["step"])
 
     def sync(self) -> None:
         """Force what has been written to disk."""
@@ -108,6 +123,7 @@ SCALARS = {
     "forward_backward_ms": "time/forward_backward_ms",
     "optimizer_ms": "time/optimizer_ms",
     "logging_ms": "time/logging_ms",
+    "monitor_ms": "time/monitor_ms",
 }
 """What goes to TensorBoard, and its tag there."""
 

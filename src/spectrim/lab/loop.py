@@ -4,7 +4,6 @@ What a step computes depends on the configuration and on the state that a checkp
 several processes every rank runs this loop over its rows of each batch, and rank 0 alone writes the log.
 """
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spectrim.lab import checkpoint
 from spectrim.lab.batches import Batches, validation_batches
+from spectrim.lab.clock import Clock
 from spectrim.lab.config import TrainConfig
 from spectrim.lab.errors import Interrupted
 from spectrim.lab.evaluate import evaluate, frequency_buckets
@@ -23,6 +23,7 @@ from spectrim.lab.interrupt import StopRequest
 from spectrim.lab.log import Record, RunLog
 from spectrim.lab.measure import rounding_environment
 from spectrim.lab.objective import language_loss
+from spectrim.lab.observer import OnMeasure, observe
 from spectrim.lab.parallel import ONE_PROCESS, Parallel
 from spectrim.lab.prefetch import MicroBatches, prefetch
 from spectrim.lab.run import RunFolder
@@ -43,6 +44,7 @@ def run_steps(
     device: torch.device,
     on_step: OnStep | None,
     *,
+    on_measure: OnMeasure | None = None,
     parallel: Parallel = ONE_PROCESS,
     module: nn.Module | None = None,
 ) -> None:
@@ -56,6 +58,7 @@ def run_steps(
         optimizer: over its parameters.
         device: where it is.
         on_step: called on rank 0 with every record that is logged.
+        on_measure: called on rank 0 with every record of the monitor.
         parallel: this process among others.
         module: what is called in training, where that is not the model itself (a wrapper around it).
 
@@ -80,15 +83,20 @@ def run_steps(
     }
     state = checkpoint.load_latest(folder.checkpoints, **identity)
     start = checkpoint.restore(state, model=model, optimizer=optimizer, parallel=parallel) if state else 0
+    watched = (state or {}).get("monitor")
     del state
     model.train()
     clock = Clock(device)
     open_log: AbstractContextManager[RunLog | None] = nullcontext()
+    file, tell = None, [on_measure] if on_measure is not None else []
     if parallel.is_first:
-        open_log = RunLog(folder.log_file, resume_step=start)
+        file = folder.monitor_file
+        open_log = run_log = RunLog(folder.log_file, resume_step=start, config=config)
+        tell.insert(0, run_log.write_measurement)
     with (
         StopRequest(told=parallel.is_first) as stop,
         open_log as log,
+        observe(config, model, optimizer, clock, start=start, state=watched, file=file, tell=tell) as observer,
         prefetch(batches, range(start, steps), accumulate=config.accumulate, device=device) as stream,
     ):
         for step, micro_batches in enumerate(stream, start=start):
@@ -126,10 +134,12 @@ def run_steps(
             clock.lap("logging_ms")
             stopped_by = parallel.any_signal(stop.number)
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps or stopped_by is not None:
-                # First the log, then the checkpoint: the log is never behind.
+                # First the logs, then the checkpoint: they are never behind.
+                watched = observer.state_dict() if observer is not None else None
                 if log is not None:
                     log.sync()
-                checkpoint.save(folder.checkpoints, step=step + 1, model=model, optimizer=optimizer, **identity)
+                state = {"model": model, "optimizer": optimizer, "monitor": watched}
+                checkpoint.save(folder.checkpoints, step=step + 1, **state, **identity)
                 clock.lap("checkpoint_ms")
             if stopped_by is not None:
                 raise Interrupted(stopped_by, f" after step {step + 1} of {steps}")
@@ -173,25 +183,3 @@ def clip_gradient(model: nn.Module, bound: float) -> Tensor:
 
 def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-class Clock:
-    """Splits the time since it was started into named shares, in milliseconds."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._shares: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Add the time since the last lap to a share."""
-        if self._device.type != "cpu":
-            torch.accelerator.synchronize(self._device)
-        now = time.perf_counter()
-        self._shares[name] = self._shares.get(name, 0.0) + 1000 * (now - self._last)
-        self._last = now
-
-    def read(self) -> dict[str, float]:
-        """The shares since the last reading, rounded to a microsecond."""
-        shares, self._shares = self._shares, {}
-        return {name: round(share, 3) for name, share in shares.items()}

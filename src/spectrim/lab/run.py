@@ -74,8 +74,8 @@ class RunFolder:
         stored = self.stored_config()
         if stored is None:
             raise LabError(f"{place} holds no config.toml, so there is no run in it to resume")
-        if stored != config:
-            raise LabError(f"{place} holds a run of another configuration: {describe_differences(stored, config)}")
+        if changes := describe_differences(stored, config):
+            raise LabError(f"{place} holds a run of another configuration: {changes}")
 
     def create(self, config: TrainConfig) -> None:
         """Make the folder with its configuration; safe to call on a run that :meth:`check` let pass."""

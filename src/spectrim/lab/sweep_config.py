@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from spectrim.lab.config import OptimizerConfig, PositiveInt, Seed, SharedConfig, TrainConfig, merge
+from spectrim.lab.config import MonitorConfig, OptimizerConfig, PositiveInt, Seed, SharedConfig, TrainConfig, merge
 from spectrim.lab.errors import LabError
 from spectrim.lab.recipes import parse_recipe
 from spectrim.lab.search_space import MULTIPLIER, Dimension, as_settings, default_space, parse_dimension
@@ -26,6 +26,8 @@ class SweepConfig(SharedConfig):
     """Of every trial, and of the search."""
     method: Literal["optuna", "grid"] = "optuna"
     pruner: Literal["median", "hyperband", "none"] = "median"
+    monitor: MonitorConfig = MonitorConfig(every=0)
+    """Off unless asked for: trials are many, and their losses are all that is looked at."""
     overrides: dict[str, dict[str, Any]] = Field(default={})
     """Fixed keys of the table ``optimizer`` by recipe."""
     space: dict[str, dict[str, str]] = Field(default={})

@@ -134,8 +134,9 @@ def settings_of_winners(folder: Path, recipes: Sequence[str] | None = None) -> d
                 f"recipe {name!r} is not in sweep {str(folder)!r}, expected {', '.join(sweep.config.recipes)}"
             )
     settings = sweep.config.model_dump(mode="json")
-    found = winners(sweep, names)
-    return {**{key: settings[key] for key in SharedConfig.model_fields}, "recipes": names, "overrides": found}
+    # Whether trials were monitored says nothing about the comparison.
+    shared = {key: settings[key] for key in SharedConfig.model_fields if key != "monitor"}
+    return {**shared, "recipes": names, "overrides": winners(sweep, names)}
 
 
 def winners(sweep: Sweep, recipes: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -26,6 +26,7 @@ from spectrim.lab.measure import (
     weight_norm,
 )
 from spectrim.lab.model import build_model, resolve_model, save_model
+from spectrim.lab.observer import OnMeasure, exact_patterns
 from spectrim.lab.parallel import ONE_PROCESS, Parallel
 from spectrim.lab.recipes import build_optimizer, resolve
 from spectrim.lab.results import Curve, RunResult
@@ -55,6 +56,7 @@ def train(
     resume: bool = False,
     cache_dir: Path | None = None,
     on_step: OnStep | None = None,
+    on_measure: OnMeasure | None = None,
     parallel: Parallel = ONE_PROCESS,
 ) -> RunResult:
     """Train one model into the folder ``out``, or finish the run that was begun there.
@@ -65,6 +67,7 @@ def train(
         resume: go on from the last checkpoint; a finished run is returned as it is.
         cache_dir: where tokens are cached, :func:`spectrim.lab.tokens.default_cache_dir` unless given.
         on_step: called with every record that is logged.
+        on_measure: called with every record of the monitor, see :class:`spectrim.SpectralMonitor`.
         parallel: this process among all that train this model, each of which calls this function with the same
             arguments (:func:`spectrim.lab.parallel.open_parallel`). Rank 0 writes.
 
@@ -104,11 +107,23 @@ def train(
         torch.manual_seed(config.seed)
         model, module, whole_model = place(build, parallel, device)
         optimizer = build_optimizer(model, config)
+        exact_patterns(model, config.monitor)  # which refuses a layer that is not there
         parallel.from_first(lambda: folder.create(config))
         with ExitStack() as stack:
             parallel.from_first(lambda: stack.enter_context(folder.lock()))
             parallel.from_first(lambda: remove_partial(out))
-            run_steps(config, folder, tokens, model, optimizer, device, on_step, parallel=parallel, module=module)
+            run_steps(
+                config,
+                folder,
+                tokens,
+                model,
+                optimizer,
+                device,
+                on_step,
+                on_measure=on_measure,
+                parallel=parallel,
+                module=module,
+            )
             whole = whole_model()
 
             def finish() -> RunResult:
