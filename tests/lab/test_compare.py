@@ -8,6 +8,7 @@ from spectrim.lab.compare import CompareConfig, compare
 from spectrim.lab.config import SharedConfig, TrainConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.log import Record, read_log
+from spectrim.lab.measurements import Measurement
 from spectrim.lab.report import difference, equal_table, markdown, terminal_table
 from spectrim.lab.results import RunResult
 from spectrim.lab.run import RunFolder
@@ -20,6 +21,7 @@ class Watcher:
         self.timed: list[str] = []
         self.started: list[str] = []
         self.steps: list[int] = []
+        self.records: list[int] = []
         self.finished: list[str] = []
         self.stop = stop
 
@@ -33,6 +35,9 @@ class Watcher:
         self.steps.append(record["step"])
         if self.stop == (len(self.started), record["step"]):
             raise KeyboardInterrupt
+
+    def measured(self, record: Measurement) -> None:
+        self.records.append(record["step"])
 
     def run_finished(self, config: TrainConfig, result: RunResult) -> None:
         self.finished.append(f"{config.recipe}-{config.seed}")
@@ -54,7 +59,7 @@ def test_an_interrupted_comparison_goes_on_and_repeats_nothing(
     watcher = Watcher()
     parts = compare(config, tmp_path / "parts", cache_dir=cache_dir, monitor=watcher)
     assert watcher.started == ["muon-0", "adamw-1", "muon-1"]
-    assert watcher.steps[:2] == [5, 6]
+    assert watcher.steps[:2] == watcher.records[:2] == [5, 6]
     assert watcher.finished == ["adamw-0", "muon-0", "adamw-1", "muon-1"]
     for recipe in ("adamw", "muon"):
         assert parts["recipes"][recipe]["curve"] == whole["recipes"][recipe]["curve"]

@@ -265,11 +265,12 @@ def train(
             return
         with TerminalMonitor(runs=1, steps=config.steps) as monitor:
             monitor.run_started(config)
-            result = train_here(on_step=monitor.step)
+            result = train_here(on_step=monitor.step, on_measure=monitor.measured)
             monitor.run_finished(config, result)
     if as_json:
         show(result.model_dump(mode="json"), True, str)
-    print(f"written to {out}: model/, log.jsonl, config.toml, result.json", file=sys.stderr)
+    measured = ", monitor.jsonl" if RunFolder(out).monitor_file.is_file() else ""
+    print(f"written to {out}: model/, log.jsonl{measured}, config.toml, result.json", file=sys.stderr)
 
 
 @app.command()

@@ -29,6 +29,7 @@ from spectrim.lab.equal_time import fit_steps
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import write_text
 from spectrim.lab.log import Record, read_log
+from spectrim.lab.measurements import Measurement
 from spectrim.lab.recipes import parse_recipe
 from spectrim.lab.results import BASELINE, RunResult, summarise
 from spectrim.lab.run import RunFolder
@@ -97,6 +98,9 @@ class Monitor(Protocol):
     def step(self, record: Record) -> None:
         """A step is done."""
 
+    def measured(self, record: Measurement) -> None:
+        """The run's monitor has measured, or warns."""
+
     def run_finished(self, config: TrainConfig, result: RunResult) -> None:
         """A run is done, now or in an earlier call."""
 
@@ -143,8 +147,8 @@ def compare(
         if result is None:
             if monitor:
                 monitor.run_started(run)
-            on_step = monitor.step if monitor else None
-            result = train(run, folder.path, resume=True, cache_dir=cache_dir, on_step=on_step)
+            on_step, on_measure = (monitor.step, monitor.measured) if monitor else (None, None)
+            result = train(run, folder.path, resume=True, cache_dir=cache_dir, on_step=on_step, on_measure=on_measure)
         if monitor:
             monitor.run_finished(run, result)
         results[run.recipe].append(with_dynamics(result, folder))

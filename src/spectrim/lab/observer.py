@@ -6,13 +6,12 @@ back to the checkpoint that a run goes on from, and to whoever is told. Relied o
 
 import logging
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from spectrim.lab.clock import Clock
@@ -89,12 +88,9 @@ class Observer:
         tell: Sequence[OnMeasure],
     ) -> None:
         self._clock, self._records, self._tell = clock, records, tell
-        self._began = self._in_backward = 0.0
+        self._known_ms = 0.0
         times = config.monitor.exact_times
-        parameters: list[Any] = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         # Hooks run in the order in which they were added: the monitor's between those that look at the clock.
-        for parameter in parameters:
-            parameter.register_post_accumulate_grad_hook(self._before_gradient)
         optimizer.register_step_pre_hook(self._end_of_step)
         optimizer.register_step_post_hook(self._end_of_step)
         self.monitor = SpectralMonitor(
@@ -106,8 +102,6 @@ class Observer:
             exact=exact_patterns(model, config.monitor),
             steps_taken=start,
         )
-        for parameter in parameters:
-            parameter.register_post_accumulate_grad_hook(self._after_gradient)
         optimizer.register_step_pre_hook(self._end_of_monitor)
         optimizer.register_step_post_hook(self._end_of_monitor)
 
@@ -135,19 +129,14 @@ class Observer:
         if self._records is not None:
             self._records.close()
 
-    def _before_gradient(self, _: Tensor) -> None:
-        self._began = time.perf_counter()
-
-    def _after_gradient(self, _: Tensor) -> None:
-        self._in_backward += 1000 * (time.perf_counter() - self._began)
-
     def _end_of_step(self, *_: Any) -> None:
         self._clock.lap("optimizer_ms")
-        self._clock.move("forward_backward_ms", "monitor_ms", self._in_backward)
-        self._in_backward = 0.0
+        # What the monitor took since it was last looked at, it took while gradients were accumulated.
+        self._clock.move("forward_backward_ms", "monitor_ms", self.monitor.milliseconds - self._known_ms)
 
     def _end_of_monitor(self, *_: Any) -> None:
         self._clock.lap("monitor_ms")
+        self._known_ms = self.monitor.milliseconds
 
 
 def exact_patterns(model: nn.Module, config: MonitorConfig) -> list[str]:
