@@ -59,9 +59,9 @@ def test_differences_are_named_by_dotted_key() -> None:
     }
 
 
-def test_the_page_on_training_has_every_setting_of_schedule_evaluation_and_loop() -> None:
+def test_the_page_on_training_has_every_setting_of_schedule_evaluation_monitor_and_loop() -> None:
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     config = TrainConfig(recipe="adamw").model_dump()
     plain = [key for key, value in config.items() if not isinstance(value, dict) and key != "recipe"]
-    nested = [f"{table}.{key}" for table in ("schedule", "evaluation") for key in config[table]]
+    nested = [f"{table}.{key}" for table in ("schedule", "evaluation", "monitor") for key in config[table]]
     assert [key for key in plain + nested if f"| `{key}` |" not in page] == []
