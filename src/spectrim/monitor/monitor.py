@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from spectrim.monitor.alarm import Alarm, Rule, alerts_of
 from spectrim.monitor.board import Found, on_host
+from spectrim.monitor.inner_step import is_inner_step
 from spectrim.monitor.measurement import Measurement, Wanted, squared_norms
 from spectrim.monitor.metrics import RANK_RATIO
 from spectrim.monitor.record import Alert, Record, entry_of, rounded, spectra_of
@@ -242,6 +243,8 @@ class SpectralMonitor:
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if is_inner_step(optimizer):
+            return
         start = time.perf_counter()
         self._bind()
         step = self.steps_taken + 1
@@ -261,6 +264,8 @@ class SpectralMonitor:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if is_inner_step(optimizer):
+            return
         start = time.perf_counter()
         step = self.steps_taken = self.steps_taken + 1
         self._watch.after(step, optimizer.param_groups)
