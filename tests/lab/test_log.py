@@ -55,10 +55,10 @@ def test_tensorboard_has_settings_and_measurements(tmp_path: Path) -> None:
         log.write_measurement(measured)
         log.write(record(3))
     events = EventAccumulator(str(tmp_path)).Reload()
-    (found,) = events.Scalars("layer 10 · mlp.up_proj/gradient norm")
+    (found,) = events.Scalars("spectra · layer 10 · mlp.up_proj/gradient norm")
     expected = measured["parameters"]["model.layers.10.mlp.up_proj.weight"]["gradient_norm"]
     assert (found.step, found.value) == (3, pytest.approx(expected))
-    assert {"lm_head/update to weight", "largest of all matrices/update to weight"} <= set(events.Tags()["scalars"])
+    assert {"spectra · lm_head/update to weight", "spectra/largest update to weight"} <= set(events.Tags()["scalars"])
     assert set(events.PluginTagToContent("text")) == {"configuration", "alarms"}
     assert b'recipe = "adamw+clip"' in events.Tensors("configuration")[0].tensor_proto.string_val[0]
     content = events.PluginTagToContent("hparams")
@@ -67,6 +67,10 @@ def test_tensorboard_has_settings_and_measurements(tmp_path: Path) -> None:
     assert start.hparams["lr"].number_value == 0.01
     assert "momentum" not in start.hparams, "what is not set is left out"
     experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
+    columns = {info.name: info for info in experiment.hparam_infos}
+    assert {"momentum", "rank_ratio"} <= columns.keys(), "what other runs have set has its column"
+    assert columns["recipe"].differs
+    assert not columns["beta1"].differs
     assert [metric.name.tag for metric in experiment.metric_infos] == ["loss/validation", "loss/train"]
 
 

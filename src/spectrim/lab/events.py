@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 __all__ = ["EventFile"]
@@ -40,21 +40,39 @@ class EventFile:
 
         self._write(Event(wall_time=time.time(), step=step, summary=text_pb(tag, text)))
 
-    def add_hyperparameters(self, values: Mapping[str, str | float | bool], *, metrics: Mapping[str, str]) -> None:
+    def add_hyperparameters(
+        self,
+        values: Mapping[str, str | float | bool],
+        *,
+        columns: Mapping[str, type],
+        first: Collection[str],
+        metrics: Mapping[str, str],
+    ) -> None:
         """Write what TensorBoard's table of hyperparameters has of this run.
 
         Args:
             values: by name.
-            metrics: of scalars whose last value stands beside them, by tag what they are called there.
+            columns: of the whole table, the same for every run: str, float or bool by name.
+            first: the columns that are shown unless others are asked for.
+            metrics: scalars whose last value stands beside them, by tag what they are called there.
         """
         from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_config_pb, hparams_pb
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+        from tensorboard.plugins.hparams.summary_v2 import Metric, hparams_pb
 
-        shown = [Metric(tag, display_name=name) for tag, name in metrics.items()]
-        experiment = hparams_config_pb([HParam(name) for name in values], shown)
+        types = {str: api_pb2.DATA_TYPE_STRING, float: api_pb2.DATA_TYPE_FLOAT64, bool: api_pb2.DATA_TYPE_BOOL}
+        experiment = api_pb2.Experiment(
+            hparam_infos=[
+                api_pb2.HParamInfo(name=name, type=types[kind], differs=name in first) for name, kind in columns.items()
+            ],
+            metric_infos=[Metric(tag, display_name=name).as_proto() for tag, name in metrics.items()],
+        )
+        about = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(experiment=experiment))
+        table = Summary.Value(tag=metadata.EXPERIMENT_TAG, metadata=about, tensor=metadata.NULL_TENSOR)
         # Runs of equal values are still several: their place tells them apart.
-        session = hparams_pb(dict(values), trial_id=str(self._folder.absolute()))
-        for summary in (experiment, session):
+        row = hparams_pb(dict(values), trial_id="/".join(self._folder.absolute().parts[-3:]))
+        for summary in (Summary(value=[table]), row):
             self._write(Event(wall_time=time.time(), summary=summary))
 
     def flush(self) -> None:
