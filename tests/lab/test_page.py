@@ -299,11 +299,13 @@ def test_every_figure_has_words_and_numbers_and_every_switch_a_name(comparison: 
     page = (comparison / "report.html").read_text(encoding="utf-8")
     elements = read(page).elements
     figures = [attributes for _, attributes in elements if attributes.get("class") == "plot"]
-    assert len(figures) == 5
+    # Loss twice, tokens, time, memory; of the monitor singular values, five summaries, one matrix.
+    assert len(figures) == 5 + 7
     assert all(figure["role"] == "img" and len(figure["aria-label"] or "") > 40 for figure in figures)
     body = page.partition("<body>")[2].partition('<script type="application/json"')[0]
     # Each stands in a label, and below each figure is its table.
-    assert len(re.findall(r"<input", body)) == len(re.findall(r"<label><input", body)) == 2 + 3 * 2
+    switches, named = r"<input|<select", r"<label><input|<label[^>]*><span>[^<]+</span> <(?:input|select)"
+    assert len(re.findall(switches, body)) == len(re.findall(named, body)) == 2 + 3 * 2 + 3 + 2
     assert body.count("<summary>The numbers</summary>") == len(figures)
 
 
@@ -432,10 +434,10 @@ def test_in_a_browser_slider_and_menus_change_curves_and_numbers(measured_page: 
 
     figure = measured_page.execute_script(f"return {FIGURE}")
     slider = figure.find_element(By.CSS_SELECTOR, "input[type=range]")
-    last = spectrum_of(40, "gradient")
+    last = spectrum_of(40, "update")
     assert measured_page.execute_script(f"return {ORDINATES}[0]") == pytest.approx(last[0], rel=1e-3)
     slider.send_keys(Keys.ARROW_LEFT)
-    earlier = spectrum_of(20, "gradient")
+    earlier = spectrum_of(20, "update")
     wait_for(measured_page, f"Math.abs({ORDINATES}[0] / {earlier[0]} - 1) < 1e-3", True)
     assert slider.get_attribute("aria-valuetext") == "step 20"
     row = "querySelector('tbody tr').textContent.trim()"

@@ -50,7 +50,7 @@ def test_every_stage_matrix_and_kind_has_its_curves() -> None:
         ["gradient", "momentum", "update", "weight"],
         ["step 20", "step 40"],
     ]
-    assert choices.start == (0, 0, 1)
+    assert choices.start == (0, 2, 1), "the last update"
     for stage in (0, 1):
         for kind, name in enumerate(("gradient", "momentum", "update", "weight")):
             for index in (0, 1):

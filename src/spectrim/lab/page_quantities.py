@@ -8,7 +8,7 @@ from typing import Any, Literal
 __all__ = ["QUANTITIES", "Quantity", "axis_of"]
 
 
-NEAR = 2.0
+NEAR = 5.0
 """Ratio of values that need no logarithmic axis."""
 
 

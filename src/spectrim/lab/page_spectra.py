@@ -90,7 +90,8 @@ def spectrum_figure(courses: Sequence[Course]) -> Figure | None:
     choices = Choices(
         controls=[
             Control(label="Matrix", options=[short[name] for name in names], start=busiest(names)),
-            Control(label="Spectrum of", options=kinds),
+            # What a step does to the weights is where recipes differ most.
+            Control(label="Spectrum of", options=kinds, start=kinds.index("update") if "update" in kinds else 0),
             Control(label="Stage", options=stages, start=len(stages) - 1, slider=True),
         ],
         frames=frames,
