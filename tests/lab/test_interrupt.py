@@ -13,7 +13,7 @@ import torch
 
 from lab_runs import StopError, assert_equal, checkpoint, final_state, log_without_times, stop_after
 from spectrim.cli import main
-from spectrim.lab.config import TrainConfig
+from spectrim.lab.config import MonitorConfig, TrainConfig
 from spectrim.lab.errors import Interrupted
 from spectrim.lab.interrupt import StopRequest
 from spectrim.lab.log import Record, read_log
@@ -150,15 +150,14 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_and_costs_nothing_before_it(
 FILL_THE_DISK = """
 import sys
 from pathlib import Path
-from spectrim.lab.config import TrainConfig, read_toml
+from spectrim.lab.config import MonitorConfig, TrainConfig, read_toml
 from spectrim.lab.train import train
 
-config, run, cache = map(Path, sys.argv[1:])
-log = run / "log.jsonl"
+config, run, cache, file = map(Path, sys.argv[1:])
 
 def on_step(record):
     if record["step"] == 3:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 50, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 50, resource.RLIM_INFINITY))
 
 try:
     train(TrainConfig.parse(read_toml(config), source="test"), run, cache_dir=cache, on_step=on_step)
@@ -167,13 +166,14 @@ except OSError as error:
 """
 
 
-def test_a_record_that_does_not_fit_leaves_the_log_at_the_one_before(
-    small_config: TrainConfig, tmp_path: Path, cache_dir: Path
+@pytest.mark.parametrize(("name", "every"), [("log.jsonl", 0), ("monitor.jsonl", 1)])
+def test_a_record_that_does_not_fit_leaves_its_file_at_the_one_before(
+    small_config: TrainConfig, tmp_path: Path, cache_dir: Path, name: str, every: int
 ) -> None:
     config_file, run = tmp_path / "config.toml", tmp_path / "run"
-    config = small_config.model_copy(update={"checkpoint_every": 100})
+    config = small_config.model_copy(update={"checkpoint_every": 100, "monitor": MonitorConfig(every=every)})
     config_file.write_text(config.to_toml(), encoding="utf-8")
-    done = run_on_a_full_disk([FILL_THE_DISK, str(config_file), str(run), str(cache_dir)], 10**9)
-    assert done.stdout.strip() == f"File too large {run / 'log.jsonl'}", done.stderr
-    assert (run / "log.jsonl").read_bytes().endswith(b"}\n")
-    assert [record["step"] for record in read_log(run / "log.jsonl")] == [1, 2, 3]
+    done = run_on_a_full_disk([FILL_THE_DISK, str(config_file), str(run), str(cache_dir), str(run / name)], 10**9)
+    assert done.stdout.strip() == f"File too large {run / name}", done.stderr
+    assert (run / name).read_bytes().endswith(b"}\n")
+    assert [record["step"] for record in read_log(run / name)] == [1, 2, 3]
