@@ -5,17 +5,16 @@ import torch
 
 import spectra
 from spectrim.operators import soft_clip
+from spectrim.operators._symmetric import add_resolvents_, gram_matrix, inverse_, mirror_
+from spectrim.operators._symmetric import reflect as apply_reflector
 from spectrim.operators.minimax import minimax_quintic, steps_to_reach
 from spectrim.operators.rational import (
     POWER_MARGIN,
     add_far_resolvent_,
-    inverse_,
     largest_eigenvalue,
     spike_reflector,
-    symmetric_product,
     zolotarev,
 )
-from spectrim.operators.rational import reflect as apply_reflector
 
 
 @pytest.mark.parametrize("poles", [1, 2, 3, 5, 8])
@@ -76,11 +75,42 @@ def test_the_recursive_inverse_is_an_inverse_also_of_a_graded_stack(n):
     torch.testing.assert_close(inverse_(A.clone(), leaf=3), torch.linalg.inv(A))
 
 
-@pytest.mark.parametrize("m", [1, 10, 383, 384, 600])
+@pytest.mark.parametrize("m", [1, 10, 130, 383, 384, 600])
+@pytest.mark.parametrize("n", [1, 150])
 @pytest.mark.parametrize("by_columns", [False, True])
-def test_the_symmetric_product_is_a_product(m, by_columns):
-    X = torch.randn(2, 7, m, dtype=torch.float64).mT if by_columns else torch.randn(2, m, 7, dtype=torch.float64)
-    torch.testing.assert_close(symmetric_product(X, X), X @ X.mT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reflected", [False, True])
+def test_the_gram_matrix_is_a_product(m, n, by_columns, dtype, reflected):
+    X = torch.randn(2, n, m, dtype=dtype).mT if by_columns else torch.randn(2, m, n, dtype=dtype)
+    c = torch.tensor([0.5, 3.0], dtype=dtype)[:, None, None]
+    reflector = spike_reflector(X, c, min(m, n, 7)) if reflected else None
+    Z = (X if reflector is None else apply_reflector(X, reflector)) / c
+    gram = gram_matrix(X, c, reflector)
+    assert gram.is_contiguous()
+    exact = Z.double() @ Z.double().mT
+    error = torch.linalg.matrix_norm(gram.double() - exact) / torch.linalg.matrix_norm(exact)
+    assert error.max() < (2e-6 if dtype == torch.float32 else 1e-14)
+    assert torch.equal(gram, gram.mT)
+
+
+@pytest.mark.parametrize("n", [1, 127, 128, 200, 321])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_resolvents_are_weighted_inverses_also_of_a_graded_stack(n, dtype):
+    X = torch.stack([spectra.matrix(n, n, spectra.ten_spikes(n), seed) for seed in range(2)])
+    gram = (300 * X @ X.mT).to(dtype)
+    weights, shifts = [[1.0, 2.0, 3.0], [0.5, 0.1, 4.0]], [[1.0, 3.0, 50.0], [1.5, 7.0, 9.0]]
+    root = torch.eye(n, dtype=dtype).repeat(2, 1, 1)
+    norm, inner = add_resolvents_(root, gram, weights, shifts)
+    mirror_(root)
+    for i in range(2):
+        inverses = [
+            torch.linalg.inv(gram[i].double() + shift * torch.eye(n, dtype=torch.float64)) for shift in shifts[i]
+        ]
+        exact = torch.eye(n) + sum(w * inverse for w, inverse in zip(weights[i], inverses, strict=True))
+        rough = 2e-4 if dtype == torch.float32 else 1e-12
+        torch.testing.assert_close(root[i].double(), exact, rtol=rough, atol=rough)
+        torch.testing.assert_close(norm[i].double(), torch.linalg.matrix_norm(inverses[0]), rtol=rough, atol=0)
+        torch.testing.assert_close(inner[i].double(), (gram[i].double() * inverses[0]).sum(), rtol=rough, atol=0)
 
 
 def test_the_reflection_is_orthogonal_and_moves_the_spike_into_the_first_rows():

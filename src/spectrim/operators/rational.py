@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ._product import product
 from ._stack import energy
+from ._symmetric import COLUMN_BLOCK, Reflector, add_resolvents_, gram_matrix, mirror_, reflect
 from .spike import start_basis
 
 __all__ = ["largest_eigenvalue", "rational", "zolotarev"]
@@ -31,8 +32,7 @@ ROUNDING_SHARE = 0.15  # of the tolerance, for rounding, which adds to it like n
 ROUNDING = 1.5  # the error of an inverse, in units of eps times the bound on ‖G‖: measured, see _accurate
 LARGEST = 1e6  # ‖X‖_F/c beyond which the reference is left to do its best
 MOST_POLES = 40
-ROW_BLOCK = 256  # rows of a symmetric product that are computed at a time
-COLUMN_BLOCK = 1024  # columns that are worked on at a time, so that no second copy of X is ever held
+AT_FIRST = 2  # poles after which it is asked whether rounding allows to go on
 FLOAT32_TOL = 1e-4  # below this tolerance float32 arithmetic is not enough
 POWER_STEPS = 8
 POWER_VECTORS = 8
@@ -76,26 +76,11 @@ def _root_in_precision(X: Tensor, c: Tensor, tol: float, dtype: torch.dtype) -> 
     if largest * largest <= tol:  # then no singular value changes by more than tol/2 of itself
         return Unchanged()
     if largest <= SPIKE_RATIO or dtype == torch.float64 or X.shape[-2] <= 4 * SPIKE_RANK:
-        return inverse_root(_gram(Y, c), tol)
+        return inverse_root(gram_matrix(Y, c), tol)
     reflector = spike_reflector(Y, c, SPIKE_RANK)
-    root = inverse_root(_gram(Y, c, reflector), tol, SPIKE_RANK)
+    root = inverse_root(gram_matrix(Y, c, reflector), tol, SPIKE_RANK)
     # H S H is small; turning the product with X back would touch all of it once more.
     return None if root is None else reflect(reflect(root, reflector).mT, reflector)
-
-
-def _gram(X: Tensor, c: Tensor, reflector: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """The Gram matrix of X/c, or of its reflection, block of columns by block of columns."""
-    gram = X.new_zeros(*X.shape[:-1], X.shape[-2])
-    for columns in torch.split(X, COLUMN_BLOCK, dim=-1):
-        _add_gram_(gram, columns, c, reflector)
-    return mirror_(gram)
-
-
-def _add_gram_(gram: Tensor, columns: Tensor, c: Tensor, reflector: tuple[Tensor, Tensor] | None) -> None:
-    if not columns.mT.is_contiguous():
-        columns = columns.contiguous()  # products of strided columns are slow
-    Z = columns / c if reflector is None else reflect(columns, reflector).div_(c)
-    add_lower_product_(gram, Z, Z)
 
 
 def inverse_root(gram: Tensor, tol: float, spike: int = 0) -> Tensor | None:
@@ -114,33 +99,29 @@ def inverse_root(gram: Tensor, tol: float, spike: int = 0) -> Tensor | None:
     root = torch.diag_embed(
         gram.new_tensor([fit[0] for fit in fits]).reshape(kappa.shape)[..., None].expand(gram.shape[:-1])
     )
-    for j in range(poles):
+    near = [j for j in range(poles) if not (spike and _far(fits, j, bounds, tol))]
+    for some in (near[:AT_FIRST], near[AT_FIRST:]):
+        if some:
+            weights = [[scale * factors[j] for j in some] for scale, factors, _, _ in fits]
+            sizes = add_resolvents_(root, gram, weights, [[1 + places[j] for j in some] for _, _, places, _ in fits])
+            if some[0] == 0 and not _accurate(*sizes, tail, torch.finfo(gram.dtype).eps, tol):
+                return None
+    mirror_(root)
+    for j in sorted(set(range(poles)) - set(near)):
         weight = gram.new_tensor([fit[0] * fit[1][j] for fit in fits]).reshape(stack)
         shift = gram.new_tensor([1 + fit[2][j] for fit in fits]).reshape(stack)
-        if spike and _far(fits, j, bounds, tol):
-            add_far_resolvent_(root, gram, weight, shift, tail[..., None, None], spike)
-            continue
-        shifted = gram.clone()
-        shifted.diagonal(dim1=-2, dim2=-1).add_(shift[..., 0])
-        resolvent = inverse_(shifted)
-        if j == 0 and not _accurate(resolvent, gram, tail, tol):
-            return None
-        root.addcmul_(resolvent, weight)
-        del resolvent, shifted  # before the next is made
+        add_far_resolvent_(root, gram, weight, shift, tail[..., None, None], spike)
     return root
 
 
-def _accurate(resolvent: Tensor, gram: Tensor, tail: Tensor, tol: float) -> bool:
-    """Whether rounding leaves (I + G)^(-1/2) X within tol, seen from the first resolvent R = (G + shift)^(-1).
+def _accurate(norm: Tensor, inner: Tensor, tail: Tensor, eps: float, tol: float) -> bool:
+    """Whether rounding leaves (I + G)^(-1/2) X within tol, seen from ‖R‖ and tr G R for R = (G + shift)^(-1).
 
-    An error E in the Gram matrix changes the result by about E/2 times (I + G)^(-1), for which R stands in, and the
-    result's squared size is tr G (I + G)^(-1). So a tail far above the threshold, where the map is flat, allows far
-    larger singular values than a tail near it.
+    An error E in the Gram matrix changes the result by about E/2 times (I + G)^(-1), for which the first resolvent R
+    stands in, and the result's squared size is tr G (I + G)^(-1). So a tail far above the threshold, where the map is
+    flat, allows far larger singular values than a tail near it.
     """
-    rounding = ROUNDING * torch.finfo(gram.dtype).eps * tail / 2
-    inner = gram.flatten(-2)[..., None, :] @ resolvent.flatten(-2)[..., :, None]  # no product of entries in memory
-    size = inner[..., 0, 0].clamp_min(0).sqrt()
-    return bool((rounding * torch.linalg.matrix_norm(resolvent) <= ROUNDING_SHARE * tol * size).all())
+    return bool((ROUNDING * eps * tail / 2 * norm <= ROUNDING_SHARE * tol * inner.clamp_min(0).sqrt()).all())
 
 
 def _far(fits: list[tuple[float, list[float], list[float], float]], j: int, tails: list[float], tol: float) -> bool:
@@ -218,51 +199,6 @@ def zolotarev(kappa: float, poles: int) -> tuple[float, list[float], list[float]
     return scale, [kappa * a for a in weights], [kappa * pole for pole in p], error
 
 
-def inverse_(A: Tensor, leaf: int = 192) -> Tensor:
-    """Invert a stack of symmetric positive definite matrices in place by recursive halving: mostly products."""
-    n = A.shape[-1]
-    if n <= leaf:
-        return A.copy_(torch.cholesky_inverse(torch.linalg.cholesky_ex(A).L))
-    h = n // 2
-    first, coupling, second = A[..., :h, :h], A[..., h:, :h], A[..., h:, h:]
-    inverse_(first, leaf)
-    left = product(coupling, first)
-    second -= product(left, coupling.mT)
-    inverse_(second, leaf)
-    corner = product(second, left)
-    first += product(left.mT, corner)
-    A[..., h:, :h] = -corner
-    A[..., :h, h:] = A[..., h:, :h].mT
-    return A
-
-
-def symmetric_product(X: Tensor, Y: Tensor) -> Tensor:
-    """X Yᵀ where it is known to be symmetric."""
-    if X.shape[-2] < 2 * ROW_BLOCK:
-        return product(X, Y.mT)
-    return mirror_(add_lower_product_(X.new_zeros(*X.shape[:-1], X.shape[-2]), X, Y))
-
-
-def add_lower_product_(out: Tensor, X: Tensor, Y: Tensor) -> Tensor:
-    """Add X Yᵀ to ``out`` on and below the diagonal; above it there may be anything afterwards."""
-    m = X.shape[-2]
-    if m < 2 * ROW_BLOCK or Y.stride(-1) != 1:  # blocks of rows would have to be copied out of columns
-        return out.add_(product(X, Y.mT))
-    for start in range(0, m, ROW_BLOCK):
-        end = min(start + ROW_BLOCK, m)
-        out[..., start:end, :end] += product(X[..., start:end, :], Y[..., :end, :].mT)
-    return out
-
-
-def mirror_(A: Tensor) -> Tensor:
-    """Copy what is below the diagonal above it, in blocks of rows."""
-    m = A.shape[-1]
-    for start in range(0, m, ROW_BLOCK):
-        end = min(start + ROW_BLOCK, m)
-        A[..., :start, start:end] = A[..., start:end, :start].mT
-    return A
-
-
 def largest_eigenvalue(A: Tensor, steps: int = POWER_STEPS) -> Tensor:
     """The largest eigenvalue of positive semidefinite matrices (..., n, n), from below, by power steps."""
     V = start_basis(A.shape[-1], POWER_VECTORS, device=A.device, dtype=A.dtype).expand(*A.shape[:-1], POWER_VECTORS)
@@ -273,7 +209,7 @@ def largest_eigenvalue(A: Tensor, steps: int = POWER_STEPS) -> Tensor:
     return norms.amax(-1)
 
 
-def spike_reflector(X: Tensor, c: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def spike_reflector(X: Tensor, c: Tensor, rank: int) -> Reflector:
     """V and T of a reflection H = I − V T Vᵀ that moves X's dominant left directions into the first rows of HX.
 
     H is orthogonal whatever the directions are, so how well they have converged matters for grading only. With Q their
@@ -287,10 +223,3 @@ def spike_reflector(X: Tensor, c: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     V[..., :rank, :] += left @ right
     T = (right.mT / (1 + sigma[..., None, :])) @ right
     return V, T
-
-
-def reflect(X: Tensor, reflector: tuple[Tensor, Tensor]) -> Tensor:
-    """H X for the reflection of :func:`spike_reflector`, which is its own inverse."""
-    V, T = reflector
-    turned = product(V, T @ product(V.mT, X))
-    return torch.sub(X, turned, out=turned)
