@@ -26,13 +26,13 @@ struct power_step {
     const float *M;
     const lanes *V;
     lanes *Y, *Z; /* Z: one for each chunk */
-    double *gram; /* Y'Y and, behind it, the squared norm of M: one for each chunk */
+    double *gram; /* Y'Y in padded rows and, behind it, the squared norm of M: one for each chunk */
     long m, n, k, vectors, chunk;
 };
 
 static long padded(long k) { return blocks_of(k, LANES) * LANES; }
 static long chunk_of(long m) { return m > CHUNK * MOST_CHUNKS ? blocks_of(m, MOST_CHUNKS) : CHUNK; }
-static long gram_size(long k) { return k * k + 1; }
+static long gram_size(long k) { return k * padded(k) + 1; } /* the squared norm of M is the last */
 
 /* Y += M V for a few rows of M and some of its columns. */
 static inline __attribute__((always_inline)) void add_product(const float *restrict M, long n, const lanes *restrict V,
@@ -91,6 +91,12 @@ static inline __attribute__((always_inline)) void rows_of_chunk(const struct pow
         }
 }
 
+/* sum += factor * row, for a padded row. */
+static inline void add_multiple(double *restrict sum, double factor, const float *restrict row, long vectors) {
+    for (long v = 0; v < vectors; v++)
+        for (int l = 0; l < LANES; l++) sum[v * LANES + l] += factor * (double)row[v * LANES + l];
+}
+
 static double row_squares(const float *restrict row, long n) {
     double sum = 0;
     long j = 0;
@@ -121,23 +127,22 @@ static void power_step_job(void *context, long index) {
     const float *Y = (const float *)step->Y;
     for (long r = start; r < end; r++) {
         const float *y = Y + r * step->vectors * LANES;
-        for (long a = 0; a < k; a++)
-            for (long b = 0; b < k; b++) gram[a * k + b] += (double)y[a] * (double)y[b];
-        gram[k * k] += row_squares(step->M + r * step->n, step->n);
+        for (long a = 0; a < k; a++) add_multiple(gram + a * step->vectors * LANES, y[a], y, step->vectors);
+        gram[gram_size(k) - 1] += row_squares(step->M + r * step->n, step->n);
     }
 }
 
 /* T with U = Y T orthonormal, from Y'Y; the norm of R^-1 for columns of unit length says how much rounding it allows.
  * Returns 0 where a column is empty or rounding would show. */
-static int inverse_factor(const double *gram, long k, double limit, double *T) {
+static int inverse_factor(const double *gram, long k, long width, double limit, double *T) {
     double scale[MOST_COLUMNS], R[MOST_COLUMNS * MOST_COLUMNS];
     for (long j = 0; j < k; j++) {
-        if (!(gram[j * k + j] > 0)) return 0;
-        scale[j] = 1 / sqrt(gram[j * k + j]);
+        if (!(gram[j * width + j] > 0)) return 0;
+        scale[j] = 1 / sqrt(gram[j * width + j]);
     }
     for (long i = 0; i < k; i++) /* Cholesky's lower factor, row by row */
         for (long j = 0; j <= i; j++) {
-            double sum = gram[i * k + j] * scale[i] * scale[j];
+            double sum = gram[i * width + j] * scale[i] * scale[j];
             for (long p = 0; p < j; p++) sum -= R[i * k + p] * R[j * k + p];
             if (i > j)
                 R[i * k + j] = sum / R[j * k + j];
@@ -147,36 +152,37 @@ static int inverse_factor(const double *gram, long k, double limit, double *T) {
                 return 0;
         }
     double size = 0;
-    memset(T, 0, sizeof(double) * k * k);
+    memset(T, 0, sizeof(double) * k * width);
     for (long j = 0; j < k; j++) /* column j of the lower factor's inverse is row j of T */
         for (long i = j; i < k; i++) {
             double sum = i == j;
-            for (long p = j; p < i; p++) sum -= R[i * k + p] * T[j * k + p];
-            T[j * k + i] = sum / R[i * k + i];
-            size += T[j * k + i] * T[j * k + i];
+            for (long p = j; p < i; p++) sum -= R[i * k + p] * T[j * width + p];
+            T[j * width + i] = sum / R[i * k + i];
+            size += T[j * width + i] * T[j * width + i];
         }
     for (long j = 0; j < k; j++)
-        for (long i = 0; i < k; i++) T[j * k + i] *= scale[j];
+        for (long i = 0; i < k; i++) T[j * width + i] *= scale[j];
     return size <= limit * limit * k;
 }
 
 struct turn {
-    const float *A; /* rows of `stride` numbers, the first k of which go to `out` times T */
+    const float *A; /* padded rows, of which the first k numbers go to `out` times T */
     float *out;
     const double *T;
-    long rows, stride, k;
+    long rows, k, vectors;
 };
 
 #define TURNED 64
 
 static void turn_job(void *context, long index) {
     const struct turn *turn = context;
-    long k = turn->k;
+    long k = turn->k, width = turn->vectors * LANES;
     for (long r = index * TURNED; r < smaller((index + 1) * TURNED, turn->rows); r++) {
         double sum[MOST_COLUMNS] = {0};
         for (long a = 0; a < k; a++) {
-            double factor = turn->A[r * turn->stride + a];
-            for (long b = 0; b < k; b++) sum[b] += factor * turn->T[a * k + b];
+            const double factor = turn->A[r * width + a], *T = turn->T + a * width;
+            for (long v = 0; v < turn->vectors; v++)
+                for (int l = 0; l < LANES; l++) sum[v * LANES + l] += factor * T[v * LANES + l];
         }
         for (long b = 0; b < k; b++) turn->out[r * k + b] = (float)sum[b];
     }
@@ -219,14 +225,14 @@ int follow_spike(int threads, const float *M, float *V, float *U, float *W, floa
     run_jobs(threads, chunks, power_step_job, &step);
     for (long c = 1; c < chunks; c++)
         for (long i = 0; i < size; i++) doubles[i] += doubles[c * size + i];
-    double energy = doubles[k * k];
+    double energy = doubles[size - 1];
     /* Beyond these squares or sums of them have overflowed float32, or vanished in it. */
-    if (!(energy > 1e-30 && energy < 1e36) || !inverse_factor(doubles, k, limits->most_amplified, T)) return NOT_SERVED;
+    if (!(energy > 1e-30 && energy < 1e36) || !inverse_factor(doubles, k, width, limits->most_amplified, T)) return NOT_SERVED;
     struct gather gather = {(lanes *)Z, n * (width / LANES), chunks};
     run_jobs(threads, blocks_of(n * width, BLOCK), gather_job, &gather);
-    struct turn turn = {Y, U, T, m, width, k};
+    struct turn turn = {Y, U, T, m, k, width / LANES};
     run_jobs(threads, blocks_of(m, TURNED), turn_job, &turn);
-    turn = (struct turn){Z, W, T, n, width, k};
+    turn = (struct turn){Z, W, T, n, k, width / LANES};
     run_jobs(threads, blocks_of(n, TURNED), turn_job, &turn);
 
     double length[MOST_COLUMNS] = {0}, longest = 0, spike = 0;
@@ -266,8 +272,8 @@ struct low_rank {
     float keep, step;
 };
 
-#define ROWS 4   /* of X that are worked on at once, */
-#define PIECE 64 /* and their columns */
+#define ROWS 8   /* of X that are worked on at once: right' is read once for so many, */
+#define PIECE 32 /* and their columns */
 #define STRIP 16 /* rows in a job */
 
 static inline __attribute__((always_inline)) void low_rank_piece(const struct low_rank *update, long r, long j,

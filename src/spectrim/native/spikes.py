@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from ctypes import c_double
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ __all__ = ["MOST_COLUMNS", "Followed", "Limits", "apply_low_rank", "follow_spike
 
 MOST_COLUMNS = 64
 APART = 16  # by which rows of right' are longer than they need: see apply_low_rank of spike.c
+_rooms = threading.local()
 _DONE, _TAIL_UNKNOWN, _NOT_SERVED = range(3)
 
 
@@ -47,8 +49,8 @@ def follow_spike(M: Tensor, V: Tensor, limits: Limits) -> Followed | None:
     basis = V.clone(memory_format=torch.contiguous_format)
     U, W, norm = M.new_empty(m, k), M.new_empty(n, k), M.new_empty(())
     right = M.new_empty(k, n + APART)[:, :n]
-    floats = M.new_empty(native.spike_floats(m, n, k))
-    doubles = torch.empty(native.spike_doubles(m, k), dtype=torch.float64)
+    floats = _room("floats", native.spike_floats(m, n, k), torch.float32)
+    doubles = _room("doubles", native.spike_doubles(m, k), torch.float64)
     places = [tensor.data_ptr() for tensor in (M, basis, U, W, right)]
     outcome = native.follow_spike(
         torch.get_num_threads(),
@@ -65,6 +67,15 @@ def follow_spike(M: Tensor, V: Tensor, limits: Limits) -> Followed | None:
     if outcome == _NOT_SERVED:
         return None
     return Followed(U, W, basis, *((right.mT, norm) if outcome == _DONE else (None, None)))
+
+
+def _room(name: str, size: int, dtype: torch.dtype) -> Tensor:
+    """A tensor to work in, kept by each thread: about a megabyte, which would be slow to ask for anew every time."""
+    room: Tensor | None = getattr(_rooms, name, None)
+    if room is None or room.numel() < size:
+        room = torch.empty(size, dtype=dtype)
+        setattr(_rooms, name, room)
+    return room
 
 
 def apply_low_rank(X: Tensor, M: Tensor, left: Tensor, right: Tensor, *, keep: float, step: float) -> None:

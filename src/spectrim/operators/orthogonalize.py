@@ -65,7 +65,7 @@ def orthogonalize(
         choices: tuple[PolarSolver, PolarSolver] = ("reference", "minimax") if steps is None else ("rational", "muon")
         solver = choices[0] if reading_is_free(X) else choices[1]
     if solver == "reference":
-        polar = _reference(Y)
+        polar = _reference(Y, overwrite)
     elif solver == "rational":
         polar = _rational(Y, steps or MUON_STEPS, overwrite)
     elif solver == "minimax":
@@ -76,14 +76,14 @@ def orthogonalize(
     return (polar.mT if tall else polar).to(X.dtype)
 
 
-def _reference(X: Tensor) -> Tensor:
+def _reference(X: Tensor, overwrite: bool) -> Tensor:
     """Eigendecomposition of the float64 Gram matrix; directions below rounding of the largest are dropped."""
 
     def gain(sigma: Tensor) -> Tensor:
         floor = X.shape[-1] * torch.finfo(X.dtype).eps * sigma.amax(-1, keepdim=True)
         return torch.where(sigma > floor, 1 / sigma, 0.0)
 
-    return scale_singular_values(X, gain)
+    return scale_singular_values(X, gain, overwrite=overwrite)
 
 
 def _rational(X: Tensor, steps: int, overwrite: bool) -> Tensor:
@@ -91,7 +91,7 @@ def _rational(X: Tensor, steps: int, overwrite: bool) -> Tensor:
     low = MUON_COEFFICIENTS[0] ** -steps
     c = (low * energy(X).sqrt()[..., None, None]).to(X.dtype).clamp_min(torch.finfo(X.dtype).tiny)
     clipped = rational(X, c, ROUGH_TOL, overwrite=overwrite)
-    return _reference(X) if clipped is None else clipped.div_(c)
+    return _reference(X, overwrite) if clipped is None else clipped.div_(c)
 
 
 def _muon(X: Tensor, steps: int) -> Tensor:

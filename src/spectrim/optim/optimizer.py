@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, overload
 
 import torch
@@ -304,14 +304,12 @@ class SpectralOptimizer(Optimizer):
             return
         held = [value for entry in bucket for value in (entry.grad, *entry.state.values())]
         spendable = len(bucket) > 1 or all(direction is not value for direction in directions for value in held)
-        # A single matrix stays where it is: a copy into a stack of one would cost a pass over it.
-        stacked = torch.stack(directions) if len(directions) > 1 else directions[0].unsqueeze(0)
-        views = matrices(stacked, layout, options["split"], leading=1)
+        views = matrices(_stacked(directions), layout, options["split"], leading=1)
         slices = basis_slices(views, options["rank_ratio"]) if recipe.operator == "shape_spike" else [None] * len(views)
         for part, (view, columns) in enumerate(zip(views, slices, strict=True)):
             basis = None
             if columns is not None:
-                basis = torch.stack([entry.state["spike_basis"][..., columns] for entry in bucket])
+                basis = _stacked([entry.state["spike_basis"][..., columns] for entry in bucket])
             update, new_basis = shape_matrices(
                 view, recipe, options, threshold=threshold, basis=basis, overwrite=spendable
             )
@@ -325,3 +323,8 @@ class SpectralOptimizer(Optimizer):
         """Decay never touches vectors, save in a plain list given to AdamW with everything off: torch's AdamW."""
         torch_like = options.get("role") is None and is_plain_adamw(self.recipe, options)
         return float(options["weight_decay"]) if layout != "vector" or torch_like else 0.0
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    # A single one stays where it is: a copy into a stack of one would cost a pass over it.
+    return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0].unsqueeze(0)

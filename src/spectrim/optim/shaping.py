@@ -129,7 +129,7 @@ def shape_vector(direction: Tensor, options: Mapping[str, Any], *, threshold: fl
     return Update(dense=soft_clip_vector(direction.reshape(-1), threshold).view_as(direction))
 
 
-def scale_factor(scale: Scale, shape: Sequence[int], norm: Tensor | None = None) -> float | Tensor:
+def scale_factor(scale: Scale, shape: Sequence[int], norm: float | Tensor | None = None) -> float | Tensor:
     """The factor that a scale's name stands for, for updates of shape (m, n). "rms" needs their norms, and leaves a
     zero update at zero."""
     outputs, inputs = shape
@@ -139,15 +139,17 @@ def scale_factor(scale: Scale, shape: Sequence[int], norm: Tensor | None = None)
         return ADAMW_RMS * math.sqrt(max(outputs, inputs))
     if scale == "rms":
         assert norm is not None
+        if isinstance(norm, float):
+            return ADAMW_RMS * math.sqrt(outputs * inputs) / norm if norm > 0 else 0.0
         return torch.where(norm > 0, ADAMW_RMS * math.sqrt(outputs * inputs) / norm, torch.zeros_like(norm))
     return 1.0
 
 
 def _scale_of(scale: Scale, update: Update) -> float | Tensor:
-    norm = update.norm
-    if scale == "rms" and norm is None:
-        norm = torch.linalg.matrix_norm(update.formed())
-    return scale_factor(scale, update.dense.shape[-2:], norm)
+    if scale != "rms":
+        return scale_factor(scale, update.dense.shape[-2:])
+    norm = torch.linalg.matrix_norm(update.formed()) if update.norm is None else update.norm
+    return scale_factor(scale, update.dense.shape[-2:], _readable(norm))
 
 
 def spike_rank(shape: Sequence[int], rank_ratio: float) -> int:
@@ -225,9 +227,9 @@ def _kernel_applies(weight: Tensor, update: Update, step: float | Tensor, keep: 
     return weight.ndim == 2 and weight.is_contiguous() and left.is_contiguous() and right.stride(-2) == 1
 
 
-def _readable(step: Tensor) -> float | Tensor:
+def _readable(number: Tensor) -> float | Tensor:
     # A Python number lets the host's kernels run at full width; on an accelerator reading it would stall the queue.
-    return step.item() if step.numel() == 1 and reading_is_free(step) else step
+    return number.item() if number.numel() == 1 and reading_is_free(number) else number
 
 
 @overload
