@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,6 +19,8 @@ from spectrim.lab.files import write_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "optimizers.md"
 COMPILED = ("adamw", "spectra")
+PARTS = ("table", "without", "compiled")
+KERNELS = ("adamw", "adamw+shrink", "adamw+clip", "spectra", "muon rough")
 
 TEXT = """\
 # What a step costs
@@ -34,9 +42,29 @@ matrix has 9.4 MB. "not orthogonal" is ‖UUᵀ/s − I‖_F/√m of the update 
 - `muon` orthogonalises to 1e-3 by a float64 eigendecomposition. `muon rough` is `orthogonalize_steps=5`: at least as
   orthogonal as torch's.
 - Clipping costs the Gram matrix, its inverse square root by a few inverses, and one more product.
-- Spectra reads the gradient twice, momentum four times and the weights twice; fused AdamW reads each of four tensors
-  once. Without a kernel of its own in C++ that is where it ends.
-- The gradient is read once more than by torch, to see that it is finite before anything moves.
+- The gradient is read once more than by torch, to see that it is finite before anything moves. That is what plain
+  `adamw` costs above the fused kernel, which it is otherwise.
+
+## Kernels in C
+
+What takes torch several passes over memory on a Linux host is done in one by a few kernels in plain C
+(`src/spectrim/native`): the scale of entries, shrinkage with AdamW, the Adam direction, momentum, the update; Spectra's
+power step with all that follows from it, reading the momentum once; Gram matrices and sums of inverses that use their
+symmetry, an inverse per thread. The system's C compiler (`cc`, `gcc`, `clang`, or `$CC`) makes a library of them at
+their first use, in one or two seconds, and leaves it in `~/.cache/spectrim/native` (or under
+`$XDG_CACHE_HOME`); where that cannot be written, for the one process. They run on the threads of the OpenMP runtime
+that torch has loaded, as many as `torch.get_num_threads()`, and their results do not depend on how many.
+`spectrim.native.available()` says whether they are used and `spectrim.native.unavailable_because()` why not.
+
+`SPECTRIM_NATIVE=0` turns them off. Without them, as on accelerators, under `torch.compile`, for other dtypes and for
+tensors that are no single run of memory, the same is said in torch's words; results agree to rounding, not to the bit.
+So a resumed run is told when that changed. With the kernels off, measured next:
+
+{without}
+
+What was tried and did not pay: products in bfloat16 in three parts, which are as accurate as float32 and here no
+faster; larger tiles for the skinny products, whose offsets then no longer fit the registers; reading the matrix ahead
+by hand.
 
 ## Under torch.compile
 
@@ -54,19 +82,39 @@ def markdown(rows: Iterable[bench_optimizers.OptimizerRow]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in body)
 
 
+def measure(part: str, repeats: int) -> list[bench_optimizers.OptimizerRow]:
+    if part == "compiled":
+        return bench_optimizers.bench_optimizers(blocks=1, repeats=5, contenders=COMPILED, compiled=True)
+    return bench_optimizers.bench_optimizers(blocks=1, repeats=repeats, contenders=KERNELS if part == "without" else ())
+
+
+def measured(part: str, folder: Path, options: list[str]) -> list[bench_optimizers.OptimizerRow]:
+    """A part's rows, measured by a process of its own unless the folder has them."""
+    path = folder / f"{part}.json"
+    if not path.is_file():
+        environment = {**os.environ, **({"SPECTRIM_NATIVE": "0"} if part == "without" else {})}
+        command = [sys.executable, __file__, "--part", part, "--rows", str(folder), *options]
+        subprocess.run(command, env=environment, check=True)
+    return [bench_optimizers.OptimizerRow(**row) for row in json.loads(path.read_text())]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rows", type=Path, help="a folder for what is measured; what is there is not measured again")
+    parser.add_argument("--part", choices=PARTS, help="measure this alone, into the folder")
     arguments = parser.parse_args()
-    with bench_operators.threads(arguments.threads) as count:
-        machine = f"CPU, {count} threads, torch {torch.__version__}, float32"
-        rows = bench_optimizers.bench_optimizers(blocks=1, repeats=arguments.repeats)
-        compiled = bench_optimizers.bench_optimizers(blocks=1, repeats=5, contenders=COMPILED, compiled=True)
-    text = TEXT.format(
-        machine=machine, repeats=arguments.repeats, table=markdown(rows), compiled=markdown(compiled)
-    )  # fmt: skip
-    write_text(PAGE, text)
+    with tempfile.TemporaryDirectory() as temporary, bench_operators.threads(arguments.threads) as count:
+        folder = arguments.rows or Path(temporary)
+        if arguments.part:
+            rows = [asdict(row) for row in measure(arguments.part, arguments.repeats)]
+            write_text(folder / f"{arguments.part}.json", json.dumps(rows))
+            return
+        options = ["--repeats", str(arguments.repeats), "--threads", str(count)]
+        tables = {part: markdown(measured(part, folder, options)) for part in PARTS}
+    machine = f"CPU, {count} threads, torch {torch.__version__}, float32"
+    write_text(PAGE, TEXT.format(machine=machine, repeats=arguments.repeats, **tables))
 
 
 if __name__ == "__main__":

@@ -89,4 +89,4 @@ def test_the_threads_are_those_of_the_one_runtime_that_torch_has_loaded():
 
 def test_the_sources_are_part_of_the_package():
     names = {path.name for path in Path(compiler.__file__).parent.iterdir()}
-    assert {"kernels.h", "threads.c", "entries.c", "spike.c"} <= names
+    assert {"kernels.h", "tiles.h", "threads.c", "entries.c", "spike.c", "gram.c", "inverse.c"} <= names

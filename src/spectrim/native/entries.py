@@ -11,9 +11,8 @@ from ctypes import c_float
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
-from .library import addresses, library
+from .library import addresses, library, written
 
 __all__ = ["adam_direction", "adam_step", "apply_update", "momentum_step", "sum_roots", "sum_squares"]
 
@@ -72,7 +71,7 @@ def adam_step(
     numbers.tau, numbers.over_tau = tau, 0.0 if form == "hard" else 1 / tau
     pointers = addresses(x, grad, exp_avg, exp_avg_sq)
     library().adam_step(torch.get_num_threads(), *pointers, x.numel(), FORMS[form], ctypes.byref(numbers))
-    increment_version([x, exp_avg, exp_avg_sq])
+    written(x, exp_avg, exp_avg_sq)
 
 
 def adam_direction(
@@ -83,7 +82,7 @@ def adam_direction(
     out = torch.empty_like(grad)
     pointers = addresses(out, grad, exp_avg, exp_avg_sq)
     library().adam_direction(torch.get_num_threads(), *pointers, grad.numel(), ctypes.byref(numbers))
-    increment_version([exp_avg, exp_avg_sq])
+    written(exp_avg, exp_avg_sq)
     return out
 
 
@@ -97,14 +96,14 @@ def momentum_step(
     library().momentum_step(
         torch.get_num_threads(), place, *pointers, grad.numel(), decay, int(averages), int(nesterov), int(sign)
     )
-    increment_version([buffer])
+    written(buffer)
     return buffer if out is None else out
 
 
 def apply_update(x: Tensor, update: Tensor, *, keep: float, step: float) -> None:
     """x ← keep · x − step · update, in place."""
     library().apply_update(torch.get_num_threads(), *addresses(x, update), x.numel(), keep, step)
-    increment_version([x])
+    written(x)
 
 
 def _numbers(step: float, beta1: float, beta2: float, eps: float, sign: float = 1.0) -> _Adam:

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from .compiler import NoLibraryError, built_library
 
-__all__ = ["addresses", "available", "library", "serves", "unavailable_because"]
+__all__ = ["addresses", "available", "library", "serves", "unavailable_because", "written"]
 
 _POINTER = c_void_p
 
@@ -105,3 +106,8 @@ def serves(*tensors: Tensor) -> bool:
 def addresses(*tensors: Tensor) -> list[int]:
     """Where the entries of tensors begin."""
     return [tensor.data_ptr() for tensor in tensors]
+
+
+def written(*tensors: Tensor) -> None:
+    """Tell autograd that a kernel has written to these, as torch's own operators do."""
+    increment_version([tensor for tensor in tensors if not tensor.is_inference()])

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
-from .library import library
+from .library import library, written
 
 __all__ = ["MOST_COLUMNS", "Followed", "Limits", "apply_low_rank", "follow_spike"]
 
@@ -83,4 +82,4 @@ def apply_low_rank(X: Tensor, M: Tensor, left: Tensor, right: Tensor, *, keep: f
     (m, n), k = X.shape, left.shape[-1]
     places = [tensor.data_ptr() for tensor in (X, M, left, right)]
     library().apply_low_rank(torch.get_num_threads(), *places, right.stride(1), m, n, k, keep, step)
-    increment_version([X])
+    written(X)

@@ -108,9 +108,11 @@ def shape_matrices(
         steps = FIRST_POWER_STEPS if options["steps_taken"] == 0 else 1
         correction, new_basis = follow_and_shape(direction, basis, steps=steps)
         update = Update(dense=direction, left=correction.U, right=correction.right, norm=correction.norm)
+        del correction
     update = replace(update, scale=_scale_of(options["scale"], update))
     if threshold is not None:
         formed = update.formed()
+        update = Update(dense=formed)  # whose parts are not held on to while it is clipped
         if options["clip_form"] == "soft":
             clipped = Update(dense=soft_clip(formed, threshold, overwrite=overwrite or formed is not direction))
         else:
