@@ -7,9 +7,7 @@
 #define SPECTRIM_KERNELS_H
 
 /* Entries of a tensor in one job of a pass: a few such blocks fit the second-level cache of a core. */
-#ifndef BLOCK
-#define BLOCK 65536
-#endif
+#define BLOCK 32768
 
 /* Sixteen numbers that are worked on at once, on any processor; not aligned beyond a number's own alignment. */
 #define LANES 16

@@ -74,7 +74,10 @@ class Update:
         """The update as one tensor."""
         whole = self.dense
         if self.left is not None and self.right is not None:
-            whole = whole + self.left @ self.right.mT
+            # In one where there is one stack, which spares the product room of its own.
+            whole = (
+                torch.baddbmm(whole, self.left, self.right.mT) if whole.ndim == 3 else whole + self.left @ self.right.mT
+            )
         return whole if isinstance(self.scale, float) and self.scale == 1.0 else whole * _over_matrix(self.scale)
 
 
