@@ -29,15 +29,16 @@ TEXT = """\
 
 {machine}. One step on the matrices of one GPT-2-small block (2304x768, 768x768, 3072x768, 768x3072), all optimizers
 in turns in one run, medians of {repeats} rounds. Ratios are medians of the ratios of each round; read those, for
-milliseconds are this machine's. "extra" is the most that tensors made during a step held at a time; the largest
-matrix has 9.4 MB. "not orthogonal" is ‖UUᵀ/s − I‖_F/√m of the update U: zero for an orthogonal one.
+milliseconds are this machine's, and a tenth or two of a ratio between short steps is noise. "extra" is the most that
+tensors made during a step held at a time; the largest matrix has 9.4 MB. "not orthogonal" is ‖UUᵀ/s − I‖_F/√m of the
+update U: zero for an orthogonal one.
 
 {table}
 
 `spectrim bench optimizers` measures the same on your machine.
 
 - torch's Muon computes in bfloat16. Where the processor has instructions for that, as here, its products run at over
-  four times the rate of float32; spectrim's run in float32 throughout. On processors without them the ratios to torch's
+  twice the rate of float32; spectrim's run in float32 throughout. On processors without them the ratios to torch's
   Muon are far larger.
 - `muon` orthogonalises to 1e-3 by a float64 eigendecomposition. `muon rough` is `orthogonalize_steps=5`: at least as
   orthogonal as torch's.
@@ -62,9 +63,9 @@ So a resumed run is told when that changed. With the kernels off, measured next:
 
 {without}
 
-What was tried and did not pay: products in bfloat16 in three parts, which are as accurate as float32 and here no
-faster; larger tiles for the skinny products, whose offsets then no longer fit the registers; reading the matrix ahead
-by hand.
+What did not pay: products in bfloat16, of which it takes three to be as accurate as one in float32, at twice its
+rate; sixteen rows at a time in the power step, whose offsets no longer fit the registers; asking for the matrix's
+next entries ahead of time.
 
 ## Under torch.compile
 

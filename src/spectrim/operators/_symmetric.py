@@ -32,11 +32,14 @@ def gram_matrix(X: Tensor, c: Tensor, reflector: Reflector | None = None) -> Ten
         return _gram_by_kernel(X, c, reflector)
     gram = X.new_zeros(*X.shape[:-1], X.shape[-2])
     for columns in torch.split(X, COLUMN_BLOCK, dim=-1):
-        if not columns.mT.is_contiguous():
-            columns = columns.contiguous()  # products of strided columns are slow
-        Z = columns / c if reflector is None else reflect(columns, reflector).div_(c)
-        _add_lower_product_(gram, Z)
+        _add_lower_product_(gram, _scaled(columns, c, reflector))
     return mirror_(gram)
+
+
+def _scaled(columns: Tensor, c: Tensor, reflector: Reflector | None) -> Tensor:
+    if not columns.mT.is_contiguous():
+        columns = columns.contiguous()  # products of strided columns are slow
+    return columns / c if reflector is None else reflect(columns, reflector).div_(c)
 
 
 def _kernel_makes_gram(X: Tensor, c: Tensor) -> bool:
