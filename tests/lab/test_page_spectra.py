@@ -1,6 +1,7 @@
 """Spectra through training on a report page: what its figures hold of the monitor's records."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -76,6 +77,15 @@ def test_runs_of_other_lengths_are_held_against_each_other_by_their_stages() -> 
     assert choices is not None
     assert choices.controls[2].options == ["steps 20 to 60", "steps 40 to 140"]
     assert all(frame.curves[0] and frame.curves[1] for frame in choices.frames.values())
+
+
+def test_a_record_that_only_warns_is_no_stage() -> None:
+    warns = {"step": 33, "skipped": 0, "parameters": {}, "alarms": [{"message": "it rises"}], "ms": 0.0}
+    first, second = course([20, 40]), course([20, 40], 1)
+    choices = figures(replace(first, records=[*first.records, warns]), second)["Largest value in each layer"].choices
+    assert choices is not None
+    assert choices.controls[1].options == ["step 20", "step 40"]
+    assert spectra_section([replace(first, records=[warns])]) is None
 
 
 def test_the_summary_takes_the_largest_or_the_median_of_matrices_in_layers() -> None:

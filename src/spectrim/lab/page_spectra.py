@@ -6,6 +6,7 @@ have no section.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -38,7 +39,9 @@ MATRICES = 64
 
 def spectra_section(courses: Sequence[Course], *, title: str = "Spectra through training") -> Section | None:
     """What was measured in these runs; None where nothing was."""
-    courses = [course for course in courses if course.records]
+    # A record may hold a warning alone.
+    measured = [replace(course, records=[each for each in course.records if each["parameters"]]) for course in courses]
+    courses = [course for course in measured if course.records]
     if not courses:
         return None
     small = summary_figures(courses)
