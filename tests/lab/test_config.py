@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spectrim.lab.compare import CompareConfig
-from spectrim.lab.config import DataConfig, OptimizerConfig, TrainConfig, differences, read_toml
+from spectrim.lab.config import DataConfig, MonitorConfig, OptimizerConfig, TrainConfig, differences, read_toml
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import write_text
 
@@ -65,3 +65,12 @@ def test_the_page_on_training_has_every_setting_of_schedule_evaluation_monitor_a
     plain = [key for key, value in config.items() if not isinstance(value, dict) and key != "recipe"]
     nested = [f"{table}.{key}" for table in ("schedule", "evaluation", "monitor") for key in config[table]]
     assert [key for key in plain + nested if f"| `{key}` |" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "expected"),
+    [(5, None, 20), (320, None, 20), (800, None, 50), (10**5, None, 100), (320, 7, 7), (9, 0, 0)],
+)
+def test_a_run_is_measured_sixteen_times_unless_told_otherwise(steps: int, every: int | None, expected: int) -> None:
+    config = TrainConfig(recipe="adamw", steps=steps, monitor=MonitorConfig(every=every))
+    assert config.measured_every == expected

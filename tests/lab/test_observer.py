@@ -88,7 +88,7 @@ def test_other_settings_of_the_monitor_are_other_settings(
 ) -> None:
     with pytest.raises(StopError):
         train(small_config, tmp_path / "run", cache_dir=cache_dir, on_step=stop_after(3))
-    with pytest.raises(LabError, match=r"monitor\.every is 20 there, 5 here"):
+    with pytest.raises(LabError, match=r"monitor\.every is None there, 5 here"):
         train(monitored(small_config, every=5), tmp_path / "run", resume=True, cache_dir=cache_dir)
 
 

@@ -178,8 +178,9 @@ class MonitorConfig(Config):
     """What is measured of every matrix while it is trained (:class:`spectrim.SpectralMonitor`); it changes nothing in
     training."""
 
-    every: Count = 20
-    """Steps between measurements; 0 turns the monitor off."""
+    every: Count | None = None
+    """Steps between measurements; 0 turns the monitor off. Unset, a sixteenth of the run, from 20 to 100: a short run
+    is seen in detail, and a long one pays a percent or so."""
     exact_times: Count = 8
     """Measurements of all singular values in a run, evenly spaced; the last one is at the end."""
     layers: tuple[Count, ...] | None = None
@@ -223,6 +224,12 @@ class TrainConfig(SharedConfig):
     def tokens_per_step(self) -> int:
         """Tokens in one batch."""
         return self.data.batch_size * self.data.sequence_length
+
+    @property
+    def measured_every(self) -> int:
+        """Steps between the monitor's measurements; 0 for none."""
+        every = self.monitor.every
+        return min(100, max(20, self.steps // 16)) if every is None else every
 
     @property
     def warmup_steps(self) -> int:

@@ -57,7 +57,7 @@ def observe(
     Raises:
         LabError: a layer is not there, or the file holds something else.
     """
-    if config.monitor.every == 0:
+    if config.measured_every == 0:
         yield None
         return
     records = None
@@ -96,7 +96,7 @@ class Observer:
         self.monitor = SpectralMonitor(
             model,
             optimizer,
-            config.monitor.every,
+            config.measured_every,
             out=self,
             exact_steps=evaluation_steps(config.steps, times) if times else (),
             exact=exact_patterns(model, config.monitor),
