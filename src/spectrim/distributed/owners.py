@@ -7,9 +7,11 @@ replicas share the work and hold the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,10 +20,30 @@ from spectrim.distributed.collectives import Team, Trade
 from spectrim.distributed.runs import Runs, count, put, take, within
 from spectrim.distributed.sharding import Sharding
 
-__all__ = ["Journey", "Unit", "owners", "units"]
+__all__ = ["Journey", "Unit", "owners", "rounds", "units"]
+
+#: How many bytes of matrices, in float32, each owner holds at once; one matrix always may.
+ROUND_BYTES = 64 * 2**20
+
+T = TypeVar("T")
 
 #: Works on whole units of one shape: which tensors they belong to, and the units; a result for each.
 Work = Callable[[list[int], list[Tensor]], Sequence[Tensor]]
+
+
+def rounds(items: Sequence[T], shape: Callable[[T], Sequence[int]], members: int) -> Iterator[list[T]]:
+    """Items in order, as many together as fill every owner's room; ``shape`` tells that of the whole of an item."""
+    some: list[T] = []
+    room = ROUND_BYTES * members
+    for item in items:
+        size = 4 * math.prod(shape(item))
+        if some and size > room:
+            yield some
+            some, room = [], ROUND_BYTES * members
+        some.append(item)
+        room -= size
+    if some:
+        yield some
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ at owners, as for a step, and measured there. Relied on by :class:`~spectrim.mon
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from spectrim.distributed.collectives import Team
-from spectrim.distributed.owners import Journey, units
+from spectrim.distributed.owners import Journey, rounds, units
 from spectrim.monitor.board import Board, Found, Orders, Slot, boards_of
 from spectrim.monitor.clip import Clip, clip_of
 from spectrim.monitor.measure import Kind, Order, measure
@@ -30,8 +29,6 @@ __all__ = ["Measurement", "Wanted", "as_float", "squared_norms"]
 
 #: Where an optimizer keeps its momentum.
 MOMENTA = ("exp_avg", "momentum_buffer")
-#: Bytes of matrices, in float32, that each owner holds at once; one matrix always may.
-ROUND_BYTES = 64 * 2**20
 
 #: What this process holds of a subject's matrices of some kind, or None where there are none.
 TensorOf = Callable[[Subject], Tensor | None]
@@ -186,7 +183,7 @@ def _fill_here(board: Board, kind: Kind, subjects: Sequence[Subject], tensor_of:
 def _fill_at_owners(board: Board, team: Team, kind: Kind, subjects: Sequence[Subject], tensor_of: TensorOf) -> None:
     """Send shards to owners, which measure what they put together; a shard that is not there counts as zeros."""
     loads = [0] * team.size
-    for some in _rounds(subjects, team.size):
+    for some in rounds(subjects, lambda subject: subject.parameter.shape, team.size):
         tensors = []
         for subject in some:
             tensor = tensor_of(subject)
@@ -236,18 +233,3 @@ def _gradient(subject: Subject) -> Tensor | None:
 def _dense(grad: Tensor) -> Tensor:
     """The gradient, that of a sparse embedding in full."""
     return grad.to_dense() if grad.is_sparse else grad
-
-
-def _rounds(subjects: Sequence[Subject], members: int) -> Iterator[list[Subject]]:
-    """Subjects in order, as many together as fill every owner's room."""
-    some: list[Subject] = []
-    room = ROUND_BYTES * members
-    for subject in subjects:
-        size = 4 * math.prod(subject.parameter.shape)
-        if some and size > room:
-            yield some
-            some, room = [], ROUND_BYTES * members
-        some.append(subject)
-        room -= size
-    if some:
-        yield some

@@ -4,7 +4,6 @@ travelling while other rounds are worked on. Relied on by whatever sends matrice
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spectrim.distributed.collectives import Team
-from spectrim.distributed.owners import Journey, units
+from spectrim.distributed.owners import Journey, rounds, units
 from spectrim.optim.layout import Layout
 from spectrim.optim.sharded import AnyShard, ShardedEntry, by_team
 
@@ -20,9 +19,6 @@ __all__ = ["Loads", "run_rounds", "set_out", "unit_layout"]
 
 #: For every team the work of its members so far in one step, so that owners share that of the whole step evenly.
 Loads = dict[Any, list[int]]
-
-#: How many bytes of matrices, in float32, each owner holds at once; one matrix always may.
-ROUND_BYTES = 64 * 2**20
 
 
 def run_rounds(entries: Sequence[AnyShard], step: Callable[[Team, list[AnyShard]], Iterator[None]]) -> None:
@@ -33,7 +29,7 @@ def run_rounds(entries: Sequence[AnyShard], step: Callable[[Team, list[AnyShard]
             next.
     """
     for team, found in by_team(entries):
-        _interleave([step(team, some) for some in _rounds(found, team.size)])
+        _interleave([step(team, some) for some in rounds(found, lambda entry: entry.sharding.shape, team.size)])
 
 
 def set_out(
@@ -56,21 +52,6 @@ def unit_layout(layout: Layout) -> Layout:
     """How an owner reads what it is sent: one matrix of a stack, or the tensor where there is no stack."""
     single: dict[Layout, Layout] = {"stack": "matrix", "transposed_stack": "transposed"}
     return single.get(layout, layout)
-
-
-def _rounds(entries: Sequence[AnyShard], members: int) -> Iterator[list[AnyShard]]:
-    """Entries in order, as many together as fill every owner's room."""
-    some: list[AnyShard] = []
-    room = ROUND_BYTES * members
-    for entry in entries:
-        size = 4 * math.prod(entry.sharding.shape)
-        if some and size > room:
-            yield some
-            some, room = [], ROUND_BYTES * members
-        some.append(entry)
-        room -= size
-    if some:
-        yield some
 
 
 def _interleave(rounds: Sequence[Iterator[None]]) -> None:
