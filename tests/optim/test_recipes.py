@@ -8,7 +8,7 @@ import reference_optimizers as reference
 import spectrim
 from spectrim.operators.spike import start_basis
 from spectrim.optim import Recipe, SpectralOptimizer
-from spectrim.optim.directions import AVERAGE
+from spectrim.optim.directions import Average
 
 LR = 1e-2
 SHAPES = [(24, 40), (40, 24), (16, 16), (1, 12), (12, 1), (1, 1)]
@@ -142,7 +142,7 @@ def test_bfloat16_momentum_keeps_what_rounding_to_nearest_would_lose():
 
 def test_a_recipe_of_ones_own_takes_ten_lines():
     class ClippedAverage(SpectralOptimizer):
-        recipe = Recipe(direction=AVERAGE)
+        recipe = Recipe(direction=Average)
 
         def __init__(self, params, lr=1e-3, momentum=0.95, weight_decay=0.1, *, clip="auto", **options):
             own = {"lr": lr, "momentum": momentum, "nesterov": False, "weight_decay": weight_decay, "clip": clip}

@@ -366,24 +366,19 @@ def test_a_probe_disturbs_nothing():
 
 @a_few_bases
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
-def test_a_non_finite_gradient_skips_its_parameter_and_its_state(make, bad):
-    model, twin = small_model(), small_model()
-    optimizer, expected = (SpectralClipping(make(list(each.named_parameters())), clip=CLIP) for each in (model, twin))
+def test_a_non_finite_gradient_skips_the_whole_step(make, bad):
+    model = small_model()
+    optimizer = SpectralClipping(make(list(model.named_parameters())), clip=CLIP)
     train(model, optimizer, 3)
-    train(twin, expected, 3)
+    before = tensors(model, optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7))
     victim = model[1].weight
-    before = [*flatten(victim), *flatten(dict(optimizer.state[victim]))]
-    for mine, its in zip(model.parameters(), twin.parameters(), strict=True):
-        mine.grad = torch.randn(mine.shape, generator=torch.Generator().manual_seed(7))
-        its.grad = None if mine is victim else mine.grad.clone()
     victim.grad[3, 2] = bad
     given = victim.grad
     optimizer.step()
-    expected.step()
     assert victim.grad is given
-    assert_same([*flatten(victim), *flatten(dict(optimizer.state[victim]))], before)
-    for mine, its in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(mine, its)
+    assert_same(tensors(model, optimizer), before)
     assert optimizer.skipped_steps() == {"1.weight": 1}
 
 
@@ -406,7 +401,6 @@ def test_weights_and_gradients_are_back_when_the_base_fails(make):
     optimizer = SpectralClipping(make(model.parameters()), clip=CLIP)
     train(model, optimizer, 2)
     weights, given = flatten(list(model.parameters())), [parameter.grad for parameter in model.parameters()]
-    model[3].weight.grad[0, 0] = float("nan")  # hidden from the base
 
     def fail(*_):
         raise RuntimeError("out of memory")

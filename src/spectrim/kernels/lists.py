@@ -27,11 +27,15 @@ def fused_serves(*lists: Sequence[Tensor]) -> bool:
     if dtype not in (torch.float32, torch.float64) or device.type not in FUSED_DEVICES:
         return False
     for tensors in zip(*lists, strict=True):
-        shape, stride = tensors[0].shape, tensors[0].stride()
+        shape, stride = tensors[0].shape, None
+        if not tensors[0].is_contiguous():
+            stride = tensors[0].stride()
+            if not is_dense(tensors[0]):
+                return False
         for tensor in tensors:
             if tensor.dtype != dtype or tensor.device != device or tensor.shape != shape or tensor.is_neg():
                 return False
-            if not tensor.is_contiguous() and (tensor.stride() != stride or not is_dense(tensor)):
+            if tensor.stride() != stride if stride else not tensor.is_contiguous():
                 return False
     return True
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrim import native
 
 __all__ = [
     "choose_device",
@@ -92,7 +91,6 @@ def rounding_environment(device: torch.device) -> dict[str, str | int]:
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "device": device.type,
-        "kernels": "native" if native.available() else "torch",
     }
 
 
@@ -103,7 +101,6 @@ def environment(device: str) -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count() or 0,
         "device": device,
-        "kernels": "native" if native.available() else "torch",
         "machine": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }

@@ -10,12 +10,11 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from spectrim.optim.changes import keep_and_limit
+from spectrim.optim.wrapping.changes import keep_and_limit
 from spectrim.optim.entries import role_and_layout
 from spectrim.optim.optimizer import SpectralOptimizer
-from spectrim.optim.options import effective_options, is_zero
-from spectrim.optim.schedule import clip_threshold
-from spectrim.optim.wrapper import SpectralClipping
+from spectrim.optim.options import is_zero
+from spectrim.optim.wrapping.wrapper import SpectralClipping
 
 __all__ = ["Clip", "clip_of"]
 
@@ -61,9 +60,7 @@ def clip_of(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, s
         keep, limit = keep_and_limit(group, role, optimizer.manner(group, parameter))
         return None if limit is None else Clip(keep, limit * scale, group["clip_form"])
     if isinstance(optimizer, SpectralOptimizer):
-        recipe = optimizer._recipe(group, role)
-        options = effective_options(group, role, follows=recipe is optimizer.recipe)
-        lr, threshold = options["lr"], clip_threshold(options)
-        keep = 1 - lr * optimizer._weight_decay(options, layout)
-        return None if threshold is None else Clip(keep, threshold * lr * scale, group["clip_form"])
+        rule = optimizer.rule_of(group, parameter)
+        keep = 1 - rule.lr * rule.weight_decay
+        return None if rule.threshold is None else Clip(keep, rule.threshold * rule.lr * scale, group["clip_form"])
     return None

@@ -23,7 +23,7 @@ from spectrim.monitor.measure import Kind, Order, measure
 from spectrim.monitor.metrics import rank_of_spike
 from spectrim.monitor.subjects import Subject
 from spectrim.operators._stack import as_matrices, energy
-from spectrim.optim.entries import stack_length
+from spectrim.optim.stacks import bucket_bytes
 
 __all__ = ["Measurement", "Wanted", "as_float", "squared_norms"]
 
@@ -169,7 +169,7 @@ def _fill_here(board: Board, kind: Kind, subjects: Sequence[Subject], tensor_of:
             key = (slot.order, slot.rows, subject.parameter.dtype, subject.parameter.device)
             alike.setdefault(key, []).append((subject, part))
     for same in alike.values():
-        length = stack_length(same[0][0].parameter)
+        length = max(1, bucket_bytes(same[0][0].parameter) // max(1, 4 * same[0][0].parameter.numel()))
         for start in range(0, len(same), length):
             found = [
                 (board.slots(subject, kind)[part], as_matrices(subject.parts(tensor)[part]))

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from spectrim.monitor.board import Found, on_host
 from spectrim.optim.entries import parameter_name
 from spectrim.optim.optimizer import SpectralOptimizer
-from spectrim.optim.wrapper import SpectralClipping
+from spectrim.optim.wrapping.wrapper import SpectralClipping
 
 __all__ = ["Skips"]
 

@@ -23,7 +23,7 @@ from spectrim.optim.entries import parameter_name
 from spectrim.optim.layout import Layout, default_layout, matrices, matrix_shapes
 from spectrim.optim.reading import read_model
 from spectrim.optim.roles import Reading, Role, sites
-from spectrim.optim.sharded import axes_of
+from spectrim.optim.sharded.entry import axes_of
 
 __all__ = ["Subject", "subjects_of"]
 

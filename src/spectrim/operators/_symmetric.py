@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spectrim.native import products as kernels
-from spectrim.native.library import serves
 
 from ._product import product
 
@@ -28,8 +26,6 @@ Reflector = tuple[Tensor, Tensor]
 
 def gram_matrix(X: Tensor, c: Tensor, reflector: Reflector | None = None) -> Tensor:
     """Z Zᵀ for Z = X/c, or its reflection HX/c, of every matrix of X (..., m, n), with c (..., 1, 1)."""
-    if _kernel_makes_gram(X, c):
-        return _gram_by_kernel(X, c, reflector)
     gram = X.new_zeros(*X.shape[:-1], X.shape[-2])
     for columns in torch.split(X, COLUMN_BLOCK, dim=-1):
         _add_lower_product_(gram, _scaled(columns, c, reflector))
@@ -40,23 +36,6 @@ def _scaled(columns: Tensor, c: Tensor, reflector: Reflector | None) -> Tensor:
     if not columns.mT.is_contiguous():
         columns = columns.contiguous()  # products of strided columns are slow
     return columns / c if reflector is None else reflect(columns, reflector).div_(c)
-
-
-def _kernel_makes_gram(X: Tensor, c: Tensor) -> bool:
-    if X.shape[-2] < KERNEL_SIDE or not all(serves(matrix) for matrix in _each(X)):
-        return False
-    return all(KERNEL_RANGE[0] < number < KERNEL_RANGE[1] for number in c.reshape(-1).tolist())
-
-
-def _gram_by_kernel(X: Tensor, c: Tensor, reflector: Reflector | None) -> Tensor:
-    stack = X.shape[:-2]
-    thresholds = c.expand(*stack, 1, 1).reshape(-1).tolist()
-    taken: list[Reflector | None] = [None] * len(thresholds)
-    if reflector is not None:
-        V, T = reflector
-        taken = list(zip(_each(V), _each(T @ product(V.mT, X)), strict=True))
-    matrices = zip(_each(X), thresholds, taken, strict=True)
-    return mirror_(_stacked([kernels.gram_matrix(*each) for each in matrices], stack))
 
 
 def add_resolvents_(
@@ -71,10 +50,6 @@ def add_resolvents_(
         ‖R‖_F of each first inverse R, and tr G R; both of shape (...).
     """
     stack = gram.shape[:-2]
-    if gram.shape[-1] >= KERNEL_SIDE and gram.is_contiguous() and root.is_contiguous() and serves(gram):
-        matrices = zip(_each(root), _each(gram), weights, shifts, strict=True)
-        found = gram.new_tensor([kernels.add_resolvents_(*each) for each in matrices])
-        return found[:, 0].view(stack), found[:, 1].view(stack)
     sizes = None
     for w, s in zip(gram.new_tensor(weights).T, gram.new_tensor(shifts).T, strict=True):
         shifted = gram.clone()

@@ -14,7 +14,13 @@ __all__ = ["hard_clip", "soft_clip", "soft_clip_vector"]
 
 
 def soft_clip(
-    X: Tensor, threshold: float | Tensor, *, solver: Solver = "auto", tol: float = 1e-3, overwrite: bool = False
+    X: Tensor,
+    threshold: float | Tensor,
+    *,
+    solver: Solver = "auto",
+    tol: float = 1e-3,
+    overwrite: bool = False,
+    precision: str = "auto",
 ) -> Tensor:
     r"""Shrink every singular value σ of X to σ / sqrt(1 + σ²/c²), so that none exceeds the threshold c.
 

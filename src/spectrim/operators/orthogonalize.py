@@ -25,7 +25,12 @@ ROUGH_TOL = 0.2  # of the rational approximation: Muon's own iteration ends betw
 
 
 def orthogonalize(
-    X: Tensor, *, solver: PolarSolver = "auto", steps: int | None = None, overwrite: bool = False
+    X: Tensor,
+    *,
+    solver: PolarSolver = "auto",
+    steps: int | None = None,
+    overwrite: bool = False,
+    precision: str = "auto",
 ) -> Tensor:
     r"""Set every nonzero singular value of X to one.
 

@@ -12,9 +12,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from spectrim.native.entries import sum_roots
-from spectrim.native.library import serves
-
 from ._stack import per_matrix, reading_is_free, working_dtype
 from .faddeeva import faddeeva
 
@@ -102,9 +99,7 @@ def entry_scale(G: Tensor) -> Tensor:
         The scale in working precision (float32, or float64 for float64). Zero for a zero or an empty matrix.
     """
     y = G.to(working_dtype(G))
-    if serves(y) and y.is_contiguous() and y.numel() > 0:
-        total = y.new_tensor([sum_roots(matrix) for matrix in _flat_matrices(y)]).reshape(G.shape[:-2])
-    elif _in_blocks(y):
+    if _in_blocks(y):
         size = min(HOST_BLOCK, y.numel())
         scratch = (y.new_empty(size), y.new_empty(size))
         total = torch.stack([_root_sum(matrix, scratch) for matrix in _flat_matrices(y)]).reshape(G.shape[:-2])

@@ -13,9 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spectrim.native.library import serves
-from spectrim.native.spikes import MOST_COLUMNS, Limits, follow_spike
-
 from ._product import product
 from ._stack import as_matrices, energy, reading_is_free
 
@@ -35,7 +32,6 @@ PLAIN_TAIL = 0.03  # a tail of this much energy against the spike's is no small 
 TAIL_ROWS = 256  # rows of the tail formed at a time
 DEAD_DIRECTION = 1e-6  # a direction that carries less of the norm than this is rounding too
 MOST_AMPLIFIED = 30.0  # how much the kernel's W may magnify rounding: a followed spike stays near 1
-LIMITS = Limits(PLAIN_TAIL, EMPTY_TAIL, DEAD_DIRECTION, MOST_AMPLIFIED)
 
 
 class Spike(NamedTuple):
@@ -104,7 +100,7 @@ def follow_and_shape(M: Tensor, V: Tensor, *, steps: int = 1) -> tuple[SpikeCorr
 
     On a host a kernel does both for a followed spike while it reads M once; see spectrim/native/spike.c.
     """
-    if steps > 1 or not _kernel_serves(M, V):
+    if True:
         spike = track_spike(M, V, steps=steps)
         return spike_correction(M, spike), spike.V
     pairs = zip(M.flatten(0, -3), V.flatten(0, -3), strict=True)
@@ -201,3 +197,7 @@ def _column_norms(W: Tensor) -> Tensor:
     """(..., 1, k) Euclidean norms in float64, where the square of a large entry does not overflow."""
     norms: Tensor = torch.linalg.vector_norm(W, dim=-2, keepdim=True, dtype=torch.float64)
     return norms.to(W.dtype)
+
+
+def follow_and_shape_stacks(Ms, Vs, *, steps=1):
+    return [follow_and_shape(M, V, steps=steps) for M, V in zip(Ms, Vs)]

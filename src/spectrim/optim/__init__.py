@@ -6,7 +6,7 @@ from spectrim.optim.groups import param_groups
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.recipe import Recipe
 from spectrim.optim.recipes import AdamW, AdEMAMix, Momentum, Muon, Signum, Spectra
-from spectrim.optim.wrapper import SpectralClipping
+from spectrim.optim.wrapping.wrapper import SpectralClipping
 
 __all__ = [
     "AdEMAMix",

@@ -1,8 +1,8 @@
-"""The parameters of one step, and the buckets in which they go through the operators."""
+"""The parameters of one step: each with its gradient, its state and the rule that it follows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -10,35 +10,29 @@ from torch import Tensor
 
 from spectrim.optim.layout import Layout, default_layout
 from spectrim.optim.roles import Role
+from spectrim.optim.rule import Rule
 
-__all__ = ["BUCKET_BYTES", "Entry", "buckets", "parameter_name", "role_and_layout", "stack_length"]
-
-#: How many bytes of same-shape matrices, in float32, go through an operator at once; one matrix always may. On the host
-#: only small ones gain from company: a large one fills the cores by itself and need not be copied into a stack.
-BUCKET_BYTES = {"cpu": 4 * 2**20}
-BUCKET_BYTES_ELSEWHERE = 256 * 2**20
+__all__ = ["Entry", "by_flag", "parameter_name", "role_and_layout"]
 
 
 @dataclass(kw_only=True, eq=False)
 class Entry:
-    """One parameter within a step.
+    """One parameter within a step. All tensors are local ones.
 
     Attributes:
         position: indices of its group and of itself in the group.
-        energy, present: of a sharded parameter, the squared norm of its whole gradient and whether any rank has one, as
-            screening found; None before, and for a parameter of this process alone.
-        taken: a flag on the device, false where this step is skipped; None where that was read and the step is taken.
+        found: None where the step is known to be taken; else a float32 scalar on the device, 1 where it is skipped.
     """
 
     parameter: Tensor
     grad: Tensor
     role: Role
     layout: Layout
+    split: Sequence[int] | None
+    rule: Rule
     position: tuple[int, int]
     state: dict[str, Tensor] = field(default_factory=dict)
-    taken: Tensor | None = None
-    energy: Tensor | None = None
-    present: Tensor | None = None
+    found: Tensor | None = None
 
 
 AnyEntry = TypeVar("AnyEntry", bound=Entry)
@@ -58,20 +52,14 @@ def parameter_name(groups: Sequence[Mapping[str, Any]], position: tuple[int, int
     return str(names[index]) if names else f"group {group}, parameter {index}"
 
 
-def buckets(entries: Iterable[AnyEntry]) -> Iterator[list[AnyEntry]]:
-    """Group entries that one batched operator can serve, in order, each bucket within its limit of bytes."""
+def by_flag(entries: Iterable[AnyEntry]) -> list[list[AnyEntry]]:
+    """Entries in lists that share one flag, device and dtypes, as one call of a kernel over lists wants them.
+
+    All of a step share one flag, save shards that are absent here and may be present elsewhere.
+    """
     alike: dict[tuple[Any, ...], list[AnyEntry]] = {}
     for entry in entries:
-        parameter = entry.parameter
-        key = (entry.role, entry.layout, parameter.shape, parameter.dtype, parameter.device)
+        weight = entry.parameter
+        key = (id(entry.found), weight.device, weight.dtype, entry.grad.dtype, weight.is_contiguous())
         alike.setdefault(key, []).append(entry)
-    for same in alike.values():
-        length = stack_length(same[0].parameter)
-        for start in range(0, len(same), length):
-            yield same[start : start + length]
-
-
-def stack_length(tensor: Tensor) -> int:
-    """How many tensors like this one go through an operator at once."""
-    limit = BUCKET_BYTES.get(tensor.device.type, BUCKET_BYTES_ELSEWHERE)
-    return max(1, limit // max(1, 4 * tensor.numel()))
+    return list(alike.values())

@@ -19,16 +19,26 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from spectrim.operators import DEFAULT_SHRINK_FORM, ShrinkForm, entry_scale, hard_clip, soft_clip
-from spectrim.optim.agreement import any_rank
+from spectrim.operators import (
+    DEFAULT_SHRINK_FACTOR,
+    DEFAULT_SHRINK_FORM,
+    ShrinkForm,
+    entry_scale,
+    hard_clip,
+    soft_clip,
+)
 from spectrim.optim.entries import role_and_layout
-from spectrim.optim.gradient import map_matrices, prepare, shrink_factor, squared_norm
+from spectrim.optim.gradient import map_matrices, shrink_entries, squared_norm
 from spectrim.optim.groups import param_groups
 from spectrim.optim.layout import Layout, matrices
 from spectrim.optim.norms import largest_singular_value
-from spectrim.optim.shaping import shape_vector
-from spectrim.optim.sharded import ShardedEntry, laid_like, screen, sharded_entry
-from spectrim.optim.sharded_grads import clip_shards, shrink_shards
+from spectrim.optim.rule import given_rule
+from spectrim.optim.sharded.agreement import any_rank
+from spectrim.optim.sharded.entry import ShardedEntry, laid_like, sharded_entry
+from spectrim.optim.sharded.grads import clip_shards, shrink_shards
+from spectrim.optim.sharded.screening import screen_shards
+from spectrim.optim.spectral.base import StepContext
+from spectrim.optim.spectral.clip import CLIPS
 
 __all__ = ["Parameters", "Shrunk", "clip_grad_spectral_", "shrink_grad_"]
 
@@ -116,7 +126,10 @@ def clip_grad_spectral_(
         if gradient.layout != "vector":
             clipped = map_matrices(lambda G: clip(G, threshold), exact, gradient.layout, gradient.split)
         elif vectors:
-            clipped = shape_vector(exact, {"clip_form": form}, threshold=threshold).dense
+            norm = squared_norm(exact).sqrt().reshape(1)
+            factor = CLIPS[form].of({"precision": "exact"}).vector_factors(norm, StepContext(threshold=threshold))
+            assert factor is not None
+            clipped = exact * factor.to(exact.dtype)
         else:
             continue
         gradient.grad.copy_(torch.where(flag, clipped, gradient.grad))
@@ -152,38 +165,33 @@ def shrink_grad_(
     """
     if factor != "auto" and not factor > 0:
         raise ValueError(f'factor={factor}: expected a positive number or "auto"')
-    options = {
-        "maximize": False,
-        "shrink": factor,
-        "shrink_at": "gradient",
-        "shrink_form": form,
-        "pre_clip": None,
-    }
+    number = DEFAULT_SHRINK_FACTOR if factor == "auto" else float(factor)
     gradients = list(_gradients(parameters))
     for gradient in gradients:
         if gradient.shard is not None:
             gradient.shard.shares_scales = gradient.role not in _UNSHRUNK
     shards = [shard for shard in _screened(gradients) if shard.shares_scales]
     finite = _finite(gradients, error_if_nonfinite)
-    found = shrink_shards(shards, shrink_factor(options), form)
+    found = shrink_shards(shards, number, form)
     scales: list[Tensor] = []
     removed: list[Tensor] = []
     for gradient, flag in zip(gradients, finite, strict=True):
         if gradient.shard is not None and not gradient.shard.has_gradient:
             continue
         if gradient.shard in found:
-            for numbers, number in zip((scales, removed), found[gradient.shard], strict=True):
-                numbers.append(torch.where(flag, number, 0))
+            for listed, of_shard in zip((scales, removed), found[gradient.shard], strict=True):
+                listed.append(torch.where(flag, of_shard, 0))
             continue
         if gradient.role in _UNSHRUNK:
             scales.append(torch.zeros((), device=gradient.grad.device))
             removed.append(scales[-1])
             continue
         exact = torch.where(flag, gradient.grad, 0)
-        shrunk = prepare(exact, {**options, "split": gradient.split}, gradient.layout)
-        views = matrices(exact, gradient.layout, gradient.split) or [exact.reshape(-1)]
+        wide = exact.to(torch.promote_types(exact.dtype, torch.float32))
+        shrunk = shrink_entries(wide, number, form, gradient.layout, gradient.split)
+        views = matrices(exact.contiguous(), gradient.layout, gradient.split) or [exact.reshape(-1)]
         scales.append(torch.cat([entry_scale(view).reshape(-1) for view in views]).mean())
-        before, after = squared_norm(exact).double(), squared_norm(shrunk).double()
+        before, after = squared_norm(exact), squared_norm(shrunk)
         removed.append(torch.where(before > 0, 1 - after / before, 0))
         gradient.grad.copy_(torch.where(flag, shrunk, gradient.grad))
     return Shrunk(_gathered(scales), _gathered(removed))
@@ -207,7 +215,8 @@ def _gradients(parameters: Parameters) -> Iterator[_Gradient]:
                 yield _Gradient(name, item.grad, role, layout, group.get("split"))
                 continue
             # Also where this rank has no gradient: others may, and every rank has to take part.
-            shard = sharded_entry(item, group, (group_index, index), name, {})
+            rule = given_rule(vector=layout == "vector")
+            shard = sharded_entry(item, group, (group_index, index), name, {}, rule)
             if shard.has_gradient and (item.grad.placements, item.grad.device_mesh) != (
                 item.placements,
                 item.device_mesh,
@@ -220,7 +229,9 @@ def _gradients(parameters: Parameters) -> Iterator[_Gradient]:
 def _screened(gradients: Sequence[_Gradient]) -> list[ShardedEntry]:
     """The sharded ones, after their ranks have agreed on which there are and which are finite."""
     shards = [gradient.shard for gradient in gradients if gradient.shard is not None]
-    screen(shards)
+    if shards:
+        values = {shard: squared_norm(shard.grad) for shard in shards}
+        screen_shards(shards, values, torch.zeros((), device=shards[0].grad.device), None)
     return shards
 
 
@@ -252,8 +263,8 @@ def _finite(gradients: Sequence[_Gradient], error_if_nonfinite: bool) -> list[Te
 def _energy(gradient: _Gradient) -> Tensor:
     if gradient.shard is None:
         return squared_norm(gradient.grad)
-    assert gradient.shard.energy is not None
-    return gradient.shard.energy
+    assert gradient.shard.total is not None
+    return gradient.shard.total
 
 
 def _gathered(numbers: Sequence[Tensor]) -> Tensor:

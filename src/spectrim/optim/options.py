@@ -1,9 +1,12 @@
-"""The options of a param group: their defaults, their checks, and which of them act on a parameter of a given role."""
+"""The options of a param group: their defaults and their checks. What they mean for a step is in :mod:`rule`."""
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+import numbers
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, cast, get_args
 
 from torch import Tensor
@@ -13,13 +16,13 @@ from spectrim.optim.layout import LAYOUTS
 from spectrim.optim.recipe import SCALES
 from spectrim.optim.roles import ROLES
 from spectrim.optim.schedule import CLIP_DECAYS, ClipDecay
+from spectrim.optim.spectral.base import Precision
 
 __all__ = [
     "ClipScope",
     "ClippingOptions",
     "SpectralOptions",
     "complete_options",
-    "effective_options",
     "finish_group",
     "is_zero",
 ]
@@ -33,13 +36,17 @@ class ClippingOptions(TypedDict, total=False):
     Attributes:
         clip_scope: "all": every role is clipped. "matrices": embeddings, heads and vectors are not; the recipes of this
             library give them plain AdamW then.
-        peak_lr: the learning rate that thresholds refer to; the group's initial one unless given.
+        peak_lr: the learning rate that thresholds refer to; None for what the group knows: the ``max_lr`` or
+            ``initial_lr`` that torch's schedulers leave there, else the largest that it has had.
         warmup_steps: while the learning rate warms up, threshold times learning rate is constant.
         total_steps: length of training, needed where ``clip_decay`` is not "constant".
         clip_form: "soft" shrinks every singular value σ to σ/√(1+σ²/c²); "hard" only those above c, to c.
         clip_decay: how the threshold falls over the last ``clip_decay_fraction`` of training to ``clip_final`` of
             itself.
-        on_nonfinite: "skip" leaves a parameter whose gradient is not finite as it is; "raise" stops before any moves.
+        on_nonfinite: what a gradient that is not finite does: "skip" leaves all parameters and their state as they are
+            in this step; "raise" is an error before any moves, and reads the device.
+        precision: of the operators: "half" computes in float16 with float32 accumulation, "exact" to 1e-3, "auto" is
+            half where float16 products are fast (CUDA) and exact elsewhere.
     """
 
     clip_scope: ClipScope
@@ -51,6 +58,7 @@ class ClippingOptions(TypedDict, total=False):
     clip_decay_fraction: float
     clip_final: float
     on_nonfinite: Literal["skip", "raise"]
+    precision: Precision
 
 
 class SpectralOptions(ClippingOptions, total=False):
@@ -94,11 +102,8 @@ _DEFAULTS: dict[str, Any] = {
     "maximize": False,
     "exchange_dtype": "float32",
     "on_nonfinite": "skip",
+    "precision": "auto",
 }
-
-# What a group holds besides options: what torch keeps there, what grouping says, and what schedulers leave behind.
-_STRUCTURE = {"params", "param_names", "role", "layout", "split", "lr_scale", "steps_taken"}
-_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "role": ROLES,
@@ -111,10 +116,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "shrink_form": get_args(ShrinkForm),
     "state_dtype": ("float32", "bfloat16"),
     "on_nonfinite": ("skip", "raise"),
+    "precision": get_args(Precision),
     "exchange_dtype": ("float32", "bfloat16"),
 }
-_POSITIVE_OR_AUTO = ("clip", "shrink")
-_AT_LEAST_ZERO = ("weight_decay", "eps", "warmup_steps", "lr_scale")
 
 
 def complete_options(options: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,45 +135,32 @@ def complete_options(options: Mapping[str, Any], extra: Mapping[str, Any]) -> di
 
 
 def finish_group(group: dict[str, Any], defaults: Mapping[str, Any], index: int) -> None:
-    """Complete a group in place: learning rate times its factor, peak learning rate, step count, all of it checked.
+    """Complete a group in place: plain values, learning rate times its factor, counts, all of it checked.
+
+    Keys that are no options are kept, as torch keeps them: frameworks put their own there.
 
     Raises:
-        ValueError: an unknown key or a value that is not allowed, naming the group, its first parameters and the
-            choices.
+        ValueError: a value that is not allowed, naming the group, its first parameters and the choices.
     """
     where = f"group {index}{_first_names(group)}"
     for key in group:
-        if key not in defaults and key not in _STRUCTURE and key not in _SCHEDULERS:
-            raise ValueError(f"unknown option {key!r} for {where}: expected one of {', '.join(sorted(defaults))}")
+        _warn_of_near_miss(key, defaults, where)
     group.setdefault("lr_scale", 1.0)
     group.setdefault("split", None)
     if "lr" not in group:
         # Only a default is scaled: a group that states its learning rate, as one taken from another optimizer does,
         # has it.
-        group["lr"] = defaults["lr"] * group["lr_scale"]
+        lr = defaults["lr"]
+        group["lr"] = (
+            lr * group["lr_scale"] if isinstance(lr, float | int | Tensor) and group["lr_scale"] != 1.0 else lr
+        )
     group.setdefault("steps_taken", 0)
     for key, value in defaults.items():
         group.setdefault(key, value)
+    for key in (*defaults, "lr_scale", "split"):
+        group[key] = _plain(group[key])
     _check(group, where)
-    if group["peak_lr"] is None:
-        lr = group["lr"]
-        group["peak_lr"] = float(lr)
-
-
-def effective_options(group: Mapping[str, Any], role: str, *, follows: bool) -> dict[str, Any]:
-    """A group's options as they act on a parameter of this role.
-
-    A parameter that does not follow the recipe gets plain AdamW. Gradients of embeddings and heads are not
-    shrunk: their rows belong to tokens, which differ in frequency by orders of magnitude, and a scale taken over all of
-    them would call the frequent ones outliers.
-    """
-    if not follows:
-        # AdEMAMix has a third beta, which is no business of AdamW's.
-        off = {"clip": None, "pre_clip": None, "shrink": None, "scale": "none"}
-        return {**group, **off, "betas": tuple(group["betas"][:2])}
-    if role in ("embedding", "head"):
-        return {**group, "shrink": None}
-    return dict(group)
+    group.setdefault("largest_lr", float(group["lr"]))
 
 
 def is_zero(lr: float | Tensor) -> bool:
@@ -177,52 +168,103 @@ def is_zero(lr: float | Tensor) -> bool:
     return isinstance(lr, float | int) and lr == 0
 
 
+def _warn_of_near_miss(key: str, defaults: Mapping[str, Any], where: str) -> None:
+    if key not in defaults and key not in _KNOWN and (close := difflib.get_close_matches(key, defaults, 1, 0.8)):
+        warnings.warn(
+            f"unknown option {key!r} for {where} is kept and has no effect: did you mean {close[0]!r}?", stacklevel=4
+        )
+
+
+#: What groups hold besides options: what torch and its schedulers keep there, and what grouping says.
+_KNOWN = {
+    *("params", "param_names", "role", "layout", "split", "lr_scale", "steps_taken", "largest_lr", "recipe"),
+    *("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "name"),
+}
+
+
+def _plain(value: Any) -> Any:
+    """A value as plain Python: numpy's numbers become numbers, lists of any kind tuples. Others stay as they are."""
+    if value is None or isinstance(value, bool | str | Tensor):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, Sequence):
+        return tuple(_plain(item) for item in value)
+    return value
+
+
+#: For every option of a type, the test that a value must pass, and what is expected in words.
+_Check = tuple[Callable[[Any], bool], str]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _decay(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1
+
+
+_CHECKS: dict[str, _Check] = {
+    "clip": (lambda v: v is None or v == "auto" or _positive(v), 'a positive number, "auto" or None'),
+    "shrink": (lambda v: v is None or v == "auto" or _positive(v), 'a positive number, "auto" or None'),
+    "pre_clip": (lambda v: v is None or _positive(v), "a positive number or None"),
+    "peak_lr": (lambda v: v is None or (_is_number(v) and v >= 0), "a number of at least 0, or None"),
+    "momentum": (_decay, "a number from 0 up to, but not including, 1"),
+    "alpha": (_is_number, "a finite number"),
+    "rank_ratio": (lambda v: _positive(v) and v <= 1, "a number above 0 and at most 1"),
+    "clip_decay_fraction": (lambda v: _positive(v) and v <= 1, "a number above 0 and at most 1"),
+    "clip_final": (lambda v: _positive(v) and v <= 1, "a number above 0 and at most 1"),
+    "total_steps": (lambda v: v is None or (_is_whole(v) and v > 0), "a positive whole number or None"),
+    "orthogonalize_steps": (lambda v: v is None or (_is_whole(v) and v > 0), "a positive whole number or None"),
+    "slow_warmup_steps": (lambda v: v is None or (_is_whole(v) and v > 0), "a positive whole number or None"),
+    "warmup_steps": (lambda v: _is_whole(v) and v >= 0, "a whole number of at least 0"),
+    "weight_decay": (lambda v: _is_number(v) and v >= 0, "a number of at least 0"),
+    "eps": (lambda v: _is_number(v) and v >= 0, "a number of at least 0"),
+    "lr_scale": (lambda v: _is_number(v) and v >= 0, "a number of at least 0"),
+    "nesterov": (lambda v: isinstance(v, bool), "True or False"),
+    "maximize": (lambda v: isinstance(v, bool), "True or False"),
+}
+
+
 def _check(group: Mapping[str, Any], where: str) -> None:
+    def refuse(key: str, expected: str) -> None:
+        raise ValueError(f"{key}={group[key]!r} for {where}: expected {expected}")
+
     for key, choices in _CHOICES.items():
         value = group.get(key)
-        if value is not None and value not in choices:
-            raise ValueError(f"{key}={value!r} for {where}: expected one of {', '.join(map(repr, choices))}")
-    for key in _POSITIVE_OR_AUTO:
-        value = group[key]
-        if value is not None and value != "auto" and not _is_number(value, above=0):
-            raise ValueError(f'{key}={value!r} for {where}: expected a positive number, "auto" or None')
-    if group["pre_clip"] is not None and not _is_number(group["pre_clip"], above=0):
-        raise ValueError(f"pre_clip={group['pre_clip']!r} for {where}: expected a positive number or None")
-    for key in ("orthogonalize_steps", "slow_warmup_steps"):
-        value = group.get(key)
-        if value is not None and not (isinstance(value, int) and value > 0):
-            raise ValueError(f"{key}={value!r} for {where}: expected a positive whole number or None")
-    for key in _AT_LEAST_ZERO:
-        if not _is_number(group[key], above=0, inclusive=True):
-            raise ValueError(f"{key}={group[key]!r} for {where}: expected a number of at least 0")
+        if not (value is None and key in _MAY_BE_NONE) and key in group and value not in choices:
+            refuse(key, f"one of {', '.join(map(repr, choices))}")
+    for key, (passes, expected) in _CHECKS.items():
+        if key in group and not passes(group[key]):
+            refuse(key, expected)
     lr = group["lr"]
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
             raise ValueError(f"lr of shape {tuple(lr.shape)} for {where}: expected one number")
-    elif not _is_number(lr, above=0, inclusive=True):
-        raise ValueError(f"lr={lr!r} for {where}: expected a number of at least 0")
-    decays = [("betas", beta) for beta in group["betas"]] + [
-        ("momentum", group[key]) for key in ("momentum",) if key in group
-    ]
-    for key, value in decays:
-        if not (_is_number(value, above=0, inclusive=True) and value < 1):
-            raise ValueError(f"{key}={group[key]!r} for {where}: expected numbers from 0 up to, but not including, 1")
-    if "rank_ratio" in group and not (_is_number(group["rank_ratio"], above=0) and group["rank_ratio"] <= 1):
-        raise ValueError(f"rank_ratio={group['rank_ratio']!r} for {where}: expected a number above 0 and at most 1")
-    for key in ("clip_decay_fraction", "clip_final"):
-        if not (_is_number(group[key], above=0) and group[key] <= 1):
-            raise ValueError(f"{key}={group[key]!r} for {where}: expected a number above 0 and at most 1")
-    if group["clip_decay"] != "constant" and not _is_number(group["total_steps"], above=0):
-        raise ValueError(
-            f"total_steps={group['total_steps']!r} for {where}: "
-            f"clip_decay={group['clip_decay']!r} needs the length of training"
-        )
+    elif not (_is_number(lr) and lr >= 0):
+        refuse("lr", "a number of at least 0")
+    betas, count = group["betas"], 3 if "alpha" in group else 2
+    if not (isinstance(betas, tuple) and all(map(_decay, betas))):
+        refuse("betas", "numbers from 0 up to, but not including, 1")
+    if len(betas) != count:
+        refuse("betas", f"{count} numbers")
+    if group["clip_decay"] != "constant" and group["total_steps"] is None:
+        refuse("total_steps", f"the length of training, which clip_decay={group['clip_decay']!r} needs")
 
 
-def _is_number(value: object, *, above: float, inclusive: bool = False) -> bool:
-    if isinstance(value, bool) or not isinstance(value, float | int) or not math.isfinite(value):
-        return False
-    return value >= above if inclusive else value > above
+#: Options with choices that may also be None: what a plain list of parameters does not say, and the default dtype.
+_MAY_BE_NONE = ("role", "layout", "state_dtype")
 
 
 def _first_names(group: Mapping[str, Any]) -> str:

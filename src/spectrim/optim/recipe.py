@@ -1,4 +1,4 @@
-"""What a recipe is: a direction, an operator on its spectrum and a scale, as data.
+"""What a recipe is: a direction and an operator on its spectrum, as data.
 
 The pipeline that every recipe runs through is in :mod:`spectrim.optim.optimizer`; the named recipes are in
 :mod:`spectrim.optim.recipes`.
@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from spectrim.optim.directions import ADAM, Direction
+from spectrim.optim.directions import Adam, Direction
+from spectrim.optim.spectral.base import SpectralOperator
 
-__all__ = ["PLAIN_ADAMW", "SCALES", "Operator", "Recipe", "Scale"]
+__all__ = ["PLAIN_ADAMW", "SCALES", "Recipe", "Scale"]
 
-Operator = Literal["none", "orthogonalize", "shape_spike"]
 Scale = Literal["none", "original", "match_rms_adamw", "rms"]
 SCALES: tuple[str, ...] = get_args(Scale)
 
@@ -27,9 +27,14 @@ class Recipe:
         operator: what is done to the direction's singular values before any clipping.
     """
 
-    direction: Direction
-    operator: Operator = "none"
+    direction: type[Direction]
+    operator: type[SpectralOperator] | None = None
+
+    @property
+    def name(self) -> str:
+        """Direction and operator in words; state of one recipe does not fit another."""
+        return self.direction.name if self.operator is None else f"{self.direction.name} → {self.operator.label}"
 
 
 #: The rule for everything that a recipe leaves alone: embeddings, heads and vectors of Muon and Spectra.
-PLAIN_ADAMW = Recipe(direction=ADAM)
+PLAIN_ADAMW = Recipe(direction=Adam)

@@ -7,10 +7,12 @@ from typing import Any, Literal, Unpack
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from spectrim.optim.directions import ADAM, ADEMAMIX, AVERAGE, MOMENTUM, SIGN
+from spectrim.optim import directions
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.options import SpectralOptions
 from spectrim.optim.recipe import Recipe
+from spectrim.optim.spectral.orthogonalize import Orthogonalize
+from spectrim.optim.spectral.spike import ShapeSpike
 
 __all__ = ["AdEMAMix", "AdamW", "Momentum", "Muon", "Signum", "Spectra"]
 
@@ -41,7 +43,7 @@ class AdamW(SpectralOptimizer):
     Source: arXiv 2603.14315 (clip, pre_clip), arXiv 2605.27733 (shrink).
     """
 
-    recipe = Recipe(direction=ADAM)
+    recipe = Recipe(direction=directions.Adam)
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class Signum(SpectralOptimizer):
     Source: arXiv 1802.04434 for Signum, arXiv 2603.14315 for clipping it.
     """
 
-    recipe = Recipe(direction=SIGN)
+    recipe = Recipe(direction=directions.Sign)
 
     def __init__(
         self,
@@ -130,7 +132,7 @@ class AdEMAMix(SpectralOptimizer):
     Source: arXiv 2409.03137 for AdEMAMix, arXiv 2603.14315 for clipping it.
     """
 
-    recipe = Recipe(direction=ADEMAMIX)
+    recipe = Recipe(direction=directions.AdEMAMix)
 
     def __init__(
         self,
@@ -173,7 +175,7 @@ class Momentum(SpectralOptimizer):
     Source: arXiv 2603.14315.
     """
 
-    recipe = Recipe(direction=MOMENTUM)
+    recipe = Recipe(direction=directions.Momentum)
 
     def __init__(
         self,
@@ -219,7 +221,7 @@ class Spectra(SpectralOptimizer):
     Source: arXiv 2602.11185.
     """
 
-    recipe = Recipe(direction=MOMENTUM, operator="shape_spike")
+    recipe = Recipe(direction=directions.Momentum, operator=ShapeSpike)
 
     def __init__(
         self,
@@ -273,7 +275,7 @@ class Muon(SpectralOptimizer):
         before it.
     """
 
-    recipe = Recipe(direction=AVERAGE, operator="orthogonalize")
+    recipe = Recipe(direction=directions.Average, operator=Orthogonalize)
 
     def __init__(
         self,

@@ -1,19 +1,20 @@
-"""Clip thresholds over time, from the values of a param group alone.
+"""Clip thresholds over time, from the values of a param group and the number of steps that it has taken.
 
 A group holds ``clip`` (c, or "auto"), ``peak_lr``, ``warmup_steps``, ``total_steps`` and the three ``clip_`` options
 below, all plain numbers and strings, so a threshold survives a checkpoint and follows whatever scheduler drives the
-learning rate.
+learning rate. Where the learning rate is a tensor, so is the threshold, and nothing is read.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
+import torch
 from torch import Tensor
 
-__all__ = ["AUTO_CLIP", "CLIP_DECAYS", "ClipDecay", "clip_threshold"]
+__all__ = ["AUTO_CLIP", "CLIP_DECAYS", "ClipDecay", "clip_threshold", "peak_lr_of", "varies_with_steps"]
 
 ClipDecay = Literal["constant", "linear", "cosine", "sqrt", "square", "exponential"]
 CLIP_DECAYS: tuple[str, ...] = get_args(ClipDecay)
@@ -22,12 +23,40 @@ CLIP_DECAYS: tuple[str, ...] = get_args(ClipDecay)
 #: more than this times √max(1, m/n) in spectral norm. The value in nearly all published runs of arXiv 2603.14315.
 AUTO_CLIP = 0.01
 
+#: A learning rate on a device may be zero without anybody knowing; the threshold must stay finite then.
+LEAST_LR = 1e-30
 
-def clip_threshold(group: Mapping[str, Any]) -> float | Tensor | None:
+
+def peak_lr_of(group: Mapping[str, Any]) -> float:
+    """The learning rate that a group's thresholds refer to.
+
+    The one that the group states; else the ``max_lr`` or ``initial_lr`` that torch's schedulers leave in the group; else
+    the largest that the group has had.
+    """
+    for key in ("peak_lr", "max_lr", "initial_lr"):
+        if group.get(key) is not None:
+            return float(group[key])
+    return float(group["largest_lr"])
+
+
+def varies_with_steps(group: Mapping[str, Any]) -> bool:
+    """True if a group's threshold depends on how many steps it has taken."""
+    return group["clip"] is not None and (group["warmup_steps"] > 0 or group["clip_decay"] != "constant")
+
+
+def clip_threshold(group: Mapping[str, Any], steps: int | Tensor | None = None) -> float | Tensor | None:
     """The threshold c at the group's present step, or None where nothing is clipped.
 
     While the learning rate warms up, c times the learning rate is constant; then c is; then c may decay over the
-    last part of training (arXiv 2603.14315). A tensor only where the group's learning rate is one.
+    last part of training (arXiv 2603.14315).
+
+    Args:
+        group: a param group. Its learning rate is a number, or a scalar tensor, which is not read.
+        steps: how many the group has taken before this one, as a number or a scalar tensor on the device; the group's
+            own count by default.
+
+    Returns:
+        A number, or a scalar tensor where the learning rate or ``steps`` is one and matters.
 
     Raises:
         ValueError: ``clip="auto"`` in a group that began at learning rate 0 and was given no ``peak_lr``.
@@ -36,37 +65,56 @@ def clip_threshold(group: Mapping[str, Any]) -> float | Tensor | None:
     lr: float | Tensor = group["lr"]
     if clip is None or (isinstance(lr, float | int) and lr == 0):
         return None
-    peak: float = group["peak_lr"]
+    peak = peak_lr_of(group)
     if clip == "auto" and peak == 0:
         raise ValueError(
             f"peak_lr={peak} with clip='auto' at lr={lr}: the group began at 0, so give it a peak_lr above 0"
         )
     # A group whose learning rate carries a factor moves by that factor further, clipped or not.
-    threshold: float | Tensor = AUTO_CLIP * group["lr_scale"] / peak if clip == "auto" else float(clip)
-    step = group["steps_taken"]
-    if step < group["warmup_steps"]:
-        return threshold * peak / lr
-    return threshold * decay_factor(
+    threshold = AUTO_CLIP * group["lr_scale"] / peak if clip == "auto" else float(clip)
+    if not varies_with_steps(group):
+        return threshold
+    count = group["steps_taken"] if steps is None else steps
+    later = threshold * decay_factor(
         group["clip_decay"],
-        step,
+        count,
         total_steps=group["total_steps"],
         fraction=group["clip_decay_fraction"],
         final=group["clip_final"],
     )
+    warmup = group["warmup_steps"]
+    if isinstance(count, Tensor):
+        early = threshold * peak / (lr.clamp_min(LEAST_LR) if isinstance(lr, Tensor) else lr)
+        return torch.where(count < warmup, early, later)
+    if count < warmup:
+        return threshold * peak / (lr.clamp_min(LEAST_LR) if isinstance(lr, Tensor) else lr)
+    return later
 
 
-def decay_factor(decay: ClipDecay, step: int, *, total_steps: int | None, fraction: float, final: float) -> float:
+def decay_factor(
+    decay: ClipDecay, steps: int | Tensor, *, total_steps: int | None, fraction: float, final: float
+) -> float | Tensor:
     """The share of c that is left at this step: 1 until the last ``fraction`` of training, ``final`` at its end."""
     if decay == "constant" or total_steps is None:
         return 1.0
     length = max(total_steps * fraction, 1.0)
-    progress = min(max((step - (total_steps - length)) / length, 0.0), 1.0)
+    start = total_steps - length
+    if isinstance(steps, Tensor):
+        x = ((steps - start) / length).clamp(0.0, 1.0)
+        shares = {
+            "linear": lambda: x,
+            "cosine": lambda: (1 - torch.cos(math.pi * x)) / 2,
+            "sqrt": lambda: x.sqrt(),
+            "square": lambda: x.square(),
+        }
+        return torch.pow(final, x) if decay == "exponential" else 1 - (1 - final) * shares[decay]()
+    progress = min(max((steps - start) / length, 0.0), 1.0)
     if decay == "exponential":
         return float(final**progress)
-    shapes = {
+    numbers = {
         "linear": progress,
         "cosine": (1 - math.cos(math.pi * progress)) / 2,
         "sqrt": math.sqrt(progress),
         "square": progress**2,
     }
-    return 1 - (1 - final) * shapes[decay]
+    return cast(float, 1 - (1 - final) * numbers[decay])

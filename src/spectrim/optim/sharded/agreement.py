@@ -16,7 +16,7 @@ from torch import Tensor
 from spectrim.distributed.collectives import Team
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.entries import parameter_name
-from spectrim.optim.sharded import ShardedEntry, by_team
+from spectrim.optim.sharded.entry import ShardedEntry, by_team
 
 __all__ = ["Agreement", "any_rank", "raise_nonfinite"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from spectrim.distributed.collectives import Team
 from spectrim.distributed.owners import Journey, rounds, units
 from spectrim.optim.layout import Layout
-from spectrim.optim.sharded import AnyShard, ShardedEntry, by_team
+from spectrim.optim.sharded.entry import AnyShard, ShardedEntry, by_team
 
 __all__ = ["Loads", "run_rounds", "set_out", "unit_layout"]
 

@@ -7,8 +7,7 @@ the way, by the same functions that clip the library's own recipes. How that cha
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Unpack, overload
 
 import torch
@@ -16,19 +15,21 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from spectrim.optim.agreement import Agreement, raise_nonfinite
-from spectrim.optim.changes import clip_changes, in_scope
-from spectrim.optim.clipping_options import CLIPPING_KEYS, clipping_defaults, clipping_values
 from spectrim.optim.entries import Entry, parameter_name, role_and_layout
-from spectrim.optim.gradient import squared_norm
-from spectrim.optim.held import Held
-from spectrim.optim.held_shard import hold_shard
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.options import ClippingOptions, is_zero
-from spectrim.optim.probe import Manner, check_base, find_manner
-from spectrim.optim.probe_shards import trial_of, try_shards
-from spectrim.optim.rounds import Loads
-from spectrim.optim.sharded import ShardedEntry, screen, sharded_entry
+from spectrim.optim.rule import Rule
+from spectrim.optim.screening import screen
+from spectrim.optim.sharded.agreement import Agreement
+from spectrim.optim.sharded.entry import ShardedEntry, sharded_entry
+from spectrim.optim.sharded.rounds import Loads
+from spectrim.optim.skips import SkipWatch
+from spectrim.optim.wrapping.changes import clip_changes, in_scope, rule_of_changes
+from spectrim.optim.wrapping.clipping_options import CLIPPING_KEYS, clipping_defaults, clipping_values
+from spectrim.optim.wrapping.held import Held
+from spectrim.optim.wrapping.held_shard import hold_shard
+from spectrim.optim.wrapping.probe import Manner, check_base, find_manner
+from spectrim.optim.wrapping.probe_shards import trial_of, try_shards
 
 __all__ = ["SpectralClipping"]
 
@@ -68,7 +69,7 @@ class SpectralClipping(Optimizer):
 
     Good to know. The weights are held twice during a step, since the base steps all parameters at once; so is the
     gradient where decay is coupled. Hooks of the base run, and see what the base sees: zeros for weights. A gradient
-    that is not finite skips its whole parameter, state included; that is read from the device, once a step. At
+    that is not finite skips the whole step, state included; that is read from the device, once a step. At
     learning rate 0 nothing moves. Decay of vectors is the base's business: set it in the groups.
 
     Source: arXiv 2603.14315.
@@ -85,7 +86,8 @@ class SpectralClipping(Optimizer):
             raise TypeError(f"cannot wrap {name}: expected a torch.optim.Optimizer, and none that has clip=... itself")
         check_base(optimizer)
         self._clipping = clipping_defaults(clip, options)
-        self._skipped: dict[tuple[int, int], int] = {}
+        self._counts: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._watch = SkipWatch()
         self._manners: dict[tuple[Any, ...], Manner] = {}
         self._tried: set[tuple[Any, ...]] = set()
         self._agreement = Agreement()
@@ -137,14 +139,17 @@ class SpectralClipping(Optimizer):
 
         A parameter without a name is called by its group and position.
         """
-        return {self._name(position): count for position, count in self._skipped.items()}
+        counts = {self._name(position): int(count["skipped"]) for position, count in self._counts.items()}
+        return {name: count for name, count in counts.items() if count}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "base": self.base, "_clipping": self._clipping}
+        kept = {"base": self.base, "_clipping": self._clipping, "_counts": self._counts}
+        return {**super().__getstate__(), **kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._skipped, self._manners, self._tried, self._agreement = {}, {}, set(), Agreement()
+        self._manners, self._tried, self._agreement, self._watch = {}, set(), Agreement(), SkipWatch()
+        self.__dict__.setdefault("_counts", {})
         self.base.register_load_state_dict_post_hook(self._share)
 
     def _share(self, base: Optimizer) -> None:
@@ -217,32 +222,36 @@ class SpectralClipping(Optimizer):
         sharded = [entry for entry in collected if isinstance(entry, ShardedEntry)]
         if sharded:
             self._agreement.check(self.param_groups, sharded)
-            screen(sharded)
-        unfit = self._unfit(collected)
+        taken = screen(collected, self.param_groups, self._watch)
+        # A base knows no flags: what only the device knows is read, once.
+        flags = {id(entry.found): entry.found for entry in taken if entry.found is not None}
+        skipped = {key for key, found in flags.items() if bool(found)}
+        stepping = [entry for entry in taken if id(entry.found) not in skipped]
+        if not stepping and collected:
+            return loss
+        for entry in stepping:
+            entry.found = None
+        resting = [entry for entry in collected if entry not in set(stepping)]
         switches = [_switches(group) for group in self.param_groups]
-        held: list[list[Held]] = [[] for _ in self.param_groups]
+        held: list[Held] = []
         hidden: list[tuple[Tensor, Tensor | None]] = []
-        loads: Loads = {}
         try:
-            for entry in collected:
-                if entry.position in unfit:
-                    parameter = self._parameter(entry)
-                    hidden.append((parameter, parameter.grad))
-                    parameter.grad = None
-                else:
-                    index = entry.position[0]
-                    held[index].append(self._hold(entry, switches[index]))
+            for entry in resting:
+                parameter = self._parameter(entry)
+                hidden.append((parameter, parameter.grad))
+                parameter.grad = None
+            for entry in stepping:
+                held.append(self._hold(entry, switches[entry.position[0]]))
             self.base.step()
-            for group, entries in zip(self.param_groups, held, strict=True):
-                if is_zero(group["lr"]):
-                    continue
-                clip_changes(group, entries, loads)
-                group["steps_taken"] += 1
+            loads: Loads = {}
+            clip_changes(held, self.param_groups, loads)
+            for group in self.param_groups:
+                if not is_zero(group["lr"]):
+                    group["steps_taken"] += 1
         finally:
             # Also after a step that failed: no weight stays zero.
-            for entries in held:
-                for entry in entries:
-                    entry.restore()
+            for entry in held:
+                entry.restore()
             for parameter, grad in hidden:
                 parameter.grad = grad
         return loss
@@ -251,41 +260,38 @@ class SpectralClipping(Optimizer):
         """Every parameter that has a gradient, and the sharded ones of which another rank may have one."""
         collected: list[Entry] = []
         for group_index, group in enumerate(self.param_groups):
+            rules: dict[tuple[str, bool], Rule] = {}
             for index, parameter in enumerate(group["params"]):
                 position, grad = (group_index, index), parameter.grad
                 if grad is not None and grad.is_sparse:
                     raise RuntimeError(f"the gradient of {self._name(position)} is sparse: expected a dense one")
+                role, layout = role_and_layout(group, parameter)
+                kind = (role, layout == "vector")
+                if kind not in rules:
+                    rules[kind] = rule_of_changes(group, role, vector=layout == "vector", index=group_index)
                 if isinstance(parameter, DTensor) and (parameter.requires_grad or grad is not None):
-                    collected.append(sharded_entry(parameter, group, position, self._name(position), {}))
+                    counts = self._counts_of(position, parameter)
+                    name = self._name(position)
+                    collected.append(sharded_entry(parameter, group, position, name, counts, rules[kind]))
                 elif grad is not None:
-                    role, layout = role_and_layout(group, parameter)
-                    collected.append(Entry(parameter=parameter, grad=grad, role=role, layout=layout, position=position))
+                    entry = Entry(
+                        parameter=parameter,
+                        grad=grad,
+                        state=self._counts_of(position, parameter),
+                        role=role,
+                        layout=layout,
+                        split=group.get("split"),
+                        rule=rules[kind],
+                        position=position,
+                    )
+                    collected.append(entry)
         return collected
 
-    def _unfit(self, collected: Sequence[Entry]) -> set[tuple[int, int]]:
-        """The positions of parameters that take no step, those whose gradient is not finite counted; or an error,
-        where groups ask for it."""
-        energies: dict[torch.device, list[tuple[Entry, Tensor]]] = {}
-        for entry in collected:
-            energy = (squared_norm(entry.grad) if entry.energy is None else entry.energy).double()
-            if entry.present is not None:
-                # No rank has a gradient.
-                energy = torch.where(entry.present, energy, -1.0)
-            energies.setdefault(energy.device, []).append((entry, energy))
-        unfit: dict[tuple[int, int], float] = {}
-        for found in energies.values():
-            # One read for each device: that a base sees no gradient is decided on the host.
-            for (entry, _), number in zip(found, torch.stack([energy for _, energy in found]).tolist(), strict=True):
-                if not (math.isfinite(number) and number >= 0):
-                    unfit[entry.position] = number
-        bad = {position: number for position, number in unfit.items() if not math.isfinite(number)}
-        asked = {index for index, group in enumerate(self.param_groups) if group["on_nonfinite"] == "raise"}
-        if asked:
-            first = next(((self._name(place), number) for place, number in bad.items() if place[0] in asked), None)
-            raise_nonfinite(first, [entry for entry in collected if isinstance(entry, ShardedEntry)])
-        for position in bad:
-            self._skipped[position] = self._skipped.get(position, 0) + 1
-        return set(unfit)
+    def _counts_of(self, position: tuple[int, int], parameter: Tensor) -> dict[str, Tensor]:
+        """Counts of steps as the optimizers of this library keep them in their state; here it is the base's."""
+        if position not in self._counts or self._counts[position]["step"].device != parameter.device:
+            self._counts[position] = {key: torch.zeros((), device=parameter.device) for key in ("step", "skipped")}
+        return self._counts[position]
 
     def _hold(self, entry: Entry, switches: str) -> Held:
         """Set a weight aside, and give the base what it is to step on."""
@@ -299,6 +305,8 @@ class SpectralClipping(Optimizer):
             grad=entry.grad,
             role=entry.role,
             layout=entry.layout,
+            split=entry.split,
+            rule=entry.rule,
             position=entry.position,
             manner=manner,
             weight_decay=weight_decay,

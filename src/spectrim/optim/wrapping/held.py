@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spectrim.optim.entries import Entry
-from spectrim.optim.probe import Manner
+from spectrim.optim.wrapping.probe import Manner
 
 __all__ = ["Held"]
 
@@ -24,10 +24,12 @@ class Held(Entry):
     Attributes:
         manner: how the base steps it.
         weight_decay: the group's; it matters where the manner couples it to the gradient.
+        keep: what the weight is multiplied by before the change is added; known after the base has stepped.
     """
 
     manner: Manner
     weight_decay: float
+    keep: float | Tensor = 1.0
     _weight: Tensor | None = field(init=False)
     _version: int = field(init=False)
 
@@ -60,11 +62,11 @@ class Held(Entry):
         # Reads the device, but only in those few steps.
         return self.manner.way == "direct" or not self.parameter.any()
 
-    def direction(self, keep: float | Tensor) -> Tensor:
+    def direction(self) -> Tensor:
         """The learning rate times the base's direction, in float32 or better."""
         dtype = torch.promote_types(self.parameter.dtype, torch.float32)
         left = self.parameter.to(dtype)
         if self.manner.way != "direct":
             return -left
         assert self._weight is not None
-        return self._weight.to(dtype) * keep - left
+        return self._weight.to(dtype) * self.keep - left

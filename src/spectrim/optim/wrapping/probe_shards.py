@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from spectrim.distributed.collectives import team_of
 from spectrim.distributed.runs import take
 from spectrim.distributed.sharding import Sharding, sharding_from, sharding_of
-from spectrim.optim.probe import Miniature, gradients, numbers, options_of, refusal
+from spectrim.optim.wrapping.probe import Miniature, gradients, numbers, options_of, refusal
 
 __all__ = ["trial_of", "try_shards"]
 

@@ -1,8 +1,7 @@
-"""Parameters that are DTensors: as entries of local tensors, and what their ranks agree on before a step.
+"""Parameters that are DTensors, as entries of local tensors.
 
 An entry of a sharded parameter holds this rank's shard of everything, so whatever works entry by entry runs as in one
-process. :func:`screen` finds, in one reduction for all parameters of a mesh, which of them take a step and the scales
-that shrinkage needs. Relies on :mod:`spectrim.distributed`; :mod:`sharded_update` does the rest of the step.
+process. Relies on :mod:`spectrim.distributed`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from spectrim.distributed.collectives import Team, team_of
 from spectrim.distributed.grid import Axes, Grid, basis_sharding, grid_of, local_sizes
@@ -23,10 +22,8 @@ from spectrim.distributed.runs import put, take
 from spectrim.distributed.sharding import Sharding, sharding_of
 from spectrim.operators import ShrinkForm, entry_scale, smooth_shrink
 from spectrim.optim.entries import Entry, role_and_layout
-from spectrim.optim.gradient import squared_norm
 from spectrim.optim.layout import Layout, matrices, matrix_shapes
-from spectrim.optim.recipe import Recipe
-from spectrim.optim.shaping import start_bases
+from spectrim.optim.rule import Rule
 
 __all__ = [
     "AnyShard",
@@ -36,9 +33,9 @@ __all__ = [
     "laid_like",
     "local_gradient",
     "local_state",
-    "screen",
     "sharded_entry",
-    "start_basis_of",
+    "sharded_basis",
+    "sharded_numbers",
 ]
 
 
@@ -49,14 +46,18 @@ class ShardedEntry(Entry):
     Attributes:
         has_gradient: on this rank; where not, ``grad`` is zeros.
         shares_scales: entries are shrunk by scales that no rank knows by itself.
+        total: after screening, what all ranks together know of the gradient: NaN where it is not finite, zero where it
+            is zero; see :func:`~spectrim.optim.sharded.screening.screen_shards`.
+        present: after screening, whether any rank has a gradient.
         scales: of each logical matrix, as :meth:`views` lists them, after screening; :attr:`mean_scale` over all ranks.
     """
 
     sharding: Sharding
     team: Team
-    split: Sequence[int] | None
     has_gradient: bool
     shares_scales: bool = False
+    total: Tensor | None = None
+    present: Tensor | None = None
     scales: list[Tensor] = field(default_factory=list)
     mean_scale: Tensor | None = None
 
@@ -92,18 +93,17 @@ class ShardedEntry(Entry):
         return not any(map(self.sharding.divides, self.axes.rows + self.axes.columns))
 
     def is_alone(self) -> bool:
-        """Whether that is so and no other rank has the same ones: nobody has to be asked, and no work is shared."""
+        """True if every matrix is whole here and held by no other rank: nobody has to be asked, no work is shared."""
         return self.is_whole() and self.sharding.replicas == 1
 
-    def is_served_locally(self, recipe: Recipe, options: Mapping[str, Any]) -> bool:
-        """Whether the step of a recipe needs nothing from other ranks, once the gradient is screened."""
-        if self.layout == "vector":
-            return self.is_whole() or (options["clip"] is None and options["shrink"] is None)
-        dense = options["clip"] is not None or options["pre_clip"] is not None or recipe.operator == "orthogonalize"
+    def is_served_locally(self, rule: Rule) -> bool:
+        """True if the step of a rule needs nothing from other ranks, once the gradient is screened."""
+        if rule.vector:
+            return self.is_whole() or (rule.clip is None and rule.shrink is None)
         if self.is_whole():
             # Replicas share work that is worth a message.
-            return not dense or self.sharding.replicas == 1
-        plain = not dense and recipe.operator == "none" and options["shrink"] is None and options["scale"] == "none"
+            return not rule.is_dense or self.sharding.replicas == 1
+        plain = not rule.is_dense and rule.operator is None and rule.shrink is None and rule.scale == "none"
         # The sizes of a split are those of the whole, and do not fit a part.
         return plain and self.split is None
 
@@ -148,25 +148,33 @@ AnyShard = TypeVar("AnyShard", bound=ShardedEntry)
 
 
 def sharded_entry(
-    parameter: DTensor, group: Mapping[str, Any], position: tuple[int, int], name: str, state: Mapping[str, Any]
+    parameter: DTensor,
+    group: Mapping[str, Any],
+    position: tuple[int, int],
+    name: str,
+    state: Mapping[str, Any],
+    rule: Rule,
 ) -> ShardedEntry:
     """The entry of a parameter of a group; the gradient is zeros where this rank has none."""
     role, layout = role_and_layout(group, parameter)
     local, found = parameter.to_local(), local_gradient(parameter, name)
     # Of the dtype that gradients have on other ranks, which torch lets differ from the parameter's.
     dtype = getattr(parameter, "grad_dtype", None)
-    return ShardedEntry(
+    entry = ShardedEntry(
         parameter=local,
         grad=torch.zeros_like(local, dtype=dtype) if found is None else found,
         state=local_state(state),
         role=role,
         layout=layout,
+        split=group.get("split"),
+        rule=rule,
         position=position,
         sharding=sharding_of(parameter, name),
         team=team_of(parameter.device_mesh),
-        split=group.get("split"),
         has_gradient=found is not None,
     )
+    entry.shares_scales = rule.shrinks_gradient and not entry.is_served_locally(rule)
+    return entry
 
 
 def axes_of(layout: Layout, dimensions: int) -> Axes:
@@ -180,22 +188,39 @@ def axes_of(layout: Layout, dimensions: int) -> Axes:
     return found.get(layout) or Axes((0,), tuple(range(1, dimensions)))
 
 
-def start_basis_of(
-    parameter: Tensor, layout: Layout, split: Sequence[int] | None, rank_ratio: float, dtype: torch.dtype
-) -> Tensor:
-    """The basis (E,) n x k that a parameter starts from; of a DTensor a DTensor, of which this rank keeps its part."""
-    shapes = matrix_shapes(parameter.shape, layout, split)
-    if not isinstance(parameter, DTensor):
-        return start_bases(shapes, rank_ratio, device=parameter.device, dtype=dtype)
+def sharded_basis(parameter: DTensor, layout: Layout, whole: Tensor) -> Tensor:
+    """A DTensor of an operator's basis (..., n, k), of which this rank keeps the rows that belong to its inputs.
+
+    Args:
+        whole: (n, k), the basis of one matrix; every matrix of a stack has the same.
+    """
     mesh, axes = parameter.device_mesh, axes_of(layout, parameter.ndim)
-    # Whole for a moment, but one matrix of a stack only: a basis is small.
-    whole = start_bases([shape[-2:] for shape in shapes], rank_ratio, device=parameter.device, dtype=dtype)
     kept = basis_sharding(sharding_of(parameter, ""), axes, whole.shape[-1])
-    whole = whole.expand(kept.shape)
-    local = take(whole, kept.regions[team_of(mesh).member]).clone(memory_format=torch.contiguous_format)
+    local = take(whole.expand(kept.shape), kept.regions[team_of(mesh).member])
+    local = local.clone(memory_format=torch.contiguous_format)
     placements = [Replicate() if split is None else Shard(split.dim) for split in kept.splits]
     stride = torch.empty(kept.shape, device="meta").stride()
     return DTensor.from_local(local, mesh, placements, run_check=False, shape=torch.Size(kept.shape), stride=stride)
+
+
+def sharded_numbers(parameter: DTensor, layout: Layout, whole: Tensor) -> Tensor:
+    """A DTensor of some numbers for every matrix: all of them on every rank, or those of the experts that are here.
+
+    Args:
+        whole: (parts,), the numbers of one matrix; every matrix of a stack has the same.
+    """
+    mesh, axes = parameter.device_mesh, axes_of(layout, parameter.ndim)
+    sharding = sharding_of(parameter, "")
+    placements: list[Placement] = [Replicate()] * mesh.ndim
+    if axes.stack is not None:
+        of_experts = zip(parameter.placements, sharding.splits, strict=True)
+        placements = [p if split is not None and split.dim == axes.stack else Replicate() for p, split in of_experts]
+        whole = whole.expand(sharding.shape[axes.stack], *whole.shape)
+    local = take(whole, [sharding.regions[team_of(mesh).member][axes.stack]]) if axes.stack is not None else whole
+    shape = whole.shape
+    local = local.clone(memory_format=torch.contiguous_format)
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
 def local_gradient(parameter: DTensor, name: str) -> Tensor | None:
@@ -223,50 +248,9 @@ def local_state(state: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.to_local() if isinstance(value, DTensor) else value for key, value in state.items()}
 
 
-def screen(entries: Sequence[ShardedEntry]) -> None:
-    """Find which parameters take a step, the same on every rank, and the scales that shrinkage needs.
-
-    A parameter takes a step if any rank has a gradient of it; shards that others lack count as zeros. Where only some
-    of a shard's replicas have one it counts as not finite: whichever way they went, they would part.
-    """
-    for team, found in by_team(entries):
-        pieces: list[Tensor] = []
-        for entry in found:
-            pieces.append(_flags(entry))
-            if entry.shares_scales:
-                pieces += [sums.reshape(-1) for sums in entry.root_sums(entry.grad)]
-        total = torch.cat(pieces)
-        team.sum(total, "screening")
-        numbers = iter(torch.split(total, [len(piece) for piece in pieces]))
-        for entry in found:
-            energy, present, parted = next(numbers).unbind()
-            dtype = torch.promote_types(entry.grad.dtype, torch.float32)
-            energy = torch.where(parted == 0, energy / entry.sharding.replicas, torch.nan).to(dtype)
-            entry.energy = energy
-            entry.present = present > 0
-            if entry.shares_scales:
-                entry.set_scales([_as_scalar(next(numbers), entry) for _ in entry.views(entry.grad)])
-
-
-def _as_scalar(numbers: Tensor, entry: ShardedEntry) -> Tensor:
-    return numbers if entry.layout != "vector" and entry.axes.stack is not None else numbers[0]
-
-
 def by_team(entries: Iterable[AnyShard]) -> list[tuple[Team, list[AnyShard]]]:
     """Entries with those of the same ranks, in order."""
     found: dict[tuple[Any, ...], tuple[Team, list[AnyShard]]] = {}
     for entry in entries:
         found.setdefault(entry.team.key, (entry.team, []))[1].append(entry)
     return list(found.values())
-
-
-def _flags(entry: ShardedEntry) -> Tensor:
-    """Squared norm, whether there is a gradient, and a number whose sum is zero where replicas agree on that."""
-    sharding, me = entry.sharding, entry.team.member
-    energy = squared_norm(entry.grad).double()
-    first = sharding.replica[me] == 0
-    # Whole numbers, so that sums are exact; scattered, so that disagreements of several shards do not cancel.
-    weight = 1 + sharding.shard[me] * 40503 % 65521
-    parted = weight * entry.has_gradient * ((sharding.replicas if first else 0) - 1)
-    present = torch.tensor([entry.has_gradient, parted], dtype=torch.float64)
-    return torch.cat([energy.reshape(1), present.to(energy.device)])

@@ -16,9 +16,10 @@ from spectrim.operators import ShrinkForm
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.gradient import map_matrices, squared_norm
 from spectrim.optim.norms import largest_singular_value
-from spectrim.optim.rounds import Loads, run_rounds, set_out, unit_layout
-from spectrim.optim.sharded import ShardedEntry, by_team
-from spectrim.optim.sharded_shape import norm_shares
+from spectrim.optim.sharded.entry import ShardedEntry, by_team
+from spectrim.optim.sharded.rounds import Loads, run_rounds, set_out, unit_layout
+from spectrim.optim.spectral.base import StepContext
+from spectrim.optim.spectral.clip import CLIPS
 
 __all__ = ["clip_shards", "shrink_shards"]
 
@@ -44,11 +45,14 @@ def clip_shards(
     found = {entry: _zero(entry) for entry in entries}
     for entry in taking:
         if entry.layout == "vector":
-            assert entry.energy is not None
-            found[entry] = entry.energy.sqrt()
+            assert entry.total is not None
+            found[entry] = entry.total.sqrt()
             if vectors:
-                share = norm_shares(found[entry] / threshold, form)
-                _write(entry, _exact(entry) * share)
+                operator = CLIPS[form].of({"precision": "exact"})
+                factor = operator.vector_factors(found[entry].reshape(1), StepContext(threshold=threshold))
+                assert factor is not None
+                exact = _exact(entry)
+                _write(entry, exact * factor.to(exact.dtype))
     clipping = _Clipping(lambda matrix: clip(matrix, threshold), found)
     by_dtype: dict[torch.dtype, list[ShardedEntry]] = {}
     for entry in taking:
@@ -118,14 +122,14 @@ def shrink_shards(
         for entry in some:
             shrunk = entry.shrunk(_exact(entry), factor, form)
             # Replicas would count twice.
-            energies.append(squared_norm(shrunk).double() * (entry.sharding.replica[team.member] == 0))
+            energies.append(squared_norm(shrunk) * (entry.sharding.replica[team.member] == 0))
             _write(entry, shrunk)
         after = torch.stack(energies)
         team.sum(after, "energies")
         for entry, energy in zip(some, after, strict=True):
-            assert entry.energy is not None
+            assert entry.total is not None
             assert entry.mean_scale is not None
-            before = entry.energy.double()
+            before = entry.total
             found[entry] = entry.mean_scale, torch.where(before > 0, 1 - energy / before, 0)
     return found
 
@@ -135,20 +139,21 @@ def _taking(entries: Sequence[ShardedEntry]) -> list[ShardedEntry]:
     it is all of them, and each carries a flag."""
     some = []
     for entry in entries:
-        assert entry.energy is not None
+        assert entry.total is not None
         assert entry.present is not None
-        entry.taken = entry.present & entry.energy.isfinite()
-        if reading_is_free(entry.taken):
-            if not (entry.taken and entry.energy > 0):
+        taken = entry.present & entry.total.isfinite()
+        if reading_is_free(taken):
+            if not (taken and entry.total > 0):
                 continue
-            entry.taken = None
+        else:
+            entry.found = (~taken).float()
         some.append(entry)
     return some
 
 
 def _served(entry: ShardedEntry) -> Tensor:
     # Zeros in place of what is not finite: no operator has to survive it.
-    return entry.grad if entry.taken is None else torch.where(entry.taken, entry.grad, 0)
+    return entry.grad if entry.found is None else torch.where(entry.found > 0, 0.0, entry.grad)
 
 
 def _exact(entry: ShardedEntry) -> Tensor:
@@ -158,7 +163,7 @@ def _exact(entry: ShardedEntry) -> Tensor:
 
 def _write(entry: ShardedEntry, result: Tensor) -> None:
     if entry.has_gradient:
-        entry.grad.copy_(result if entry.taken is None else torch.where(entry.taken, result, entry.grad))
+        entry.grad.copy_(result if entry.found is None else torch.where(entry.found > 0, entry.grad, result))
 
 
 def _zero(entry: ShardedEntry) -> Tensor:

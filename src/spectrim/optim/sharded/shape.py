@@ -1,0 +1,120 @@
+"""Operator, scale and clip of directions whose matrices lie on many ranks.
+
+Matrices are shaped whole at their owners, spikes in place, and the norms of vectors in one reduction. Relied on by the
+step of the optimizers here and by the wrapper of others, which differ in where directions come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from spectrim.distributed.collectives import Team
+from spectrim.optim.entries import by_flag
+from spectrim.optim.rule import Rule
+from spectrim.optim.sharded.entry import AnyShard, ShardedEntry
+from spectrim.optim.sharded.rounds import Loads, set_out, unit_layout
+from spectrim.optim.spectral.base import StepContext
+from spectrim.optim.stacks import bucket_bytes, parts_of
+from spectrim.optim.step import apply_to, keep, scale_factor, shape
+
+__all__ = ["Apply", "apply_updates_to", "shape_round"]
+
+#: Takes the updates of some entries' shards.
+Apply = Callable[[Sequence[AnyShard], Sequence[Tensor]], None]
+
+
+def shape_round(
+    team: Team, entries: Sequence[AnyShard], directions: Sequence[Tensor], loads: Loads, apply: Apply[AnyShard]
+) -> Iterator[None]:
+    """Shape and apply one round's directions, local tensors that may be used up; see :func:`~.rounds.run_rounds`."""
+    rule = entries[0].rule
+    results = list(directions)
+    if rule.vector:
+        if rule.clip is not None:
+            results = _clipped_vectors(team, entries, results, rule)
+        apply(entries, results)
+        return
+    in_place = rule.operator is not None and not rule.operator.gathers
+    if in_place:
+        results = _shaped_in_place(team, entries, results, rule)
+    elif rule.operator is None and rule.scale == "none" and rule.clip is None:
+        apply(entries, results)
+        return
+    if in_place and rule.clip is None:
+        apply(entries, results)
+        return
+    journey = set_out(team, entries, results, dtype=rule.exchange or results[0].dtype, loads=loads)
+    yield
+    journey.work(lambda _, found: _shaped(entries[0], found, operated=in_place))
+    yield
+    apply(entries, journey.arrive())
+
+
+def apply_updates_to(entries: Sequence[ShardedEntry], updates: Sequence[Tensor]) -> None:
+    """X ← (1 − ηλ)X − ηU for this rank's shards."""
+    given = dict(zip(entries, updates, strict=True))
+    for some in by_flag(entry for entry in entries if entry.parameter.numel()):
+        apply_to(some, [given[entry] for entry in some], [1.0] * len(some))
+
+
+def _shaped(entry: ShardedEntry, found: list[Tensor], *, operated: bool) -> list[Tensor]:
+    """An owner's work on whole matrices of one shape, a bucket at a time."""
+    layout, results = unit_layout(entry.layout), []
+    length = max(1, bucket_bytes(found[0]) // max(1, 4 * found[0].numel()))
+    for start in range(0, len(found), length):
+        stacked = torch.stack(found[start : start + length])
+        (factor,) = shape(entry.rule, [parts_of(stacked, layout, entry.split)], operated=operated)
+        results += (stacked if factor == 1.0 else stacked.mul_(factor)).unbind()
+    return results
+
+
+def _shaped_in_place(
+    team: Team, entries: Sequence[ShardedEntry], directions: Sequence[Tensor], rule: Rule
+) -> list[Tensor]:
+    """What an operator that does not gather, and its scale, make of directions; keeps its new state."""
+    operator = rule.operator
+    assert operator is not None
+    grids, blocks, targets, states = [], [], [], []
+    for entry, direction in zip(entries, directions, strict=True):
+        grids += entry.grids
+        blocks += entry.views(direction)
+        targets += operator.state_of_parts(entry.state, [grid.shape for grid in entry.grids])
+    states = [dict(target) for target in targets]
+    shaped = operator.sharded(team, grids, blocks, states, StepContext(first=rule.first))
+    owners = [entry for entry in entries for _ in entry.grids]
+    for entry, target, state in zip(owners, targets, states, strict=True):
+        keep(list(target.values()), list(state.values()), entry.found)
+    results = []
+    found = iter(zip(grids, shaped, strict=True))
+    for entry, direction in zip(entries, directions, strict=True):
+        whole = torch.empty_like(direction)
+        for view in entry.views(whole):
+            grid, (result, norm) = next(found)
+            factor = scale_factor(rule, grid.shape, norm)
+            if isinstance(factor, Tensor):
+                factor = factor.to(result.dtype)[..., None, None]
+            view.copy_(result * factor)
+        results.append(whole)
+    return results
+
+
+def _clipped_vectors(
+    team: Team, entries: Sequence[ShardedEntry], directions: Sequence[Tensor], rule: Rule
+) -> list[Tensor]:
+    """Each direction with its whole norm clipped; one reduction for all."""
+    assert rule.clip is not None
+    squares = torch.stack(
+        [
+            torch.linalg.vector_norm(direction, dtype=torch.float64).square()
+            * (entry.sharding.replica[team.member] == 0)
+            for entry, direction in zip(entries, directions, strict=True)
+        ]
+    )
+    team.sum(squares, "norms of vectors")
+    factors = rule.clip.vector_factors(squares.sqrt(), StepContext(threshold=rule.threshold))
+    if factors is None:
+        return list(directions)
+    return [d * factor.to(d.dtype) for d, factor in zip(directions, factors.unbind(), strict=True)]

@@ -1,0 +1,135 @@
+"""What a spectral operator is, and the stacks of matrices that it works on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from spectrim.distributed.collectives import Team
+    from spectrim.distributed.grid import Grid
+
+__all__ = ["Part", "Precision", "SpectralOperator", "StepContext", "in_place", "runs_in_half"]
+
+Precision = Literal["auto", "exact", "half"]
+Shape = Sequence[int]
+
+#: Devices whose float16 products are several times as fast as their float32 ones.
+HALF_DEVICES = ("cuda",)
+
+
+@dataclass(kw_only=True, eq=False)
+class Part:
+    """One logical matrix of every parameter of a stack: the same rows of each.
+
+    Attributes:
+        matrices: (E, m, n), a view of memory that the operator puts its result in; float32 or better.
+        state: the operator's own, stacked likewise; the operator replaces what it changes.
+        norm: (E,), the Frobenius norm of the result where the operator knows it.
+    """
+
+    matrices: Tensor
+    state: dict[str, Tensor] = field(default_factory=dict)
+    norm: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """What an operator may want to know of the step.
+
+    Attributes:
+        first: True if the group has taken no step yet.
+        threshold: of a clip: a number, or a scalar tensor on the device.
+    """
+
+    first: bool = False
+    threshold: float | Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SpectralOperator(ABC):
+    """An operation on the singular values of matrices. Its dataclass fields are its numbers.
+
+    Attributes:
+        label: what ``describe`` shows.
+        keys: of the state tensors that it keeps for a parameter.
+        gathers: True if sharded matrices are brought to owners, where :meth:`whole` works on them; otherwise
+            :meth:`sharded` works on the shards.
+    """
+
+    label: ClassVar[str]
+    keys: ClassVar[tuple[str, ...]] = ()
+    gathers: ClassVar[bool] = True
+
+    @classmethod
+    @abstractmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """The operator with the numbers of a param group."""
+
+    @abstractmethod
+    def whole(self, parts: Sequence[Part], context: StepContext) -> None:
+        """Work on stacks of whole matrices, in place. Nothing is read from a device."""
+
+    @abstractmethod
+    def flops(self, m: int, n: int) -> float:
+        """Operations for one m x n matrix on an accelerator, products alone; what ``spectrim plan`` counts."""
+
+    def vector_factors(self, norms: Tensor, context: StepContext) -> Tensor | None:
+        """What parameters that are no matrices are multiplied by, for their norms (E,) in float64; None for one."""
+        return None
+
+    def start(self, shapes: Sequence[Shape], *, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The state of a parameter whose logical matrices, the parts of its split, have these shapes (..., m, n)."""
+        return {}
+
+    def state_of_parts(self, state: Mapping[str, Tensor], shapes: Sequence[Shape]) -> list[dict[str, Tensor]]:
+        """Views of a parameter's state, one dictionary for each of its logical matrices."""
+        return [{} for _ in shapes]
+
+    def sharded(
+        self,
+        team: Team,
+        grids: Sequence[Grid],
+        blocks: Sequence[Tensor],
+        states: Sequence[dict[str, Tensor]],
+        context: StepContext,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Work on this rank's blocks of matrices that lie on many ranks, where ``gathers`` is false.
+
+        Args:
+            team: the ranks, all of which call this with their blocks of the same matrices.
+            grids: how each matrix lies on them.
+            blocks: (..., rows, columns), this rank's part of each; not written to.
+            states: the local part of the operator's state; the operator replaces what it changes.
+
+        Returns:
+            For every block the result, and the Frobenius norm of the whole matrix's.
+        """
+        raise TypeError(f"{type(self).__name__} works on whole matrices only")
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """The label and all numbers: equal for operators that do the same."""
+        return (self.label, *astuple(self))
+
+
+def runs_in_half(precision: Precision, device: torch.device) -> bool:
+    """True if operators compute in float16 with float32 accumulation: asked for, or left open where that is fast."""
+    return precision == "half" or (precision == "auto" and device.type in HALF_DEVICES)
+
+
+def in_place(parts: Sequence[Part], function: Callable[[list[Tensor]], Sequence[Tensor]]) -> None:
+    """Replace all matrices of one small side at a time by what a function of lists of stacks makes of them."""
+    families: dict[int, list[Part]] = {}
+    for part in parts:
+        families.setdefault(min(part.matrices.shape[-2:]), []).append(part)
+    for family in families.values():
+        results = function([part.matrices for part in family])
+        for part, result in zip(family, results, strict=True):
+            if result is not part.matrices:
+                part.matrices.copy_(result)

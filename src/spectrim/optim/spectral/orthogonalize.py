@@ -1,0 +1,40 @@
+"""The polar factor of Muon: every singular value set to one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from spectrim.operators import orthogonalize
+from spectrim.operators.half import half_polar, half_polar_flops
+from spectrim.optim.spectral.base import Part, Precision, SpectralOperator, StepContext, in_place, runs_in_half
+
+__all__ = ["Orthogonalize"]
+
+
+@dataclass(frozen=True)
+class Orthogonalize(SpectralOperator):
+    """σ → 1, accurately, or as roughly as so many steps of Muon's iteration."""
+
+    steps: int | None = None
+    precision: Precision = "auto"
+
+    label: ClassVar[str] = "orthogonalize"
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        return cls(options.get("orthogonalize_steps"), options["precision"])
+
+    def whole(self, parts: Sequence[Part], context: StepContext) -> None:
+        def polar(stacks: list[Tensor]) -> Sequence[Tensor]:
+            if runs_in_half(self.precision, stacks[0].device):
+                return half_polar(stacks, steps=self.steps, overwrite=True)
+            return [orthogonalize(stack, steps=self.steps, precision="exact", overwrite=True) for stack in stacks]
+
+        in_place(parts, polar)
+
+    def flops(self, m: int, n: int) -> float:
+        return half_polar_flops(m, n, self.steps)

@@ -1,0 +1,114 @@
+"""Spectra's operator: the spike, the few dominant directions, shrunk to the tail's scale (arXiv 2602.11185)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from spectrim.operators.spike import follow_and_shape_stacks, start_basis
+from spectrim.optim.spectral.base import Part, Shape, SpectralOperator, StepContext
+
+if TYPE_CHECKING:
+    from spectrim.distributed.collectives import Team
+    from spectrim.distributed.grid import Grid
+
+__all__ = ["ShapeSpike", "spike_rank"]
+
+#: Power steps of a spike that has no basis yet; every later step takes one.
+FIRST_POWER_STEPS = 4
+
+
+#: What is left of the record of a matrix's norm after a step, as a power of momentum's own decay: slower, so that the
+#: momentum of a matrix without gradients falls behind, and fast enough that a spike of the gradient is soon forgotten.
+RECORD_POWER = 0.5
+
+#: The share of its record that a norm counts as at least.
+LEAST_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class ShapeSpike(SpectralOperator):
+    """Follow the spike by one power step from its cached basis, and shrink it; the tail stays as it is.
+
+    The result is scaled by its norm afterwards, and the momentum of a matrix that gets no gradients has a direction as
+    long as it has an entry left. So a norm counts as no less than a share of the largest that it had of late: an expert
+    that gets no tokens comes to rest.
+    """
+
+    rank_ratio: float
+    momentum: float
+
+    label: ClassVar[str] = "shape spike"
+    keys: ClassVar[tuple[str, ...]] = ("spike_basis", "norm_record")
+    gathers: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        return cls(options["rank_ratio"], options["momentum"])
+
+    def whole(self, parts: Sequence[Part], context: StepContext) -> None:
+        steps = FIRST_POWER_STEPS if context.first else 1
+        bases = [part.state["spike_basis"] for part in parts]
+        results = follow_and_shape_stacks([part.matrices for part in parts], bases, steps=steps)
+        for part, (correction, basis) in zip(parts, results, strict=True):
+            part.matrices.baddbmm_(correction.U, correction.right.mT)
+            part.state["spike_basis"] = basis
+            part.norm = self._recorded(part.state, correction.norm)
+
+    def _recorded(self, state: dict[str, Tensor], norm: Tensor) -> Tensor:
+        """The norm by which a result is scaled; updates the record."""
+        record = torch.maximum(norm, state["norm_record"] * self.momentum**RECORD_POWER)
+        state["norm_record"] = record
+        return torch.maximum(norm, LEAST_SHARE * record)
+
+    def flops(self, m: int, n: int) -> float:
+        k = spike_rank((m, n), self.rank_ratio)
+        # M V and MᵀU, U Wᵀ for the tail's norm, the correction, and the Gram matrices of two passes of Cholesky-QR.
+        return 8.0 * m * n * k + 8.0 * m * k * k
+
+    def start(self, shapes: Sequence[Shape], *, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The basis (..., n, k) that a parameter starts from: fixed numbers, the bases of its parts side by side; and
+        for each part the record (..., parts) of its norm."""
+        bases, stack = [], []
+        for *stack, m, n in shapes:
+            rank = spike_rank((m, n), self.rank_ratio)
+            bases.append(start_basis(n, rank, device=device, dtype=dtype).expand(*stack, n, rank))
+        record = torch.zeros((*stack, len(shapes)), device=device, dtype=dtype)
+        return {"spike_basis": torch.cat(bases, dim=-1), "norm_record": record}
+
+    def state_of_parts(self, state: Mapping[str, Tensor], shapes: Sequence[Shape]) -> list[dict[str, Tensor]]:
+        ends = list(itertools.accumulate(spike_rank(shape, self.rank_ratio) for shape in shapes))
+        columns = zip([0, *ends], ends, strict=False)
+        return [
+            {"spike_basis": state["spike_basis"][..., a:b], "norm_record": state["norm_record"][..., part]}
+            for part, (a, b) in enumerate(columns)
+        ]
+
+    def sharded(
+        self,
+        team: Team,
+        grids: Sequence[Grid],
+        blocks: Sequence[Tensor],
+        states: Sequence[dict[str, Tensor]],
+        context: StepContext,
+    ) -> list[tuple[Tensor, Tensor]]:
+        from spectrim.distributed.spike import Block, shape_spikes
+
+        pieces = [
+            Block(grid=grid, M=M, V=state["spike_basis"]) for grid, M, state in zip(grids, blocks, states, strict=True)
+        ]
+        corrections = shape_spikes(team, pieces, steps=FIRST_POWER_STEPS if context.first else 1)
+        for state, piece in zip(states, pieces, strict=True):
+            state["spike_basis"] = piece.V
+        found = zip(blocks, corrections, states, strict=True)
+        return [(M + left @ right.mT, self._recorded(state, norm)) for M, (left, right, norm), state in found]
+
+
+def spike_rank(shape: Shape, rank_ratio: float) -> int:
+    """How many directions of an m x n matrix are taken for its spike: max(1, round(r · min(m, n)))."""
+    return max(1, round(rank_ratio * min(shape[-2:])))

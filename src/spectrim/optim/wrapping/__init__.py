@@ -1,0 +1,1 @@
+"""Spectral clipping around any torch optimizer: the base steps, what it changed is clipped and applied."""
