@@ -146,7 +146,7 @@ def test_a_resumed_run_continues_bit_for_bit(make, dtype, tmp_path):
 def test_state_is_made_at_the_first_step_for_all_that_train_and_priming_leaves_it_fresh(make, screening):
     model = small_model()
     model[2].bias.requires_grad_(False)
-    optimizer = make([p for p in model.named_parameters()], lr=1e-2)
+    optimizer = make(list(model.named_parameters()), lr=1e-2)
     assert not optimizer.state
     assert not optimizer.state_dict()["state"]
     weights = [parameter.detach().clone() for parameter in model.parameters()]
@@ -163,7 +163,7 @@ def test_state_is_made_at_the_first_step_for_all_that_train_and_priming_leaves_i
         group["lr"] = lr
     fresh_model = small_model()
     fresh_model[2].bias.requires_grad_(False)
-    fresh = make([p for p in fresh_model.named_parameters()], lr=1e-2)
+    fresh = make(list(fresh_model.named_parameters()), lr=1e-2)
     train(model, optimizer, 3)
     train(fresh_model, fresh, 3)
     assert_same(tensors(model, optimizer), tensors(fresh_model, fresh))

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 __all__ = [
     "choose_device",
     "environment",

@@ -29,13 +29,10 @@ __all__ = [
     "Projection",
     "Work",
     "active_parameters",
-    "clip_flops",
     "cost",
     "gathering",
-    "orthogonalize_flops",
     "project",
     "read_work",
-    "spike_flops",
 ]
 
 Parallel = Literal["ddp", "fsdp", "hsdp"]
@@ -43,9 +40,6 @@ PARALLEL: tuple[str, ...] = get_args(Parallel)
 
 FLOAT = 4
 """Bytes of what is sent and kept: float32."""
-
-DIRECTION_FLOPS = {"adam": 12, "ademamix": 17, "momentum": 4, "average": 6, "sign": 5}
-"""Operations on an entry by a base direction, counted in ``optim/directions.py``; momenta as with Nesterov."""
 
 STEP_FLOPS = 5
 """Operations on every entry besides: two for the screening of its gradient, one to decay it, two to subtract."""
@@ -137,6 +131,7 @@ class Work:
         visits: how often a matrix must be whole: once for a clip or the polar factor, once for a pre-clip.
         whole_flops: operations of those visits, for each of the matrices.
         ranks: k of the followed spike for each matrix, or nothing.
+        in_place_flops: operations of an operator that works on shards, for each of the matrices, or nothing.
         transposed: inputs lie along the dimension that is cut, not outputs.
         entry_flops: operations on every entry.
         numbers: how many the ranks sum: screening, scales of shrinkage, norms of vectors.
@@ -149,6 +144,7 @@ class Work:
     visits: int
     whole_flops: tuple[float, ...]
     ranks: tuple[int, ...]
+    in_place_flops: tuple[float, ...]
     transposed: bool
     entry_flops: int
     numbers: int
@@ -168,7 +164,7 @@ class Work:
     @property
     def spike_flops(self) -> float:
         """Operations of following and shaping the spikes, of one expert for a stack."""
-        return sum(spike_flops(*shape, k) for shape, k in zip(self.matrices, self.ranks, strict=False))
+        return sum(self.in_place_flops)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,38 +200,6 @@ class Projection:
     gathered_share: float
 
 
-# -- Operations of one matrix ------------------------------------------------------------------------------------------
-
-
-def clip_flops(m: int, n: int) -> float:
-    """Operations of ``soft_clip`` on an accelerator (its solver "minimax"), products alone."""
-    from spectrim.operators.minimax import REACH, STEPS_PER_GRAM, steps_to_reach
-
-    m, n = sorted((m, n))
-    steps: int = steps_to_reach(1 / (m**0.25 * max(REACH, math.sqrt(m * n))))
-    groups = [min(STEPS_PER_GRAM, steps - done) for done in range(0, steps, STEPS_PER_GRAM)]
-    # One Gram matrix for the norm, then for every group of T steps a Gram matrix, 4T − 3 products of the small side
-    # and one with the matrix; each Gram matrix and each last product has a part of the small side alone besides.
-    wide = 1 + 2 * len(groups)
-    small = wide + sum(4 * group - 3 for group in groups)
-    return 2.0 * m * m * (wide * n + small * m)
-
-
-def orthogonalize_flops(m: int, n: int) -> float:
-    """Operations of ``orthogonalize`` on an accelerator, its number of steps not given; products alone."""
-    from spectrim.operators.minimax import steps_to_reach
-    from spectrim.operators.orthogonalize import MINIMAX_LOW
-
-    m, n = sorted((m, n))
-    steps: int = steps_to_reach(MINIMAX_LOW)
-    return 2.0 * m * m * ((1 + 2 * steps) * n + steps * m)
-
-
-def spike_flops(m: int, n: int, k: int) -> float:
-    """Operations of Spectra's shaping: M V and MᵀU, U Wᵀ for the tail's norm, the applied correction, and QR."""
-    return 8.0 * m * n * k + 4.0 * m * k * k - 4.0 * k**3 / 3
-
-
 # -- From an optimizer to its work -------------------------------------------------------------------------------------
 
 
@@ -245,40 +209,38 @@ def read_work(optimizer: SpectralOptimizer) -> list[Work]:
 
 
 def _work(optimizer: SpectralOptimizer, group: Mapping[str, Any], parameter: Any) -> Work:
-    import torch
 
     from spectrim.optim.entries import role_and_layout
     from spectrim.optim.layout import matrix_shapes
-    from spectrim.optim.options import effective_options
-    from spectrim.optim.shaping import spike_rank
+    from spectrim.optim.spectral.spike import ShapeSpike, spike_rank
 
-    role, layout = role_and_layout(group, parameter)
-    recipe = optimizer._recipe(group, role)
-    options = effective_options(group, role, follows=recipe is optimizer.recipe)
-    vector = layout == "vector"
-    shapes = [] if vector else matrix_shapes(parameter.shape, layout, group["split"])
+    _, layout = role_and_layout(group, parameter)
+    rule = optimizer.rule_of(group, parameter)
+    shapes = [] if rule.vector else matrix_shapes(parameter.shape, layout, group["split"])
     stack = parameter.shape[0] if layout in ("stack", "transposed_stack") else 0
     matrices = [(shape[-2], shape[-1]) for shape in shapes]
-    clips, pre_clips = options["clip"] is not None, options["pre_clip"] is not None and not vector
-    polar = recipe.operator == "orthogonalize" and not vector
-    spike = recipe.operator == "shape_spike" and not vector
-    shrinks = options["shrink"] is not None
-    state = optimizer.state[parameter]
-    basis = state["spike_basis"].nbytes if spike else 0
+    operator = rule.operator
+    pre_clipper = None if rule.pre_clip is None else rule.pre_clipper
+    gathering = [each for each in (operator, rule.clip) if each is not None and each.gathers]
+    dense = [*gathering, *([pre_clipper] if pre_clipper is not None else [])]
+    state = optimizer.state_of(parameter, group, "")
+    basis = sum(state[key].nbytes for key in operator.keys) if operator is not None else 0
+    in_place = operator if operator is not None and not operator.gathers else None
+    ranks = [spike_rank(shape, operator.rank_ratio) for shape in shapes] if isinstance(operator, ShapeSpike) else []
     return Work(
         shape=tuple(parameter.shape) or (1,),
         stack=stack,
         matrices=tuple(matrices),
-        visits=0 if vector else int(clips or polar) + int(pre_clips),
-        whole_flops=tuple(
-            (clips + pre_clips) * clip_flops(*shape) + (orthogonalize_flops(*shape) if polar else 0.0)
-            for shape in matrices
-        ),
-        ranks=tuple(spike_rank(torch.Size(shape), options["rank_ratio"]) for shape in shapes) if spike else (),
+        visits=0 if rule.vector else int(bool(gathering)) + int(pre_clipper is not None),
+        whole_flops=tuple(sum(each.flops(*shape) for each in dense) for shape in matrices),
+        ranks=tuple(ranks),
+        in_place_flops=() if in_place is None else tuple(in_place.flops(*shape) for shape in matrices),
         transposed=layout == "transposed",
-        entry_flops=DIRECTION_FLOPS[recipe.direction.name] + STEP_FLOPS + SHRINK_FLOPS * shrinks,
+        entry_flops=rule.direction.flops + STEP_FLOPS + SHRINK_FLOPS * (rule.shrink is not None),
         # The scales of experts, which are whole where they lie, need no sum.
-        numbers=SCREENING_NUMBERS + (shrinks and not stack) * max(1, len(matrices)) + int(vector and clips),
+        numbers=SCREENING_NUMBERS
+        + (rule.shrink is not None and not stack) * max(1, len(matrices))
+        + int(rule.vector and rule.clip is not None),
         state_bytes=sum(value.nbytes for value in state.values() if value.ndim) - basis,
         basis_bytes=basis,
     )

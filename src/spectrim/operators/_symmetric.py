@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
 from ._product import product
 
 __all__ = ["Reflector", "add_resolvents_", "gram_matrix", "inverse_", "mirror_", "reflect"]

@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
+from typing_extensions import override
 
 from spectrim.kernels.adam import adam_directions
 from spectrim.kernels.ademamix import ademamix_directions
@@ -76,10 +77,13 @@ class Adam(Direction):
     flops: ClassVar[int] = 12
 
     @classmethod
+    @override
     def of(cls, options: Mapping[str, Any]) -> Self:
         # AdEMAMix's groups have a third beta, which is no business of plain AdamW's.
-        return cls(*options["betas"][:2], options["eps"])
+        beta1, beta2 = options["betas"][:2]
+        return cls(beta1, beta2, options["eps"])
 
+    @override
     def direct(
         self, grads: Sequence[Tensor], state: State, steps: Sequence[Tensor], out: Sequence[Tensor], found: Found
     ) -> None:
@@ -101,16 +105,20 @@ class AdEMAMix(Direction):
     flops: ClassVar[int] = 17
 
     @classmethod
+    @override
     def of(cls, options: Mapping[str, Any]) -> Self:
         warmup = options["slow_warmup_steps"] or options["total_steps"]
         return cls(tuple(options["betas"]), options["eps"], options["alpha"], warmup)
 
+    @override
     def direct(
         self, grads: Sequence[Tensor], state: State, steps: Sequence[Tensor], out: Sequence[Tensor], found: Found
     ) -> None:
         ademamix_directions(
             grads,
-            *(state[key] for key in self.keys),
+            state["exp_avg"],
+            state["exp_avg_slow"],
+            state["exp_avg_sq"],
             steps,
             out,
             betas=self.betas,
@@ -135,9 +143,11 @@ class Momentum(Direction):
     sign: ClassVar[bool] = False
 
     @classmethod
+    @override
     def of(cls, options: Mapping[str, Any]) -> Self:
         return cls(options["momentum"], options["nesterov"])
 
+    @override
     def direct(
         self, grads: Sequence[Tensor], state: State, steps: Sequence[Tensor], out: Sequence[Tensor], found: Found
     ) -> None:
@@ -180,9 +190,11 @@ class Given(Direction):
     flops: ClassVar[int] = 0
 
     @classmethod
+    @override
     def of(cls, options: Mapping[str, Any]) -> Self:
         return cls()
 
+    @override
     def direct(
         self, grads: Sequence[Tensor], state: State, steps: Sequence[Tensor], out: Sequence[Tensor], found: Found
     ) -> None:

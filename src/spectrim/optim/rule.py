@@ -1,7 +1,7 @@
 """What happens to the parameters of one group and role in one step: a group's plain values, read once.
 
-:func:`rule_of` makes a :class:`Rule` and everything downstream takes that, never the group. Relied on by the step of one
-process and of many, by ``describe``, the planner and the monitor.
+:func:`rule_of` makes a :class:`Rule` and everything downstream takes that, never the group. Relied on by the step of
+one process and of many, by ``describe``, the planner and the monitor.
 """
 
 from __future__ import annotations

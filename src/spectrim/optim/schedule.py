@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ LEAST_LR = 1e-30
 def peak_lr_of(group: Mapping[str, Any]) -> float:
     """The learning rate that a group's thresholds refer to.
 
-    The one that the group states; else the ``max_lr`` or ``initial_lr`` that torch's schedulers leave in the group; else
-    the largest that the group has had.
+    The one that the group states; else the ``max_lr`` or ``initial_lr`` that torch's schedulers leave in the group;
+    else the largest that the group has had.
     """
     for key in ("peak_lr", "max_lr", "initial_lr"):
         if group.get(key) is not None:
@@ -117,4 +117,4 @@ def decay_factor(
         "sqrt": math.sqrt(progress),
         "square": progress**2,
     }
-    return cast(float, 1 - (1 - final) * numbers[decay])
+    return 1 - (1 - final) * numbers[decay]

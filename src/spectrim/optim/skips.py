@@ -1,4 +1,4 @@
-"""Counting steps that were skipped, and a warning when nothing else happens any more; the device is never waited for."""
+"""Counting skipped steps, and a warning when nothing else happens any more; the device is never waited for."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class SkipWatch:
             numbers = torch.stack([self._total, *(entry.state["skipped"].to(found.device) for entry in entries)])
             host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=found.is_cuda)
             host.copy_(numbers, non_blocking=True)
-            event = torch.cuda.Event() if found.is_cuda else None
+            event = torch.cuda.Event() if found.is_cuda else None  # type: ignore[no-untyped-call]
             if event is not None:
                 event.record()
             self._under_way = (host, event, [entry.position for entry in entries])

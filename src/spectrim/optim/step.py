@@ -57,7 +57,7 @@ def step_entries(entries: Sequence[Entry]) -> None:
         step_bucket(bucket)
 
 
-def step_bucket(bucket: Sequence[Stack[Entry]]) -> None:
+def step_bucket(bucket: Sequence[Stack[Any]]) -> None:
     """Step one bucket: stacks of one structure, flag, dtype and device."""
     rule = bucket[0].rule
     entries = [entry for stack in bucket for entry in stack.entries]
@@ -83,9 +83,12 @@ def step_adamw(entries: Sequence[Entry], grads: Sequence[Tensor]) -> bool:
     for indices in _alike(_rates(entry.rule) + entry.rule.direction.numbers for entry in entries):
         rule = entries[indices[0]].rule
         _, beta1, beta2, eps = rule.direction.numbers
-        lists = [[tensors[i] for i in indices] for tensors in (params, grads, *moments)]
+        some = [[tensors[i] for i in indices] for tensors in (params, grads, *moments)]
         adamw_step(
-            *lists,
+            some[0],
+            some[1],
+            some[2],
+            some[3],
             [entries[i].state["step"] for i in indices],
             lr=rule.lr,
             beta1=beta1,
@@ -161,7 +164,7 @@ def _seed(*numbers: int) -> int:
 # -- Operate -----------------------------------------------------------------------------------------------------------
 
 
-def operate(bucket: Sequence[Stack[Entry]]) -> list[float]:
+def operate(bucket: Sequence[Stack[Any]]) -> list[float]:
     """Apply operator, scale and clip to the directions that the stacks hold.
 
     Returns:
@@ -204,7 +207,7 @@ def shape(rule: Rule, stacks: Sequence[Sequence[Part]], *, operated: bool = Fals
     return [_common_scale(some, [clip_scale(part.matrices.shape) for part in some]) for some in stacks]
 
 
-def _clip_vectors(stack: Stack[Entry], rule: Rule) -> None:
+def _clip_vectors(stack: Stack[Any], rule: Rule) -> None:
     if rule.clip is not None:
         rows = stack.tensor.view(len(stack.entries), -1)
         norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
@@ -264,7 +267,7 @@ def _common_scale(parts: Sequence[Part], factors: Sequence[float]) -> float:
     return 1.0
 
 
-def _gather_state(bucket: Sequence[Stack[Entry]], parts: Sequence[Sequence[Part]]) -> None:
+def _gather_state(bucket: Sequence[Stack[Any]], parts: Sequence[Sequence[Part]]) -> None:
     """Stack the operator's state of all parameters, part by part."""
     for stack, some in zip(bucket, parts, strict=True):
         views = _state_views(stack)
@@ -275,7 +278,7 @@ def _gather_state(bucket: Sequence[Stack[Entry]], parts: Sequence[Sequence[Part]
                 part.state[key] = whole.flatten(0, 1) if len(whole) != len(part.matrices) else whole
 
 
-def _store_state(bucket: Sequence[Stack[Entry]], parts: Sequence[Sequence[Part]]) -> None:
+def _store_state(bucket: Sequence[Stack[Any]], parts: Sequence[Sequence[Part]]) -> None:
     """Put the operator's new state back, where the step is not skipped."""
     found = bucket[0].entries[0].found
     targets: list[Tensor] = []
@@ -290,7 +293,7 @@ def _store_state(bucket: Sequence[Stack[Entry]], parts: Sequence[Sequence[Part]]
     keep(targets, values, found)
 
 
-def _state_views(stack: Stack[Entry]) -> list[list[dict[str, Tensor]]]:
+def _state_views(stack: Stack[Any]) -> list[list[dict[str, Tensor]]]:
     operator = stack.rule.operator
     assert operator is not None
     shapes = matrix_shapes(stack.shape, stack.layout, stack.split)
@@ -309,7 +312,7 @@ def keep(targets: Sequence[Tensor], values: Sequence[Tensor], found: Found) -> N
 # -- Apply -------------------------------------------------------------------------------------------------------------
 
 
-def apply(bucket: Sequence[Stack[Entry]], scales: Sequence[float]) -> None:
+def apply(bucket: Sequence[Stack[Any]], scales: Sequence[float]) -> None:
     """X ← (1 − ηλ)X − η · scale · (what the stack holds), for all parameters of a bucket."""
     entries = [entry for stack in bucket for entry in stack.entries]
     updates = [view for stack in bucket for view in stack.tensor.unbind()]

@@ -33,8 +33,8 @@ __all__ = [
     "laid_like",
     "local_gradient",
     "local_state",
-    "sharded_entry",
     "sharded_basis",
+    "sharded_entry",
     "sharded_numbers",
 ]
 

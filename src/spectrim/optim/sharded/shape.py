@@ -62,7 +62,8 @@ def apply_updates_to(entries: Sequence[ShardedEntry], updates: Sequence[Tensor])
 
 def _shaped(entry: ShardedEntry, found: list[Tensor], *, operated: bool) -> list[Tensor]:
     """An owner's work on whole matrices of one shape, a bucket at a time."""
-    layout, results = unit_layout(entry.layout), []
+    layout = unit_layout(entry.layout)
+    results: list[Tensor] = []
     length = max(1, bucket_bytes(found[0]) // max(1, 4 * found[0].numel()))
     for start in range(0, len(found), length):
         stacked = torch.stack(found[start : start + length])

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from spectrim.operators import hard_clip, soft_clip
 from spectrim.operators.half import half_clip, half_clip_flops
@@ -25,9 +26,11 @@ class SoftClip(SpectralOperator):
     label: ClassVar[str] = "clip"
 
     @classmethod
+    @override
     def of(cls, options: Mapping[str, Any]) -> Self:
         return cls(options["precision"])
 
+    @override
     def whole(self, parts: Sequence[Part], context: StepContext) -> None:
         threshold = context.threshold
         assert threshold is not None
@@ -39,10 +42,12 @@ class SoftClip(SpectralOperator):
 
         in_place(parts, clipped)
 
+    @override
     def vector_factors(self, norms: Tensor, context: StepContext) -> Tensor:
         assert context.threshold is not None
         return 1 / torch.hypot(torch.ones_like(norms), norms / context.threshold)
 
+    @override
     def flops(self, m: int, n: int) -> float:
         return half_clip_flops(m, n)
 
@@ -54,23 +59,28 @@ class HardClip(SpectralOperator):
     label: ClassVar[str] = "clip"
 
     @classmethod
+    @override
     def of(cls, options: Mapping[str, Any]) -> Self:
         return cls()
 
+    @override
     def whole(self, parts: Sequence[Part], context: StepContext) -> None:
         threshold = context.threshold
         assert threshold is not None
         in_place(parts, lambda stacks: [hard_clip(stack, threshold) for stack in stacks])
 
+    @override
     def vector_factors(self, norms: Tensor, context: StepContext) -> Tensor:
         assert context.threshold is not None
         return 1 / (norms / context.threshold).clamp_min(1)
 
+    @override
     def flops(self, m: int, n: int) -> float:
         small, large = sorted((m, n))
         return 4.0 * small * small * large + 9.0 * small**3
 
     @property
+    @override
     def numbers(self) -> tuple[Any, ...]:
         return ("hard clip",)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
+from typing_extensions import override
 
 from spectrim.operators import orthogonalize
 from spectrim.operators.half import half_polar, half_polar_flops
@@ -25,9 +26,11 @@ class Orthogonalize(SpectralOperator):
     label: ClassVar[str] = "orthogonalize"
 
     @classmethod
+    @override
     def of(cls, options: Mapping[str, Any]) -> Self:
         return cls(options.get("orthogonalize_steps"), options["precision"])
 
+    @override
     def whole(self, parts: Sequence[Part], context: StepContext) -> None:
         def polar(stacks: list[Tensor]) -> Sequence[Tensor]:
             if runs_in_half(self.precision, stacks[0].device):
@@ -36,5 +39,6 @@ class Orthogonalize(SpectralOperator):
 
         in_place(parts, polar)
 
+    @override
     def flops(self, m: int, n: int) -> float:
         return half_polar_flops(m, n, self.steps)

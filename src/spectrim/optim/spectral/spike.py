@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from spectrim.operators.spike import follow_and_shape_stacks, start_basis
 from spectrim.optim.spectral.base import Part, Shape, SpectralOperator, StepContext
@@ -48,9 +49,11 @@ class ShapeSpike(SpectralOperator):
     gathers: ClassVar[bool] = False
 
     @classmethod
+    @override
     def of(cls, options: Mapping[str, Any]) -> Self:
         return cls(options["rank_ratio"], options["momentum"])
 
+    @override
     def whole(self, parts: Sequence[Part], context: StepContext) -> None:
         steps = FIRST_POWER_STEPS if context.first else 1
         bases = [part.state["spike_basis"] for part in parts]
@@ -66,11 +69,13 @@ class ShapeSpike(SpectralOperator):
         state["norm_record"] = record
         return torch.maximum(norm, LEAST_SHARE * record)
 
+    @override
     def flops(self, m: int, n: int) -> float:
         k = spike_rank((m, n), self.rank_ratio)
         # M V and MᵀU, U Wᵀ for the tail's norm, the correction, and the Gram matrices of two passes of Cholesky-QR.
         return 8.0 * m * n * k + 8.0 * m * k * k
 
+    @override
     def start(self, shapes: Sequence[Shape], *, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """The basis (..., n, k) that a parameter starts from: fixed numbers, the bases of its parts side by side; and
         for each part the record (..., parts) of its norm."""
@@ -81,6 +86,7 @@ class ShapeSpike(SpectralOperator):
         record = torch.zeros((*stack, len(shapes)), device=device, dtype=dtype)
         return {"spike_basis": torch.cat(bases, dim=-1), "norm_record": record}
 
+    @override
     def state_of_parts(self, state: Mapping[str, Tensor], shapes: Sequence[Shape]) -> list[dict[str, Tensor]]:
         ends = list(itertools.accumulate(spike_rank(shape, self.rank_ratio) for shape in shapes))
         columns = zip([0, *ends], ends, strict=False)
@@ -89,6 +95,7 @@ class ShapeSpike(SpectralOperator):
             for part, (a, b) in enumerate(columns)
         ]
 
+    @override
     def sharded(
         self,
         team: Team,

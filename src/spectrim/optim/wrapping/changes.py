@@ -56,7 +56,8 @@ def clip_changes(entries: Sequence[Held], groups: Sequence[Mapping[str, Any]], l
             key = (id(entry.rule), entry.keep)
             entry.rule = decaying.setdefault(key, replace(entry.rule, weight_decay=1 - entry.keep))
         if isinstance(entry, HeldShard) and not entry.is_alone():
-            alike = (*entry.rule.structure, entry.layout, entry.parameter.dtype)
+            split = None if entry.split is None else tuple(entry.split)
+            alike = (*entry.rule.structure, entry.layout, split, entry.parameter.dtype)
             across.setdefault(alike, []).append(entry)
         elif entry.parameter.numel():
             here.append(entry)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from spectrim.optim.sharded.entry import ShardedEntry, by_team, laid_like
 from spectrim.optim.wrapping.held import Held
 from spectrim.optim.wrapping.probe import Manner
-from spectrim.optim.sharded.entry import ShardedEntry, by_team, laid_like
 
 __all__ = ["HeldShard", "hold_shard", "idle"]
 
