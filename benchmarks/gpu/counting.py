@@ -92,6 +92,8 @@ class Recorder(TorchDispatchMode):
         """Run an operator on fake tensors, and count it if a CUDA tensor takes part."""
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[1]
+        if kwargs.get("device") == torch.device("meta"):  # what the stand-in for CUDA's guard makes of "cuda"
+            kwargs = {**kwargs, "device": torch.device("cuda", 0)}
         ins = tensors_of((args, kwargs))
         if name == "is_pinned":
             return ins[0].untyped_storage()._cdata in self.pinned
