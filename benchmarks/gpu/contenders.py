@@ -22,7 +22,7 @@ __all__ = ["CONTENDERS", "GOALS", "MODELS", "MONITOR_LAUNCHES", "Contender", "Go
 Params = list[nn.Parameter]
 Shapes = list[tuple[int, ...]]
 
-LLAMA_BLOCK = [(2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192)]
+LLAMA_BLOCK: Shapes = [(2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192)]
 MODELS: dict[str, Shapes] = {
     "gpt2-small": [(2304, 768), (768, 768), (3072, 768), (768, 3072)] * 12,
     "llama-1b": LLAMA_BLOCK * 16,
@@ -78,7 +78,7 @@ AUTO: dict[str, Any] = {"clip": "auto", "peak_lr": 1e-3}
 CONTENDERS: dict[str, Contender] = {
     "torch.AdamW fused": torch_adamw(fused=True),
     "torch.AdamW foreach": torch_adamw(foreach=True),
-    "torch.Muon": Contender(make=lambda params, lr: torch.optim.Muon(params, lr=lr), captured=False),
+    "torch.Muon": Contender(make=lambda params, lr: torch.optim.Muon(params, lr=float(lr)), captured=False),
     "adamw": adamw(),
     "adamw+shrink": adamw(shrink="auto"),
     "spectra": spectra(),

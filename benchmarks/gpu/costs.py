@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -28,13 +29,11 @@ class Work:
     listed: int = 0
 
 
-Arguments = Mapping[str, Any]
-
-COSTS: dict[str, Callable[[Arguments], tuple[int, int, dict[str, float]]]] = {}
-"""The cost of custom operators, by name
-("spectrim::name"): a function of the arguments, by their names in the schema, to kernels, bytes read and written, and
-FLOPs of products by kind ("float32", "tf32", "float16", ...). Where there is none: one kernel, that reads every tensor
-and writes what the schema says it does."""
+COSTS: dict[str, Callable[..., tuple[int, int, Mapping[str, float]]]] = {}
+"""The cost of custom operators, by name ("spectrim::name"): a function of the operator's arguments to launches, bytes
+read and written, and FLOPs of products by kind ("float32", "tf32", "float16", ...). :mod:`spectrim.kernels.costs` has
+more of the same form. An operator that is in neither is one kernel, which reads every tensor and writes what the schema
+says it does."""
 
 FREE = {"detach", "alias", "lift_fresh", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 FREE |= {"_unsafe_view", "resize_", "is_pinned", "record_stream"}
@@ -98,7 +97,7 @@ def product(name: str, in_place: bool, args: Sequence[Any], kwargs: Mapping[str,
 def kind_of(operand: Tensor) -> str:
     """The kind of product that torch makes of an operand, as the precision set for float32 says."""
     kind = str(operand.dtype).removeprefix("torch.")
-    return "tf32" if kind == "float32" and torch.get_float32_matmul_precision() != "highest" else kind
+    return "tf32" if kind == "float32" and torch.backends.cuda.matmul.fp32_precision == "tf32" else kind
 
 
 # -- Lists ------------------------------------------------------------------------------------------------------------
@@ -163,11 +162,33 @@ def custom(
 ) -> Work:
     """The cost of an operator of this project, by :data:`COSTS` or else by its schema."""
     declared = func._schema.arguments
+    longest = max((len(x) for x in (*args, *kwargs.values()) if isinstance(x, (list, tuple))), default=0)
+    if cost := known_cost(func._schema.name):
+        launches, moved, flops = cost(*args, **kwargs)
+        return Work(launches, moved, dict(flops), longest)
     given = {argument.name: value for argument, value in zip(declared, args, strict=False)} | dict(kwargs)
-    longest = max((len(value) for value in given.values() if isinstance(value, (list, tuple))), default=0)
-    if cost := COSTS.get(func._schema.name):
-        kernels, moved, flops = cost(given)
-        return Work(kernels, moved, dict(flops), longest)
     written = [given.get(x.name) for x in declared if x.alias_info is not None and x.alias_info.is_write]
     mutated = [x for x in tree_leaves(written) if isinstance(x, Tensor)]
     return Work(1, size_of(ins) + size_of(mutated) + size_of(outs), listed=longest)
+
+
+def known_cost(name: str) -> Callable[..., tuple[int, int, Mapping[str, float]]] | None:
+    """The function that tells the cost of an operator: :data:`COSTS`, or what its own module says."""
+    if name in COSTS:
+        return COSTS[name]
+    try:
+        costs = import_module("spectrim.kernels.costs").COSTS
+    except ModuleNotFoundError:
+        return None
+    found: Callable[..., tuple[int, int, Mapping[str, float]]] | None = costs.get(name)
+    return found
+
+
+def one_product(left: Tensor, right: Tensor) -> tuple[int, int, Mapping[str, float]]:
+    """The cost of a product whose rounding no global switch changes."""
+    entries = left.numel() // left.shape[-1] * right.shape[-1]
+    moved = size_of((left, right)) + entries * left.element_size()
+    return 1, moved, {str(left.dtype).removeprefix("torch."): 2.0 * entries * left.shape[-1]}
+
+
+COSTS["spectrim::float32_product"] = COSTS["spectrim::half_product"] = one_product
