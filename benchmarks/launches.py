@@ -3,6 +3,7 @@
     python benchmarks/launches.py                                    # GPT-2 small; or --model llama-1b
     python benchmarks/launches.py --only "spectra,torch.Muon" --why  # and the lines that launch
     python benchmarks/launches.py --precision high                   # float32 products as TF32
+    python benchmarks/launches.py --kernels                          # with Triton kernels
     python benchmarks/launches.py --monitor                          # what a monitor adds to a step it does not measure
 
 Columns: kernels; waits (synchronisations) and uploads (copies from pageable host memory), both of which must be 0 for
@@ -22,6 +23,7 @@ from torch.optim import Optimizer
 
 from gpu.contenders import CONTENDERS, MODELS, Params, Shapes
 from gpu.counting import Cost, measure, measure_monitor
+from gpu.predicted import with_kernels
 
 __all__ = ["CONTENDERS", "MODELS", "Cost", "measure", "report"]
 
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("highest", "high"), default="highest", help="of float32 products")
     parser.add_argument("--only", default=",".join(CONTENDERS), help="names, separated by commas")
     parser.add_argument("--why", action="store_true", help="also the lines that launch most, 15 for each")
+    parser.add_argument("--kernels", action="store_true", help="with Triton kernels")
     parser.add_argument("--monitor", action="store_true", help="what a monitor adds to a step it does not measure")
     arguments = parser.parse_args()
     names = arguments.only.split(",")
@@ -65,7 +68,8 @@ def main() -> None:
     if arguments.monitor:
         cost = measure_monitor(CONTENDERS["adamw"], MODELS[arguments.model])
         print(f"monitor: {cost.kernels} launches, {cost.waits} waits, {cost.uploads} uploads more at most")
-    else:
+        return
+    with with_kernels(arguments.kernels):
         report({name: CONTENDERS[name] for name in names}, MODELS[arguments.model], arguments.why)
 
 

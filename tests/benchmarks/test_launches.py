@@ -6,6 +6,7 @@ oracle of the counting, for torch's own optimizers, which do not change with thi
 
 import itertools
 import json
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -210,3 +211,14 @@ def test_a_step_of_today_is_counted_to_its_end():
     cost = measure(lambda params: spectrim.AdamW(params, clip="auto"), [(96, 64), (64, 96)])
     assert cost.kernels > 0
     assert cost.flops
+
+
+def test_the_script_named_like_nvidias_package_does_not_hide_it(tmp_path):
+    bindings = tmp_path / "cuda" / "bindings"
+    bindings.mkdir(parents=True)
+    (bindings / "__init__.py").write_text("found = True")
+    code = "import sys; sys.path[:] = [*sys.argv[1:], *sys.path]; from cuda.bindings import found; assert found"
+    command = [sys.executable, "-c", code, str(ROOT / "benchmarks")]
+    subprocess.run([*command, str(tmp_path)], check=True)
+    failed = subprocess.run(command, capture_output=True, text=True)
+    assert "ModuleNotFoundError: No module named 'cuda'" in failed.stderr
