@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 import spectrim
 
-__all__ = ["CONTENDERS", "GOALS", "MODELS", "MONITOR_LAUNCHES", "Contender", "Goal"]
+__all__ = ["CONTENDERS", "GOALS", "MODELS", "MONITOR_LAUNCHES", "SHARES", "Contender", "Goal"]
 
 Params = list[nn.Parameter]
 Shapes = list[tuple[int, ...]]
@@ -120,3 +120,5 @@ GOALS: dict[str, tuple[Goal, ...]] = {
 }
 MONITOR_LAUNCHES = 20
 """What a monitor may launch on a step that it does not measure."""
+SHARES = {"adamw+clip": 0.15, "spectra": 0.10}
+"""The most that the optimizer may take of a step of the 34 M model, captured in a CUDA graph."""

@@ -27,7 +27,7 @@ from gpu.costs import FREE, size_of, work_of
 from gpu.h100 import BANDWIDTH, CALL, FLOOR, LIST, MORE, RATE, SMS, STEP, TILE, VIEW, WAIT
 from gpu.stand_in import cuda_stands_in
 
-__all__ = ["Cost", "Recorder", "fake_cuda", "measure", "measure_monitor"]
+__all__ = ["Cost", "Recorder", "fake_cuda", "measure", "measure_model", "measure_monitor"]
 
 ANSWERS: dict[str, Any] = {"_local_scalar_dense": 1.0, "is_nonzero": True, "equal": True}
 """What the host reads of the device: any value will do."""
@@ -202,14 +202,31 @@ def measure(
     """The cost of a step of ``make(params)``, after ``warm`` that are not counted: state is made at the first."""
     with fake_cuda() as recorder:
         params = parameters(shapes, dtype)
-        optimizer = make(params)
-        for _ in range(warm):
-            optimizer.step()
-        recorder.begin(why)
-        own = size_of(unique([*params, *(p.grad for p in params), *tensors_of(list(optimizer.state.values()))]))
-        recorder.cost.held = recorder.now - own
+        return count_step(recorder, make(params), params, why, warm)
+
+
+def measure_model(build: Callable[[], nn.Module], make: Callable[[nn.Module], Optimizer]) -> Cost:
+    """The cost of a step of ``make(build())``: of all parameters of a model, embeddings and vectors among them."""
+    with fake_cuda() as recorder:
+        with torch.device("cuda"):
+            model = build()
+        params = list(model.parameters())
+        for param in params:
+            param.grad = torch.empty_like(param)
+        return count_step(recorder, make(model), [*params, *model.buffers()])
+
+
+def count_step(
+    recorder: Recorder, optimizer: Optimizer, params: Sequence[Tensor], why: bool = False, warm: int = 2
+) -> Cost:
+    for _ in range(warm):
         optimizer.step()
-        return recorder.cost
+    recorder.begin(why)
+    own = size_of(unique([*params, *(p.grad for p in params), *tensors_of(list(optimizer.state.values()))]))
+    before = recorder.now
+    optimizer.step()
+    recorder.cost.held = max(0, before - own)
+    return recorder.cost
 
 
 def measure_monitor(

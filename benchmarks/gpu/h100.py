@@ -2,7 +2,7 @@
 
 Fitted to the 40 optimizer rows that one NVIDIA H100 80GB HBM3 measured on 2026-11-27 with torch 2.11 at commit 76a1e6c
 of this project; ``benchmarks/results/h100-2026-11-27.json`` holds them. Predicted over measured, those rows are off by
-7 % in the median and lie within 0.71 to 1.45. Operators timed on the same day, which were not fitted, are within 12 %
+7 % in the median and lie within 0.71 to 1.44. Operators timed on the same day, which were not fitted, are within 12 %
 where the device is the limit, save ten Newton-Schulz steps in bfloat16 (1.14 to 1.23 of the measured time), and 0.8 to
 2.0 where the host is: that host took anything from 12 to 27 microseconds for a launch.
 """

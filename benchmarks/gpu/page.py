@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu.contenders import GOALS, MODELS, MONITOR_LAUNCHES
+from gpu.contenders import GOALS, MODELS, MONITOR_LAUNCHES, SHARES
 from gpu.page_measured import measured_sections
 from gpu.predicted import PREDICTED
 from gpu.results import FAILED, FOLDER, MEASURED, TRAINED, Row
 from gpu.tables import number, table
 from spectrim.lab.files import write_text
 
-__all__ = ["PAGE", "write_page"]
+__all__ = ["PAGE", "page", "write_page"]
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "gpu.md"
 FIRST = FOLDER / "h100-2026-11-27.json"
@@ -35,17 +35,24 @@ embeddings.
 
 {goals}
 
-A monitor may launch {monitor_goal} kernels more on a step that it does not measure: counted, it launches
-{monitor}.
+The optimizer's share of a step of a model of 34 M parameters (width 512, 8 layers, vocabulary 8,192; 16,384 tokens a
+step, bfloat16 autocast, compiled), eager and captured in a CUDA graph. Predicted beside the {forward_backward} ms that an
+H100 took for forward and backward; a graph is predicted to take what the device works.
+
+{shares}
+
+A monitor may launch {monitor_goal} kernels more on a step that it does not measure: {monitor}.
 
 ## Predicted
 
 No GPU took part in this section. `benchmarks/launches.py` runs a step on fake CUDA tensors, which have shapes and a
-device but no storage, and counts every operator that torch dispatches: kernels; waits of the host for the device;
-uploads, copies from pageable host memory (a step with either cannot be captured in a CUDA graph as it is); gigabytes
-read and written; TFLOP of products; MB that the step needs beyond weights, gradients and state. Times are predicted
-from the counts: "busy" is what the device works, the floor that no saving of launches passes; "host" what the host
-takes to launch; "ms" when both are done. {calibration}
+device but no storage, and counts every operator that torch dispatches: launches; waits of the host for the device;
+uploads, copies from pageable host memory (a step with either cannot be captured in a CUDA graph); gigabytes read and
+written; TFLOP of products; MB that the step needs beyond weights, gradients and state. Times are predicted from the
+counts: "busy" is what the device works, the floor that no saving of launches passes; "host" what the host takes to
+launch; "ms" when both are done.
+
+{calibration} Counted on {counted_date} with torch {counted_torch} at commit {counted_commit}.
 
 {predicted}
 
@@ -67,46 +74,53 @@ Every step of spectrim waited for the device. One matrix, float32 products in fu
 
 {first_operators}
 
-Relative errors of `soft_clip` against float64, at σ₁/c = {first_ratios}:
+Relative errors against float64, by σ₁/c and the precision of float32 products; beside `soft_clip`, ten coupled
+Newton-Schulz steps in bfloat16:
 
 {first_accuracy}
 
 {first_training}
 """
 
-MISSING = r"""\ **No GPU has measured this version.** All that this page says of it is counted and predicted, and says
-so. On a machine with a CUDA device this replaces it, in under six minutes:
+MISSING = """\
+**No GPU has measured this version.** All that this page says of it is counted and predicted, and says so. On a machine
+with a CUDA device this replaces it, in under six minutes:
 
     python benchmarks/cuda.py
     python benchmarks/cuda.py --train --minutes 10      # trains a model of 34 M parameters by each recipe"""
 FOUND = """\
-Measured on {date}: {device}, torch {torch}, commit {commit}; by `python benchmarks/cuda.py`. Predictions, of commit \
-{predicted_commit}, stand
-beside the measurements."""
+Measured on {date}: {device}, torch {torch}, commit {commit}; by `python benchmarks/cuda.py`. Predictions, of commit
+{predicted_commit}, stand beside the measurements."""
 
 
 def write_page() -> None:
-    """Write the page from what the files hold."""
+    """Write the page."""
+    write_text(PAGE, page())
+
+
+def page() -> str:
+    """The page, from what the files hold."""
     predicted, first = read(PREDICTED), read(FIRST)
     measured, trained = read(MEASURED), read(TRAINED)
     about = first["provenance"]
     monitor = predicted["monitor"]
-    text = TEXT.format(
+    return TEXT.format(
         status=status(predicted, measured),
         goals=goals(predicted["rows"], steps_of(measured)),
         monitor_goal=MONITOR_LAUNCHES,
-        monitor=monitor.get(FAILED) or f"{monitor['launches']}, and waits {times_of(monitor['waits'])}",
+        shares=shares(predicted["model"], first["training"]["forward_backward_ms"], measured),
+        forward_backward=first["training"]["forward_backward_ms"],
+        monitor=monitor.get(FAILED) or f"counted, {monitor['launches']}, and it waits {times_of(monitor['waits'])}",
         calibration=calibration(first["optimizers"]),
         predicted="\n\n".join(prediction(model, predicted["rows"]) for model in MODELS),
         measured="".join(f"\n{part}\n" for part in measured_sections(measured, trained)),
         first_steps=first_steps(first["optimizers"]),
         first_operators=first_operators(first["operators"]),
-        first_ratios=", ".join(number(ratio) for ratio in ratios(first)),
         first_accuracy=first_accuracy(first),
         first_training=first_training(first["training"]),
+        **{f"counted_{key}": predicted["provenance"][key] for key in ("date", "torch", "commit")},
         **{f"first_{key}": about[key] for key in ("date", "device", "torch", "commit")},
     )
-    write_text(PAGE, text)
 
 
 def read(path: Path) -> Row:
@@ -139,7 +153,11 @@ def goals(predicted: Sequence[Row], measured: Sequence[Row]) -> str:
             line = {"step of": name, "over that of": goal.peer}
             for model, most in (("gpt2-small", goal.gpt2_small), ("llama-1b", goal.llama_1b)):
                 line[f"{model}: at most"] = number(most)
-                line[f"{model}: predicted"] = ratio(rows_of(predicted, model), name, goal.peer)
+                told = rows_of(predicted, model)
+                line[f"{model}: predicted"] = ratio(told, name, goal.peer)
+                by_kernels = {**told, name: rows_of(predicted, model, kernels=True).get(name, {})}
+                if "ms" in by_kernels[name]:
+                    line[f"{model}: with Triton kernels"] = ratio(by_kernels, name, goal.peer)
                 if measured:
                     line[f"{model}: measured"] = ratio(rows_of(measured, model), name, goal.peer)
             line["launches: at most"] = str(goal.launches)
@@ -150,9 +168,9 @@ def goals(predicted: Sequence[Row], measured: Sequence[Row]) -> str:
     return table(lines)
 
 
-def rows_of(found: Iterable[Row], model: str) -> dict[str, Row]:
-    """Rows of a model by name, those with torch's own operations."""
-    return {row["name"]: row for row in found if row["model"] == model and row.get("kernels") is not True}
+def rows_of(found: Iterable[Row], model: str, *, kernels: bool = False) -> dict[str, Row]:
+    """Rows of a model by name: those with torch's own operations, or those with Triton kernels."""
+    return {row["name"]: row for row in found if row["model"] == model and (row.get("kernels") is True) == kernels}
 
 
 def ratio(found: Mapping[str, Row], name: str, peer: str) -> str:
@@ -165,42 +183,53 @@ def value_of(found: Mapping[str, Row], name: str, key: str) -> str:
     return number(found.get(name, {}).get(key))
 
 
+def shares(predicted: Sequence[Row], rest: float, measured: Row) -> str:
+    """The optimizer's share of a step of the 34 M model."""
+    found = {row["name"]: row for row in measured.get("sections", {}).get("share", {}).get("rows", [])}
+    lines = []
+    for row in predicted:
+        line = {"": row["name"], "captured: at most": "-"}
+        if row["name"] in SHARES:
+            line["captured: at most"] = f"{SHARES[row['name']]:.0%}"
+        for kind, key in (("captured", "busy_ms"), ("eager", "ms")):
+            line[f"{kind}: predicted"] = f"{row[key] / (row[key] + rest):.0%}" if key in row else row[FAILED]
+            if share := found.get(row["name"], {}).get(f"{kind}_share"):
+                line[f"{kind}: measured"] = f"{share:.0%}"
+        lines.append(line)
+    return table(lines)
+
+
 # -- Predictions ------------------------------------------------------------------------------------------------------
 
 
 def calibration(found: Sequence[Row]) -> str:
     off = [row["predicted"]["ms"] / row["ms"] for row in found]
+    median = statistics.median(abs(x - 1) for x in off)
     return (
         f"The model of the machine (`benchmarks/gpu/h100.py`) is fitted to the {len(off)} steps that an H100 measured, "
-        f"shown\nbelow: predictions over measurements are off by {statistics.median(abs(x - 1) for x in off):.0%} in "
-        f"the median and lie within {min(off):.2f} to {max(off):.2f}."
+        f"shown\nbelow. Predictions over measurements are off by {median:.0%} in the median and lie within "
+        f"{min(off):.2f} to {max(off):.2f}."
     )
 
 
 def prediction(model: str, found: Sequence[Row]) -> str:
-    lines = []
+    counted, failed = [], []
     for row in found:
         if row["model"] != model:
             continue
         name = row["name"] + ", Triton kernels" * row["kernels"]
         if FAILED in row:
-            lines.append({"": name, "launches": f"not counted: {row[FAILED][:80]}"})
+            failed.append(f"- {name}: {row[FAILED]}")
             continue
-        work = " ".join(f"{kind} {flops:.2f}" for kind, flops in row["teraflop"].items())
-        lines.append(
-            {
-                "": name,
-                "launches": str(row["launches"]),
-                "waits": str(row["waits"]),
-                "uploads": str(row["uploads"]),
-                "extra MB": number(row["extra_mb"]),
-                "GB": number(row["gigabytes"]),
-                "TFLOP": work,
-                **{key: number(row[f"{key}_ms"]) for key in ("host", "busy")},
-                "ms": number(row["ms"]),
-            }
-        )
-    return f"{model}, {len(MODELS[model])} matrices:\n\n{table(lines)}"
+        work = " ".join(f"{kind} {number(flops)}" for kind, flops in row["teraflop"].items())
+        keys = ("launches", "waits", "uploads")
+        line = {"": name, **{key: number(row[key]) for key in keys}, "extra MB": number(row["extra_mb"])}
+        line |= {"GB": number(row["gigabytes"]), "TFLOP": work or "-"}
+        counted.append(line | {key.removesuffix("_ms"): number(row[key]) for key in ("host_ms", "busy_ms", "ms")})
+    parts = [f"{model}, {len(MODELS[model])} matrices:", table(counted)]
+    if failed:
+        parts.append("Not counted:\n\n" + "\n".join(failed))
+    return "\n\n".join(parts)
 
 
 # -- The first measurements -------------------------------------------------------------------------------------------
@@ -231,18 +260,14 @@ def first_operators(found: Sequence[Row]) -> str:
     )
 
 
-def ratios(first: Row) -> list[float]:
-    return sorted({row["ratio"] for row in first["accuracy"]["soft_clip"]})
-
-
 def first_accuracy(first: Row) -> str:
-    lines: dict[tuple[str, str], dict[str, str]] = {}
+    forms = {"error": "soft_clip", "error_ten_bfloat16_steps": "ten steps"}
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
     for row in first["accuracy"]["soft_clip"]:
-        for setting, shape in [(row["precision"], "x".join(map(str, row["shape"])))]:
-            line = lines.setdefault((setting, shape), {"products": setting, "shape": shape})
-            line[f"{number(row['ratio'])}"] = f"{row['error']:.0e}"
-            line[f"{number(row['ratio'])}, ten bfloat16 steps"] = f"{row['error_ten_bfloat16_steps']:.0e}"
-    return table(lines.values())
+        for key, form in forms.items():
+            about = {"": form, "shape": "x".join(map(str, row["shape"])), "products": row["precision"]}
+            lines.setdefault(tuple(about.values()), about)[number(row["ratio"])] = f"{row[key]:.0e}"
+    return table(lines[key] for key in sorted(lines))
 
 
 def first_training(found: Row) -> str:

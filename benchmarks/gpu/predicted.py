@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import date
+from functools import partial
 from typing import Any
 
 import torch
 
 from gpu.contenders import CONTENDERS, GOALS, MODELS
-from gpu.counting import Cost, measure, measure_monitor
+from gpu.counting import Cost, measure, measure_model, measure_monitor
 from gpu.device import first_line
+from gpu.model import Language, Sizes
+from gpu.recipes import RECIPES
 from gpu.results import FAILED, FOLDER, Row, commit
 from spectrim.lab.files import write_json
 
@@ -23,7 +26,7 @@ PREDICTED = FOLDER / "gpu-predicted.json"
 def predict() -> Row:
     """Count everything, and write the file."""
     about = {"date": date.today().isoformat(), "torch": torch.__version__, "commit": commit()}
-    content = {"provenance": about, "rows": list(counted()), "monitor": monitor()}
+    content = {"provenance": about, "rows": list(counted()), "model": list(whole_model()), "monitor": monitor()}
     write_json(PREDICTED, content)
     return content
 
@@ -34,6 +37,17 @@ def counted() -> Iterator[Row]:
             yield {"model": model, "name": name, "kernels": False, **attempt(model, name, kernels=False)}
         for name in GOALS:
             yield {"model": model, "name": name, "kernels": True, **attempt(model, name, kernels=True)}
+
+
+def whole_model() -> Iterator[Row]:
+    """The 34 M model's optimizers, embeddings and vectors among their parameters."""
+    for name, recipe in RECIPES.items():
+        build = partial(recipe.build, steps=700, warmup=70, device=torch.device("cuda", 0), in_tensor=False)
+        try:
+            row = row_of(measure_model(lambda: Language(Sizes()), build))
+        except Exception as error:
+            row = {FAILED: first_line(error)}
+        yield {"name": name, **row}
 
 
 def attempt(model: str, name: str, *, kernels: bool) -> Row:

@@ -46,7 +46,7 @@ class Results:
         return sections
 
     def section(self, name: str, device: Device, measure: Callable[[Device], Iterable[Row]]) -> bool:
-        """Measure a section and write the file; whether all of it could be measured."""
+        """Measure a section and write the file; whether all could be measured, and held."""
         self.say(f"== {name}")
         began, found = time.monotonic(), []
         section: Row = {"rows": found}
@@ -61,7 +61,7 @@ class Results:
         section["seconds"] = round(time.monotonic() - began, 1)
         self.content["sections"][name] = section
         write_json(self.path, self.content)
-        return FAILED not in section and not any(FAILED in row for row in found)
+        return FAILED not in section and not any(FAILED in row or row.get("holds") is False for row in found)
 
 
 def rows(device: Device, cases: Iterable[tuple[Row, Callable[[], Row]]]) -> Iterator[Row]:
