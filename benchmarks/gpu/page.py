@@ -1,0 +1,285 @@
+"""Writes docs/gpu.md from the files under benchmarks/results: predictions, what was measured, and the goals."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpu.contenders import GOALS, MODELS, MONITOR_LAUNCHES, SHARES
+from gpu.page_measured import measured_sections
+from gpu.predicted import PREDICTED
+from gpu.results import FAILED, FOLDER, MEASURED, TRAINED, Row
+from gpu.tables import number, table
+from spectrim.lab.files import write_text
+
+__all__ = ["PAGE", "page", "write_page"]
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "gpu.md"
+FIRST = FOLDER / "h100-2026-11-27.json"
+
+TEXT = """\
+# On a GPU
+
+<!-- Written by benchmarks/gpu_page.py. Edit that. -->
+
+{status}
+
+## Goals
+
+A step's time on an H100 over that of a peer in torch, and its launches on the 48 matrices of GPT-2 small. Float32
+weights but in the row of bfloat16 ones, `torch.set_float32_matmul_precision("highest")`; the matrices of all blocks, no
+embeddings.
+
+{goals}
+
+The optimizer's share of a step of a model of 34 M parameters (width 512, 8 layers, vocabulary 8,192; 16,384 tokens a
+step, bfloat16 autocast, compiled), eager and captured in a CUDA graph. Predicted beside the {forward_backward} ms that an
+H100 took for forward and backward; a graph is predicted to take what the device works.
+
+{shares}
+
+A monitor may launch {monitor_goal} kernels more on a step that it does not measure: {monitor}.
+
+## Predicted
+
+No GPU took part in this section. `benchmarks/launches.py` runs a step on fake CUDA tensors, which have shapes and a
+device but no storage, and counts every operator that torch dispatches: launches; waits of the host for the device;
+uploads, copies from pageable host memory (a step with either cannot be captured in a CUDA graph); gigabytes read and
+written; TFLOP of products; MB that the step needs beyond weights, gradients and state. Times are predicted from the
+counts: "busy" is what the device works, the floor that no saving of launches passes; "host" what the host takes to
+launch; "ms" when both are done.
+
+{calibration} Counted on {counted_date} with torch {counted_torch} at commit {counted_commit}.
+
+{predicted}
+
+So trust launches, waits, uploads, memory and busy ms; read host ms as 0.5 to 1.4 of the figure, which is what hosts
+differ by; and compare rows of one table. Not counted: kernels that split a product along its inner dimension, memory
+that an operator needs inside, rounding by the caching allocator.
+
+    python benchmarks/launches.py --model llama-1b --only "adamw+clip" --why      # and the lines that launch
+    python benchmarks/gpu_page.py                                                 # count all, write this page
+{measured}
+## What an H100 measured before
+
+On {first_date}, {first_device}, torch {first_torch}, commit {first_commit}: the step as it was before it worked on
+lists and stacks. Medians; "predicted" is what `benchmarks/launches.py` says of that commit's optimizers.
+
+{first_steps}
+
+Every step of spectrim waited for the device. One matrix, float32 products in full precision (and in TF32):
+
+{first_operators}
+
+Relative errors against float64, by σ₁/c and the precision of float32 products; beside `soft_clip`, ten coupled
+Newton-Schulz steps in bfloat16:
+
+{first_accuracy}
+
+{first_training}
+"""
+
+MISSING = """\
+**No GPU has measured this version.** All that this page says of it is counted and predicted, and says so. On a machine
+with a CUDA device this replaces it, in under six minutes:
+
+    python benchmarks/cuda.py
+    python benchmarks/cuda.py --train --minutes 10      # trains a model of 34 M parameters by each recipe"""
+FOUND = """\
+Measured on {date}: {device}, torch {torch}, commit {commit}; by `python benchmarks/cuda.py`. Predictions, of commit
+{predicted_commit}, stand beside the measurements."""
+
+
+def write_page() -> None:
+    """Write the page."""
+    write_text(PAGE, page())
+
+
+def page() -> str:
+    """The page, from what the files hold."""
+    predicted, first = read(PREDICTED), read(FIRST)
+    measured, trained = read(MEASURED), read(TRAINED)
+    about = first["provenance"]
+    monitor = predicted["monitor"]
+    return TEXT.format(
+        status=status(predicted, measured),
+        goals=goals(predicted["rows"], steps_of(measured)),
+        monitor_goal=MONITOR_LAUNCHES,
+        shares=shares(predicted["model"], first["training"]["forward_backward_ms"], measured),
+        forward_backward=first["training"]["forward_backward_ms"],
+        monitor=monitor.get(FAILED) or f"counted, {monitor['launches']}, and it waits {times_of(monitor['waits'])}",
+        calibration=calibration(first["optimizers"]),
+        predicted="\n\n".join(prediction(model, predicted["rows"]) for model in MODELS),
+        measured="".join(f"\n{part}\n" for part in measured_sections(measured, trained)),
+        first_steps=first_steps(first["optimizers"]),
+        first_operators=first_operators(first["operators"]),
+        first_accuracy=first_accuracy(first),
+        first_training=first_training(first["training"]),
+        **{f"counted_{key}": predicted["provenance"][key] for key in ("date", "torch", "commit")},
+        **{f"first_{key}": about[key] for key in ("date", "device", "torch", "commit")},
+    )
+
+
+def read(path: Path) -> Row:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def status(predicted: Row, measured: Row) -> str:
+    if not measured:
+        return MISSING
+    return FOUND.format(**measured["provenance"], predicted_commit=predicted["provenance"]["commit"])
+
+
+def times_of(count: int) -> str:
+    return {0: "never", 1: "once"}.get(count, f"{count} times")
+
+
+# -- Goals ------------------------------------------------------------------------------------------------------------
+
+
+def steps_of(measured: Row) -> list[Row]:
+    found = measured.get("sections", {}).get("steps", {}).get("rows", [])
+    return [row for row in found if row["products"] == "highest"]
+
+
+def goals(predicted: Sequence[Row], measured: Sequence[Row]) -> str:
+    """A row for every goal; what is measured stands beside what is predicted, where there is any."""
+    lines = []
+    for name, kinds in GOALS.items():
+        for goal in kinds:
+            line = {"step of": name, "over that of": goal.peer}
+            for model, most in (("gpt2-small", goal.gpt2_small), ("llama-1b", goal.llama_1b)):
+                line[f"{model}: at most"] = number(most)
+                told = rows_of(predicted, model)
+                line[f"{model}: predicted"] = ratio(told, name, goal.peer)
+                by_kernels = {**told, name: rows_of(predicted, model, kernels=True).get(name, {})}
+                if "ms" in by_kernels[name]:
+                    line[f"{model}: with Triton kernels"] = ratio(by_kernels, name, goal.peer)
+                if measured:
+                    line[f"{model}: measured"] = ratio(rows_of(measured, model), name, goal.peer)
+            line["launches: at most"] = str(goal.launches)
+            line["counted"] = value_of(rows_of(predicted, "gpt2-small"), name, "launches")
+            if measured:
+                line["profiled"] = value_of(rows_of(measured, "gpt2-small"), name, "kernels")
+            lines.append(line)
+    return table(lines)
+
+
+def rows_of(found: Iterable[Row], model: str, *, kernels: bool = False) -> dict[str, Row]:
+    """Rows of a model by name: those with torch's own operations, or those with Triton kernels."""
+    return {row["name"]: row for row in found if row["model"] == model and (row.get("kernels") is True) == kernels}
+
+
+def ratio(found: Mapping[str, Row], name: str, peer: str) -> str:
+    if "ms" not in found.get(name, {}) or "ms" not in found.get(peer, {}):
+        return "-"
+    return number(found[name]["ms"] / found[peer]["ms"])
+
+
+def value_of(found: Mapping[str, Row], name: str, key: str) -> str:
+    return number(found.get(name, {}).get(key))
+
+
+def shares(predicted: Sequence[Row], rest: float, measured: Row) -> str:
+    """The optimizer's share of a step of the 34 M model."""
+    found = {row["name"]: row for row in measured.get("sections", {}).get("share", {}).get("rows", [])}
+    lines = []
+    for row in predicted:
+        line = {"": row["name"], "captured: at most": "-"}
+        if row["name"] in SHARES:
+            line["captured: at most"] = f"{SHARES[row['name']]:.0%}"
+        for kind, key in (("captured", "busy_ms"), ("eager", "ms")):
+            line[f"{kind}: predicted"] = f"{row[key] / (row[key] + rest):.0%}" if key in row else row[FAILED]
+            if share := found.get(row["name"], {}).get(f"{kind}_share"):
+                line[f"{kind}: measured"] = f"{share:.0%}"
+        lines.append(line)
+    return table(lines)
+
+
+# -- Predictions ------------------------------------------------------------------------------------------------------
+
+
+def calibration(found: Sequence[Row]) -> str:
+    off = [row["predicted"]["ms"] / row["ms"] for row in found]
+    median = statistics.median(abs(x - 1) for x in off)
+    return (
+        f"The model of the machine (`benchmarks/gpu/h100.py`) is fitted to the {len(off)} steps that an H100 measured, "
+        f"shown\nbelow. Predictions over measurements are off by {median:.0%} in the median and lie within "
+        f"{min(off):.2f} to {max(off):.2f}."
+    )
+
+
+def prediction(model: str, found: Sequence[Row]) -> str:
+    counted, failed = [], []
+    for row in found:
+        if row["model"] != model:
+            continue
+        name = row["name"] + ", Triton kernels" * row["kernels"]
+        if FAILED in row:
+            failed.append(f"- {name}: {row[FAILED]}")
+            continue
+        work = " ".join(f"{kind} {number(flops)}" for kind, flops in row["teraflop"].items())
+        keys = ("launches", "waits", "uploads")
+        line = {"": name, **{key: number(row[key]) for key in keys}, "extra MB": number(row["extra_mb"])}
+        line |= {"GB": number(row["gigabytes"]), "TFLOP": work or "-"}
+        counted.append(line | {key.removesuffix("_ms"): number(row[key]) for key in ("host_ms", "busy_ms", "ms")})
+    parts = [f"{model}, {len(MODELS[model])} matrices:", table(counted)]
+    if failed:
+        parts.append("Not counted:\n\n" + "\n".join(failed))
+    return "\n\n".join(parts)
+
+
+# -- The first measurements -------------------------------------------------------------------------------------------
+
+
+def first_steps(found: Sequence[Row]) -> str:
+    lines = {row["name"]: {"": row["name"]} for row in found}
+    for row in found:
+        if row["precision"] == "highest":
+            model, told = row["model"], row["predicted"]
+            lines[row["name"]] |= {
+                f"{model}: ms": number(row["ms"]),
+                f"{model}: predicted": number(told["ms"]),
+                f"{model}: kernels": str(row["kernels"]),
+                f"{model}: extra MB": str(row["extra_mb"]),
+            }
+    return table(lines.values())
+
+
+def first_operators(found: Sequence[Row]) -> str:
+    by_shape: dict[str, dict[str, Any]] = {}
+    for row in found:
+        by_shape.setdefault("x".join(map(str, row["shape"])), {})[row["precision"]] = row["ms"]
+    labels = list(found[0]["ms"])
+    return table(
+        {"ms": shape, **{x: f"{number(ms['highest'][x])} ({number(ms['high'][x])})" for x in labels}}
+        for shape, ms in by_shape.items()
+    )
+
+
+def first_accuracy(first: Row) -> str:
+    forms = {"error": "soft_clip", "error_ten_bfloat16_steps": "ten steps"}
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in first["accuracy"]["soft_clip"]:
+        for key, form in forms.items():
+            about = {"": form, "shape": "x".join(map(str, row["shape"])), "products": row["precision"]}
+            lines.setdefault(tuple(about.values()), about)[number(row["ratio"])] = f"{row[key]:.0e}"
+    return table(lines[key] for key in sorted(lines))
+
+
+def first_training(found: Row) -> str:
+    lines = [
+        {
+            "recipe": run["recipe"],
+            "lr": number(run["lr"]),
+            "factor of embedding and head": number(run["factor"]),
+            "validation loss": f"{run['validation_loss']:.4f}",
+            "optimizer ms": number(run["optimizer_ms"]),
+        }
+        for run in found["runs"]
+    ]
+    about = f"{found['model']}. Forward and backward took about {found['forward_backward_ms']} ms."
+    return f"Training, {about}\n\n{table(lines)}"
