@@ -209,26 +209,24 @@ class Projection:
 
 def clip_flops(m: int, n: int) -> float:
     """Operations of ``soft_clip`` on an accelerator (its solver "minimax"), products alone."""
-    from spectrim.operators.minimax import REACH, STEPS_PER_GRAM, steps_to_reach
+    from spectrim.operators.clip import EXACT_TOL
+    from spectrim.operators.minimax import stages
 
     m, n = sorted((m, n))
-    steps: int = steps_to_reach(1 / (m**0.25 * max(REACH, math.sqrt(m * n))))
-    groups = [min(STEPS_PER_GRAM, steps - done) for done in range(0, steps, STEPS_PER_GRAM)]
-    # One Gram matrix for the norm, then for every group of T steps a Gram matrix, 4T − 3 products of the small side
-    # and one with the matrix; each Gram matrix and each last product has a part of the small side alone besides.
-    wide = 1 + 2 * len(groups)
-    small = wide + sum(4 * group - 3 for group in groups)
-    return 2.0 * m * m * (wide * n + small * m)
+    groups = [len(steps) for steps in stages(m, EXACT_TOL)]
+    # For every group of T steps a Gram matrix, 4T − 3 products of the small side and one with the matrix; of the second
+    # matrix, a multiple of the identity at first, Gram matrices and products between the groups.
+    small = sum(4 * group - 3 for group in groups) + 2 * len(groups) - 3
+    return 2.0 * m * m * (2 * len(groups) * n + small * m)
 
 
 def orthogonalize_flops(m: int, n: int) -> float:
     """Operations of ``orthogonalize`` on an accelerator, its number of steps not given; products alone."""
-    from spectrim.operators.minimax import steps_to_reach
-    from spectrim.operators.orthogonalize import MINIMAX_LOW
+    from spectrim.operators.minimax import FINEST, stages
 
     m, n = sorted((m, n))
-    steps: int = steps_to_reach(MINIMAX_LOW)
-    return 2.0 * m * m * ((1 + 2 * steps) * n + steps * m)
+    groups = [len(steps) for steps in stages(m, FINEST)]
+    return 2.0 * m * m * (2 * len(groups) * n + sum(4 * group - 3 for group in groups) * m)
 
 
 def spike_flops(m: int, n: int, k: int) -> float:

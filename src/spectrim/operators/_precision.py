@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-__all__ = ["float32_product", "full_accumulation", "half_product", "true_float32"]
+__all__ = ["float32_product", "float32_sum", "full_accumulation", "half_product", "true_float32"]
 
 BACKENDS = ("cuda", "mkldnn")
 REDUCED = ("tf32", "bf16")
@@ -33,6 +33,14 @@ def float32_product(A: Tensor, B: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return A @ B if A.dtype == torch.float64 else torch.ops.spectrim.float32_product(A, B)
     return _multiply_float32(A, B)
+
+
+def float32_sum(C: Tensor, A: Tensor, B: Tensor, *, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
+    """beta C + alpha A B in true float32, or in float64 for float64, of stacks (E, m, n), (E, m, k) and (E, k, n)."""
+    if torch.compiler.is_compiling() and A.dtype == torch.float32:
+        result: Tensor = torch.ops.spectrim.float32_sum(C, A, B, beta, alpha)
+        return result
+    return _sum_float32(C, A, B, beta, alpha)
 
 
 def half_product(A: Tensor, B: Tensor) -> Tensor:
@@ -128,12 +136,18 @@ def _multiply_float32(A: Tensor, B: Tensor) -> Tensor:
         return A @ B
 
 
+def _sum_float32(C: Tensor, A: Tensor, B: Tensor, beta: float, alpha: float) -> Tensor:
+    with true_float32(A.device):
+        return torch.baddbmm(C, A, B, beta=beta, alpha=alpha)
+
+
 def _multiply_half(A: Tensor, B: Tensor) -> Tensor:
     with full_accumulation(A.device):
         return A @ B
 
 
 _float32_product = torch.library.custom_op("spectrim::float32_product", _multiply_float32, mutates_args=())
+_float32_sum = torch.library.custom_op("spectrim::float32_sum", _sum_float32, mutates_args=())
 _half_product = torch.library.custom_op("spectrim::half_product", _multiply_half, mutates_args=())
 
 
@@ -142,6 +156,7 @@ def _shape_of_product(A: Tensor, B: Tensor) -> Tensor:
 
 
 _float32_product.register_fake(_shape_of_product)
+_float32_sum.register_fake(lambda C, A, B, beta, alpha: torch.empty_like(C))
 _half_product.register_fake(_shape_of_product)
 
 
@@ -155,5 +170,17 @@ def _derivative(ctx, gradient):  # type: ignore[no-untyped-def]
     return product(gradient, B.mT), product(A.mT, gradient)
 
 
+def _keep_terms(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    _, A, B, ctx.beta, ctx.alpha = inputs
+    ctx.save_for_backward(A, B)
+
+
+def _derivative_of_sum(ctx, gradient):  # type: ignore[no-untyped-def]
+    A, B = ctx.saved_tensors
+    scaled = ctx.alpha * gradient
+    return ctx.beta * gradient, float32_product(scaled, B.mT), float32_product(A.mT, scaled), None, None
+
+
 _float32_product.register_autograd(_derivative, setup_context=_keep_factors)
 _half_product.register_autograd(_derivative, setup_context=_keep_factors)
+_float32_sum.register_autograd(_derivative_of_sum, setup_context=_keep_terms)
