@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._precision import float32_product, true_float32
 from ._stack import reading_is_free
 
 __all__ = ["product"]
@@ -21,17 +22,18 @@ _linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _available els
 
 
 def product(A: Tensor, B: Tensor) -> Tensor:
-    """A @ B for matrices, or for stacks of the same leading dimensions.
+    """A @ B in true float32 for matrices, or for stacks of the same leading dimensions.
 
     Args:
         A, B: (..., m, k) and (..., k, n), of one dtype.
     """
     if not _served(A, B):
-        return A @ B
-    if A.ndim == 2 or A.shape[:-2] == (1,):
-        return _host_product(A[0], B[0]).unsqueeze(0) if A.ndim == 3 else _host_product(A, B)
-    pairs = zip(A.flatten(0, -3), B.flatten(0, -3), strict=True)
-    return torch.stack([_host_product(a, b) for a, b in pairs]).view(*A.shape[:-1], B.shape[-1])
+        return float32_product(A, B)
+    with true_float32(A.device):
+        if A.ndim == 2 or A.shape[:-2] == (1,):
+            return _host_product(A[0], B[0]).unsqueeze(0) if A.ndim == 3 else _host_product(A, B)
+        pairs = zip(A.flatten(0, -3), B.flatten(0, -3), strict=True)
+        return torch.stack([_host_product(a, b) for a, b in pairs]).view(*A.shape[:-1], B.shape[-1])
 
 
 def _served(A: Tensor, B: Tensor) -> bool:

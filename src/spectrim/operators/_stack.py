@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["as_matrices", "energy", "entry_maximum", "per_matrix", "reading_is_free", "working_dtype"]
+__all__ = ["as_matrices", "can_read", "energy", "entry_maximum", "per_matrix", "reading_is_free", "working_dtype"]
 
 
 def working_dtype(X: Tensor) -> torch.dtype:
@@ -43,7 +43,8 @@ def per_matrix(value: float | Tensor, X: Tensor, name: str) -> Tensor:
         return value.to(device=X.device, dtype=X.dtype)[..., None, None]
     if not 0 < value < math.inf:  # a comparison, for a compiler follows that with a number that changes
         raise ValueError(f"{name}={value}: expected a positive, finite number")
-    return torch.full((1, 1), value, device=X.device, dtype=X.dtype)
+    largest = torch.finfo(X.dtype).max  # above it nothing is changed, as with any threshold that is large enough
+    return torch.full((1, 1), value if value < largest else largest, device=X.device, dtype=X.dtype)
 
 
 def entry_maximum(X: Tensor) -> Tensor:
@@ -71,3 +72,8 @@ def energy(X: Tensor) -> Tensor:
 def reading_is_free(X: Tensor) -> bool:
     """Whether a number can be read from X without waiting: not on an accelerator, while compiling, or if X is fake."""
     return X.device.type == "cpu" and type(X) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
+
+
+def can_read(X: Tensor) -> bool:
+    """Whether a number can be read from X at all, be it with a wait: not while compiling, or if X is fake or meta."""
+    return X.device.type != "meta" and type(X) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()

@@ -4,8 +4,8 @@ Each takes X (..., m, n) with m <= n in its working precision and c as (..., 1, 
 may overwrite X.
 
     rational        Zolotarev's rational approximation, poles and precision chosen from κ, which it reads    rational.py
-    minimax         best odd quintics on the known interval, coefficients looked up on the device            minimax.py
-    reference       eigendecomposition of the float64 Gram matrix: what the others are held against          here
+    minimax         best odd quintics on the known interval: products alone, nothing is read                 minimax.py
+    reference       eigenvectors or singular vectors in float64: what the others are held against            here
     newton_schulz   the paper's ten coupled steps, to be compared with                                       here
 """
 
@@ -16,15 +16,17 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ._precision import float32_product
 from ._stack import reading_is_free
 from .minimax import minimax
 from .rational import rational
-from .reference import scale_singular_values
+from .reference import map_singular_values
 
-__all__ = ["Solver", "check_solver", "choose_solver", "newton_schulz", "reference", "solve"]
+__all__ = ["LEAST_TOL", "Solver", "check_solver", "choose_solver", "newton_schulz", "reference", "solve"]
 
 Solver = Literal["auto", "rational", "minimax", "reference", "newton_schulz"]
 
+LEAST_TOL = 1e-10  # what float64 leaves of an answer at σ₁/c = 1e4, with room
 SMALL_SIDE = 64  # up to here an eigendecomposition costs no more than the overhead of anything else
 PAPER_STEPS = 10  # arXiv 2603.14315 runs ten coupled steps whatever the matrix
 
@@ -34,11 +36,12 @@ def solve(X: Tensor, c: Tensor, solver: Solver, tol: float, *, overwrite: bool =
     if solver == "auto":
         solver = choose_solver(X)
     if solver == "minimax":
-        return minimax(X, c)
+        return minimax(X, c, tol)
     if solver == "newton_schulz":
         return newton_schulz(X, c)
-    result = rational(X, c, tol, overwrite=overwrite) if solver == "rational" else None
-    return reference(X, c) if result is None else result
+    if solver == "rational":
+        return _one_by_one(X, c, tol, overwrite)
+    return reference(X, c, tol, overwrite=overwrite)
 
 
 def check_solver(solver: str) -> None:
@@ -60,11 +63,34 @@ def choose_solver(X: Tensor) -> Solver:
     return "reference" if min(X.shape[-2:]) <= SMALL_SIDE else "rational"
 
 
-def reference(X: Tensor, c: Tensor, *, hard: bool = False) -> Tensor:
-    """Eigendecomposition of the float64 Gram matrix: σ goes to σ / √(1 + σ²/c²), or to min(σ, c) where hard."""
-    threshold = c.double()[..., 0]
-    larger = torch.maximum if hard else torch.hypot
-    return scale_singular_values(X, lambda sigma: 1 / larger(torch.ones_like(sigma), sigma / threshold))
+def _one_by_one(X: Tensor, c: Tensor, tol: float, overwrite: bool) -> Tensor:
+    """The rational solver, which looks at each matrix by itself."""
+    out = X if overwrite else torch.empty_like(X)
+    for matrix, place, threshold in zip(_each(X), _each(out), _each(c.expand(*X.shape[:-2], 1, 1)), strict=True):
+        clipped = rational(matrix, threshold.item(), tol, overwrite=overwrite)
+        if clipped is None:
+            clipped = reference(matrix, threshold, tol)
+        if clipped is not place:
+            place.copy_(clipped)
+    return out
+
+
+def _each(stack: Tensor) -> tuple[Tensor, ...]:
+    return (stack,) if stack.ndim == 2 else stack.flatten(0, -3).unbind()
+
+
+def reference(X: Tensor, c: Tensor, tol: float, *, hard: bool = False, overwrite: bool = False) -> Tensor:
+    """In float64 by eigenvectors or singular vectors: σ goes to σ / √(1 + σ²/c²), or to min(σ, c) where hard."""
+    threshold = c.double()[..., 0].expand(*X.shape[:-2], 1).reshape(-1, 1)
+
+    def image(sigma: Tensor, bend: Tensor) -> Tensor:
+        less = torch.minimum(sigma, bend)
+        if hard:
+            return less
+        more = torch.maximum(sigma, bend).clamp_min(torch.finfo(torch.float64).tiny)
+        return less / torch.hypot(torch.ones_like(less), less / more)
+
+    return map_singular_values(X, lambda _, unit: threshold / unit, image, tol, overwrite=overwrite)
 
 
 def newton_schulz(X: Tensor, c: Tensor, steps: int = PAPER_STEPS) -> Tensor:
@@ -74,10 +100,10 @@ def newton_schulz(X: Tensor, c: Tensor, steps: int = PAPER_STEPS) -> Tensor:
     """
     X_over_c = X / c
     eye = torch.eye(X.shape[-2], dtype=X.dtype, device=X.device)
-    A = eye + X_over_c @ X_over_c.mT
+    A = eye + float32_product(X_over_c, X_over_c.mT)
     norm: Tensor = torch.linalg.matrix_norm(A, keepdim=True)
-    Y, Z = A / norm, eye
+    Y, Z = A / norm, eye.expand_as(A)
     for _ in range(steps):
-        T = 1.5 * eye - 0.5 * (Z @ Y)
-        Y, Z = Y @ T, T @ Z
-    return (Z / norm.sqrt()) @ X
+        T = 1.5 * eye - 0.5 * float32_product(Z, Y)
+        Y, Z = float32_product(Y, T), float32_product(T, Z)
+    return float32_product(Z / norm.sqrt(), X)

@@ -3,9 +3,12 @@ r"""Odd quintic polynomials that are best on a known interval, and the iteration
     X ← X (a I + b XᵀX + c (XᵀX)²),   with a, b, c best for the interval [l, 1] that holds X's singular values
 
 A step sends [l, 1] to a much narrower [l', 1]; composing steps gives the polar factor. (I + XXᵀ/c²)^(-1/2) X is a
-block of the polar factor of [X/c; I], whose interval is known: [1/√κ, 1] with κ = 1 + σ₁²/c². Nothing but products, and
-no reading of the device: the number of steps follows from a bound on κ that the shape gives, and each matrix's own
-coefficients are looked up on its device. The same idea, with the interval guessed, is arXiv 2505.16932 (Polar Express).
+block of the polar factor of [X/c; I], whose interval is known: [1/√κ, 1] with κ = 1 + σ₁²/c². Nothing but products by
+fixed numbers: neither is the device read nor anything sent to it, so that all can be captured in a CUDA graph. The same
+idea, with the interval guessed, is arXiv 2505.16932 (Polar Express).
+
+Singular values below the interval are not lifted all the way, and none is lifted above one: beyond its reach the result
+is smaller than it should be, never larger.
 """
 
 from __future__ import annotations
@@ -16,18 +19,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._product import product
+from ._precision import float32_product, float32_sum
 from ._stack import entry_maximum
 
-__all__ = ["Quintic", "minimax", "minimax_polar", "minimax_quintic", "steps_to_reach"]
+__all__ = ["REACH", "Quintic", "minimax", "minimax_polar", "minimax_quintic", "schedule", "stages"]
 
-LEAST_LOW = 1e-5  # intervals that reach further down are treated like this one
-GRID = 100  # intervals tabulated, equally spaced in log l
-LIMIT_LOW = 0.85  # from here on the quintic of l = 1 is as good, and needs no guard: it is flat at one
-STEPS_PER_GRAM = 3  # a step multiplies the rounding of a small eigenvalue of the Gram matrix by up to a² = 18
-GUARD = 1.01  # every interval is taken this much longer at its upper end
-NEARLY = 0.97  # one more step takes an interval that begins here to within 1e-4 of one
-REACH = 1e3  # σ₁/c served at full accuracy whatever the shape
+REACH = 1e3  # σ₁/c, or σ₁/σ_min, that is served at full accuracy
+SIDES = (2**13, 2**25)  # smaller sides up to which the norm's bound of m^(1/8) is allowed for
+FINEST = 5e-4  # tolerance from which on float32, and a last step for each, will do
+GUARD = 1.005  # every interval is taken this much longer at its upper end, while quintics are steep there
+STEEP = 0.5  # quintics for intervals that begin above this are not
+FLAT = 0.98  # from here on the quintic of l = 1 is as good
+LARGEST_STAGE = 3  # a step multiplies the rounding of a small eigenvalue of the Gram matrix by up to a² = 18
+NO_CLIP = 1e8  # c over the largest entry from which on clipping changes nothing
 
 
 class Quintic(NamedTuple):
@@ -39,72 +43,107 @@ class Quintic(NamedTuple):
     low: float
 
 
-def minimax(X: Tensor, c: Tensor, steps: int | None = None) -> Tensor:
+def minimax(X: Tensor, c: Tensor, tol: float) -> Tensor:
     """(I + XXᵀ/c²)^(-1/2) X for X (..., m, n), m <= n, without reading the device.
 
     The Gram matrix of a float32 X loses what lies far below a spike, so it is taken anew every few steps, from a result
     in which the spike has shrunk towards the others' size.
     """
-    m, n = X.shape[-2:]
-    if steps is None:
-        # The norm below is at most m^¼ times σ₁; entries of one size c or less have σ₁ <= √(mn) c.
-        steps = steps_to_reach(1 / (m**0.25 * max(REACH, math.sqrt(m * n))))
+    Y = X.reshape(-1, *X.shape[-2:])
+    c = c.expand(*X.shape[:-2], 1, 1).reshape(-1, 1, 1)
+    if tol < FINEST:
+        Y, c = Y.double(), c.double()
+    largest = entry_maximum(Y)
+    c = torch.minimum(c, NO_CLIP * largest)
     # In units of max(c, largest entry) neither X Xᵀ nor c² overflows.
-    unit = torch.maximum(entry_maximum(X), c)
-    Y, low = X / unit, c / unit
-    B = low * torch.eye(m, dtype=X.dtype, device=X.device)
-    norm = _root_norm(product(Y, Y.mT) + product(B, B.mT))
-    Y, B, low = Y / norm, B / norm, low / norm
-    for done in range(0, steps, STEPS_PER_GRAM):
-        P, low = _compose(product(Y, Y.mT) + product(B, B.mT), low, min(STEPS_PER_GRAM, steps - done))
-        Y, B = product(P, Y), product(P, B)
-    return Y * c
+    unit = torch.maximum(largest, c)
+    return (_iterate(Y / unit, stages(X.shape[-2], tol), c / unit) * c).view(X.shape).to(X.dtype)
 
 
-def minimax_polar(X: Tensor, low: float, steps: int) -> Tensor:
-    """The polar factor of X (..., m, n), m <= n, of the directions with σ above low ‖XXᵀ‖_F^½, by the same steps."""
-    Y = X / entry_maximum(X)
-    Y = Y / _root_norm(product(Y, Y.mT))
-    lows = torch.full_like(Y[..., :1, :1], low)
-    for _ in range(steps):
-        P, lows = _compose(product(Y, Y.mT), lows, 1)
-        Y = product(P, Y)
+def minimax_polar(X: Tensor, steps: int | None = None) -> Tensor:
+    """The polar factor of X (..., m, n), m <= n, without reading the device: to 1e-3 where σ_min/σ₁ >= 1e-3.
+
+    With ``steps`` it is the best that so many can do where σ_min/σ₁ >= 1e-2.
+    """
+    Y = X.reshape(-1, *X.shape[-2:])
+    quintics = stages(X.shape[-2], FINEST) if steps is None else _in_stages(ROUGH[:steps])
+    return _iterate(Y / entry_maximum(Y), quintics, None).view(X.shape)
+
+
+def _iterate(Y: Tensor, quintics: list[list[Quintic]], low: Tensor | None) -> Tensor:
+    """The first rows of the polar factor of [Y; low I], or the polar factor of Y, for Y with entries up to one."""
+    B = None
+    for stage, steps in enumerate(quintics):
+        R = float32_product(Y, Y.mT)
+        if stage == 0:
+            if low is not None:
+                R.diagonal(dim1=-2, dim2=-1).add_(low[..., 0].square())
+            a, b, c, _ = steps[0]
+            square = float32_product(R, R)
+            # ‖R²‖_F^¼ is at most m^(1/8) times the largest singular value, and no less than it.
+            size: Tensor = torch.linalg.matrix_norm(square, keepdim=True).sqrt()
+            size = torch.where(size == 0, 1.0, size)
+            R = R / size
+            P = b * R + square * (c / size.square())
+            P.diagonal(dim1=-2, dim2=-1).add_(a)
+            norm = size.sqrt()
+            P = _compose(R, steps, P)
+            Y = float32_product(P / norm, Y)
+            B = None if low is None else P * (low / norm)
+        else:
+            if B is not None:
+                R = float32_sum(R, B, B.mT)
+            P = _compose(R, steps, None)
+            Y = float32_product(P, Y)
+            if B is not None and stage < len(quintics) - 1:
+                B = float32_product(P, B)
     return Y
 
 
-def steps_to_reach(low: float) -> int:
-    """How many steps, with the tabulated coefficients, send [low, 1] to within 1e-4 of one."""
-    steps = 1  # the last, from NEARLY on, cubes the distance to one
-    while low < NEARLY:
-        place = math.ceil(math.log(low) / math.log(LEAST_LOW) * (GRID - 1))
-        low = TABLE[min(place, GRID - 1)].low
-        steps += 1
-    return steps
-
-
-def _root_norm(R: Tensor) -> Tensor:
-    """‖R‖_F^½ as (..., 1, 1): no singular value of Y exceeds it where R = Y Yᵀ. One where R is zero."""
-    norm: Tensor = torch.linalg.matrix_norm(R, keepdim=True).sqrt()
-    return torch.where(norm == 0, 1.0, norm)
-
-
-def _compose(R: Tensor, low: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """P(R) with P(R) R^½ near the identity, for R with eigenvalues in [low², 1], and the new low.
+def _compose(R: Tensor, steps: list[Quintic], P: Tensor | None) -> Tensor:
+    """P(R) with P(R) R^½ nearer the identity, for R with eigenvalues in [0, 1]; P of the first step may be given.
 
     It costs 4·steps − 3 products.
     """
-    table = torch.tensor(TABLE, dtype=R.dtype, device=R.device)
-    P = None
-    for step in range(steps):
-        place = (torch.log(low.clamp(LEAST_LOW, 1.0)) / math.log(LEAST_LOW) * (GRID - 1)).ceil().long()
-        a, b, c, low = table[place.clamp(0, GRID - 1)].unbind(-1)
-        Q = b * R + c * product(R, R)
-        Q = Q + torch.diag_embed(a[..., 0].expand(Q.shape[:-1]))
-        P = Q if P is None else product(P, Q)
-        if step < steps - 1:
-            R = product(product(R, Q), Q)
-    assert P is not None
-    return P, low
+    done = None
+    for i, (a, b, c, _) in enumerate(steps):
+        if i > 0 or P is None:
+            P = float32_sum(R, R, R, beta=b, alpha=c)
+            P.diagonal(dim1=-2, dim2=-1).add_(a)
+        done = P if done is None else float32_product(done, P)
+        if i < len(steps) - 1:
+            R = float32_product(float32_product(R, P), P)
+    assert done is not None
+    return done
+
+
+def stages(m: int, tol: float) -> list[list[Quintic]]:
+    """The quintics for matrices of smaller side m, in groups that share a Gram matrix."""
+    side = 0 if m <= SIDES[0] else 1
+    return FINE[side] if tol < FINEST else COARSE[side]
+
+
+def schedule(low: float, tol: float) -> list[Quintic]:
+    """Quintics that send [low, 1] to [1 − tol, 1]. None sends what lies between zero and one outside."""
+    quintics: list[Quintic] = []
+    while 1 - low > tol:
+        a, b, c, _ = minimax_quintic(low)
+        if low < STEEP:  # with a slope of 13 at one, five in a row would blow up an excess of 1e-6
+            a, b, c = a / GUARD, b / GUARD**3, c / GUARD**5
+        low = a * low + b * low**3 + c * low**5
+        quintics.append(Quintic(a, b, c, low))
+    return quintics
+
+
+def _in_stages(quintics: list[Quintic]) -> list[list[Quintic]]:
+    """As few groups as can be, with the longer ones first."""
+    count = math.ceil(len(quintics) / LARGEST_STAGE)
+    groups, start = [], 0
+    for i in range(count):
+        end = start + math.ceil((len(quintics) - start) / (count - i))
+        groups.append(quintics[start:end])
+        start = end
+    return groups
 
 
 def minimax_quintic(low: float) -> Quintic:
@@ -112,7 +151,7 @@ def minimax_quintic(low: float) -> Quintic:
 
     The error 1 − p(x) takes its extreme value with alternating sign at four points: low, two inner points, and 1.
     """
-    if low >= LIMIT_LOW:  # the three points merge: (15x − 10x³ + 3x⁵)/8
+    if low >= FLAT:  # the three points merge: (15x − 10x³ + 3x⁵)/8
         a, b, c = 15 / 8, -10 / 8, 3 / 8
         return Quintic(a, b, c, a * low + b * low**3 + c * low**5)
     inner = (low + (1 - low) / 4, low + (1 - low) * 3 / 4)
@@ -130,18 +169,6 @@ def minimax_quintic(low: float) -> Quintic:
     return Quintic(a / top, b / top, c / top, (1 - error) / top)
 
 
-def _guarded(low: float) -> Quintic:
-    """The quintic for [low, 1], stretched by GUARD so that rounding just above one stays harmless.
-
-    The steepest have slope 13 at one: five of them in a row would blow up an excess of 1e-6.
-    """
-    if low >= LIMIT_LOW:  # flat at one
-        return minimax_quintic(low)
-    a, b, c, _ = minimax_quintic(low)
-    a, b, c = a / GUARD, b / GUARD**3, c / GUARD**5
-    return Quintic(a, b, c, a * low + b * low**3 + c * low**5)
-
-
 def _solve(rows: list[list[float]]) -> list[float]:
     """The solution of a small linear system, its right side in the last column, by elimination with pivoting.
 
@@ -156,5 +183,7 @@ def _solve(rows: list[list[float]]) -> list[float]:
     return [row[-1] for row in rows]
 
 
-# The quintics for l = LEAST_LOW^(i/(GRID − 1)), longest interval last. Made on import: a compiler sees constants.
-TABLE = [_guarded(LEAST_LOW ** (i / (GRID - 1))) for i in range(GRID)]
+# Made on import, so that a compiler sees constants.
+COARSE = [_in_stages(schedule(1 / (REACH * side**0.125), FINEST)) for side in SIDES]
+FINE = [_in_stages(schedule(1 / (REACH * side**0.125), 1e-11)) for side in SIDES]
+ROUGH = [*schedule(1e-2, 1e-15), *[minimax_quintic(1.0)] * 20]

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ._product import product
 from ._stack import as_matrices, energy, entry_maximum, reading_is_free
-from .minimax import minimax_polar, steps_to_reach
-from .rational import rational
-from .reference import scale_singular_values
+from .clip import Precision, check_precision, half_serves
+from .inverse_root import solve
+from .minimax import minimax_polar
+from .reference import map_singular_values
 
 __all__ = ["PolarSolver", "orthogonalize"]
 
@@ -19,28 +20,29 @@ PolarSolver = Literal["auto", "reference", "rational", "minimax", "muon"]
 
 MUON_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the published choice of Muon, and the default of torch.optim.Muon
 MUON_STEPS = 5
-MINIMAX_LOW = 1e-4  # σ/σ₁ from which on the accurate iteration reaches one, with room for its bound on σ₁
-ROUGH_LOW = 1e-2  # the same where the caller counts the steps
 ROUGH_TOL = 0.2  # of the rational approximation: Muon's own iteration ends between 0.7 and 1.2
 
 
 def orthogonalize(
     X: Tensor,
     *,
+    precision: Precision = "auto",
     solver: PolarSolver = "auto",
     steps: int | None = None,
     overwrite: bool = False,
-    precision: str = "auto",
 ) -> Tensor:
     r"""Set every nonzero singular value of X to one.
 
     Args:
         X: (..., m, n), floating point. Leading dimensions are a stack of independent matrices.
-        solver: "reference" is the eigendecomposition of the float64 Gram matrix, right for every spectrum; "minimax"
-            iterates the best quintics without reading the device, to 1e-3 where σ_min/σ₁ >= 1e-3; "muon" is the rough
-            quintic with torch's coefficients, which leaves singular values between about 0.7 and 1.2; "rational"
-            sends σ to σ/√(σ² + c²), with c such that no direction is left below what "muon" makes of it in as many
-            steps, give or take a fifth: for CPUs.
+        precision: "half" computes products of float16 summed in float32; "exact" in float32 or float64, whatever
+            torch's switches for matrix products say; "auto" is "half" where such products are fast (CUDA and ROCm)
+            unless solver is given, otherwise "exact".
+        solver: of the exact form. "reference" takes float64 eigenvectors or singular vectors, right for every spectrum;
+            "minimax" iterates the best quintics without reading the device, to 1e-3 where σ_min/σ₁ >= 1e-3; "muon" is
+            the rough quintic with torch's coefficients, which leaves singular values between about 0.7 and 1.2;
+            "rational" sends σ to σ/√(σ² + c²), with c such that no direction is left below what "muon" makes of it in
+            as many steps, give or take a fifth: for CPUs.
             "auto" is "reference" on the CPU and "minimax" elsewhere, or, where steps is given, "rational" and "muon".
         steps: number of steps of the iteration, for a cheap and rough result: five where "muon" or "rational" is asked
             for without.
@@ -48,15 +50,17 @@ def orthogonalize(
 
     Returns:
         A tensor of X's shape and dtype, a new one unless ``overwrite`` is given. Directions in which X is zero to
-        rounding stay zero.
+        rounding stay zero. A matrix that is not finite gives NaN, and touches no other of its stack.
 
     Raises:
-        ValueError: X has fewer than two dimensions, the solver is unknown, or steps is not positive.
+        ValueError: X has fewer than two dimensions, an option is unknown, steps is not positive, or a solver is given
+            for half precision.
 
     The map is odd, and commutes with transposition.
     """
     if solver not in get_args(PolarSolver):
         raise ValueError(f"solver={solver!r}: expected one of {', '.join(map(repr, get_args(PolarSolver)))}")
+    check_precision(precision, solver)
     if steps is not None and steps < 1:
         raise ValueError(f"steps={steps}: expected a positive integer")
     if steps is not None and solver == "reference":
@@ -64,6 +68,8 @@ def orthogonalize(
     Y = as_matrices(X)
     if X.numel() == 0:
         return X.clone()
+    if half_serves(X, precision) and solver == "auto":
+        return _half(Y, steps).to(X.dtype)
     tall = X.shape[-2] > X.shape[-1]
     Y = Y.mT if tall else Y
     if solver == "auto":
@@ -74,29 +80,41 @@ def orthogonalize(
     elif solver == "rational":
         polar = _rational(Y, steps or MUON_STEPS, overwrite)
     elif solver == "minimax":
-        low = MINIMAX_LOW if steps is None else ROUGH_LOW
-        polar = minimax_polar(Y, low, steps or steps_to_reach(low))
+        polar = minimax_polar(Y, steps)
     else:
         polar = _muon(Y, steps or MUON_STEPS)
     return (polar.mT if tall else polar).to(X.dtype)
 
 
+def _half(X: Tensor, steps: int | None) -> Tensor:
+    from .half import half_polar
+
+    (polar,) = half_polar([X.reshape(-1, *X.shape[-2:])], steps=steps)
+    return polar.view(X.shape)
+
+
 def _reference(X: Tensor, overwrite: bool) -> Tensor:
-    """Eigendecomposition of the float64 Gram matrix; directions below rounding of the largest are dropped."""
-
-    def gain(sigma: Tensor) -> Tensor:
-        floor = X.shape[-1] * torch.finfo(X.dtype).eps * sigma.amax(-1, keepdim=True)
-        return torch.where(sigma > floor, 1 / sigma, 0.0)
-
-    return scale_singular_values(X, gain, overwrite=overwrite)
+    """In float64; directions below rounding of the largest are dropped."""
+    rounding = X.shape[-1] * torch.finfo(X.dtype).eps
+    return map_singular_values(
+        X,
+        lambda sigma, _: rounding * sigma.amax(-1, keepdim=True),
+        lambda sigma, bend: (sigma > bend).double(),
+        rescale=False,
+        overwrite=overwrite,
+    )
 
 
 def _rational(X: Tensor, steps: int, overwrite: bool) -> Tensor:
     """σ/√(σ² + c²): the soft clip at c, over c. The slope of Muon's quintic at zero says what its steps lift."""
     low = MUON_COEFFICIENTS[0] ** -steps
-    c = (low * energy(X).sqrt()[..., None, None]).to(X.dtype).clamp_min(torch.finfo(X.dtype).tiny)
-    clipped = rational(X, c, ROUGH_TOL, overwrite=overwrite)
-    return _reference(X, overwrite) if clipped is None else clipped.div_(c)
+    # In units of the largest entry, where neither c nor what is divided by it is too small for a product.
+    unit = entry_maximum(X)
+    Y = X.div_(unit) if overwrite else X / unit
+    c = (low * energy(Y).sqrt()[..., None, None]).to(X.dtype)
+    return solve(Y, c.clamp_min(torch.finfo(X.dtype).tiny), "rational", ROUGH_TOL, overwrite=True).div_(
+        c.clamp_min(low)
+    )
 
 
 def _muon(X: Tensor, steps: int) -> Tensor:

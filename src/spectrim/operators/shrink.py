@@ -40,7 +40,8 @@ def smooth_shrink(G: Tensor, tau: float | Tensor, *, form: ShrinkForm = "redesce
     Args:
         G: floating point, any shape; with two or more dimensions (..., m, n).
         tau: τ, in the units of G's entries: a number > 0, or a tensor broadcasting over the stack, G.shape[:-2], as
-            :func:`entry_scale` returns it; it is not read, and a zero in it gives zeros.
+            :func:`entry_scale` returns it; on an accelerator it is not read. Where it is zero, or below the smallest
+            normal number of the working precision, the result is zero.
         form: "redescending" sends the largest entries to zero, the others hold them at τ.
 
     Returns:
@@ -64,22 +65,26 @@ def smooth_shrink(G: Tensor, tau: float | Tensor, *, form: ShrinkForm = "redesce
     if form == "hard":
         shrunk = matrices.clamp(-tau, tau)
     else:
-        # τ / √(τ² + y²), whose square root does not overflow and whose zero over zero is zero.
-        share = tau / torch.hypot(tau, matrices).clamp_min(torch.finfo(y.dtype).tiny)
-        shrunk = matrices * (share.square() if form == "redescending" else share)
+        # Where y/τ or its square overflows the result is zero; it would be below 1e-19 τ.
+        smallest = torch.finfo(y.dtype).tiny
+        one = torch.where(tau < smallest, math.inf, 1.0).to(y.dtype)
+        ratio = matrices / tau.clamp_min(smallest)
+        shrunk = matrices / (torch.addcmul(one, ratio, ratio) if form == "redescending" else torch.hypot(one, ratio))
     return shrunk.reshape(G.shape).to(G.dtype)
 
 
 def shrink_block(y: Tensor, tau: float, form: ShrinkForm, *, out: Tensor) -> None:
     """:func:`smooth_shrink` of a few entries by one τ >= 0, written to ``out``, in as few passes as there can be."""
     smallest = torch.finfo(y.dtype).tiny
-    if form == "hard" or tau < smallest:
+    if form == "hard":
         torch.clamp(y, -tau, tau, out=out)
         return
-    torch.mul(y, 1 / tau, out=out)
+    if tau < smallest:
+        torch.mul(y, 0.0, out=out)
+        return
+    torch.div(y, tau, out=out)
     one = torch.ones((), dtype=y.dtype)
     if form == "redescending":
-        # Where (y/τ)² overflows the result is zero; it would be below 1e-19 τ.
         torch.addcmul(one, out, out, out=out)
     else:
         torch.hypot(out, one, out=out)
@@ -106,7 +111,8 @@ def entry_scale(G: Tensor) -> Tensor:
     else:
         total = y.abs().sqrt().sum((-2, -1) if y.ndim >= 2 else None)
     mean = total / max(math.prod(G.shape[-2:]), 1)
-    return mean.square() / HALF_MOMENT
+    # By the moment first, and no more than there is a number for: neither step overflows where entries do not.
+    return (mean / math.sqrt(HALF_MOMENT)).square().clamp(max=torch.finfo(y.dtype).max)
 
 
 def _in_blocks(y: Tensor) -> bool:
