@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,8 +18,7 @@ from spectrim.lab.files import write_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "optimizers.md"
 COMPILED = ("adamw", "spectra")
-PARTS = ("table", "without", "compiled")
-KERNELS = ("adamw", "adamw+shrink", "adamw+clip", "spectra", "muon rough")
+PARTS = ("table", "compiled")
 
 TEXT = """\
 # What a step costs
@@ -46,27 +44,6 @@ update U: zero for an orthogonal one.
 - The gradient is read once more than by torch, to see that it is finite before anything moves. That is what plain
   `adamw` costs above the fused kernel, which it is otherwise.
 
-## Kernels in C
-
-What takes torch several passes over memory on a Linux host is done in one by a few kernels in plain C
-(`src/spectrim/native`): the scale of entries, shrinkage with AdamW, the Adam direction, momentum, the update; Spectra's
-power step with all that follows from it, reading the momentum once; Gram matrices and sums of inverses that use their
-symmetry, an inverse per thread. The system's C compiler (`cc`, `gcc`, `clang`, or `$CC`) makes a library of them at
-their first use, in one or two seconds, and leaves it in `~/.cache/spectrim/native` (or under
-`$XDG_CACHE_HOME`); where that cannot be written, for the one process. They run on the threads of the OpenMP runtime
-that torch has loaded, as many as `torch.get_num_threads()`, and their results do not depend on how many.
-`spectrim.native.available()` says whether they are used and `spectrim.native.unavailable_because()` why not.
-
-`SPECTRIM_NATIVE=0` turns them off. Without them, as on accelerators, under `torch.compile`, for other dtypes and for
-tensors that are no single run of memory, the same is said in torch's words; results agree to rounding, not to the bit.
-So a resumed run is told when that changed. With the kernels off, measured next:
-
-{without}
-
-What did not pay: products in bfloat16, of which it takes three to be as accurate as one in float32, at twice its
-rate; sixteen rows at a time in the power step, whose offsets no longer fit the registers; asking for the matrix's
-next entries ahead of time.
-
 ## Under torch.compile
 
 The step compiles, and is not compiled again when a learning rate in a tensor changes. Under the compiler no number is
@@ -86,16 +63,15 @@ def markdown(rows: Iterable[bench_optimizers.OptimizerRow]) -> str:
 def measure(part: str, repeats: int) -> list[bench_optimizers.OptimizerRow]:
     if part == "compiled":
         return bench_optimizers.bench_optimizers(blocks=1, repeats=5, contenders=COMPILED, compiled=True)
-    return bench_optimizers.bench_optimizers(blocks=1, repeats=repeats, contenders=KERNELS if part == "without" else ())
+    return bench_optimizers.bench_optimizers(blocks=1, repeats=repeats)
 
 
 def measured(part: str, folder: Path, options: list[str]) -> list[bench_optimizers.OptimizerRow]:
     """A part's rows, measured by a process of its own unless the folder has them."""
     path = folder / f"{part}.json"
     if not path.is_file():
-        environment = {**os.environ, **({"SPECTRIM_NATIVE": "0"} if part == "without" else {})}
         command = [sys.executable, __file__, "--part", part, "--rows", str(folder), *options]
-        subprocess.run(command, env=environment, check=True)
+        subprocess.run(command, check=True)
     return [bench_optimizers.OptimizerRow(**row) for row in json.loads(path.read_text())]
 
 

@@ -162,7 +162,8 @@ def custom(
 ) -> Work:
     """The cost of an operator of this project, by :data:`COSTS` or else by its schema."""
     declared = func._schema.arguments
-    longest = max((len(x) for x in (*args, *kwargs.values()) if isinstance(x, (list, tuple))), default=0)
+    lists = [x for x in (*args, *kwargs.values()) if isinstance(x, (list, tuple)) and x and isinstance(x[0], Tensor)]
+    longest = max(map(len, lists), default=0)
     if cost := known_cost(func._schema.name):
         launches, moved, flops = cost(*args, **kwargs)
         return Work(launches, moved, dict(flops), longest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,15 +53,34 @@ def falling(rows: int, columns: int, device: torch.device) -> Tensor:
 MATRICES: dict[str, Callable[[int, int, torch.device], Tensor]] = {"spiky": spiky, "falling": falling}
 
 
-def operators(name: str) -> dict[str, Callable[..., Tensor]]:
-    """An operator in its exact form and, where it has one, in half precision."""
-    operator: Callable[..., Tensor] = getattr(spectrim, name)
-    if "precision" not in inspect.signature(operator).parameters:
-        return {"exact": operator}
-    return {
-        kind: lambda *args, kind=kind, **options: operator(*args, precision=kind, **options)
-        for kind in ("exact", "half")
+def clip_forms() -> dict[str, Callable[[Tensor, float], Tensor]]:
+    """The soft clip, exact and, where this version has it, in half precision."""
+    found: dict[str, Callable[[Tensor, float], Tensor]] = {"soft_clip exact": spectrim.soft_clip}
+    try:
+        from spectrim.operators.half import half_clip
+    except ImportError:
+        return found
+    return found | {"soft_clip half": lambda X, c: half_clip([stack_of(X)], [c])[0].view_as(X)}
+
+
+def polar_forms() -> dict[str, Callable[[Tensor], Tensor]]:
+    """The polar factor likewise, converged and after five steps; and what torch's Muon does."""
+    found: dict[str, Callable[[Tensor], Tensor]] = {
+        "orthogonalize exact": spectrim.orthogonalize,
+        "orthogonalize exact, 5 steps": lambda X: spectrim.orthogonalize(X, steps=5),
+        "torch.Muon's 5 steps": torch_steps,
     }
+    try:
+        from spectrim.operators.half import half_polar
+    except ImportError:
+        return found
+    found["orthogonalize half"] = lambda X: half_polar([stack_of(X)])[0].view_as(X)
+    found["orthogonalize half, 5 steps"] = lambda X: half_polar([stack_of(X)], steps=5)[0].view_as(X)
+    return found
+
+
+def stack_of(X: Tensor) -> Tensor:
+    return X.unsqueeze(0) if X.ndim == 2 else X
 
 
 def accuracy(device: Device) -> Iterator[Row]:
@@ -76,12 +94,12 @@ def accuracy(device: Device) -> Iterator[Row]:
                 U, S, Vh = torch.linalg.svd(X.double(), full_matrices=False)
                 for setting in PRECISIONS:
                     names = {"shape": [m, n], "matrix": kind, "products": setting}
-                    for form, clip in operators("soft_clip").items():
+                    for label, clip in clip_forms().items():
                         for ratio in RATIOS:
                             c = S[0].item() / ratio
                             exact = (U * (S / torch.sqrt(1 + (S / c) ** 2))) @ Vh
                             yield (
-                                {**names, "operator": f"soft_clip {form}", "ratio": ratio},
+                                {**names, "operator": label, "ratio": ratio},
                                 lambda clip=clip, c=c, exact=exact, setting=setting, X=X: clipped(
                                     clip, X, c, exact, setting
                                 ),
@@ -95,14 +113,6 @@ def accuracy(device: Device) -> Iterator[Row]:
                         )
 
     yield from rows(device, cases())
-
-
-def polar_forms() -> dict[str, Callable[[Tensor], Tensor]]:
-    found: dict[str, Callable[[Tensor], Tensor]] = {}
-    for form, polar in operators("orthogonalize").items():
-        found[f"orthogonalize {form}"] = polar
-        found[f"orthogonalize {form}, 5 steps"] = lambda X, polar=polar: polar(X, steps=5)
-    return found | {"torch.Muon's 5 steps": torch_steps}
 
 
 def clipped(clip: Callable[..., Tensor], X: Tensor, c: float, exact: Tensor, setting: str) -> Row:
@@ -153,8 +163,8 @@ def times(device: Device) -> Iterator[Row]:
 def operator_forms(X: Tensor) -> dict[str, Callable[[], Any]]:
     half = X.half()
     found: dict[str, Callable[[], Any]] = {}
-    for form, clip in operators("soft_clip").items():
-        found[f"soft_clip {form}"] = lambda clip=clip: clip(X, 5.0)
+    for label, clip in clip_forms().items():
+        found[label] = lambda clip=clip: clip(X, 5.0)
     for label, polar in polar_forms().items():
         if "torch" not in label or X.ndim == 2:
             found[label] = lambda polar=polar: polar(X)

@@ -36,8 +36,8 @@ embeddings.
 {goals}
 
 The optimizer's share of a step of a model of 34 M parameters (width 512, 8 layers, vocabulary 8,192; 16,384 tokens a
-step, bfloat16 autocast, compiled), eager and captured in a CUDA graph. Predicted beside the {forward_backward} ms that an
-H100 took for forward and backward; a graph is predicted to take what the device works.
+step, bfloat16 autocast, compiled), eager and captured in a CUDA graph. Predicted beside the {forward_backward} ms that
+an H100 took for forward and backward; a graph is predicted to take what the device works.
 
 {shares}
 
