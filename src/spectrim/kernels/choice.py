@@ -24,9 +24,9 @@ from torch import Tensor
 
 from .lists import is_dense
 
-__all__ = ["MEASURED", "kernel_runs", "use"]
+__all__ = ["MEASURED", "kernel_runs", "switched_on", "use"]
 
-#: Names of devices, as ``torch.cuda.get_device_name`` has them, on which a kernel was measured to win. None so far.
+#: Devices, as ``torch.cuda.get_device_name`` has them, and the operations whose kernel was measured to win there.
 MEASURED: dict[str, frozenset[str]] = {}
 
 FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -68,21 +68,30 @@ class use:  # noqa: N801 (it reads as the function that it mostly is)
         _switch = self._before
 
 
-def kernel_runs(kernel: str, *lists: Sequence[Tensor], scalars: Sequence[Tensor] = ()) -> bool:
-    """True if the Triton form of an operation is to run on these lists.
+def switched_on(kernel: str, device: torch.device) -> bool:
+    """True if the Triton form of an operation is to run on a device, for tensors that it can take.
 
     Args:
-        kernel: the operation's name in :data:`MEASURED`.
+        kernel: the operation's name, as :data:`MEASURED` has it.
+    """
+    if _switch is False or (_switch is None and not MEASURED) or not _installed:
+        return False
+    if device.type != ("cpu" if _interpreted else "cuda"):
+        return False
+    return _switch is True or kernel in MEASURED.get(torch.cuda.get_device_name(device), ())
+
+
+def kernel_runs(kernel: str, *lists: Sequence[Tensor], scalars: Sequence[Tensor] = ()) -> bool:
+    """True if the Triton form of an operation over lists is to run on these lists.
+
+    Args:
+        kernel: as for :func:`switched_on`.
         lists: of equal length, tensors of one shape at each place.
         scalars: tensors of one float32 entry that must be on the same device.
     """
-    if _switch is False or (_switch is None and kernel not in MEASURED) or not _installed or not lists[0]:
+    if not lists[0] or not switched_on(kernel, lists[0][0].device):
         return False
     device = lists[0][0].device
-    if device.type != ("cpu" if _interpreted else "cuda"):
-        return False
-    if _switch is None and torch.cuda.get_device_name(device) not in MEASURED[kernel]:
-        return False
     if not all(scalar.dtype == torch.float32 and scalar.device == device for scalar in scalars):
         return False
     return all(_fits(tensors, device) for tensors in zip(*lists, strict=True))

@@ -49,8 +49,8 @@ def mean_roots(
     Args:
         tensors: at least one, on one device, of any floating-point dtypes.
         runs: the logical matrices, which need not cover the tensors; without them every tensor is one.
-        counts: what to divide the sums by in place of the number of entries, one for each matrix: a shard that divides by
-            those of the whole matrix gives its share of the mean, and the shares add up.
+        counts: what to divide the sums by in place of the number of entries, one for each matrix: a shard that divides
+            by those of the whole matrix gives its share of the mean, and the shares add up.
 
     Returns:
         (R,), float32 or better; the same to the bit each time. Zero for an empty matrix.

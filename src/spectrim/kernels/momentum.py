@@ -50,8 +50,8 @@ def momentum_directions(
     """Write the momentum direction of every gradient to ``out``, or its sign; updates the buffers in place.
 
     Args:
-        grads, buffers: of one shape each with its ``out``, which may hold anything; its dtype, float32 at least, is that
-            of the arithmetic.
+        grads, buffers: of one shape each with its ``out``, which may hold anything; its dtype, float32 at least, is
+            that of the arithmetic.
         taus, runs, form: as for :func:`~.shrinking.shrunk`; gradients are shrunk before they enter.
         seeds: one for each tensor, by which buffers in bfloat16 are rounded by chance; without them, to nearest.
         steps: scalars that change the chance from step to step.

@@ -50,7 +50,8 @@ def write_rounded(target: Tensor, exact: Tensor, seed: int | None, step: Tensor 
 
 def in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
     """A vector of a tensor's entries, in the order in which ``like``, which is dense, has them in memory."""
-    order = sorted(range(like.ndim), key=lambda dim: (-int(like.stride(dim)), -int(like.shape[dim])))
+    strides, sizes = like.stride(), like.shape
+    order = sorted(range(like.ndim), key=lambda dim: (-strides[dim], -sizes[dim]))
     return tensor.permute(order).reshape(-1)
 
 

@@ -129,7 +129,7 @@ def block_map(pieces: tuple[Piece, ...], device: torch.device) -> BlockMap:
 
 
 def _order_after(kept: _Kept, device: torch.device, capturing: bool) -> None:
-    """Let the current stream wait, on the device, for the upload of a map by another, and keep the map until it is done."""
+    """Let the current stream wait, on the device, for the upload of a map by another, and keep the map from reuse."""
     if kept.uploaded is None or capturing:  # a capture begins with a synchronisation
         return
     stream = torch.cuda.current_stream(device)

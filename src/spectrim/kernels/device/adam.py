@@ -223,8 +223,8 @@ def _step_cost(
 
 @operator(
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor[] steps, "
-    "float[] lrs, Tensor[] lr_tensors, int[] lr_places, float[] weight_decays, float beta1, float beta2, float eps, Tensor? found, "
-    "Tensor? taus, int[]? runs, str form, int[]? seeds) -> ()",
+    "float[] lrs, Tensor[] lr_tensors, int[] lr_places, float[] weight_decays, float beta1, float beta2, float eps, "
+    "Tensor? found, Tensor? taus, int[]? runs, str form, int[]? seeds) -> ()",
     mutates=("params", "exp_avgs", "exp_avg_sqs"),
     cost=_step_cost,
 )

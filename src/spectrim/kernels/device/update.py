@@ -55,7 +55,8 @@ def _cost(weights: Sequence[Tensor], updates: Sequence[Tensor], *rest: Any) -> C
 
 @operator(
     "(Tensor(a!)[] weights, Tensor[] updates, float[] lrs, Tensor[] lr_tensors, int[] lr_places, "
-    "float[] weight_decays, float scale, Tensor? scales, int[]? runs, Tensor? found, int[]? seeds, Tensor[]? steps) -> ()",
+    "float[] weight_decays, float scale, Tensor? scales, int[]? runs, Tensor? found, int[]? seeds, "
+    "Tensor[]? steps) -> ()",
     mutates=("weights",),
     cost=_cost,
 )
