@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .lists import Found, fused_serves, held, with_zeros
+from .choice import kernel_runs
+from .lists import Found, Number, fused_serves, held, like, listed, of_equal_numbers, rates, spread, with_zeros, working
+from .rounding import HIGH, LOW, SECOND, seed_of, write_rounded
+from .runs import Run, check_per_matrix, flat
+from .shrinking import ShrinkForm, shrunk
 
 __all__ = ["adam", "adam_directions", "adamw_step", "bias_correction"]
-
-Number = float | Tensor
 
 
 def adam(
@@ -41,24 +43,40 @@ def adam_directions(
     beta2: float,
     eps: float,
     found: Found = None,
+    taus: Tensor | None = None,
+    runs: Sequence[Run] | None = None,
+    form: ShrinkForm = "redescending",
+    seeds: Sequence[int] | None = None,
 ) -> None:
     """Write the Adam direction of every gradient to ``out``; updates the moments in place.
 
     Args:
-        grads, exp_avgs, exp_avg_sqs: of one shape and dtype each with its ``out``, which may hold anything.
+        grads, exp_avgs, exp_avg_sqs: of one shape each with its ``out``, which may hold anything; its dtype, float32 at
+            least, is that of the arithmetic.
         steps: scalars that count this step already.
+        taus, runs, form: as for :func:`~.shrinking.shrunk`; gradients are shrunk before they enter.
+        seeds: one for each tensor, by which moments in bfloat16 are rounded by chance; without them, to nearest.
     """
+    if not out:
+        return
+    if taus is not None:
+        check_per_matrix("taus", taus, grads, runs)
+    if kernel_runs("adam_directions", out, grads, exp_avgs, exp_avg_sqs, scalars=steps):
+        from .device import adam as device
+
+        lists = map(list, (grads, exp_avgs, exp_avg_sqs, steps, out))
+        device.adam_directions(*lists, beta1, beta2, eps, found, taus, flat(runs), form, listed(seeds))
+        return
+    if taus is not None:
+        grads = shrunk(grads, taus, runs, form, working(out[0]))
     if fused_serves(out, grads, exp_avgs, exp_avg_sqs):
         # A fused AdamW step of learning rate −1 on zeros, without decay, leaves exactly the direction.
         torch._foreach_zero_(list(out))
-        _fused(out, grads, exp_avgs, exp_avg_sqs, steps, -1.0, beta1, beta2, eps, 0.0, found)
+        _fused((out, grads, exp_avgs, exp_avg_sqs, steps), -1.0, beta1, beta2, eps, 0.0, found)
         return
-    b1, b2 = held(beta1, found), held(beta2, found)
-    lists = zip(with_zeros(grads, found), exp_avgs, exp_avg_sqs, steps, out, strict=True)
-    for grad, exp_avg, exp_avg_sq, step, target in lists:
-        # A first step that is skipped has counted nothing, and nothing to correct.
-        count = step if found is None else step.clamp_min(1)
-        target.copy_(adam(grad, exp_avg, exp_avg_sq, count, beta1=b1, beta2=b2, eps=eps))
+    for index, (grad, target) in enumerate(zip(with_zeros(grads, found), out, strict=True)):
+        state, seed = (exp_avgs[index], exp_avg_sqs[index], steps[index]), seed_of(seeds, index)
+        target.copy_(_direction(grad, *state, working(target), beta1, beta2, eps, found, seed))
 
 
 def adamw_step(
@@ -68,23 +86,82 @@ def adamw_step(
     exp_avg_sqs: Sequence[Tensor],
     steps: Sequence[Tensor],
     *,
-    lr: Number,
+    lr: Number | Sequence[Number],
     beta1: float,
     beta2: float,
     eps: float,
-    weight_decay: float,
+    weight_decay: float | Sequence[float],
     found: Found = None,
+    taus: Tensor | None = None,
+    runs: Sequence[Run] | None = None,
+    form: ShrinkForm = "redescending",
+    seeds: Sequence[int] | None = None,
 ) -> None:
-    """AdamW's step of every parameter by torch's fused kernel; :func:`~.lists.fused_serves` says which it takes."""
-    _fused(params, grads, exp_avgs, exp_avg_sqs, steps, lr, beta1, beta2, eps, weight_decay, found)
+    """AdamW's step of every parameter, its gradient shrunk first where there are ``taus``.
+
+    In eager form by torch's fused kernel, where :func:`~.lists.fused_serves`; bfloat16 weights with float32 moments are
+    stepped in float32.
+
+    Args:
+        lr, weight_decay: one for all, or one for each parameter.
+        taus, runs, form: as for :func:`~.shrinking.shrunk`.
+        seeds: one for each tensor, by which weights in bfloat16 are rounded by chance; without them, to nearest.
+    """
+    if not params:
+        return
+    if taus is not None:
+        check_per_matrix("taus", taus, grads, runs)
+    lrs, decays = spread(lr, len(params)), spread(weight_decay, len(params))
+    plain = taus is None and fused_serves(params, grads, exp_avgs, exp_avg_sqs)
+    # Torch's own kernel already takes one pass where nothing is shrunk and one dtype serves.
+    if not plain and kernel_runs("adamw_step", params, grads, exp_avgs, exp_avg_sqs, scalars=steps):
+        from .device import adam as device
+
+        lists = map(list, (params, grads, exp_avgs, exp_avg_sqs, steps))
+        numbers = (*rates(lrs), decays, beta1, beta2, eps)
+        device.adamw_step(*lists, *numbers, found, taus, flat(runs), form, listed(seeds))
+        return
+    if taus is not None:
+        grads = shrunk(grads, taus, runs, form, working(exp_avgs[0]))
+    if fused_serves(params, grads, exp_avgs, exp_avg_sqs):
+        for rate, decay, chosen in of_equal_numbers(lrs, decays):
+            some = [[tensors[i] for i in chosen] for tensors in (params, grads, exp_avgs, exp_avg_sqs, steps)]
+            _fused(some, rate, beta1, beta2, eps, decay, found)
+        return
+    for index, (param, grad) in enumerate(zip(params, with_zeros(grads, found), strict=True)):
+        state, seed = (exp_avgs[index], exp_avg_sqs[index], steps[index]), seed_of(seeds, index)
+        direction = _direction(grad, *state, working(param), beta1, beta2, eps, found, seed)
+        rate, exact = like(lrs[index], direction), param.to(direction.dtype)
+        changed = exact * (1 - rate * decays[index]) - direction * rate
+        changed = changed if found is None else torch.where(found > 0, exact, changed)
+        write_rounded(param, changed, seed, steps[index], SECOND)
+
+
+def _direction(
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    dtype: torch.dtype,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    found: Found,
+    seed: int | None,
+) -> Tensor:
+    """:func:`adam` in a given dtype, whatever those of gradient and moments, which stay where the step is skipped."""
+    # A first step that is skipped has counted nothing, and nothing to correct.
+    count = step if found is None else step.clamp_min(1)
+    moments = (exp_avg.to(dtype), exp_avg_sq.to(dtype))
+    direction = adam(grad.to(dtype), *moments, count, beta1=held(beta1, found), beta2=held(beta2, found), eps=eps)
+    for stored, exact, lane in zip((exp_avg, exp_avg_sq), moments, (LOW, HIGH), strict=True):
+        if exact is not stored:
+            write_rounded(stored, exact, seed, step, lane)
+    return direction
 
 
 def _fused(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
+    lists: Sequence[Sequence[Tensor]],
     lr: Number,
     beta1: float,
     beta2: float,
@@ -92,13 +169,15 @@ def _fused(
     weight_decay: float,
     found: Found,
 ) -> None:
+    """AdamW's step by torch's fused kernel. ``lists``: parameters, gradients, both moments and steps."""
+    params, grads, exp_avgs, exp_avg_sqs, steps = map(list, lists)
     torch._fused_adamw_(
-        list(params),
-        list(grads),
-        list(exp_avgs),
-        list(exp_avg_sqs),
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
         [],
-        list(steps),
+        steps,
         lr=lr,
         beta1=beta1,
         beta2=beta2,
@@ -114,8 +193,3 @@ def bias_correction(decay: Number, step: Tensor) -> Tensor:
     """1 − βᵗ as a float64 scalar: in float32 it loses its leading digits where β = 0.999 and t is small."""
     base = torch.as_tensor(decay, dtype=torch.float64, device=step.device) if isinstance(decay, Tensor) else decay
     return 1 - torch.pow(base, step.double())
-
-
-def like(number: Number, tensor: Tensor) -> Number:
-    """A number in a tensor's dtype, where it is a tensor."""
-    return number.to(tensor.dtype) if isinstance(number, Tensor) else number

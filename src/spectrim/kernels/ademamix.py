@@ -8,8 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .adam import Number, bias_correction, like
-from .lists import Found, held, with_zeros
+from .adam import bias_correction
+from .choice import kernel_runs
+from .lists import Found, Number, held, like, listed, with_zeros, working
+from .rounding import HIGH, LOW, SECOND, seed_of, write_rounded
+from .runs import Run, check_per_matrix, flat
+from .shrinking import ShrinkForm, shrunk
 
 __all__ = ["ademamix", "ademamix_directions", "interpolated_decay"]
 
@@ -61,19 +65,43 @@ def ademamix_directions(
     eps: float,
     warmup_steps: int | None,
     found: Found = None,
+    taus: Tensor | None = None,
+    runs: Sequence[Run] | None = None,
+    form: ShrinkForm = "redescending",
+    seeds: Sequence[int] | None = None,
 ) -> None:
-    """Write the AdEMAMix direction of every gradient to ``out``; updates the moments in place."""
+    """Write the AdEMAMix direction of every gradient to ``out``; updates the three moments in place.
+
+    Args:
+        grads, exp_avgs, exp_avgs_slow, exp_avg_sqs, steps, out, taus, runs, form, seeds: as for
+            :func:`~.adam.adam_directions`.
+    """
+    if not out:
+        return
+    if taus is not None:
+        check_per_matrix("taus", taus, grads, runs)
+    if kernel_runs("ademamix_directions", out, grads, exp_avgs, exp_avgs_slow, exp_avg_sqs, scalars=steps):
+        from .device import ademamix as device
+
+        lists = map(list, (grads, exp_avgs, exp_avgs_slow, exp_avg_sqs, steps, out))
+        numbers = (list(betas), alpha, eps, warmup_steps)
+        device.ademamix_directions(*lists, *numbers, found, taus, flat(runs), form, listed(seeds))
+        return
+    if taus is not None:
+        grads = shrunk(grads, taus, runs, form, working(out[0]))
     b1, b2, b3 = (held(beta, found) for beta in betas)
     taken = None if found is None else found == 0
-    lists = zip(with_zeros(grads, found), exp_avgs, exp_avgs_slow, exp_avg_sqs, steps, out, strict=True)
-    for grad, exp_avg, exp_avg_slow, exp_avg_sq, step, target in lists:
-        count = step if found is None else step.clamp_min(1)
+    stored_lists = zip(exp_avgs, exp_avgs_slow, exp_avg_sqs, strict=True)
+    entries = zip(with_zeros(grads, found), stored_lists, steps, out, strict=True)
+    for index, (grad, stored, step, target) in enumerate(entries):
+        dtype = working(target)
+        first, slow, second = (moment.to(dtype) for moment in stored)
         direction = ademamix(
-            grad,
-            exp_avg,
-            exp_avg_slow,
-            exp_avg_sq,
-            count,
+            grad.to(dtype),
+            first,
+            slow,
+            second,
+            step if found is None else step.clamp_min(1),
             betas=(b1, b2, b3),
             alpha=alpha,
             eps=eps,
@@ -81,6 +109,9 @@ def ademamix_directions(
             taken=taken,
         )
         target.copy_(direction)
+        for old, new, lane in zip(stored, (first, slow, second), (LOW, SECOND, HIGH), strict=True):
+            if new is not old:
+                write_rounded(old, new, seed_of(seeds, index), step, lane)
 
 
 def interpolated_decay(start: Number, end: Number, progress: Tensor) -> Tensor:

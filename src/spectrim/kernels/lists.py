@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Found", "fused_serves", "held", "with_zeros"]
+__all__ = [
+    "Found",
+    "Number",
+    "fused_serves",
+    "held",
+    "like",
+    "listed",
+    "of_equal_numbers",
+    "rates",
+    "spread",
+    "with_zeros",
+    "working",
+]
+
+#: A number of Python, or a scalar tensor on the device.
+Number = float | Tensor
 
 #: None, or a float32 scalar: 1 where the whole step is skipped, else 0.
 Found = Tensor | None
+
+N = TypeVar("N", float, Number)
+V = TypeVar("V")
 
 FUSED_DEVICES = ("cpu", "cuda")
 
@@ -65,3 +84,55 @@ def with_zeros(tensors: Sequence[Tensor], found: Found) -> list[Tensor]:
         return list(tensors)
     skip = found > 0
     return [torch.where(skip, 0.0, tensor) for tensor in tensors]
+
+
+def working(tensor: Tensor) -> torch.dtype:
+    """The dtype in which to compute with a tensor: float64 for float64, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def like(number: Number, tensor: Tensor) -> Number:
+    """A number in a tensor's dtype, where it is a tensor."""
+    return number.to(tensor.dtype) if isinstance(number, Tensor) else number
+
+
+def spread(value: N | Sequence[N], count: int) -> list[N]:
+    """One value for each of ``count`` tensors, from one for all or a list of them."""
+    if not isinstance(value, (list, tuple)):
+        return [value] * count  # type: ignore[list-item]
+    if len(value) != count:
+        raise ValueError(f"{len(value)} values for {count} tensors: expected one for each, or one for all")
+    return list(value)
+
+
+def listed(values: Sequence[V] | None) -> list[V] | None:
+    """A list, which an operator can take, where there is something."""
+    return None if values is None else list(values)
+
+
+def of_equal_numbers(lrs: Sequence[Number], decays: Sequence[float]) -> Iterator[tuple[Number, float, list[int]]]:
+    """Where which learning rate and decay are the same: each pair with the places that have it."""
+    places: dict[tuple[object, float], list[int]] = {}
+    for index, (lr, decay) in enumerate(zip(lrs, decays, strict=True)):
+        # Tensors are the same if they are one object; to compare their numbers would be to read them.
+        places.setdefault((id(lr) if isinstance(lr, Tensor) else lr, decay), []).append(index)
+    for chosen in places.values():
+        yield lrs[chosen[0]], decays[chosen[0]], chosen
+
+
+def rates(lrs: Sequence[Number]) -> tuple[list[float], list[Tensor], list[int]]:
+    """Learning rates as an operator can take them: numbers, tensors, and where each rate is among the tensors.
+
+    The number is 0 where the rate is a tensor, and the place −1 where it is a number.
+    """
+    tensors: list[Tensor] = []
+    places = []
+    for lr in lrs:
+        place = -1
+        if isinstance(lr, Tensor):
+            place = next((place for place, tensor in enumerate(tensors) if tensor is lr), len(tensors))
+            if place == len(tensors):
+                tensors.append(lr)
+        places.append(place)
+    numbers = [0.0 if isinstance(lr, Tensor) else float(lr) for lr in lrs]
+    return numbers, [tensor.float() for tensor in tensors], places

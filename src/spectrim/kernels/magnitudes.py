@@ -1,4 +1,7 @@
-"""The largest magnitude of every gradient: what screening for non-finite entries needs, in one pass."""
+"""What screening needs of all gradients, in one pass: the largest magnitude of each, and the mean root of each matrix.
+
+The first tells non-finite entries, the second is the scale of entries by which gradients are shrunk.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["largest_magnitudes"]
+from .choice import kernel_runs
+from .lists import listed, working
+from .runs import Run, check_runs, flat, parts
+
+__all__ = ["largest_magnitudes", "magnitudes_and_roots", "mean_roots"]
 
 
 def largest_magnitudes(tensors: Sequence[Tensor]) -> Tensor:
@@ -19,6 +26,10 @@ def largest_magnitudes(tensors: Sequence[Tensor]) -> Tensor:
     Args:
         tensors: at least one, on one device, of any floating-point dtypes.
     """
+    if kernel_runs("largest_magnitudes", tensors):
+        from .device.screen import screen
+
+        return screen(list(tensors), None, None, True, False)[0]  # type: ignore[no-any-return]
     dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
     filled = [tensor for tensor in tensors if tensor.numel()]
     if not filled:
@@ -28,3 +39,50 @@ def largest_magnitudes(tensors: Sequence[Tensor]) -> Tensor:
         return torch.stack(tuple(found))
     zero = torch.zeros((), dtype=dtype, device=tensors[0].device)
     return torch.stack([next(found) if tensor.numel() else zero for tensor in tensors])
+
+
+def mean_roots(
+    tensors: Sequence[Tensor], *, runs: Sequence[Run] | None = None, counts: Sequence[int] | None = None
+) -> Tensor:
+    """The mean of √|entry| over every logical matrix, as one vector; its square over 0.6760 is the entries' scale.
+
+    Args:
+        tensors: at least one, on one device, of any floating-point dtypes.
+        runs: the logical matrices, which need not cover the tensors; without them every tensor is one.
+        counts: what to divide the sums by in place of the number of entries, one for each matrix: a shard that divides
+            by those of the whole matrix gives its share of the mean, and the shares add up.
+
+    Returns:
+        (R,), float32 or better; the same to the bit each time. Zero for an empty matrix.
+    """
+    _check(tensors, runs, counts)
+    if kernel_runs("mean_roots", tensors):
+        from .device.screen import screen
+
+        return screen(list(tensors), flat(runs), listed(counts), False, True)[1]  # type: ignore[no-any-return]
+    matrices = parts(tensors, runs)
+    lengths = [max(1, matrix.numel()) for matrix in matrices] if counts is None else [max(1, count) for count in counts]
+    # The number of entries divides on the host, so that none is uploaded.
+    return torch.stack(
+        [matrix.to(working(matrix)).abs().sqrt().sum() / n for matrix, n in zip(matrices, lengths, strict=True)]
+    )
+
+
+def magnitudes_and_roots(
+    tensors: Sequence[Tensor], *, runs: Sequence[Run] | None = None, counts: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`largest_magnitudes` of all tensors, :func:`mean_roots` of all runs; in one reading where a kernel runs."""
+    _check(tensors, runs, counts)
+    if kernel_runs("magnitudes_and_roots", tensors):
+        from .device.screen import screen
+
+        return screen(list(tensors), flat(runs), listed(counts), True, True)  # type: ignore[no-any-return]
+    return largest_magnitudes(tensors), mean_roots(tensors, runs=runs, counts=counts)
+
+
+def _check(tensors: Sequence[Tensor], runs: Sequence[Run] | None, counts: Sequence[int] | None) -> None:
+    if runs is not None:
+        check_runs(tensors, runs, whole=False)
+    matrices = len(tensors if runs is None else runs)
+    if counts is not None and len(counts) != matrices:
+        raise ValueError(f"{len(counts)} counts for {matrices} matrices: expected one for each")

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .adam import Number, like
-from .lists import Found, fused_serves, held, with_zeros
+from .choice import kernel_runs
+from .lists import Found, Number, fused_serves, held, like, listed, with_zeros, working
+from .rounding import LOW, seed_of, write_rounded
+from .runs import Run, check_per_matrix, flat
+from .shrinking import ShrinkForm, shrunk
 
 __all__ = ["momentum", "momentum_directions"]
 
@@ -38,12 +41,33 @@ def momentum_directions(
     nesterov: bool = False,
     sign: bool = False,
     found: Found = None,
+    taus: Tensor | None = None,
+    runs: Sequence[Run] | None = None,
+    form: ShrinkForm = "redescending",
+    seeds: Sequence[int] | None = None,
+    steps: Sequence[Tensor] | None = None,
 ) -> None:
     """Write the momentum direction of every gradient to ``out``, or its sign; updates the buffers in place.
 
     Args:
-        grads, buffers: of one shape and dtype each with its ``out``, which may hold anything.
+        grads, buffers: of one shape each with its ``out``, which may hold anything; its dtype, float32 at least, is
+            that of the arithmetic.
+        taus, runs, form: as for :func:`~.shrinking.shrunk`; gradients are shrunk before they enter.
+        seeds: one for each tensor, by which buffers in bfloat16 are rounded by chance; without them, to nearest.
+        steps: scalars that change the chance from step to step.
     """
+    if not out:
+        return
+    if taus is not None:
+        check_per_matrix("taus", taus, grads, runs)
+    if kernel_runs("momentum_directions", out, grads, buffers, scalars=steps or ()):
+        from .device import momentum as device
+
+        lists, options = map(list, (grads, buffers, out)), (decay, average, nesterov, sign)
+        device.momentum_directions(*lists, *options, found, taus, flat(runs), form, listed(seeds), listed(steps))
+        return
+    if taus is not None:
+        grads = shrunk(grads, taus, runs, form, working(out[0]))
     if fused_serves(out, grads, buffers):
         # Fused SGD of learning rate −1 on zeros leaves the direction; its dampening makes the sum an average.
         targets = list(out)
@@ -65,7 +89,11 @@ def momentum_directions(
             torch._foreach_lerp_(targets, list(grads), 1 - decay)
     else:
         beta = held(decay, found)
-        for grad, buffer, target in zip(with_zeros(grads, found), buffers, out, strict=True):
-            target.copy_(momentum(grad, buffer, decay=beta, average=average, nesterov=nesterov))
+        for index, (grad, buffer, target) in enumerate(zip(with_zeros(grads, found), buffers, out, strict=True)):
+            exact = buffer.to(working(target))
+            target.copy_(momentum(grad.to(exact.dtype), exact, decay=beta, average=average, nesterov=nesterov))
+            if exact is not buffer:
+                step = None if steps is None else steps[index]
+                write_rounded(buffer, exact, seed_of(seeds, index), step, LOW)
     if sign:
         torch._foreach_sign_(list(out))

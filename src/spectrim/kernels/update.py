@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .adam import Number, like
-from .lists import Found, fused_serves
+from .choice import kernel_runs
+from .lists import Found, Number, fused_serves, like, listed, of_equal_numbers, rates, spread, working
+from .rounding import SECOND, seed_of, write_rounded
+from .runs import Run, check_per_matrix, flat, parts
 
 __all__ = ["apply_updates"]
 
@@ -17,37 +19,76 @@ def apply_updates(
     weights: Sequence[Tensor],
     updates: Sequence[Tensor],
     *,
-    lr: Number,
-    weight_decay: float = 0.0,
-    scale: float = 1.0,
+    lr: Number | Sequence[Number],
+    weight_decay: float | Sequence[float] = 0.0,
+    scale: float | Tensor = 1.0,
+    runs: Sequence[Run] | None = None,
     found: Found = None,
+    seeds: Sequence[int] | None = None,
+    steps: Sequence[Tensor] | None = None,
 ) -> None:
     """X ← (1 − lr · weight_decay) X − lr · scale · U for every weight X and its update U, in place.
 
     Args:
         weights: of any floating-point dtypes; below float32 the arithmetic is done in float32 and rounded once.
-        updates: each of its weight's shape, float32 or better. They are not written to.
-        lr: a number, or a scalar tensor on the weights' device.
-        scale: a positive number.
+        updates: each of its weight's shape, of any floating-point dtypes. They are not written to.
+        lr: a number, or a scalar tensor on the weights' device; one for all or one for each weight.
+        weight_decay: one for all, or one for each weight.
+        scale: a positive number; or a float32 vector on the device, one for each run, or without runs for each weight.
+        runs: that cover every weight, for a vector of scales.
+        seeds: one for each weight, by which those in bfloat16 are rounded by chance; without them, to nearest.
+        steps: scalars that change the chance from step to step.
     """
-    if fused_serves(weights, updates):
-        # Fused SGD without momentum, its coupled decay divided by what multiplies the update, is just that in one pass.
-        torch._fused_sgd_(
-            list(weights),
-            list(updates),
-            [],
-            weight_decay=weight_decay / scale,
-            momentum=0.0,
-            lr=lr * scale,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-            is_first_step=False,
-            found_inf=found,
-        )
+    if not weights:
         return
-    for weight, update in zip(weights, updates, strict=True):
-        exact = weight.to(update.dtype)
-        rate = like(lr, update)
-        changed = exact * (1 - rate * weight_decay) - update * (rate * scale)
-        weight.copy_(changed if found is None else torch.where(found > 0, exact, changed))
+    if isinstance(scale, Tensor):
+        check_per_matrix("scale", scale, weights, runs)
+    lrs, decays = spread(lr, len(weights)), spread(weight_decay, len(weights))
+    plain = not isinstance(scale, Tensor) and fused_serves(weights, updates)
+    # Torch's own kernel already takes one pass where one number scales all and one dtype serves.
+    if not plain and kernel_runs("apply_updates", weights, updates, scalars=steps or ()):
+        from .device import update as device
+
+        scales = (1.0, scale) if isinstance(scale, Tensor) else (scale, None)
+        options = (*scales, flat(runs), found, listed(seeds), listed(steps))
+        device.apply_updates(list(weights), list(updates), *rates(lrs), decays, *options)
+        return
+    if not isinstance(scale, Tensor) and fused_serves(weights, updates):
+        for rate, decay, chosen in of_equal_numbers(lrs, decays):
+            # Fused SGD without momentum, its coupled decay divided by what multiplies the update, is just that.
+            torch._fused_sgd_(
+                [weights[i] for i in chosen],
+                [updates[i] for i in chosen],
+                [],
+                weight_decay=decay / scale,
+                momentum=0.0,
+                lr=rate * scale,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+                found_inf=found,
+            )
+        return
+    for index, (weight, scaled) in enumerate(zip(weights, _scaled(updates, weights, scale, runs), strict=True)):
+        exact, rate = weight.to(scaled.dtype), like(lrs[index], scaled)
+        changed = exact * (1 - rate * decays[index]) - scaled * rate
+        step = None if steps is None else steps[index]
+        changed = changed if found is None else torch.where(found > 0, exact, changed)
+        write_rounded(weight, changed, seed_of(seeds, index), step, SECOND)
+
+
+def _scaled(
+    updates: Sequence[Tensor], weights: Sequence[Tensor], scale: float | Tensor, runs: Sequence[Run] | None
+) -> list[Tensor]:
+    """Every update times its scale, in the precision of the arithmetic, as new tensors."""
+    dtypes = [torch.promote_types(working(w), working(u)) for w, u in zip(weights, updates, strict=True)]
+    if not isinstance(scale, Tensor):
+        return [update.to(dtype) * scale for update, dtype in zip(updates, dtypes, strict=True)]
+    if runs is None:
+        factors = scale.unbind()
+        return [u.to(dtype) * f.to(dtype) for u, dtype, f in zip(updates, dtypes, factors, strict=True)]
+    result = [torch.empty_like(update, dtype=dtype) for update, dtype in zip(updates, dtypes, strict=True)]
+    for source, target, factor in zip(parts(updates, runs), parts(result, runs), scale.unbind(), strict=True):
+        torch.mul(source.to(target.dtype), factor.to(target.dtype), out=target)
+    return result

@@ -1,0 +1,111 @@
+"""Which form of an operation runs, eager or Triton: one rule for all of them.
+
+A Triton form runs where all of this holds:
+
+1. It is switched on: by :class:`use`, else by the environment variable SPECTRIM_KERNELS=1 (or 0), else because it was
+   measured to win on this device (:data:`MEASURED`).
+2. Triton can be imported, and the tensors are on a CUDA or ROCm device. Fake tensors count, and reach the operator's
+   fake form. Triton's interpreter (TRITON_INTERPRET=1, set before Triton is imported) takes CPU tensors instead.
+3. Every tensor is in float32, bfloat16 or float16, and those that belong together lie in memory in the same order
+   without gaps. All else takes the eager form, without a word.
+
+Compiling changes nothing in this: the operators are opaque to a compiler, and declare what they write.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from .lists import is_dense
+
+__all__ = ["MEASURED", "kernel_runs", "switched_on", "use"]
+
+#: Devices, as ``torch.cuda.get_device_name`` has them, and the operations whose kernel was measured to win there.
+MEASURED: dict[str, frozenset[str]] = {}
+
+FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
+
+_installed = importlib.util.find_spec("triton") is not None
+_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _from_environment() -> bool | None:
+    value = os.environ.get("SPECTRIM_KERNELS", "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"SPECTRIM_KERNELS={value!r} in the environment: expected 1, 0 or nothing")
+    return value == "1" if value else None
+
+
+_switch: bool | None = _from_environment()
+
+
+class use:  # noqa: N801 (it reads as the function that it mostly is)
+    """Switch the Triton kernels on (True), off (False), or back to the default rule (None), for the whole process.
+
+    It acts when called. As a context manager, ``with use(True): ...``, it also restores what was before.
+    """
+
+    def __init__(self, kernels: bool | None) -> None:
+        global _switch
+        if kernels not in (True, False, None):
+            raise ValueError(f"kernels={kernels!r}: expected True, False or None")
+        self._before = _switch
+        _switch = kernels
+
+    def __enter__(self) -> use:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _switch
+        _switch = self._before
+
+
+def switched_on(kernel: str, device: torch.device) -> bool:
+    """True if the Triton form of an operation is to run on a device, for tensors that it can take.
+
+    Args:
+        kernel: the operation's name, as :data:`MEASURED` has it.
+    """
+    if _switch is False or (_switch is None and not MEASURED) or not _installed:
+        return False
+    if device.type != ("cpu" if _interpreted else "cuda"):
+        return False
+    return _switch is True or kernel in MEASURED.get(torch.cuda.get_device_name(device), ())
+
+
+def kernel_runs(kernel: str, *lists: Sequence[Tensor], scalars: Sequence[Tensor] = ()) -> bool:
+    """True if the Triton form of an operation over lists is to run on these lists.
+
+    Args:
+        kernel: as for :func:`switched_on`.
+        lists: of equal length, tensors of one shape at each place.
+        scalars: tensors of one float32 entry that must be on the same device.
+    """
+    if not lists[0] or not switched_on(kernel, lists[0][0].device):
+        return False
+    device = lists[0][0].device
+    if not all(scalar.dtype == torch.float32 and scalar.device == device for scalar in scalars):
+        return False
+    return all(_fits(tensors, device) for tensors in zip(*lists, strict=True))
+
+
+def _fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
+    """True if a kernel may walk through the storages of these tensors side by side."""
+    first = tensors[0]
+    for tensor in tensors:
+        if tensor.dtype not in FLOATS or tensor.device != device:
+            return False
+        if tensor is not first and tensor.shape != first.shape:
+            return False
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return True
+    stride = first.stride()
+    return all(tensor.stride() == stride for tensor in tensors) and is_dense(first)

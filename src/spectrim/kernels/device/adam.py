@@ -1,0 +1,274 @@
+"""Adam over lists in Triton: directions, and AdamW's step."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..costs import Cost, entrywise_cost
+from ..runs import triples
+from ..table import block_map, by_dtypes, pieces_of, upload
+from .common import entries, minus_expm1, noise, number, number_or_tensor, pointer, put, shrink, work_of
+from .operators import addresses, entrywise, form_number, launch, operator, types
+
+__all__ = ["adam_directions", "adamw_step"]
+
+
+@triton.jit
+def _adam(
+    g_at, m_at, v_at, offsets, left, random, tau, rest1, beta2, rest2, first, second, eps,
+    FORM: tl.constexpr, CHANCE: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The direction of a block; stores its moments. ``first`` and ``second`` are 1 / (1 − β₁ᵗ) and 1 / √(1 − β₂ᵗ)."""
+    g = shrink(entries(g_at, offsets, left, MASKED), tau, FORM)
+    m = entries(m_at, offsets, left, MASKED)
+    v = entries(v_at, offsets, left, MASKED)
+    m += rest1 * (g - m)
+    v = beta2 * v + rest2 * g * g
+    put(m_at, offsets, left, m, random, CHANCE, MASKED)
+    put(v_at, offsets, left, v, random >> 16, CHANCE, MASKED)
+    return m * first / (tl.sqrt_rn(v) * second + eps)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _directions_kernel(
+    table, blocks, count, found, taus, rest1, beta2, rest2, log1, log2, eps,
+    GRAD: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, OUT: tl.constexpr,
+    FORM: tl.constexpr, CHANCE: tl.constexpr, FOUND: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    tensor, matrix, begin, left = work_of(blocks, ALIGNED)
+    g_at = pointer(table, tensor, begin, GRAD, ALIGNED)
+    m_at = pointer(table, count + tensor, begin, FIRST, ALIGNED)
+    v_at = pointer(table, 2 * count + tensor, begin, SECOND, ALIGNED)
+    out_at = pointer(table, 3 * count + tensor, begin, OUT, ALIGNED)
+    offsets = tl.arange(0, BLOCK)
+    skip = False
+    if FOUND:
+        skip = tl.load(found) != 0
+    if skip:
+        # Nobody uses it; but what is no number would travel far before it is thrown away.
+        tl.store(out_at + offsets, tl.zeros([BLOCK], OUT), mask=offsets < left)
+    else:
+        step = tl.load(tl.load(table + 4 * count + tensor).to(tl.pointer_type(tl.float32)))
+        first = 1 / minus_expm1(step * log1)
+        second = 1 / tl.sqrt_rn(minus_expm1(step * log2))
+        tau = 0.0
+        if FORM > 0:
+            tau = tl.load(taus + matrix)
+        random = offsets.to(tl.uint32)
+        if CHANCE:
+            random = noise(tl.load(table + 5 * count + tensor), step, begin, offsets, 0)
+        if left >= BLOCK:
+            d = _adam(
+                g_at, m_at, v_at, offsets, 0, random, tau, rest1, beta2, rest2, first, second, eps, FORM, CHANCE, False
+            )
+            put(out_at, offsets, 0, d, random, False, False)
+        else:
+            d = _adam(
+                g_at,
+                m_at,
+                v_at,
+                offsets,
+                left,
+                random,
+                tau,
+                rest1,
+                beta2,
+                rest2,
+                first,
+                second,
+                eps,
+                FORM,
+                CHANCE,
+                True,
+            )
+            put(out_at, offsets, left, d, random, False, True)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _step_kernel(
+    table, blocks, count, found, taus, rest1, beta2, rest2, log1, log2, eps,
+    PARAM: tl.constexpr, GRAD: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
+    FORM: tl.constexpr, CHANCE: tl.constexpr, FOUND: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    tensor, matrix, begin, left = work_of(blocks, ALIGNED)
+    p_at = pointer(table, tensor, begin, PARAM, ALIGNED)
+    g_at = pointer(table, count + tensor, begin, GRAD, ALIGNED)
+    m_at = pointer(table, 2 * count + tensor, begin, FIRST, ALIGNED)
+    v_at = pointer(table, 3 * count + tensor, begin, SECOND, ALIGNED)
+    offsets = tl.arange(0, BLOCK)
+    skip = False
+    if FOUND:
+        skip = tl.load(found) != 0
+    if not skip:
+        step = tl.load(tl.load(table + 4 * count + tensor).to(tl.pointer_type(tl.float32)))
+        first = 1 / minus_expm1(step * log1)
+        second = 1 / tl.sqrt_rn(minus_expm1(step * log2))
+        lr = number_or_tensor(table, 7 * count + tensor, 6 * count + tensor)
+        keep = 1 - lr * number(table, 8 * count + tensor)
+        tau = 0.0
+        if FORM > 0:
+            tau = tl.load(taus + matrix)
+        random = offsets.to(tl.uint32)
+        other = random
+        if CHANCE:
+            seed = tl.load(table + 5 * count + tensor)
+            random = noise(seed, step, begin, offsets, 0)
+            other = noise(seed, step, begin, offsets, 1)
+        if left >= BLOCK:
+            d = _adam(
+                g_at, m_at, v_at, offsets, 0, random, tau, rest1, beta2, rest2, first, second, eps, FORM, CHANCE, False
+            )
+            put(p_at, offsets, 0, entries(p_at, offsets, 0, False) * keep - lr * d, other, CHANCE, False)
+        else:
+            d = _adam(
+                g_at,
+                m_at,
+                v_at,
+                offsets,
+                left,
+                random,
+                tau,
+                rest1,
+                beta2,
+                rest2,
+                first,
+                second,
+                eps,
+                FORM,
+                CHANCE,
+                True,
+            )
+            put(p_at, offsets, left, entries(p_at, offsets, left, True) * keep - lr * d, other, CHANCE, True)
+
+
+def _numbers(beta1: float, beta2: float, eps: float) -> tuple[float, ...]:
+    """The numbers of both kernels, each rounded once from float64."""
+    return 1 - beta1, beta2, 1 - beta2, _log(beta1), _log(beta2), eps
+
+
+def _log(beta: float) -> float:
+    return math.log(beta) if beta > 0 else -math.inf
+
+
+def _directions_cost(
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    out: Sequence[Tensor],
+    *rest: Any,
+) -> Cost:
+    return entrywise_cost([grads, exp_avgs, exp_avg_sqs], [exp_avgs, exp_avg_sqs, out])
+
+
+@operator(
+    "(Tensor[] grads, Tensor(a!)[] exp_avgs, Tensor(b!)[] exp_avg_sqs, Tensor[] steps, Tensor(c!)[] out, float beta1, "
+    "float beta2, float eps, Tensor? found, Tensor? taus, int[]? runs, str form, int[]? seeds) -> ()",
+    mutates=("exp_avgs", "exp_avg_sqs", "out"),
+    cost=_directions_cost,
+)
+def adam_directions(
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    out: list[Tensor],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    found: Tensor | None,
+    taus: Tensor | None,
+    runs: list[int] | None,
+    form: str,
+    seeds: list[int] | None,
+) -> None:
+    """:func:`~spectrim.kernels.adam.adam_directions` as an operator."""
+    device = grads[0].device
+    pieces = pieces_of([grad.numel() for grad in grads], triples(runs))
+    for lists, kept, places in by_dtypes(pieces, grads, exp_avgs, exp_avg_sqs, out):
+        blocks = block_map(kept, device)
+        rows = [*map(addresses, lists), addresses([steps[i] for i in places])]
+        table = upload(device, [*rows, [seeds[i] for i in places] if seeds else []])
+        launch(
+            _directions_kernel,
+            blocks.programs,
+            device,
+            table,
+            blocks.blocks,
+            len(places),
+            table if found is None else found,
+            table if taus is None else taus,
+            *_numbers(beta1, beta2, eps),
+            *types(*lists),
+            form_number(taus, form),
+            seeds is not None,
+            found is not None,
+            **entrywise(blocks.aligned, *lists),
+        )
+
+
+def _step_cost(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    *rest: Any,
+) -> Cost:
+    return entrywise_cost([params, grads, exp_avgs, exp_avg_sqs], [params, exp_avgs, exp_avg_sqs])
+
+
+@operator(
+    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor[] steps, "
+    "float[] lrs, Tensor[] lr_tensors, int[] lr_places, float[] weight_decays, float beta1, float beta2, float eps, "
+    "Tensor? found, Tensor? taus, int[]? runs, str form, int[]? seeds) -> ()",
+    mutates=("params", "exp_avgs", "exp_avg_sqs"),
+    cost=_step_cost,
+)
+def adamw_step(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    lrs: list[float],
+    lr_tensors: list[Tensor],
+    lr_places: list[int],
+    weight_decays: list[float],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    found: Tensor | None,
+    taus: Tensor | None,
+    runs: list[int] | None,
+    form: str,
+    seeds: list[int] | None,
+) -> None:
+    """:func:`~spectrim.kernels.adam.adamw_step` as an operator."""
+    device = params[0].device
+    pieces = pieces_of([param.numel() for param in params], triples(runs))
+    rate_addresses = [lr_tensors[place].data_ptr() if place >= 0 else 0 for place in lr_places]
+    for lists, kept, places in by_dtypes(pieces, params, grads, exp_avgs, exp_avg_sqs):
+        blocks = block_map(kept, device)
+        rows = [*map(addresses, lists), addresses([steps[i] for i in places])]
+        rows += [[seeds[i] if seeds else 0 for i in places], [rate_addresses[i] for i in places]]
+        table = upload(device, rows, [[lrs[i] for i in places], [weight_decays[i] for i in places]])
+        launch(
+            _step_kernel,
+            blocks.programs,
+            device,
+            table,
+            blocks.blocks,
+            len(places),
+            table if found is None else found,
+            table if taus is None else taus,
+            *_numbers(beta1, beta2, eps),
+            *types(*lists),
+            form_number(taus, form),
+            seeds is not None,
+            found is not None,
+            **entrywise(blocks.aligned, *lists),
+        )

@@ -1,0 +1,163 @@
+"""AdEMAMix over lists in Triton."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..costs import Cost, entrywise_cost
+from ..runs import triples
+from ..table import block_map, by_dtypes, pieces_of, upload
+from .common import entries, minus_expm1, noise, pointer, put, shrink, work_of
+from .operators import addresses, entrywise, form_number, launch, operator, types
+
+__all__ = ["ademamix_directions"]
+
+
+@triton.jit
+def _ademamix(
+    g_at, m_at, s_at, v_at, out_at, offsets, left, random, other, tau,
+    rest1, slow, beta2, rest2, first, second, share, eps,
+    FORM: tl.constexpr, CHANCE: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    g = shrink(entries(g_at, offsets, left, MASKED), tau, FORM)
+    m = entries(m_at, offsets, left, MASKED)
+    s = entries(s_at, offsets, left, MASKED)
+    v = entries(v_at, offsets, left, MASKED)
+    m += rest1 * (g - m)
+    s += slow * (g - s)
+    v = beta2 * v + rest2 * g * g
+    put(m_at, offsets, left, m, random, CHANCE, MASKED)
+    put(s_at, offsets, left, s, other, CHANCE, MASKED)
+    put(v_at, offsets, left, v, random >> 16, CHANCE, MASKED)
+    d = (m * first + share * s) / (tl.sqrt_rn(v) * second + eps)
+    put(out_at, offsets, left, d, random, False, MASKED)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _kernel(
+    table, blocks, count, found, taus, rest1, beta2, rest2, log1, log2, half_life1, half_life3, alpha, warmup, eps,
+    GRAD: tl.constexpr, FAST: tl.constexpr, SLOW: tl.constexpr, SECOND: tl.constexpr, OUT: tl.constexpr,
+    FORM: tl.constexpr, CHANCE: tl.constexpr, FOUND: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    tensor, matrix, begin, left = work_of(blocks, ALIGNED)
+    g_at = pointer(table, tensor, begin, GRAD, ALIGNED)
+    m_at = pointer(table, count + tensor, begin, FAST, ALIGNED)
+    s_at = pointer(table, 2 * count + tensor, begin, SLOW, ALIGNED)
+    v_at = pointer(table, 3 * count + tensor, begin, SECOND, ALIGNED)
+    out_at = pointer(table, 4 * count + tensor, begin, OUT, ALIGNED)
+    offsets = tl.arange(0, BLOCK)
+    skip = False
+    if FOUND:
+        skip = tl.load(found) != 0
+    if skip:
+        # Nobody uses it; but what is no number would travel far before it is thrown away.
+        tl.store(out_at + offsets, tl.zeros([BLOCK], OUT), mask=offsets < left)
+    else:
+        step = tl.load(tl.load(table + 5 * count + tensor).to(tl.pointer_type(tl.float32)))
+        first = 1 / minus_expm1(step * log1)
+        second = 1 / tl.sqrt_rn(minus_expm1(step * log2))
+        # The decay of the slow average is ½ to the power of 1 / (1 + half-life), half-lives between those of β₁ and β₃.
+        progress = tl.minimum(step / warmup, 1.0)
+        early = tl.where(progress < 1, (1 - progress) * half_life1, 0.0)
+        late = tl.where(progress > 0, progress * half_life3, 0.0)
+        slow = minus_expm1(-0.6931471805599453 / tl.abs(1 + early + late))
+        tau = 0.0
+        if FORM > 0:
+            tau = tl.load(taus + matrix)
+        random = offsets.to(tl.uint32)
+        other = random
+        if CHANCE:
+            seed = tl.load(table + 6 * count + tensor)
+            random = noise(seed, step, begin, offsets, 0)
+            other = noise(seed, step, begin, offsets, 1)
+        if left >= BLOCK:
+            _ademamix(
+                g_at, m_at, s_at, v_at, out_at, offsets, 0, random, other, tau,
+                rest1, slow, beta2, rest2, first, second, alpha * progress, eps, FORM, CHANCE, False,
+            )  # fmt: skip
+        else:
+            _ademamix(
+                g_at, m_at, s_at, v_at, out_at, offsets, left, random, other, tau,
+                rest1, slow, beta2, rest2, first, second, alpha * progress, eps, FORM, CHANCE, True,
+            )  # fmt: skip
+
+
+def _cost(
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avgs_slow: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    out: Sequence[Tensor],
+    *rest: Any,
+) -> Cost:
+    moments = [exp_avgs, exp_avgs_slow, exp_avg_sqs]
+    return entrywise_cost([grads, *moments], [*moments, out])
+
+
+@operator(
+    "(Tensor[] grads, Tensor(a!)[] exp_avgs, Tensor(b!)[] exp_avgs_slow, Tensor(c!)[] exp_avg_sqs, Tensor[] steps, "
+    "Tensor(d!)[] out, float[] betas, float alpha, float eps, int? warmup_steps, Tensor? found, Tensor? taus, "
+    "int[]? runs, str form, int[]? seeds) -> ()",
+    mutates=("exp_avgs", "exp_avgs_slow", "exp_avg_sqs", "out"),
+    cost=_cost,
+)
+def ademamix_directions(
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avgs_slow: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    out: list[Tensor],
+    betas: list[float],
+    alpha: float,
+    eps: float,
+    warmup_steps: int | None,
+    found: Tensor | None,
+    taus: Tensor | None,
+    runs: list[int] | None,
+    form: str,
+    seeds: list[int] | None,
+) -> None:
+    """:func:`~spectrim.kernels.ademamix.ademamix_directions` as an operator."""
+    device = grads[0].device
+    beta1, beta2, beta3 = betas
+    numbers = (1 - beta1, beta2, 1 - beta2, _log(beta1), _log(beta2), _half_life(beta1), _half_life(beta3), alpha)
+    # Without warm-up every step has come as far as the end of one.
+    warmup = 0.5 if warmup_steps is None else float(warmup_steps)
+    pieces = pieces_of([grad.numel() for grad in grads], triples(runs))
+    for lists, kept, places in by_dtypes(pieces, grads, exp_avgs, exp_avgs_slow, exp_avg_sqs, out):
+        blocks = block_map(kept, device)
+        rows = [*map(addresses, lists), addresses([steps[i] for i in places])]
+        table = upload(device, [*rows, [seeds[i] for i in places] if seeds else []])
+        launch(
+            _kernel,
+            blocks.programs,
+            device,
+            table,
+            blocks.blocks,
+            len(places),
+            table if found is None else found,
+            table if taus is None else taus,
+            *numbers,
+            warmup,
+            eps,
+            *types(*lists),
+            form_number(taus, form),
+            seeds is not None,
+            found is not None,
+            **entrywise(blocks.aligned, *lists),
+        )
+
+
+def _log(beta: float) -> float:
+    return math.log(beta) if beta > 0 else -math.inf
+
+
+def _half_life(beta: float) -> float:
+    """In steps, less one; a decay of 1 never halves."""
+    return math.log(0.5) / math.log(beta) - 1 if 0 < beta < 1 else -1.0 if beta == 0 else math.inf

@@ -1,0 +1,130 @@
+"""What the kernels share: finding a block's work, loading, storing and rounding entries, shrinkage."""
+
+import triton
+import triton.language as tl
+
+from ..table import ALIGNMENT
+
+ALIGN = tl.constexpr(ALIGNMENT)
+
+
+@triton.jit
+def work_of(blocks, ALIGNED: tl.constexpr):
+    """This program's tensor, matrix, first entry, and how many entries its piece has from there on."""
+    row = blocks + tl.program_id(0).to(tl.int64) * 3
+    packed = tl.load(row)
+    begin = tl.load(row + 1)
+    left = tl.load(row + 2) - begin
+    if ALIGNED:
+        begin = tl.multiple_of(begin, ALIGN)
+    return packed & 0xFFFFFFFF, packed >> 32, begin, left
+
+
+@triton.jit
+def pointer(table, index, begin, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Where a block of one tensor begins, its address read from the table."""
+    address = tl.load(table + index).to(tl.pointer_type(TYPE))
+    if ALIGNED:
+        address = tl.multiple_of(address, 16)
+    return address + begin
+
+
+@triton.jit
+def number(table, index):
+    """A float64 of the table, as float32."""
+    return tl.load(table + index).to(tl.float64, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def number_or_tensor(table, index, place):
+    """A float64 of the table, unless there is the address of a float32 scalar at ``place``."""
+    address = tl.load(table + place)
+    value = number(table, index)
+    if address != 0:
+        value = tl.load(address.to(tl.pointer_type(tl.float32)))
+    return value
+
+
+@triton.jit
+def entries(source, offsets, left, MASKED: tl.constexpr):
+    """The entries of a block in float32; zeros beyond its end."""
+    if MASKED:
+        loaded = tl.load(source + offsets, mask=offsets < left, other=0.0)
+    else:
+        loaded = tl.load(source + offsets)
+    return loaded.to(tl.float32)
+
+
+@triton.jit
+def put(target, offsets, left, x, random, CHANCE: tl.constexpr, MASKED: tl.constexpr):
+    """Store float32 entries in the target's dtype: bfloat16 by chance, or else to nearest."""
+    if target.dtype.element_ty == tl.bfloat16:
+        rounded = to_bfloat16(x, random, CHANCE)
+    else:
+        rounded = x.to(target.dtype.element_ty)
+    if MASKED:
+        tl.store(target + offsets, rounded, mask=offsets < left)
+    else:
+        tl.store(target + offsets, rounded)
+
+
+@triton.jit
+def to_bfloat16(x, random, CHANCE: tl.constexpr):
+    """Round to bfloat16, the upper half of a float32, by what is added to the lower half before it is cut off."""
+    bits = x.to(tl.uint32, bitcast=True)
+    if CHANCE:
+        added = random & 0xFFFF
+    else:
+        added = ((bits >> 16) & 1) + 0x7FFF
+    finite = (bits & 0x7F800000) != 0x7F800000
+    # What is no number stays none, though its payload may lie in the lower half.
+    other = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, bits | 0x00400000, bits)
+    bits = tl.where(finite, bits + added, other)
+    return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def mixed(x):
+    """As ``rounding._mixed``."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def noise(seed, step, begin, offsets, DRAW: tl.constexpr):
+    """32 random bits for every entry, of which :mod:`spectrim.kernels.rounding` has the definition.
+
+    DRAW: 0 or 1; the lanes LOW and HIGH are the lower and the upper half of draw 0.
+    """
+    key = mixed(step.to(tl.int64).to(tl.uint32) ^ seed.to(tl.uint32))
+    key = mixed(mixed(key ^ (seed >> 32).to(tl.uint32)) + DRAW)
+    other = mixed((begin >> 32).to(tl.uint32) + key)
+    position = begin.to(tl.uint32) + offsets.to(tl.uint32)
+    return mixed(mixed(position ^ key) ^ other)
+
+
+@triton.jit
+def shrink(y, tau, FORM: tl.constexpr):
+    """As ``shrinking.shrunk_entries``; FORM 0 leaves everything, 1 to 3 are the places in FORMS from 1."""
+    if FORM == 0:
+        return y
+    elif FORM == 3:
+        return tl.minimum(tl.maximum(y, -tau, tl.PropagateNan.ALL), tau, tl.PropagateNan.ALL)
+    else:
+        ratio = y / tau
+        if FORM == 1:
+            # Where the square overflows the result is zero; it would be below 1e-19 τ.
+            small = y / (1 + ratio * ratio)
+        else:
+            small = tl.where(tl.abs(ratio) > 1e8, tl.where(y < 0, -tau, tau), y / tl.sqrt_rn(1 + ratio * ratio))
+        return tl.where(tau < 1.1754943508222875e-38, 0.0, small)
+
+
+@triton.jit
+def minus_expm1(x):
+    """1 − eˣ of a scalar x ≤ 0, exact to float32's rounding near zero too."""
+    series = 1 + x * (1 / 7) * (1 + x * (1 / 8) * (1 + x * (1 / 9)))
+    series = 1 + x * (1 / 4) * (1 + x * (1 / 5) * (1 + x * (1 / 6) * series))
+    series = x * (1 + x * (1 / 2) * (1 + x * (1 / 3) * series))
+    return tl.where(x > -0.5, -series, 1 - tl.exp(x))

@@ -1,0 +1,130 @@
+"""Momentum over lists in Triton."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..costs import Cost, entrywise_cost
+from ..runs import triples
+from ..table import block_map, by_dtypes, pieces_of, upload
+from .common import entries, noise, pointer, put, shrink, work_of
+from .operators import addresses, entrywise, form_number, launch, operator, types
+
+__all__ = ["momentum_directions"]
+
+
+@triton.jit
+def _momentum(
+    g_at, m_at, out_at, offsets, left, random, tau, decay, rest,
+    AVERAGE: tl.constexpr, NESTEROV: tl.constexpr, SIGN: tl.constexpr,
+    FORM: tl.constexpr, CHANCE: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    g = shrink(entries(g_at, offsets, left, MASKED), tau, FORM)
+    m = entries(m_at, offsets, left, MASKED)
+    if AVERAGE:
+        m += rest * (g - m)
+        d = g + decay * (m - g) if NESTEROV else m
+    else:
+        m = decay * m + g
+        d = g + decay * m if NESTEROV else m
+    put(m_at, offsets, left, m, random, CHANCE, MASKED)
+    if SIGN:
+        # What is no number has no sign, and stays.
+        d = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, d))
+    put(out_at, offsets, left, d, random, False, MASKED)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _kernel(
+    table, blocks, count, found, taus, decay, rest,
+    GRAD: tl.constexpr, STATE: tl.constexpr, OUT: tl.constexpr,
+    AVERAGE: tl.constexpr, NESTEROV: tl.constexpr, SIGN: tl.constexpr, STEPS: tl.constexpr,
+    FORM: tl.constexpr, CHANCE: tl.constexpr, FOUND: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    tensor, matrix, begin, left = work_of(blocks, ALIGNED)
+    g_at = pointer(table, tensor, begin, GRAD, ALIGNED)
+    m_at = pointer(table, count + tensor, begin, STATE, ALIGNED)
+    out_at = pointer(table, 2 * count + tensor, begin, OUT, ALIGNED)
+    offsets = tl.arange(0, BLOCK)
+    skip = False
+    if FOUND:
+        skip = tl.load(found) != 0
+    if skip:
+        # Nobody uses it; but what is no number would travel far before it is thrown away.
+        tl.store(out_at + offsets, tl.zeros([BLOCK], OUT), mask=offsets < left)
+    else:
+        tau = 0.0
+        if FORM > 0:
+            tau = tl.load(taus + matrix)
+        random = offsets.to(tl.uint32)
+        if CHANCE:
+            step = 0.0
+            if STEPS:
+                step = tl.load(tl.load(table + 4 * count + tensor).to(tl.pointer_type(tl.float32)))
+            random = noise(tl.load(table + 3 * count + tensor), step, begin, offsets, 0)
+        if left >= BLOCK:
+            _momentum(
+                g_at, m_at, out_at, offsets, 0, random, tau, decay, rest, AVERAGE, NESTEROV, SIGN, FORM, CHANCE, False
+            )
+        else:
+            _momentum(
+                g_at, m_at, out_at, offsets, left, random, tau, decay, rest, AVERAGE, NESTEROV, SIGN, FORM, CHANCE, True
+            )
+
+
+def _cost(grads: Sequence[Tensor], buffers: Sequence[Tensor], out: Sequence[Tensor], *rest: Any) -> Cost:
+    return entrywise_cost([grads, buffers], [buffers, out])
+
+
+@operator(
+    "(Tensor[] grads, Tensor(a!)[] buffers, Tensor(b!)[] out, float decay, bool average, bool nesterov, bool sign, "
+    "Tensor? found, Tensor? taus, int[]? runs, str form, int[]? seeds, Tensor[]? steps) -> ()",
+    mutates=("buffers", "out"),
+    cost=_cost,
+)
+def momentum_directions(
+    grads: list[Tensor],
+    buffers: list[Tensor],
+    out: list[Tensor],
+    decay: float,
+    average: bool,
+    nesterov: bool,
+    sign: bool,
+    found: Tensor | None,
+    taus: Tensor | None,
+    runs: list[int] | None,
+    form: str,
+    seeds: list[int] | None,
+    steps: list[Tensor] | None,
+) -> None:
+    """:func:`~spectrim.kernels.momentum.momentum_directions` as an operator."""
+    device = grads[0].device
+    pieces = pieces_of([grad.numel() for grad in grads], triples(runs))
+    for lists, kept, places in by_dtypes(pieces, grads, buffers, out):
+        blocks = block_map(kept, device)
+        rows = [*map(addresses, lists), [seeds[i] if seeds else 0 for i in places]]
+        table = upload(device, [*rows, addresses([steps[i] for i in places]) if steps else []])
+        launch(
+            _kernel,
+            blocks.programs,
+            device,
+            table,
+            blocks.blocks,
+            len(places),
+            table if found is None else found,
+            table if taus is None else taus,
+            decay,
+            1 - decay,
+            *types(*lists),
+            average,
+            nesterov,
+            sign,
+            steps is not None,
+            form_number(taus, form),
+            seeds is not None,
+            found is not None,
+            **entrywise(blocks.aligned, *lists),
+        )

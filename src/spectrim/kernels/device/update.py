@@ -1,0 +1,102 @@
+"""The update over lists in Triton."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..costs import Cost, entrywise_cost
+from ..runs import triples
+from ..table import block_map, by_dtypes, pieces_of, upload
+from .common import entries, noise, number, number_or_tensor, pointer, put, work_of
+from .operators import addresses, entrywise, launch, operator, types
+
+__all__ = ["apply_updates"]
+
+
+@triton.jit(do_not_specialize=["count"])
+def _kernel(
+    table, blocks, count, found, scales, scale,
+    WEIGHT: tl.constexpr, UPDATE: tl.constexpr, SCALES: tl.constexpr, STEPS: tl.constexpr,
+    CHANCE: tl.constexpr, FOUND: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    tensor, matrix, begin, left = work_of(blocks, ALIGNED)
+    x_at = pointer(table, tensor, begin, WEIGHT, ALIGNED)
+    u_at = pointer(table, count + tensor, begin, UPDATE, ALIGNED)
+    offsets = tl.arange(0, BLOCK)
+    skip = False
+    if FOUND:
+        skip = tl.load(found) != 0
+    if not skip:
+        lr = number_or_tensor(table, 5 * count + tensor, 3 * count + tensor)
+        keep = 1 - lr * number(table, 6 * count + tensor)
+        if SCALES:
+            scale = tl.load(scales + matrix)
+        rate = lr * scale
+        random = offsets.to(tl.uint32)
+        if CHANCE:
+            step = 0.0
+            if STEPS:
+                step = tl.load(tl.load(table + 4 * count + tensor).to(tl.pointer_type(tl.float32)))
+            random = noise(tl.load(table + 2 * count + tensor), step, begin, offsets, 1)
+        if left >= BLOCK:
+            x = entries(x_at, offsets, 0, False) * keep - rate * entries(u_at, offsets, 0, False)
+            put(x_at, offsets, 0, x, random, CHANCE, False)
+        else:
+            x = entries(x_at, offsets, left, True) * keep - rate * entries(u_at, offsets, left, True)
+            put(x_at, offsets, left, x, random, CHANCE, True)
+
+
+def _cost(weights: Sequence[Tensor], updates: Sequence[Tensor], *rest: Any) -> Cost:
+    return entrywise_cost([weights, updates], [weights])
+
+
+@operator(
+    "(Tensor(a!)[] weights, Tensor[] updates, float[] lrs, Tensor[] lr_tensors, int[] lr_places, "
+    "float[] weight_decays, float scale, Tensor? scales, int[]? runs, Tensor? found, int[]? seeds, "
+    "Tensor[]? steps) -> ()",
+    mutates=("weights",),
+    cost=_cost,
+)
+def apply_updates(
+    weights: list[Tensor],
+    updates: list[Tensor],
+    lrs: list[float],
+    lr_tensors: list[Tensor],
+    lr_places: list[int],
+    weight_decays: list[float],
+    scale: float,
+    scales: Tensor | None,
+    runs: list[int] | None,
+    found: Tensor | None,
+    seeds: list[int] | None,
+    steps: list[Tensor] | None,
+) -> None:
+    """:func:`~spectrim.kernels.update.apply_updates` as an operator."""
+    device = weights[0].device
+    pieces = pieces_of([weight.numel() for weight in weights], triples(runs))
+    rate_addresses = [lr_tensors[place].data_ptr() if place >= 0 else 0 for place in lr_places]
+    for lists, kept, places in by_dtypes(pieces, weights, updates):
+        blocks = block_map(kept, device)
+        rows = [*map(addresses, lists), [seeds[i] if seeds else 0 for i in places], [rate_addresses[i] for i in places]]
+        rows.append(addresses([steps[i] for i in places]) if steps else [0] * len(places))
+        table = upload(device, rows, [[lrs[i] for i in places], [weight_decays[i] for i in places]])
+        launch(
+            _kernel,
+            blocks.programs,
+            device,
+            table,
+            blocks.blocks,
+            len(places),
+            table if found is None else found,
+            table if scales is None else scales,
+            scale,
+            *types(*lists),
+            scales is not None,
+            steps is not None,
+            seeds is not None,
+            found is not None,
+            **entrywise(blocks.aligned, *lists),
+        )

@@ -1,0 +1,80 @@
+"""Products that are symmetric, of which half the work is enough: α X Xᵀ + β C + γ I over stacks of matrices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .choice import switched_on
+
+__all__ = ["symmetric_product"]
+
+#: Above this many entries of a matrix a kernel's offsets would not fit 32 bits.
+MOST_ENTRIES = 2**31
+
+
+def symmetric_product(
+    A: Tensor,
+    B: Tensor | None = None,
+    *,
+    C: Tensor | None = None,
+    alpha: float | Tensor = 1.0,
+    beta: float | Tensor = 1.0,
+    gamma: float | Tensor = 0.0,
+) -> Tensor:
+    """α A Aᵀ + β C + γ I, or α A B + β C + γ I of symmetric matrices A and B that commute, for a stack of matrices.
+
+    Args:
+        A: (E, m, k), of any strides.
+        B: None, or (E, m, m) as then A is. The kernel computes what is on and below the diagonal, so that its result is
+            symmetric to the bit; the eager form's is as symmetric as A B.
+        C: None, or (E, m, m), symmetric.
+        alpha, beta, gamma: numbers, or float32 vectors (E,) on the device.
+
+    Returns:
+        (E, m, m), contiguous, in A's dtype. Half precision is accumulated in float32.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+    """
+    count, size = A.shape[0], A.shape[1]
+    for name, matrix in (("B", B), ("C", C)):
+        if matrix is not None and (matrix.shape != (count, size, size) or matrix.dtype != A.dtype):
+            raise ValueError(
+                f"{name} is {matrix.dtype} of shape {tuple(matrix.shape)}: expected {A.dtype} of {(count, size, size)}"
+            )
+    if B is not None and A.shape != B.shape:
+        raise ValueError(f"A has shape {tuple(A.shape)}: expected that of B, {tuple(B.shape)}")
+    if _kernel_takes(A, B, C):
+        from .device import symmetric as device
+
+        numbers = [1.0 if isinstance(value, Tensor) else float(value) for value in (alpha, beta, gamma)]
+        vectors = [value if isinstance(value, Tensor) else None for value in (alpha, beta, gamma)]
+        return device.symmetric_product(A, B, C, *vectors, *numbers)  # type: ignore[no-any-return]
+    right = A.mT if B is None else B
+    if C is not None and not isinstance(alpha, Tensor) and not isinstance(beta, Tensor):
+        product = torch.baddbmm(C, A, right, alpha=alpha, beta=beta)
+    else:
+        product = torch.bmm(A, right)
+        if isinstance(alpha, Tensor) or alpha != 1:
+            product.mul_(_by_matrix(alpha))
+        if C is not None:
+            product.add_(C * _by_matrix(beta))
+    if isinstance(gamma, Tensor) or gamma != 0:
+        product.diagonal(dim1=-2, dim2=-1).add_(gamma.view(-1, 1) if isinstance(gamma, Tensor) else gamma)
+    return product
+
+
+def _by_matrix(value: float | Tensor) -> float | Tensor:
+    return value.view(-1, 1, 1) if isinstance(value, Tensor) else value
+
+
+def _kernel_takes(*matrices: Tensor | None) -> bool:
+    """True if the kernel is to run: half precision, of fewer entries than offsets of 32 bits reach."""
+    given = [matrix for matrix in matrices if matrix is not None]
+    if not switched_on("symmetric_product", given[0].device):
+        return False
+    return given[0].dtype in (torch.float16, torch.bfloat16) and all(
+        sum((n - 1) * s for n, s in zip(matrix.shape[1:], matrix.stride()[1:], strict=True)) < MOST_ENTRIES
+        for matrix in given
+    )
