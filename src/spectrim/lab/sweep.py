@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from spectrim.lab import outside
 from spectrim.lab.config import describe_differences, read_toml
 from spectrim.lab.errors import Interrupted, LabError
 from spectrim.lab.files import write_text
@@ -307,7 +308,12 @@ class Sweep:
 
         threads = threads or max(1, (os.cpu_count() or 1) // workers)
         context = get_context("spawn")
-        processes = [context.Process(target=worker, args=(self.out, threads, cache_dir)) for _ in range(workers)]
+        # A module in the current directory would stand for one of Python's own while a worker starts.
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
+        processes = [
+            context.Process(target=worker, args=(self.out, threads, cache_dir, outside.trusted()))
+            for _ in range(workers)
+        ]
         for process in processes:
             process.start()
         try:
@@ -322,9 +328,11 @@ class Sweep:
             raise
 
 
-def worker(out: Path, threads: int, cache_dir: Path | None) -> None:
+def worker(out: Path, threads: int, cache_dir: Path | None, trusted: frozenset[str]) -> None:
     """The main function of a worker process."""
     import torch
+
+    outside.trust(trusted)
 
     # Ctrl-C is for the process that started this one, which hands it on once: twice would end it within a step.
     os.setpgrp()
