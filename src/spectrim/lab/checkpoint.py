@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrim.lab.config import TrainConfig, describe_differences
+from spectrim.lab.config import TrainConfig, describe_differences, without_places
 from spectrim.lab.errors import LabError, LabWarning
 from spectrim.lab.files import PARTIAL, remove_partial, write_atomically
 from spectrim.lab.parallel import ONE_PROCESS, Parallel, drawn_seed
@@ -180,7 +180,8 @@ def read(path: Path, *, config: TrainConfig, data_key: str) -> dict[str, Any]:
         raise RefusedError(f"it is not of format {expected!r}")
     if state["step"] != step_of(path):
         raise RefusedError(f"it is of step {state['step']}")
-    if changes := describe_differences(TrainConfig.parse(state["config"], source=str(path)), config):
+    stored = TrainConfig.parse(state["config"], source=str(path))
+    if changes := describe_differences(without_places(stored), without_places(config)):
         raise RefusedError(f"it is of another run ({changes})")
     if state["data_key"] != data_key:
         raise RefusedError("it was trained on other text than the data holds now")
