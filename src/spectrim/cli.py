@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any
 
 __all__ = ["main"]
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             given = list(sys.argv[1:] if arguments is None else arguments)
             with warnings_in_one_line(), termination_as_exception():
-                code = app(given, prog_name="spectrim", standalone_mode=False)
+                # In a context of its own: what one command trusts the next does not.
+                code = copy_context().run(app, given, prog_name="spectrim", standalone_mode=False)
             # The argument parser turns Ctrl-C into this code, and says nothing.
             return fail(f"interrupted; {KEPT}", code) if code == 130 else int(code or 0)
         except LabError as error:

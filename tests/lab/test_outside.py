@@ -9,7 +9,7 @@ import spectrim
 from spectrim.lab.config import OptimizerConfig, TrainConfig
 from spectrim.lab.errors import LabError, LabWarning
 from spectrim.lab.model import build_model
-from spectrim.lab.outside import load_class
+from spectrim.lab.outside import import_class, trust
 from spectrim.lab.recipes import build_optimizer, parse_recipe, resolve
 
 
@@ -91,6 +91,7 @@ def test_a_file_beside_the_user_is_an_outside_optimizer_too(tmp_path: Path, monk
     (tmp_path / "optimizer_of_mine.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["/nowhere", *__import__("sys").path])
+    trust(["optimizer_of_mine:Mine"])
     # Its own signature says nothing; what it hands on to SGD is read there.
     optimizer = built("optimizer_of_mine:Mine", small_model(), arguments={"momentum": 0.5})
     assert {group["momentum"] for group in optimizer.param_groups} == {0.5}
@@ -128,13 +129,14 @@ class KeepsSecrets(torch.optim.SGD):
 def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     for stand_in in (NeedsClosure, NoRate, Switching, BreaksLater, KeepsSecrets):
         monkeypatch.setattr(torch.optim, stand_in.__name__, stand_in, raising=False)
-    load_class.cache_clear()
+    import_class.cache_clear()
 
 
 @pytest.mark.usefixtures("_stand_ins")
 @pytest.mark.parametrize(
     ("recipe", "settings", "message"),
     [
+        ("torch.optim:X.y", {}, "expected module:Class"),
         ("no_such_module:X", {}, "optimizer 'no_such_module:X': cannot import 'no_such_module'"),
         ("torch.optim:Nadam", {}, "module 'torch.optim' has no 'Nadam'"),
         ("torch.nn:Linear", {}, "expected a class derived from torch.optim.Optimizer"),
@@ -153,6 +155,7 @@ def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_cannot_be_served_is_refused_by_its_path(recipe: str, settings: dict[str, object], message: str) -> None:
+    trust([recipe])
     with pytest.raises(LabError, match=message):
         built(recipe, small_model(), **settings)
 

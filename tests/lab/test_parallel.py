@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from lab_runs import StopError, assert_equal, log_without_times, stop_after
 from parallel_cases import FATAL, launch
+from spectrim.lab import checkpoint
 from spectrim.lab.config import TrainConfig
 from spectrim.lab.errors import LabError, LabWarning
 from spectrim.lab.parallel import open_parallel
@@ -168,6 +169,21 @@ def test_an_index_that_asks_for_anything_but_tensors_is_not_opened(runs: Path, t
     assert IndexReader(runs / "fsdp" / "checkpoints" / "step-00000006").read_metadata().state_dict_metadata
 
 
+def test_weights_and_moments_are_read_without_an_optimizer(config: TrainConfig, runs: Path) -> None:
+    whole, parts = (
+        checkpoint.read_parts(runs / run / "checkpoints" / name, ["exp_avg"])
+        for run, name in (("one", "step-00000006.pt"), ("fsdp", "step-00000006"))
+    )
+    for expected, found in zip(whole, parts, strict=True):
+        assert expected.keys() == found.keys()
+    for name, moment in whole[1].items():
+        assert torch.linalg.norm(parts[1][name]["exp_avg"] - moment["exp_avg"]) < 1e-3 * torch.linalg.norm(
+            moment["exp_avg"]
+        )
+    exported = load_file(runs / "fsdp" / "model" / "model.safetensors")
+    assert all(torch.equal(parts[0][name], weight) for name, weight in exported.items())
+
+
 def test_a_member_of_an_enum_may_be_pickled_as_early_python_3_11_does_and_nothing_else_so() -> None:
     import io
     import pickle
@@ -200,6 +216,7 @@ def test_torchrun_goes_on_by_itself_where_a_rank_was_killed_while_it_saved(
         "-m",
         "spectrim",
         "train",
+        "fatal:Fatal",
         "--config",
         "fatal.toml",
         "--out",

@@ -180,6 +180,7 @@ def causal_configuration(model: ModelConfig, *, vocabulary_size: int = 2048, seq
     # Under the type's own names, so that what overrides state replaces what was there under another name.
     settings = {names.get(key, key): value for source in (settings, model.overrides) for key, value in source.items()}
     settings.pop("model_type", None)
+    refuse_kernels(settings, place)
     try:
         # A decoder that may look ahead (BERT's kind) would learn to copy.
         decoder = {"is_decoder": True} if hasattr(plain, "is_decoder") else {}
@@ -187,6 +188,20 @@ def causal_configuration(model: ModelConfig, *, vocabulary_size: int = 2048, seq
     except Exception as error:
         # A configuration's checks may fail in any way.
         raise LabError(f"{place} is not a configuration of {model_type}: {' '.join(str(error).split())}") from None
+
+
+def refuse_kernels(settings: Any, place: str) -> None:
+    """Refuse a configuration that names code of the Hugging Face hub for its attention or experts.
+
+    Raises:
+        LabError: it does.
+    """
+    for key, value in settings.items() if isinstance(settings, dict) else ():
+        if str(key).endswith(("attn_implementation", "experts_implementation")):
+            for name in value.values() if isinstance(value, dict) else [value]:
+                if "/" in str(name):
+                    raise LabError(f"{place}: {key}={name!r} is code from the hub, which is not run")
+        refuse_kernels(value, place)
 
 
 def shape_of(model_type: str, size: Preset) -> dict[str, Any]:

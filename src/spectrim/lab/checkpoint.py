@@ -12,13 +12,14 @@ import re
 import shutil
 import warnings
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from spectrim.lab.config import TrainConfig, describe_differences
+from spectrim.lab.config import TrainConfig, describe_differences, without_places
 from spectrim.lab.errors import LabError, LabWarning
 from spectrim.lab.files import PARTIAL, remove_partial, write_atomically
 from spectrim.lab.parallel import ONE_PROCESS, Parallel, drawn_seed
@@ -179,7 +180,8 @@ def read(path: Path, *, config: TrainConfig, data_key: str) -> dict[str, Any]:
         raise RefusedError(f"it is not of format {expected!r}")
     if state["step"] != step_of(path):
         raise RefusedError(f"it is of step {state['step']}")
-    if changes := describe_differences(TrainConfig.parse(state["config"], source=str(path)), config):
+    stored = TrainConfig.parse(state["config"], source=str(path))
+    if changes := describe_differences(without_places(stored), without_places(config)):
         raise RefusedError(f"it is of another run ({changes})")
     if state["data_key"] != data_key:
         raise RefusedError("it was trained on other text than the data holds now")
@@ -201,6 +203,30 @@ def open_state(path: Path) -> dict[str, Any]:
     """What a checkpoint holds; of a folder all but the tensors."""
     state: dict[str, Any] = torch.load(state_file(path), map_location="cpu", weights_only=True)
     return {**state, "folder": path} if path.is_dir() else state
+
+
+def read_parts(path: Path, keys: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """The weights in a checkpoint, and of the optimizer's state what has one of these keys, by parameter.
+
+    No optimizer is built, so that nobody's code is run.
+    """
+    state, wanted = open_state(path), frozenset(keys)
+    if path.is_dir():
+        from spectrim.lab.sharded_checkpoint import read_tensors
+
+        return read_tensors(path, wanted)
+    saved = state["optimizer"]
+    names = {
+        index: name
+        for group in saved["param_groups"]
+        for index, name in zip(group["params"], group.get("param_names", ()), strict=False)
+    }
+    moments = {
+        names[index]: {key: value for key, value in entry.items() if key in wanted and isinstance(value, Tensor)}
+        for index, entry in saved["state"].items()
+        if index in names
+    }
+    return state["model"], moments
 
 
 def restore(

@@ -10,7 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from spectrim.lab.errors import LabError
-from spectrim.lab.flags import check_name, configure, parse_overrides, parse_rates, parse_seeds, show, with_settings
+from spectrim.lab.flags import (
+    check_name,
+    configure,
+    parse_overrides,
+    parse_rates,
+    parse_seeds,
+    show,
+    trust_named,
+    with_settings,
+)
 from spectrim.lab.plan import plan_command
 from spectrim.lab.report_cli import report_command
 from spectrim.lab.spectrum_cli import spectrum_command
@@ -70,6 +79,13 @@ Settings = Annotated[
         "--show-config lists them.",
     ),
 ]
+TrustRecipes = Annotated[
+    bool,
+    typer.Option(
+        "--trust-recipes",
+        help="Import whatever module a file names as module:Class; else only those named on this command line.",
+    ),
+]
 ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print every setting as TOML, and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
 RateOf = Annotated[list[str] | None, typer.Option(metavar="RECIPE=VALUE", help="Repeatable.")]
@@ -125,6 +141,7 @@ def compare(
         Path | None, typer.Option(help="Folder of a sweep: its winners are compared, with its settings.")
     ] = None,
     config_file: ConfigFile = None,
+    trust_recipes: TrustRecipes = False,
     show_config: ShowConfig = False,
     cache_dir: CacheDir = None,
     as_json: Json = False,
@@ -166,7 +183,9 @@ def compare(
     winners = sweep_settings(from_sweep, config_file, recipes)
     if winners is not None:
         flags["overrides"] = merge(winners["overrides"], parse_overrides(override) or {})
-    config = configure(CompareConfig, config_file, with_settings(flags, settings), below=winners)
+    given = with_settings(flags, settings)
+    trust_named(given, trust_recipes)
+    config = configure(CompareConfig, config_file, given, below=winners)
     if show_config:
         print(config.to_toml(), end="")
         return
@@ -213,6 +232,7 @@ def train(
         typer.Option(help="Under torchrun, how the model is spread: fsdp (default), ddp, hsdp or tp."),
     ] = None,
     config_file: ConfigFile = None,
+    trust_recipes: TrustRecipes = False,
     show_config: ShowConfig = False,
     cache_dir: CacheDir = None,
     as_json: Json = False,
@@ -254,7 +274,9 @@ def train(
         config_file = RunFolder(out).config_file
     if recipe is None and config_file is None:
         raise LabError(f"RECIPE is missing: {RECIPES_HELP}")
-    config = prepare(configure(TrainConfig, config_file, with_settings(flags, settings)))
+    given = with_settings(flags, settings)
+    trust_named(given, trust_recipes)
+    config = prepare(configure(TrainConfig, config_file, given))
     if out is None or show_config:
         print(config.to_toml(), end="")
         return

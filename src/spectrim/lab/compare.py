@@ -23,16 +23,17 @@ from spectrim.lab.config import (
     describe_differences,
     merge,
     read_toml,
+    without_places,
 )
 from spectrim.lab.dynamics import read_dynamics
 from spectrim.lab.equal_time import fit_steps
 from spectrim.lab.errors import LabError
-from spectrim.lab.files import write_text
+from spectrim.lab.files import create_text, write_text
 from spectrim.lab.log import Record, read_log
 from spectrim.lab.measurements import Measurement
 from spectrim.lab.recipes import parse_recipe
 from spectrim.lab.results import BASELINE, RunResult, summarise
-from spectrim.lab.run import RunFolder
+from spectrim.lab.run import RunFolder, is_nothing
 from spectrim.lab.tokens import prepare_tokens
 from spectrim.lab.train import prepare, train
 
@@ -131,14 +132,14 @@ def compare(
     budget = None
     if config.equal == "time":
         # Recipes are timed first, in the comparison's folder; it is one from then on, also if that is interrupted.
-        if not (out / "config.toml").is_file():
-            write_text(out / "config.toml", config.to_toml())
+        claim(config, out)
         firsts = list(config.model_copy(update={"seeds": config.seeds[:1]}).runs())
         on_calibration = monitor.calibration_started if monitor else None
         budget = fit_steps(firsts, out, seconds=config.seconds, cache_dir=cache_dir, on_calibration=on_calibration)
     steps = budget.steps if budget else None
     runs = [(run, RunFolder(out / parse_recipe(run.recipe).folder / f"seed-{run.seed}")) for run in config.runs(steps)]
     check_runs(runs, tokens.key)
+    claim(config, out)
     write_text(out / "config.toml", config.to_toml())
 
     results: dict[str, list[RunResult]] = {recipe: [] for recipe in config.recipes}
@@ -200,7 +201,7 @@ def canonical(config: CompareConfig) -> CompareConfig:
 def check_folder(config: CompareConfig, out: Path) -> None:
     """Refuse to mix two comparisons in one folder. Writes nothing."""
     file = out / "config.toml"
-    if out.exists() and not file.is_file() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not file.is_file() and (not out.is_dir() or not all(map(is_nothing, out.iterdir()))):
         raise LabError(f"{str(out)!r} exists and is no comparison; choose another --name")
     if not file.is_file():
         return
@@ -212,15 +213,21 @@ def check_folder(config: CompareConfig, out: Path) -> None:
             raise LabError(f"comparison {str(out)!r} has {key} {listed} too; name them again, or choose another --name")
     # Recipes and seeds may grow; the rates are compared run by run, defaults included.
     free = {key: getattr(config, key) for key in ("recipes", "seeds", "overrides", *RATES)}
-    if changes := describe_differences(stored.model_copy(update=free), config):
+    if changes := describe_differences(without_places(stored.model_copy(update=free)), without_places(config)):
         raise LabError(f"comparison {str(out)!r} has other settings: {changes}; choose another --name")
+
+
+def claim(config: CompareConfig, out: Path) -> None:
+    """Make the folder one of this comparison, or find that it is, whoever begins one there at the same time."""
+    if not create_text(out / "config.toml", config.to_toml()):
+        check_folder(config, out)
 
 
 def check_runs(runs: list[tuple[TrainConfig, RunFolder]], data_key: str) -> None:
     """Refuse runs that were begun with other settings or on other text. Writes nothing."""
     for run, folder in runs:
         before = folder.stored_config()
-        if before is not None and (changes := describe_differences(before, run)):
+        if before is not None and (changes := describe_differences(without_places(before), without_places(run))):
             raise LabError(f"run {str(folder.path)!r} has other settings: {changes}; choose another --name")
         if (finished := folder.result()) is not None and finished.data_key != data_key:
             raise LabError(

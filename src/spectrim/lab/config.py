@@ -6,10 +6,11 @@ run is written and where tokens are cached are not part of it: they do not chang
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -30,6 +31,7 @@ __all__ = [
     "differences",
     "merge",
     "read_toml",
+    "without_places",
 ]
 
 DEFAULT_VOCABULARY_SIZE = 2048
@@ -281,6 +283,20 @@ def differences(stored: Config, asked: Config) -> Iterator[tuple[str, Any, Any]]
 def describe_differences(stored: Config, asked: Config) -> str:
     """The differences in words, for an error message; empty if there are none."""
     return "; ".join(f"{key} is {old!r} there, {new!r} here" for key, old, new in differences(stored, asked))
+
+
+AnyShared = TypeVar("AnyShared", bound=SharedConfig)
+
+
+def without_places(config: AnyShared) -> AnyShared:
+    """The configuration without where its files lie; hashes of the tokens and of the model vouch for their content."""
+    data, model = config.data, config.model
+    weights = tuple(f"@{found[1]}" for source in data.sources if (found := re.search(r"@(\d[-+.\w]*)$", source)))
+    data = data.model_copy(update={"sources": weights, "tokenizer": data.tokenizer and "a tokenizer"})
+    if model.digest is not None:
+        kinds = ("weights", "architecture")
+        model = model.model_copy(update={kind: "a file" for kind in kinds if getattr(model, kind) is not None})
+    return config.model_copy(update={"data": data, "model": model})
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

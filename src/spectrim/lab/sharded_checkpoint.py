@@ -34,7 +34,7 @@ from spectrim.lab.errors import LabError
 from spectrim.lab.files import PARTIAL, error_number, naming, sync_directory, write_atomically
 from spectrim.lab.parallel import Parallel
 
-__all__ = ["STATE_FILE", "damaged_part", "load_shards", "load_whole", "save_shards"]
+__all__ = ["STATE_FILE", "damaged_part", "load_shards", "load_whole", "read_tensors", "save_shards"]
 
 STATE_FILE = "state.pt"
 """What is no tensor; written last."""
@@ -46,6 +46,9 @@ METADATA_CLASSES = (
     *("Metadata", "MetadataIndex", "StorageMeta", "ChunkStorageMetadata"),
     *("TensorStorageMetadata", "TensorProperties", "_MEM_FORMAT_ENCODING"),
 )
+
+WEIGHTS, STATE = "/model/", "/optimizer/state/"
+"""How the places of weights, and of the optimizer's state by parameter, begin."""
 
 CHUNK = 1 << 24
 """Bytes of which a checksum is taken at a time."""
@@ -144,6 +147,26 @@ def load_shards(
     state = join(plain, tensors)
     set_model_state_dict(model, state["model"])
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
+
+
+def read_tensors(path: Path, wanted: frozenset[str]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """The whole weights in a folder, and of its optimizer's state what has a key that is wanted, by parameter."""
+    reader = IndexReader(path)
+    tensors: dict[str, Tensor] = {}
+    for place, entry in reader.read_metadata().state_dict_metadata.items():
+        assert isinstance(entry, TensorStorageMetadata)  # the reader has checked
+        if place.startswith(WEIGHTS) or (place.startswith(STATE) and place.rpartition("/")[2] in wanted):
+            tensors[place] = torch.empty(entry.size, dtype=entry.properties.dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load(tensors, storage_reader=reader, no_dist=True)
+    weights = {place.removeprefix(WEIGHTS): tensor for place, tensor in tensors.items() if place.startswith(WEIGHTS)}
+    moments: dict[str, dict[str, Tensor]] = {}
+    for place, tensor in tensors.items():
+        if place.startswith(STATE):
+            name, _, key = place.removeprefix(STATE).rpartition("/")
+            moments.setdefault(name, {})[key] = tensor
+    return weights, moments
 
 
 def load_whole(state: Mapping[str, Any], *, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

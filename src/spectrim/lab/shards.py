@@ -120,7 +120,7 @@ def open_shard(path: Path, dtype: str | None) -> npt.NDArray[Any]:
             raise LabError(f"data {str(path)!r} has {size} bytes, expected a positive multiple of {width} ({dtype})")
         return np.memmap(path, dtype=dtype, mode="r")
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise LabError(f"data {str(path)!r} is not a .npy file: {error}") from None
     if array.ndim != 1 or array.dtype not in (np.uint16, np.uint32) or not len(array):

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from spectrim.lab import checkpoint
 from spectrim.lab.config import DataConfig, ModelConfig, TrainConfig, read_toml
 from spectrim.lab.errors import LabError
 from spectrim.lab.model import build_model
-from spectrim.lab.recipes import build_optimizer, parse_recipe
+from spectrim.lab.recipes import parse_recipe
 from spectrim.lab.run import RunFolder
 from spectrim.lab.tokens import Tokens, prepare_tokens, resolve_data
 
@@ -114,7 +113,7 @@ class Subject:
         momenta: dict[str, Tensor] = {}
         kept_as = None
         if self.checkpoint is not None:
-            momenta, kept_as = restore_momenta(self.checkpoint, model, self.config)
+            momenta, kept_as = restore_momenta(self.checkpoint, model)
         return Loaded(model=model, tokens=tokens, data=data, momenta=momenta, momentum=kept_as)
 
     def _load_weights(self, text: TextOptions, *, with_text: bool, cache_dir: Path | None) -> Loaded:
@@ -132,23 +131,17 @@ class Subject:
         return Loaded(model=model, tokens=tokens, data=data)
 
 
-def restore_momenta(path: Path, model: nn.Module, config: TrainConfig) -> tuple[dict[str, Tensor], str | None]:
+def restore_momenta(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], str | None]:
     """Load a checkpoint into the model; returns the optimizer's momentum by parameter, and under which name it was."""
-    optimizer = build_optimizer(model, config)
-    with torch.random.fork_rng():
-        try:
-            checkpoint.restore(checkpoint.open_state(path), model=model, optimizer=optimizer)
-        except (RuntimeError, KeyError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise LabError(f"checkpoint {str(path)!r} does not fit its run's model: {reason}") from error
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    try:
+        weights, moments = checkpoint.read_parts(path, MOMENTA)
+        model.load_state_dict(weights)
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise LabError(f"checkpoint {str(path)!r} does not fit its run's model: {reason}") from error
+    known = dict(model.named_parameters())
     for key in MOMENTA:
-        found = {
-            names[id(parameter)]: state[key].detach()
-            for parameter, state in optimizer.state.items()
-            if id(parameter) in names and isinstance(state.get(key), Tensor)
-        }
-        if found:
+        if found := {name: kept[key] for name, kept in moments.items() if name in known and key in kept}:
             return found, key
     return {}, None
 

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from spectrim.lab.config import describe_differences, read_toml
+from spectrim.lab import outside
+from spectrim.lab.config import describe_differences, read_toml, without_places
 from spectrim.lab.errors import Interrupted, LabError
-from spectrim.lab.files import write_text
+from spectrim.lab.files import create_text, write_text
 from spectrim.lab.log import Record
 from spectrim.lab.recipes import parse_recipe
-from spectrim.lab.run import RunFolder
+from spectrim.lab.run import RunFolder, is_nothing
 from spectrim.lab.search_space import Choices, spread_points, starting_point
 from spectrim.lab.sweep_config import SweepConfig, canonical
 from spectrim.lab.tokens import prepare_tokens
@@ -44,28 +45,39 @@ def open_sweep(config: SweepConfig, out: Path, *, cache_dir: Path | None = None)
     """
     config = canonical(config)
     file = out / "config.toml"
-    if out.exists() and not file.is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise LabError(f"{str(out)!r} exists and is no sweep; choose another --name")
-    if file.is_file():
-        stored = SweepConfig.parse(read_toml(file), source=f"config {str(file)!r}")
-        if dropped := [recipe for recipe in stored.recipes if recipe not in config.recipes]:
-            raise LabError(f"sweep {str(out)!r} has recipes {', '.join(dropped)} too; name them again")
-        if config.trials < stored.trials:
-            raise LabError(f"sweep {str(out)!r} has {stored.trials} trials a recipe, {config.trials} are fewer")
-        space, overrides = ({**getattr(config, key), **getattr(stored, key)} for key in ("space", "overrides"))
-        free = {"recipes": config.recipes, "trials": config.trials, "space": space, "overrides": overrides}
-        if changes := describe_differences(stored.model_copy(update=free), config):
-            raise LabError(f"sweep {str(out)!r} has other settings: {changes}; choose another --name")
+    check_sweep(config, out)
     key = prepare_tokens(config.data, cache_dir).key
     for path in sorted((out / "trials").glob("*/trial-*")):
         if (finished := RunFolder(path).result()) is not None and finished.data_key != key:
             raise LabError(f"{str(path)!r} was trained on other text than the data holds now; choose another --name")
-    write_text(file, config.to_toml())
+    create_text(file, config.to_toml())
     sweep = Sweep(out)
     with sweep.alone():
+        # Another process may have begun a sweep here, or added to it, since this one looked.
+        check_sweep(config, out)
+        write_text(file, config.to_toml())
+        sweep.config = config
         for recipe in config.recipes:
             sweep.enqueue(recipe)
     return sweep
+
+
+def check_sweep(config: SweepConfig, out: Path) -> None:
+    """Refuse to mix two sweeps in one folder. Writes nothing."""
+    file = out / "config.toml"
+    if out.exists() and not file.is_file() and (not out.is_dir() or not all(map(is_nothing, out.iterdir()))):
+        raise LabError(f"{str(out)!r} exists and is no sweep; choose another --name")
+    if not file.is_file():
+        return
+    stored = SweepConfig.parse(read_toml(file), source=f"config {str(file)!r}")
+    if dropped := [recipe for recipe in stored.recipes if recipe not in config.recipes]:
+        raise LabError(f"sweep {str(out)!r} has recipes {', '.join(dropped)} too; name them again")
+    if config.trials < stored.trials:
+        raise LabError(f"sweep {str(out)!r} has {stored.trials} trials a recipe, {config.trials} are fewer")
+    space, overrides = ({**getattr(config, key), **getattr(stored, key)} for key in ("space", "overrides"))
+    free = {"recipes": config.recipes, "trials": config.trials, "space": space, "overrides": overrides}
+    if changes := describe_differences(without_places(stored.model_copy(update=free)), without_places(config)):
+        raise LabError(f"sweep {str(out)!r} has other settings: {changes}; choose another --name")
 
 
 @dataclass
@@ -307,7 +319,12 @@ class Sweep:
 
         threads = threads or max(1, (os.cpu_count() or 1) // workers)
         context = get_context("spawn")
-        processes = [context.Process(target=worker, args=(self.out, threads, cache_dir)) for _ in range(workers)]
+        # A module in the current directory would stand for one of Python's own while a worker starts.
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
+        processes = [
+            context.Process(target=worker, args=(self.out, threads, cache_dir, outside.trusted()))
+            for _ in range(workers)
+        ]
         for process in processes:
             process.start()
         try:
@@ -322,9 +339,11 @@ class Sweep:
             raise
 
 
-def worker(out: Path, threads: int, cache_dir: Path | None) -> None:
+def worker(out: Path, threads: int, cache_dir: Path | None, trusted: frozenset[str]) -> None:
     """The main function of a worker process."""
     import torch
+
+    outside.trust(trusted)
 
     # Ctrl-C is for the process that started this one, which hands it on once: twice would end it within a step.
     os.setpgrp()

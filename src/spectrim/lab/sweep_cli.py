@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from spectrim.lab.errors import LabError
-from spectrim.lab.flags import check_name, configure, parse_overrides, show, split_key, with_settings
+from spectrim.lab.flags import check_name, configure, parse_overrides, show, split_key, trust_named, with_settings
 
 __all__ = ["sweep_command"]
 
@@ -54,6 +54,9 @@ def sweep_command(
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, as for compare; repeatable."),
     ] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="TOML file with any of these settings.")] = None,
+    trust_recipes: Annotated[
+        bool, typer.Option("--trust-recipes", help="Import whatever module a file names as module:Class.")
+    ] = False,
     cache_dir: Annotated[Path | None, typer.Option(help="Where tokens are cached.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")] = False,
 ) -> None:
@@ -70,6 +73,7 @@ def sweep_command(
     check_name(name)
     out = runs_dir / name
     if trial is not None:
+        trust_named({"recipe": trial}, trust_recipes)
         sweep = Sweep(out)
         if not sweep.work(only=trial, limit=1, cache_dir=cache_dir, say=say_on_stderr):
             say_on_stderr(f"no trial of {trial} is left to begin")
@@ -96,7 +100,9 @@ def sweep_command(
         "data.vocabulary_size": vocabulary_size,
         "model.preset": preset,
     }
-    sweep = open_sweep(configure(SweepConfig, config_file, with_settings(flags, settings)), out, cache_dir=cache_dir)
+    given = with_settings(flags, settings)
+    trust_named(given, trust_recipes)
+    sweep = open_sweep(configure(SweepConfig, config_file, given), out, cache_dir=cache_dir)
     if commands:
         for line in command_lines(sweep, cache_dir):
             print(line)

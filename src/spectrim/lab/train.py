@@ -81,8 +81,11 @@ def train(
     parallel.agree({"--out": str(out), "--resume": resume, **dict(leaves(config.model_dump(mode="json")))})
     parallel.check_batch(config.data.batch_size, config.accumulate)
 
+    def may_go_on() -> bool:
+        return resume or parallel.has_begun(out)
+
     def begin() -> RunResult | None:
-        folder.check(config, resume=resume or parallel.has_begun(out))
+        folder.check(config, resume=may_go_on())
         parallel.mark_begun(out)
         return folder.result()
 
@@ -108,10 +111,20 @@ def train(
         model, module, whole_model = place(build, parallel, device)
         optimizer = build_optimizer(model, config)
         exact_patterns(model, config.monitor)  # which refuses a layer that is not there
-        parallel.from_first(lambda: folder.create(config))
         with ExitStack() as stack:
-            parallel.from_first(lambda: stack.enter_context(folder.lock()))
-            parallel.from_first(lambda: remove_partial(out))
+
+            def claim() -> RunResult | None:
+                folder.create(config, resume=may_go_on())
+                stack.enter_context(folder.lock())
+                # Another process may have come and gone since this one looked.
+                folder.check(config, resume=True)
+                if not folder.has_checkpoints:
+                    folder.update(config)
+                remove_partial(out)
+                return folder.result()
+
+            if (finished := parallel.from_first(claim)) is not None:
+                return finished
             run_steps(
                 config,
                 folder,
@@ -129,6 +142,7 @@ def train(
             def finish() -> RunResult:
                 write_folder_atomically(folder.model, lambda partial: save_model(whole, tokens, partial))
                 result = measure(config, folder, tokens, whole, optimizer, parallel)
+                folder.update(config)
                 write_json(folder.result_file, result.model_dump(mode="json"))
                 return result
 
