@@ -8,7 +8,7 @@ Relied on by :class:`~spectrim.monitor.monitor.SpectralMonitor`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +65,8 @@ class Watch:
         steps, self._steps = self._steps, []
         names = [place.names for place in self._places]
         sums = [place.total() for place in self._places] if steps else []
-        return Taken(steps, names, self._groups, sums)
+        moved = [rates.moved for _, rates in steps if rates.moved is not None]
+        return Taken(steps, names, self._groups, sums, [torch.cat(moved)] if moved else [])
 
 
 @dataclass
@@ -81,9 +82,9 @@ class _Rates:
         self._place = {key: index for index, key in enumerate(there)}
         self.moved = torch.cat(list(there.values())) if there else None
 
-    def values(self, host: Tensor | None) -> list[float]:
-        """All of them, with what was on a device."""
-        found = [] if host is None else host.tolist()
+    def values(self, moved: Iterator[float]) -> list[float]:
+        """All of them; what was on a device is taken from there."""
+        found = [next(moved) for _ in self._place]
         return [found[self._place[id(lr)]] if isinstance(lr, Tensor) else lr for lr in self.rates]
 
 
@@ -95,10 +96,11 @@ class Taken:
     names: list[list[str]]
     groups: dict[str, int]
     sums: list[Tensor]
+    moved: list[Tensor]
 
     def tensors(self) -> list[Tensor]:
         """What is to be read, where it is."""
-        return [*self.sums, *(rates.moved for _, rates in self.steps if rates.moved is not None)]
+        return [*self.sums, *self.moved]
 
     def read(self, hosts: Sequence[Tensor]) -> list[tuple[int, Values]]:
         """The values of every step.
@@ -106,15 +108,16 @@ class Taken:
         Args:
             hosts: :meth:`tensors`, on the host.
         """
-        rest = iter(hosts[len(self.sums) :])
-        found: list[tuple[int, Values]] = []
+        moved = iter(hosts[-1].tolist() if self.moved else ())
         rows = [host.view(len(self.steps), -1).sqrt().tolist() for host in hosts[: len(self.sums)]]
+        found: list[tuple[int, Values]] = []
         for index, (step, rates) in enumerate(self.steps):
-            lrs = rates.values(next(rest) if rates.moved is not None else None)
-            values = (zip(names, row[index], strict=True) for names, row in zip(self.names, rows, strict=True))
-            found.append(
-                (step, {n: {"update_rms": v, "lr": lrs[self.groups[n]]} for pairs in values for n, v in pairs})
-            )
+            lrs = rates.values(moved)
+            values: Values = {}
+            for names, row in zip(self.names, rows, strict=True):
+                for name, rms in zip(names, row[index], strict=True):
+                    values[name] = {"update_rms": rms, "lr": lrs[self.groups[name]]}
+            found.append((step, values))
         return found
 
 
