@@ -57,6 +57,23 @@ def test_a_drift_a_schedule_and_a_small_rise_are_not_warned_of():
     assert feed(Alarm(), [1e-3] * 50 + [1.2e-3]) == []
 
 
+def test_an_outlier_bends_the_trend_by_no_more_than_three_deviations():
+    """So that after it a smaller jump is still one; an outlier that counted in full would hide it for 50 steps."""
+    values = noise(80, 0.1)
+    values[60] = 10.0
+    values[66] = 2.5e-3
+    alarm = Alarm()
+    assert feed(alarm, values[:60]) == []
+    before = alarm.state_dict()["w"]
+    assert feed(alarm, values[60:]) == [1, 7]
+    alarm = Alarm()
+    feed(alarm, values[:61])
+    after = alarm.state_dict()["w"]
+    assert after["mean"] - before["mean"] == pytest.approx(3 * before["deviation"] / 50)
+    grown = before["deviation"] * (1 + (3 * math.sqrt(math.pi / 2) - 1) / 50)
+    assert after["deviation"] == pytest.approx(grown)
+
+
 def test_steps_that_moved_nothing_stay_out_of_the_trend():
     values = noise(100, 0.1)
     with_skips = [v for value in values for v in (value, 0.0)]

@@ -315,6 +315,76 @@ def test_records_are_lines_of_a_file_and_a_resumed_run_writes_what_an_uninterrup
     assert lines(sink.path) == lines(tmp_path / "straight.jsonl")
 
 
+def test_a_monitor_resumes_from_its_state_and_goes_on_in_its_file(tmp_path):
+    """Its trends too: the jump after the resumption is warned of as in a run that was not interrupted."""
+
+    def jump(number, gradients, before, optimizer):
+        if number == 33:
+            for parameter in model.parameters():
+                parameter.grad *= 1000
+        optimizer.step()
+
+    def sgd(params):
+        return torch.optim.SGD(params, lr=1e-2)
+
+    def lines(path):
+        return [{k: v for k, v in json.loads(line).items() if k != "ms"} for line in path.read_text().splitlines()]
+
+    straight, parts = tmp_path / "straight.jsonl", tmp_path / "parts.jsonl"
+    model, optimizer = setup(sgd)
+    with spectrim.SpectralMonitor(model, optimizer, 25, out=straight):
+        train(model, optimizer, 40, after=jump)
+    assert 33 in [record["step"] for record in lines(straight)]
+
+    model, optimizer = setup(sgd)
+    with spectrim.SpectralMonitor(model, optimizer, 25, out=parts) as monitor:
+        train(model, optimizer, 30, after=jump)
+        saved = copy.deepcopy([model.state_dict(), optimizer.state_dict(), monitor.state_dict()])
+        train(model, optimizer, 9, start=30, after=jump)
+    model, optimizer = setup(sgd)
+    with pytest.raises(FileExistsError):
+        spectrim.SpectralMonitor(model, optimizer, 25, out=parts)
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    with spectrim.SpectralMonitor(model, optimizer, 25, out=parts, resume=saved[2]) as monitor:
+        assert monitor.steps_taken == 30
+        train(model, optimizer, 10, start=30, after=jump)
+    assert lines(parts) == lines(straight)
+
+
+def test_counts_of_skipped_steps_in_the_optimizer_s_state_are_told_and_go_on_with_it():
+    class Counting(torch.optim.SGD):
+        """Counts in its state, as every optimizer of this library is to."""
+
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    bad = ~parameter.grad.isfinite().all()
+                    parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
+                    state = self.state[parameter]
+                    state["skipped"] = state.get("skipped", torch.tensor(0)) + bad
+            super().step(closure)
+
+    def run(model, optimizer, monitor):
+        for bad in (True, False, True):
+            model(torch.randn(2, 3)).sum().backward()
+            model.bias.grad[0] = math.nan if bad else 1.0
+            optimizer.step()
+            optimizer.zero_grad()
+        return monitor.last["skipped"]
+
+    model = nn.Linear(3, 4)
+    optimizer = Counting(model.parameters(), lr=0.1)
+    with spectrim.SpectralMonitor(model, optimizer, 1, out=None) as monitor:
+        assert run(model, optimizer, monitor) == 2
+        state = copy.deepcopy([optimizer.state_dict(), monitor.state_dict()])
+    assert state[1]["skips"]["group 0, parameter 1"] == 2
+    optimizer = Counting(model.parameters(), lr=0.1)
+    optimizer.load_state_dict(state[0])
+    with spectrim.SpectralMonitor(model, optimizer, 1, out=None, resume=state[1]) as monitor:
+        assert run(model, optimizer, monitor) == 4
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -2,6 +2,8 @@
 
 import json
 import os
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,6 +149,35 @@ def test_a_library_that_is_missing_is_named(monkeypatch, tmp_path):
         monkeypatch.setitem(__import__("sys").modules, module, None)
         with pytest.raises(ImportError, match=r"pip install"):
             make()
+
+
+def test_a_function_is_a_sink_alone_and_among_others():
+    model = nn.Linear(3, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    alone, among = [], []
+    with (
+        spectrim.SpectralMonitor(model, optimizer, 1, out=alone.append),
+        spectrim.SpectralMonitor(model, optimizer, 1, out=[Callback(lambda _: None), among.append]),
+    ):
+        model(torch.randn(2, 3)).sum().backward()
+        optimizer.step()
+    assert [record["step"] for record in (*alone, *among)] == [1, 1]
+    with pytest.raises(TypeError, match="out=5: expected a path, a function"):
+        spectrim.SpectralMonitor(model, optimizer, 1, out=5)
+
+
+def test_the_documented_loop_reads_a_file_in_which_a_record_only_warns(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "monitor.md").read_text(encoding="utf-8")
+    (loop,) = [block for block in page.split("\n\n") if "json.loads(line)" in block]
+    monkeypatch.chdir(tmp_path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    measured = {"step": 2, "skipped": 0, "parameters": {name: {"gradient_spike_share": 0.25}}, "ms": 1.0}
+    sink = JsonLines("monitor.jsonl")
+    for record in ({**RECORD, "step": 1, "parameters": {}}, measured, {**measured, "step": 3, "parameters": {}}):
+        sink(record)
+    sink.close()
+    exec(textwrap.dedent(loop), {})
+    assert capsys.readouterr().out.splitlines() == ["step 3: look at lm_head.weight", "2 0.25"]
 
 
 def test_several_sinks_get_the_same_record_and_are_closed(tmp_path):

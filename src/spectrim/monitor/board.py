@@ -14,16 +14,19 @@ import torch
 from torch import Tensor
 
 from spectrim.distributed.collectives import Team
-from spectrim.monitor.measure import KINDS, Kind, Order
+from spectrim.monitor.measure import KINDS, Kind, Order, read
 from spectrim.monitor.subjects import Subject
 
-__all__ = ["Board", "Found", "Orders", "Slot", "boards_of", "on_host"]
+__all__ = ["Board", "Found", "Lists", "Orders", "Slot", "boards_of"]
 
 #: Of every subject: has it a gradient, and did a hook see it accumulated. Its parts' squared norms then follow.
 HEAD = 2
 
 #: The orders of all parts of a subject, by kind.
 Orders = dict[Kind, list[Order]]
+
+#: A :data:`~spectrim.monitor.measure.Reading` as plain lists, one value for each matrix of a part.
+Lists = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class Found:
     """What was found of one part of a parameter, on the host.
 
     Attributes:
-        orders: what was measured, by kind.
-        numbers: (E, length), by kind.
+        readings: what was measured, by kind.
+        spectra: all singular values, descending, of each matrix, by kind; of what was measured exactly.
         before: the squared norm of the gradient when it was accumulated, or None where no hook saw it.
         limit, mark: of its clip, see :class:`~spectrim.monitor.clip.Clip`; None without one.
     """
@@ -58,8 +61,8 @@ class Found:
     subject: Subject
     name: str
     shape: tuple[int, ...]
-    orders: dict[Kind, Order] = field(default_factory=dict)
-    numbers: dict[Kind, Tensor] = field(default_factory=dict)
+    readings: dict[Kind, Lists] = field(default_factory=dict)
+    spectra: dict[Kind, list[list[float]]] = field(default_factory=dict)
     before: float | None = None
     limit: float | None = None
     mark: float | None = None
@@ -76,8 +79,10 @@ class Board:
 
     def __init__(self, team: Team | None, subjects: Sequence[Subject], orders_of: Callable[[Subject], Orders]) -> None:
         self.team, self.subjects = team, list(subjects)
+        self._device = self.subjects[0].parameter.device
         self._heads: dict[Subject, int] = {}
         self._slots: dict[tuple[Subject, Kind], list[Slot]] = {}
+        self._pieces: dict[int, Tensor] = {}
         place = 0
         for subject in self.subjects:
             self._heads[subject] = place
@@ -87,47 +92,86 @@ class Board:
                 for order, shape in zip(orders, subject.shapes, strict=True):
                     slots.append(Slot(order, place, math.prod(shape[:-2])))
                     place = slots[-1].stop
-        self.numbers = torch.zeros(place, dtype=torch.float64, device=self.subjects[0].parameter.device)
+        self._length = place
 
     def slots(self, subject: Subject, kind: Kind) -> list[Slot]:
         """The places of a subject's parts; none where that kind is not wanted of it."""
         return self._slots.get((subject, kind), [])
 
     def put(self, slot: Slot, rows: Tensor) -> None:
-        """Write rows of numbers to their place."""
-        self.numbers[slot.start : slot.stop] = rows.reshape(-1).to(self.numbers.device)
+        """Have rows of numbers at their place."""
+        self._pieces[slot.start] = rows.reshape(-1)
 
     def put_heads(self, norms: Mapping[Subject, Tensor]) -> None:
-        """Write which subjects have a gradient, and its squared norms (parts) where a hook saw it."""
+        """Have it at its place which subjects have a gradient, and its squared norms (parts) where a hook saw it."""
+        one = torch.ones(1, dtype=torch.float64, device=self._device)
         for subject, place in self._heads.items():
             norm = norms.get(subject)
-            self.numbers[place] = float(subject.parameter.grad is not None)
-            self.numbers[place + 1] = float(norm is not None)
-            if norm is not None and subject.counts:
-                self.numbers[place + HEAD : place + HEAD + len(norm)] = norm.to(self.numbers.device)
+            if subject.parameter.grad is not None:
+                self._pieces[place] = one
+            if norm is not None:
+                self._pieces[place + 1] = one
+                if subject.counts:
+                    self._pieces[place + HEAD] = norm
 
     def complete(self) -> Tensor:
-        """The numbers of all ranks; each of the team calls this."""
+        """The numbers of all ranks, zero where none has put any; each of the team calls this."""
+        starts = sorted(self._pieces)
+        ends = [start + len(self._pieces[start]) for start in starts]
+        gaps = [after - end for end, after in zip([0, *ends], [*starts, self._length], strict=True)]
+        zeros = torch.zeros(max(gaps), dtype=torch.float64, device=self._device)
+        parts = [zeros[: gaps[0]]]
+        for start, gap in zip(starts, gaps[1:], strict=True):
+            parts += [self._pieces[start].to(self._device), zeros[:gap]]
+        numbers = torch.cat([part for part in parts if len(part)]) if self._length else zeros
+        self._pieces.clear()
         if self.team is not None:
-            self.team.sum(self.numbers, "monitor")
-        return self.numbers
+            self.team.sum(numbers, "monitor")
+        return numbers
 
-    def read(self, numbers: Tensor) -> list[Found]:
-        """What the numbers say, on the host: the parts of every subject that had a gradient."""
-        found = []
-        for subject, place in self._heads.items():
-            if not numbers[place] > 0:
+    def read(self, numbers: Tensor, marks: Mapping[Subject, Sequence[float]]) -> list[Found]:
+        """What the numbers say, on the host: the parts of every subject that had a gradient.
+
+        Args:
+            numbers: :meth:`complete`, on the host.
+            marks: that the parts' directions are held against, where they are clipped.
+        """
+        found: list[Found] = []
+        asked: dict[Order, list[tuple[Found, Slot]]] = {}
+        heads = {
+            subject: numbers[place : place + HEAD + len(subject.names)].tolist()
+            for subject, place in self._heads.items()
+        }
+        for subject, (has_gradient, was_seen, *norms) in heads.items():
+            if not has_gradient > 0:
                 continue
             for index, (name, shape) in enumerate(zip(subject.names, subject.shapes, strict=True)):
                 part = Found(subject, name, shape)
-                if numbers[place + 1] > 0:
-                    part.before = float(numbers[place + HEAD + index])
+                part.before = norms[index] if was_seen > 0 else None
+                part.mark = marks[subject][index] if subject in marks else None
                 for kind in KINDS:
                     for slot in self.slots(subject, kind)[index : index + 1]:
-                        part.orders[kind] = slot.order
-                        part.numbers[kind] = numbers[slot.start : slot.stop].view(slot.rows, slot.order.length)
+                        asked.setdefault(slot.order, []).append((part, slot))
                 found.append(part)
+        for order, parts in asked.items():
+            _read_together(order, parts, numbers)
         return found
+
+
+def _read_together(order: Order, parts: Sequence[tuple[Found, Slot]], numbers: Tensor) -> None:
+    """Read the rows of all parts of one order at once."""
+    rows = torch.cat([numbers[slot.start : slot.stop].view(slot.rows, order.length) for _, slot in parts])
+    marks = [math.nan if part.mark is None else part.mark for part, slot in parts for _ in range(slot.rows)]
+    reading = read(order, rows, limit=torch.tensor(marks, dtype=torch.float64))
+    spectra = reading.pop("singular_values", None)
+    lists = {name: values.tolist() for name, values in reading.items()}
+    start = 0
+    for part, slot in parts:
+        stop = start + slot.rows
+        part.readings[order.kind] = {name: values[start:stop] for name, values in lists.items()}
+        if spectra is not None:
+            part.spectra[order.kind] = spectra[start:stop].tolist()
+        start = stop
 
 
 def boards_of(subjects: Sequence[Subject], orders_of: Callable[[Subject], Orders]) -> list[Board]:
@@ -136,13 +180,3 @@ def boards_of(subjects: Sequence[Subject], orders_of: Callable[[Subject], Orders
     for subject in subjects:
         teams.setdefault(subject.team and subject.team.key, []).append(subject)
     return [Board(same[0].team, same, orders_of) for same in teams.values()]
-
-
-def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Flat tensors on the host, in one read of each device."""
-    found: dict[int, Tensor] = {}
-    for device in dict.fromkeys(tensor.device for tensor in tensors):
-        indices = [index for index, tensor in enumerate(tensors) if tensor.device == device]
-        read = torch.cat([tensors[index].double() for index in indices]).cpu()
-        found.update(zip(indices, torch.split(read, [len(tensors[index]) for index in indices]), strict=True))
-    return [found[index] for index in range(len(tensors))]

@@ -103,22 +103,22 @@ def measure(order: Order, X: Tensor) -> Tensor:
 Reading = dict[str, Tensor]
 
 
-def read(order: Order, numbers: Tensor, *, limit: float = math.nan) -> Reading:
+def read(order: Order, numbers: Tensor, *, limit: float | Tensor = math.nan) -> Reading:
     """What rows of numbers (E, order.length) say.
 
     Args:
         order: by which they were measured.
         numbers: on the host.
-        limit: the threshold that a direction's singular values are held against.
+        limit: the threshold that a direction's singular values are held against; one for all, or (E).
     """
     parts = torch.split(numbers, [math.prod(shape) for shape in order.fields.values()], dim=-1)
     found = {name: part.view(-1, *shape) for (name, shape), part in zip(order.fields.items(), parts, strict=True)}
     values = found.get("singular_values")
     if order.kind == "direction":
-        bound = torch.tensor(limit, dtype=torch.float64)
+        bound = torch.as_tensor(limit, dtype=torch.float64).expand(len(numbers))
         if "lanczos" in found:
-            return {"above": share_of(found["lanczos"], bound.expand(len(numbers)))}
+            return {"above": share_of(found["lanczos"], bound)}
         every = singular_values_of(found["gram"]) if values is None else values
-        return {"above": torch.where(every.isnan(), math.nan, (every > bound).double()).mean(-1)}
+        return {"above": torch.where(every.isnan(), math.nan, (every > bound[:, None]).double()).mean(-1)}
     leading = singular_values_of(found.pop("krylov")) if values is None else values
     return {**found, "norm": leading[:, 0], "spike": leading[:, : order.rank].square().sum(-1)}

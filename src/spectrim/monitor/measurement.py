@@ -23,15 +23,18 @@ from spectrim.monitor.measure import Kind, Order, measure
 from spectrim.monitor.metrics import rank_of_spike
 from spectrim.monitor.subjects import Subject
 from spectrim.operators._stack import as_matrices, energy
-from spectrim.optim.stacks import bucket_bytes
 
 __all__ = ["Measurement", "Wanted", "as_float", "squared_norms"]
 
 #: Where an optimizer keeps its momentum.
 MOMENTA = ("exp_avg", "momentum_buffer")
 
-#: What this process holds of a subject's matrices of some kind, or None where there are none.
-TensorOf = Callable[[Subject], Tensor | None]
+#: Bytes of matrices of one shape, in float32, that are measured in company; one matrix always may be. On the host only
+#: small ones gain from it: large ones would be copied for nothing.
+TOGETHER_ON_HOST, TOGETHER = 2**20, 256 * 2**20
+
+#: What this process holds of subjects' matrices of some kind; None where there are none.
+TensorsOf = Callable[[Sequence[Subject]], Sequence[Tensor | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +45,13 @@ class Wanted:
         kinds: "gradient", "momentum", "update", "weight".
         exact: the names of which all singular values are wanted.
         rank_ratio: of the spike.
-        loss_scale: what the loss was multiplied by.
+        loss_scale: what the loss was multiplied by; a tensor may be on a device.
     """
 
     kinds: Collection[str]
     exact: Set[str]
     rank_ratio: float
-    loss_scale: float = 1.0
+    loss_scale: float | Tensor = 1.0
 
 
 class Measurement:
@@ -68,48 +71,66 @@ class Measurement:
         self._clips = {subject: self._clips_of(subject) for subject in subjects}
         self._boards = boards_of(subjects, self._orders_of)
         self._before: dict[Subject, Tensor] = {}
+        self.count = 0
+        """How many :meth:`tensors` there are."""
 
     def take_gradients(self) -> None:
         """Measure the gradients that the step is about to use, or has used."""
         for board in self._boards:
             board.put_heads(self._norms)
-        self._fill("gradient", _gradient)
+        self._fill("gradient", _gradients)
 
     def take_weights(self) -> None:
         """Keep a copy of the weights that the step is about to move."""
         if "update" in self._wanted.kinds:
-            for board in self._boards:
-                self._before |= {s: s.local(s.parameter.detach()).clone() for s in board.subjects}
+            subjects = [subject for board in self._boards for subject in board.subjects]
+            weights = _weights(subjects)
+            copies = [torch.empty_like(weight) for weight in weights]
+            if weights:
+                torch._foreach_copy_(copies, weights)
+            self._before = dict(zip(subjects, copies, strict=True))
 
     def take_step(self) -> None:
         """Measure what the step did."""
-        self._fill("update", lambda subject: self._moved(subject, 1.0))
-        self._fill("direction", lambda subject: self._moved(subject, self._clips[subject][0].keep))
-        self._fill("weight", lambda subject: subject.local(subject.parameter.detach()))
-        self._fill("momentum", self._momentum)
+        self._fill("update", self._moved)
+        self._fill("direction", lambda subjects: self._moved(subjects, of_direction=True))
+        self._fill("weight", _weights)
+        self._fill("momentum", self._momenta)
         self._before.clear()
 
     def tensors(self) -> list[Tensor]:
         """All numbers, where they are; every rank of sharded parameters calls this, and gets them."""
         limits = [clip.limit for clips in self._clips.values() for clip in clips]
-        # On a device only where learning rates are.
-        device = next((limit.device for limit in limits if isinstance(limit, Tensor)), None)
-        flat = [torch.as_tensor(limit, dtype=torch.float64, device=device).reshape(1) for limit in limits]
-        return [*(board.complete() for board in self._boards), torch.cat([_NONE, *flat] if device is None else flat)]
+        there = [limit for limit in (*limits, self._wanted.loss_scale) if isinstance(limit, Tensor)]
+        # On a device only where learning rates or the scale are.
+        found = [*(board.complete() for board in self._boards), *(limit.detach().reshape(1) for limit in there)]
+        self.count = len(found)
+        return found
 
-    def read(self, tensors: Sequence[Tensor]) -> list[Found]:
-        """What the numbers say, once they are on the host."""
-        *boards, flat = tensors
-        limits = iter(flat.tolist())
-        limits_of = {subject: [next(limits) for _ in clips] for subject, clips in self._clips.items()}
-        found = [part for board, numbers in zip(self._boards, boards, strict=True) for part in board.read(numbers)]
+    def read(self, hosts: Sequence[Tensor]) -> list[Found]:
+        """What the numbers say.
+
+        Args:
+            hosts: :meth:`tensors`, on the host.
+        """
+        boards, rest = hosts[: len(self._boards)], iter(hosts[len(self._boards) :])
+        limits = {
+            subject: [float(next(rest)) if isinstance(clip.limit, Tensor) else clip.limit for clip in clips]
+            for subject, clips in self._clips.items()
+            if clips
+        }
+        scale = self._wanted.loss_scale
+        scale = float(next(rest)) if isinstance(scale, Tensor) else scale
+        marks = {
+            subject: [limit * clip.share for limit, clip in zip(of, self._clips[subject], strict=True)]
+            for subject, of in limits.items()
+        }
+        found = [p for board, numbers in zip(self._boards, boards, strict=True) for p in board.read(numbers, marks)]
         for part in found:
             if part.before is not None:
-                part.before /= self._wanted.loss_scale**2
-            if clips := self._clips[part.subject]:
-                index = part.subject.names.index(part.name)
-                part.limit = limits_of[part.subject][index]
-                part.mark = part.limit * clips[index].share
+                part.before /= scale**2
+            if part.subject in limits:
+                part.limit = limits[part.subject][part.subject.names.index(part.name)]
         return found
 
     # -- What is wanted ------------------------------------------------------------------------------------------------
@@ -138,56 +159,66 @@ class Measurement:
         found = [clip_of(self._optimizer, group, subject.parameter, shape) for shape in subject.shapes]
         return [clip for clip in found if clip is not None]
 
-    def _moved(self, subject: Subject, keep: float | Tensor) -> Tensor:
-        """The weights minus what the step was to keep of those before, in float32 or better."""
-        now = as_float(subject.local(subject.parameter.detach()))
-        return now - as_float(self._before[subject]) * keep
+    def _moved(self, subjects: Sequence[Subject], *, of_direction: bool = False) -> Sequence[Tensor]:
+        """The weights minus those before, in float32 or better; of a direction, what the step was to keep of those."""
+        moved = []
+        for subject, weight in zip(subjects, _weights(subjects), strict=True):
+            keep = self._clips[subject][0].keep if of_direction else 1.0
+            now, before = as_float(weight), as_float(self._before[subject])
+            moved.append(now - before * keep if isinstance(keep, Tensor) else now.sub(before, alpha=keep))
+        return moved
 
-    def _momentum(self, subject: Subject) -> Tensor | None:
-        # .get: the state of torch's optimizers is a defaultdict, and asking it by key would create an entry.
-        state = self._optimizer.state.get(subject.parameter, {})
-        found = [state[key] for key in MOMENTA if isinstance(state.get(key), Tensor)]
-        return subject.local(found[0]) if found else None
+    def _momenta(self, subjects: Sequence[Subject]) -> Sequence[Tensor | None]:
+        found: list[Tensor | None] = []
+        for subject in subjects:
+            # .get: the state of torch's optimizers is a defaultdict, and asking it by key would create an entry.
+            state = self._optimizer.state.get(subject.parameter, {})
+            held = [state[key] for key in MOMENTA if isinstance(state.get(key), Tensor)]
+            found.append(subject.local(held[0]) if held else None)
+        return found
 
     # -- How it is measured --------------------------------------------------------------------------------------------
 
-    def _fill(self, kind: Kind, tensor_of: TensorOf) -> None:
+    def _fill(self, kind: Kind, tensors_of: TensorsOf) -> None:
         """Measure one kind of matrix of all subjects that have it."""
         for board in self._boards:
             subjects = [subject for subject in board.subjects if board.slots(subject, kind)]
             if board.team is None:
-                _fill_here(board, kind, subjects, tensor_of)
+                _fill_here(board, kind, subjects, tensors_of)
             else:
-                _fill_at_owners(board, board.team, kind, subjects, tensor_of)
+                _fill_at_owners(board, board.team, kind, subjects, tensors_of)
 
 
-def _fill_here(board: Board, kind: Kind, subjects: Sequence[Subject], tensor_of: TensorOf) -> None:
-    """Measure parts of one shape in company, as many as an operator of an optimizer would take at once."""
-    alike: dict[tuple[Any, ...], list[tuple[Subject, int]]] = {}
+def _fill_here(board: Board, kind: Kind, subjects: Sequence[Subject], tensors_of: TensorsOf) -> None:
+    """Measure parts of one shape in company."""
+    alike: dict[tuple[Any, ...], list[Subject]] = {}
     for subject in subjects:
-        for part, slot in enumerate(board.slots(subject, kind)):
-            key = (slot.order, slot.rows, subject.parameter.dtype, subject.parameter.device)
-            alike.setdefault(key, []).append((subject, part))
+        slots = board.slots(subject, kind)
+        key = (tuple((slot.order, slot.rows) for slot in slots), subject.parameter.dtype, subject.parameter.device)
+        alike.setdefault(key, []).append(subject)
     for same in alike.values():
-        length = max(1, bucket_bytes(same[0][0].parameter) // max(1, 4 * same[0][0].parameter.numel()))
+        parameter = same[0].parameter
+        limit = TOGETHER_ON_HOST if parameter.device.type == "cpu" else TOGETHER
+        length = max(1, limit // max(1, 4 * parameter.numel()))
         for start in range(0, len(same), length):
-            found = [
-                (board.slots(subject, kind)[part], as_matrices(subject.parts(tensor)[part]))
-                for subject, part in same[start : start + length]
-                if (tensor := tensor_of(subject)) is not None
-            ]
-            if found:
+            some = same[start : start + length]
+            there = [(s, t) for s, t in zip(some, tensors_of(some), strict=True) if t is not None]
+            together: dict[tuple[Order, int], list[tuple[Slot, Tensor]]] = {}
+            for subject, tensor in there:
+                for slot, part in zip(board.slots(subject, kind), subject.parts(tensor), strict=True):
+                    together.setdefault((slot.order, slot.rows), []).append((slot, as_matrices(part)))
+            for found in together.values():
                 _measure(board, *zip(*found, strict=True))
 
 
-def _fill_at_owners(board: Board, team: Team, kind: Kind, subjects: Sequence[Subject], tensor_of: TensorOf) -> None:
+def _fill_at_owners(board: Board, team: Team, kind: Kind, subjects: Sequence[Subject], tensors_of: TensorsOf) -> None:
     """Send shards to owners, which measure what they put together; a shard that is not there counts as zeros."""
     loads = [0] * team.size
     for some in rounds(subjects, lambda subject: subject.parameter.shape, team.size):
-        tensors = []
-        for subject in some:
-            tensor = tensor_of(subject)
-            tensors.append(torch.zeros_like(subject.local(subject.parameter.detach())) if tensor is None else tensor)
+        tensors = [
+            torch.zeros_like(weight) if tensor is None else tensor
+            for tensor, weight in zip(tensors_of(some), _weights(some), strict=True)
+        ]
         dtypes = {tensor.dtype for tensor in tensors}
         dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
         shardings = [subject.sharding for subject in some if subject.sharding is not None]
@@ -211,25 +242,35 @@ def _measure(board: Board, slots: Sequence[Slot], found: Sequence[Tensor]) -> No
         board.put(slot, rows)
 
 
-_NONE = torch.zeros(0, dtype=torch.float64)
-
-
 def as_float(tensor: Tensor) -> Tensor:
     """The tensor in float32 or better."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def squared_norms(subject: Subject, grad: Tensor) -> Tensor:
-    """(parts), the squared norms of what this process holds of a gradient's parts."""
-    parts = subject.local_parts(_dense(subject.local(grad)))
-    return torch.stack([energy(as_matrices(part)).sum() for part in parts])
+def squared_norms(subjects: Sequence[Subject]) -> dict[Subject, Tensor]:
+    """(parts) for each subject with a gradient: the squared norms of what this process holds of its parts."""
+    found: dict[Subject, Tensor] = {}
+    having: dict[torch.device, list[tuple[Subject, list[Tensor]]]] = {}
+    for subject, grad in zip(subjects, _gradients(subjects), strict=True):
+        if grad is not None:
+            having.setdefault(grad.device, []).append((subject, subject.local_parts(grad)))
+    for device, some in having.items():
+        parts = [part for _, of_one in some for part in of_one]
+        if device.type == "cpu":
+            squares = torch.stack([energy(as_matrices(part)).sum() for part in parts])
+        else:
+            squares = torch.stack(torch._foreach_norm(parts, 2, dtype=torch.float64)).square()
+        each = torch.split(squares, [len(of_one) for _, of_one in some])
+        found |= {subject: norms for (subject, _), norms in zip(some, each, strict=True)}
+    return found
 
 
-def _gradient(subject: Subject) -> Tensor | None:
-    grad = subject.parameter.grad
-    return None if grad is None else _dense(subject.local(grad.detach()))
+def _weights(subjects: Sequence[Subject]) -> list[Tensor]:
+    return [subject.local(subject.parameter.detach()) for subject in subjects]
 
 
-def _dense(grad: Tensor) -> Tensor:
-    """The gradient, that of a sparse embedding in full."""
-    return grad.to_dense() if grad.is_sparse else grad
+def _gradients(subjects: Sequence[Subject]) -> list[Tensor | None]:
+    """Gradients, those of sparse embeddings in full."""
+    grads = [subject.parameter.grad for subject in subjects]
+    local = [None if g is None else s.local(g.detach()) for s, g in zip(subjects, grads, strict=True)]
+    return [g.to_dense() if g is not None and g.is_sparse else g for g in local]

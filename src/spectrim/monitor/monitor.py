@@ -1,15 +1,18 @@
 """SpectralMonitor: what the spectra of gradients, updates and weights do while a model trains.
 
 It is attached by hooks alone and only looks. A measurement spans one step: gradient norms as gradients are accumulated,
-gradients and a copy of the weights just before the optimizer's step, updates and weights just after. Relies on
-:mod:`measurement` for the numbers, :mod:`watch` for what is known of every step, :mod:`sinks` for where it goes.
+gradients and a copy of the weights just before the optimizer's step, updates and weights just after. What a CUDA device
+has found is fetched without waiting, and told at a later step. Relies on :mod:`measurement` for the numbers,
+:mod:`watch` for what is known of every step, :mod:`fetch` for how both get to the host, :mod:`sinks` for where they go.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from types import TracebackType
@@ -22,7 +25,8 @@ from torch.autograd import Variable
 from torch.optim import Optimizer
 
 from spectrim.monitor.alarm import Alarm, Rule, alerts_of
-from spectrim.monitor.board import Found, on_host
+from spectrim.monitor.board import Found
+from spectrim.monitor.fetch import Fetch
 from spectrim.monitor.inner_step import is_inner_step
 from spectrim.monitor.measurement import Measurement, Wanted, squared_norms
 from spectrim.monitor.metrics import RANK_RATIO
@@ -30,15 +34,25 @@ from spectrim.monitor.record import Alert, Record, entry_of, rounded, spectra_of
 from spectrim.monitor.sinks import Out, sinks_of
 from spectrim.monitor.skips import Skips
 from spectrim.monitor.subjects import Subject, subjects_of
-from spectrim.monitor.watch import Watch
+from spectrim.monitor.watch import Taken, Watch
 
 __all__ = ["KINDS", "SpectralMonitor"]
 
 KINDS = ("gradient", "momentum", "update", "weight")
-#: Steps after which what is known of every step is read from the device.
+#: Steps after which what is known of every step is fetched from the device.
 WATCH_EVERY = 10
 
 logger = logging.getLogger("spectrim.monitor")
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """Numbers on their way to the host: of a measurement and of the steps since, or of the steps alone."""
+
+    step: int
+    fetch: Fetch
+    watched: Taken
+    measurement: Measurement | None
 
 
 class SpectralMonitor:
@@ -54,7 +68,7 @@ class SpectralMonitor:
         model: whose parameters' names are used. Wrappers around it are looked through.
         optimizer: whose steps are counted and whose parameters are watched.
         every: steps between measurements.
-        out: where records go: a path of JSON lines, a sink, several of them, or None.
+        out: where records go: a path of JSON lines, a function of a record, a sink, several of these, or None.
         exact_every: steps between exact measurements, which hold all singular values.
         exact_steps: further steps that are measured exactly.
         exact: patterns of the names that are measured exactly then.
@@ -63,8 +77,10 @@ class SpectralMonitor:
         rank_ratio: the share of directions that are called the spike.
         alarm: the rule that warns: an :class:`~spectrim.monitor.alarm.Alarm`, any callable like it, or None.
         loss_scale: what losses are multiplied by before the backward pass, such as ``scaler.get_scale``; metrics are of
-            gradients without it.
+            gradients without it. It may return a tensor, which is fetched like everything else.
         steps_taken: steps that the optimizer has taken before.
+        resume: what :meth:`state_dict` of an earlier monitor gave, to go on from there. A file of ``out`` is then gone
+            on with, and what it says of later steps is dropped.
 
     Raises:
         ValueError: a value that is not allowed, or a pattern that matches nothing; the message names it.
@@ -84,8 +100,9 @@ class SpectralMonitor:
         kinds: Collection[str] = KINDS,
         rank_ratio: float = RANK_RATIO,
         alarm: Rule | Literal["default"] | None = "default",
-        loss_scale: Callable[[], float] | None = None,
+        loss_scale: Callable[[], float | Tensor] | None = None,
         steps_taken: int = 0,
+        resume: Mapping[str, Any] | None = None,
     ) -> None:
         _check("every", every, 1)
         _check("steps_taken", steps_taken, 0)
@@ -115,8 +132,9 @@ class SpectralMonitor:
         self._patterns = [exact] if isinstance(exact, str) else list(exact)
         self._skips = Skips(optimizer)
         self._norms: dict[Subject, Tensor] = {}
-        self._reduced_later: list[Subject] = []
+        self._accumulated: list[Subject] = []
         self._measurement: Measurement | None = None
+        self._pending: deque[_Pending] = deque()
         self._told = 0.0
         self._held: list[tuple[Tensor, bool]] = []
         self._gradient_hooks: list[Any] = []
@@ -128,11 +146,14 @@ class SpectralMonitor:
             # All that there is may be nothing: an optimizer of vectors alone.
             if pattern != "*" and not any(fnmatchcase(name, pattern) for name in self.names):
                 raise ValueError(f"exact pattern {pattern!r} matches no matrix: expected some of {_some(self.names)}")
-        self._sinks = sinks_of(out) if self.writes else []
+        reached = None if resume is None else int(resume["steps_taken"])
+        self._sinks = sinks_of(out, resume_step=reached) if self.writes else []
         # From here on nothing fails, so that no hook is left of a monitor that was not made.
         self._bind()
         self._step_hooks.append(optimizer.register_step_pre_hook(_untraced(self._before_step)))
         self._step_hooks.append(optimizer.register_step_post_hook(_untraced(self._after_step)))
+        if resume is not None:
+            self.load_state_dict(resume)
 
     @property
     def names(self) -> list[str]:
@@ -142,25 +163,37 @@ class SpectralMonitor:
     # -- State ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, skips and trends as plain values, for a checkpoint; on ranks of sharded parameters, called by all."""
-        self._read_watch()
+        """Steps, skips and trends as plain values, for a checkpoint; on ranks of sharded parameters, called by all.
+
+        Waits for what is not told yet, so that the sinks have all records up to here.
+        """
+        self.flush()
         rule: Any = self.alarm
         alarm = rule.state_dict() if hasattr(rule, "state_dict") else None
         return {"steps_taken": self.steps_taken, "skips": self._skips.state_dict(), "alarm": alarm}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where :meth:`state_dict` was called."""
+        self.flush()
         self.steps_taken = int(state["steps_taken"])
         self._skips.load_state_dict(state["skips"])
         rule: Any = self.alarm
         if state["alarm"] is not None and hasattr(rule, "load_state_dict"):
             rule.load_state_dict(state["alarm"])
+        self._arm()
+
+    def flush(self) -> None:
+        """Tell what was found so far; waits for the device. Ranks of sharded parameters call this together."""
+        start = time.perf_counter()
+        self._fetch_watch()
+        self._tell(wait=True)
+        self._spend(start)
 
     def close(self) -> None:
         """Remove all hooks and close the sinks; ranks of sharded parameters do so together. Safe to call again."""
         if not self._step_hooks:
             return
-        self._read_watch()
+        self.flush()
         for hook in (*self._step_hooks, *self._gradient_hooks):
             hook.remove()
         self._step_hooks, self._gradient_hooks = [], []
@@ -174,7 +207,7 @@ class SpectralMonitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            # After a failure ranks may not meet any more, and what was not read is lost with the step.
+            # After a failure ranks may not meet any more, and what was not fetched is lost with the step.
             self._watch = Watch([])
         self.close()
 
@@ -188,7 +221,7 @@ class SpectralMonitor:
         ):
             return
         if self._held:
-            self._read_watch()
+            self._fetch_watch()
         self._held = held
         self._subjects = subjects_of(self._model, self._optimizer.param_groups)
         self._skips.names = {subject.position: subject.name for subject in self._subjects}
@@ -198,12 +231,18 @@ class SpectralMonitor:
         mine = [subject for subject in self._subjects if subject.team is not None or _first()]
         self._mine = mine
         self._watch = Watch(mine if self.alarm is not None else [])
-        for hook in self._gradient_hooks:
-            hook.remove()
-        self._gradient_hooks = []
         self._norms.clear()
-        if "gradient" in self.kinds:
-            for subject in mine:
+        self._arm(anew=True)
+
+    def _arm(self, *, anew: bool = False) -> None:
+        """Have hooks on gradients before a step that is measured, and none before others: they cost a call each."""
+        wanted = "gradient" in self.kinds and self._is_measured(self.steps_taken + 1)
+        if self._gradient_hooks and (anew or not wanted):
+            for hook in self._gradient_hooks:
+                hook.remove()
+            self._gradient_hooks = []
+        if wanted and not self._gradient_hooks:
+            for subject in self._mine:
                 parameter: Any = subject.parameter
                 hook = parameter.register_post_accumulate_grad_hook(partial(self._on_gradient, subject))
                 self._gradient_hooks.append(hook)
@@ -216,30 +255,26 @@ class SpectralMonitor:
 
     @torch.no_grad()
     def _on_gradient(self, subject: Subject, _: Tensor) -> None:
-        """A gradient was accumulated: on a sampled step its norm is kept, that of the last micro-batch in the end."""
-        if not self._is_measured(self.steps_taken + 1):
+        """A gradient was accumulated: its norm is kept, that of the last micro-batch in the end."""
+        if subject.team is not None:
+            self._take_norms([subject])
             return
-        if subject.team is None and _distributed():
-            # Data parallelism sums gradients after this, at the end of the backward pass.
-            if not self._reduced_later:
-                engine = Variable._execution_engine
-                engine.queue_callback(lambda: engine.queue_callback(self._on_reduced))
-            self._reduced_later.append(subject)
-            return
-        self._norms[subject] = self._norm(subject)
+        # At the end of the backward pass all at once. Data parallelism sums gradients after this, at the end as well.
+        if not self._accumulated:
+            engine = Variable._execution_engine
+            last = self._on_accumulated
+            engine.queue_callback((lambda: engine.queue_callback(last)) if _distributed() else last)
+        self._accumulated.append(subject)
 
     @torch.no_grad()
-    def _on_reduced(self) -> None:
-        for subject in self._reduced_later:
-            self._norms[subject] = self._norm(subject)
-        self._reduced_later.clear()
+    def _on_accumulated(self) -> None:
+        accumulated, self._accumulated = self._accumulated, []
+        self._take_norms(accumulated)
 
-    def _norm(self, subject: Subject) -> Tensor:
+    def _take_norms(self, subjects: Sequence[Subject]) -> None:
         start = time.perf_counter()
-        assert subject.parameter.grad is not None
-        norm = squared_norms(subject, subject.parameter.grad)
+        self._norms |= squared_norms(subjects)
         self._spend(start)
-        return norm
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -252,7 +287,7 @@ class SpectralMonitor:
         self._measurement = None
         if self._is_measured(step):
             exact = self._exact if self._is_exact(step) else frozenset[str]()
-            scale = 1.0 if self._loss_scale is None else float(self._loss_scale())
+            scale = 1.0 if self._loss_scale is None else self._loss_scale()
             wanted = Wanted(kinds=self.kinds, exact=exact, rank_ratio=self.rank_ratio, loss_scale=scale)
             self._measurement = Measurement(self._mine, optimizer, wanted, self._norms)
             # A closure makes the gradients that its step uses.
@@ -270,31 +305,61 @@ class SpectralMonitor:
         step = self.steps_taken = self.steps_taken + 1
         self._watch.after(step, optimizer.param_groups)
         measurement, self._measurement = self._measurement, None
-        if measurement is None:
-            if len(self._watch) >= WATCH_EVERY:
-                self._read_watch()
+        if measurement is not None:
+            if self._closure:
+                measurement.take_gradients()
+            measurement.take_step()
+            self._norms.clear()
+            self._fetch(step, measurement)
+        elif len(self._watch) >= WATCH_EVERY:
+            self._fetch_watch()
+        self._arm()
+        self._spend(start)
+        self._tell(wait=False)
+
+    def _fetch(self, step: int, measurement: Measurement | None) -> None:
+        """Begin to fetch, in one copy, all that is known of the steps since the last time."""
+        watched = self._watch.take()
+        parts = [measurement.tensors(), self._skips.tensors()] if measurement is not None else [[], []]
+        fetch = Fetch([tensor for part in (watched.tensors(), *parts) for tensor in part])
+        self._pending.append(_Pending(step, fetch, watched, measurement))
+
+    def _fetch_watch(self) -> None:
+        if len(self._watch):
+            self._fetch(self.steps_taken, None)
+
+    def _tell(self, *, wait: bool) -> None:
+        """Hand on, in the order of steps, what has arrived."""
+        while self._pending and (wait or self._pending[0].fetch.ready()):
+            start = time.perf_counter()
+            pending = self._pending.popleft()
+            hosts = pending.fetch.read()
+            count = len(pending.watched.tensors())
+            steps = pending.watched.read(hosts[:count])
+            if pending.measurement is None:
+                self._warn(steps)
+                self._spend(start)
+                continue
+            *earlier, now = steps or [(pending.step, {})]
+            self._warn(earlier)
+            record = self._measured(pending.step, pending.measurement, hosts[count:], now[1])
             self._spend(start)
-            return
-        if self._closure:
-            measurement.take_gradients()
-        measurement.take_step()
-        self._norms.clear()
-        parts = [measurement.tensors(), self._watch.tensors(), self._skips.tensors()]
-        # All that this step needs of the device, in one read.
-        hosts = iter(on_host([tensor for part in parts for tensor in part]))
-        numbers, watched, skips = ([next(hosts) for _ in part] for part in parts)
-        found = measurement.read(numbers)
-        *earlier, now = self._watch.read(watched) or [(step, {})]
-        self._warn(earlier)
-        record = self._record(step, found, self._skips.counts(found, skips))
+            record["ms"], self._told = rounded(self.milliseconds - self._told) or 0.0, self.milliseconds
+            self._send(record)
+
+    def _measured(
+        self, step: int, measurement: Measurement, hosts: Sequence[Tensor], now: Mapping[str, Mapping[str, float]]
+    ) -> Record:
+        """The record of a measurement."""
+        count = measurement.count
+        found = measurement.read(hosts[:count])
+        record = self._record(step, found, self._skips.counts(found, hosts[count:]))
         if self.alarm is not None:
-            known = {name: {**entry, **now[1].get(name, {})} for name, entry in record["parameters"].items()}
-            alerts = self._alerts(step, {**now[1], **known})
+            known = {name: {**entry, **now.get(name, {})} for name, entry in record["parameters"].items()}
+            alerts = self._alerts(step, {**now, **known})
             if alerts:
                 record["alarms"] = alerts
-        self._spend(start)
-        record["ms"], self._told = rounded(self.milliseconds - self._told) or 0.0, self.milliseconds
-        self._send(record)
+        return record
 
     def _spend(self, start: float) -> None:
         self.milliseconds += 1000 * (time.perf_counter() - start)
@@ -312,9 +377,6 @@ class SpectralMonitor:
         if spectra:
             record["spectra"] = spectra
         return record
-
-    def _read_watch(self) -> None:
-        self._warn(self._watch.read(on_host(self._watch.tensors())))
 
     def _warn(self, steps: Iterable[tuple[int, Mapping[str, Mapping[str, float | None]]]]) -> None:
         """Records of the steps, between measurements, that the rule warns of."""
@@ -338,13 +400,16 @@ class SpectralMonitor:
 
 
 def _untraced(hook: Callable[..., None]) -> Callable[..., None]:
-    """The hook, left out of a step that is compiled. Decided as it runs: asking before would import the compiler."""
+    """The hook, left out of a step that is compiled or captured in a CUDA graph. Decided as it runs: asking before
+    would import the compiler."""
+
+    cuda: Any = torch.cuda
 
     def run(*arguments: Any) -> None:
         if torch.compiler.is_compiling():
             compiler: Any = torch.compiler
             compiler.disable(hook)(*arguments)
-        else:
+        elif not (cuda.is_initialized() and cuda.is_current_stream_capturing()):
             hook(*arguments)
 
     return run

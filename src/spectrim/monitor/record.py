@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NotRequired, TypedDict
 
-import torch
-from torch import Tensor
-
-from spectrim.monitor.board import Found
-from spectrim.monitor.measure import Reading, read
+from spectrim.monitor.board import Found, Lists
 
 __all__ = ["Alert", "Record", "entry_of", "rounded", "spectra_of"]
 
@@ -50,14 +47,14 @@ def entry_of(found: Found, skipped: int) -> dict[str, float | int | None]:
     shares are of the whole stack's energy or singular values, and the rest are means over the matrices that have any.
     """
     entry: dict[str, float] = {}
-    readings = _readings(found)
+    readings = found.readings
     gradient, update, weight = (readings.get(kind) for kind in ("gradient", "update", "weight"))
     if gradient is not None:
-        scale = gradient_scale(found, gradient)
+        scale = gradient_scale(found)
         spectrum = _spectrum("gradient", gradient)
         entry |= {**spectrum, "gradient_norm": math.sqrt(found.before) if found.before else spectrum["gradient_norm"]}
         entry["gradient_spectral_norm"] *= scale
-        entry["gradient_localisation"] = _mean(gradient["largest"] / gradient["norm"])
+        entry["gradient_localisation"] = _mean(map(_ratio, gradient["largest"], gradient["norm"]))
         entry["gradient_tail_index"] = _mean(gradient["tail_index"])
     if update is not None:
         entry |= _spectrum("update", update)
@@ -70,25 +67,27 @@ def entry_of(found: Found, skipped: int) -> dict[str, float | int | None]:
     if update is not None and weight is not None:
         entry["update_to_weight"] = _ratio(entry["update_norm"], entry["weight_norm"])
     if "direction" in readings and entry["update_norm"] > 0:
-        entry["above_threshold"] = float(readings["direction"]["above"].mean())
+        above = readings["direction"]["above"]
+        entry["above_threshold"] = sum(above) / len(above)
     return {**{name: rounded(value) for name, value in entry.items()}, "skipped": skipped}
 
 
 def spectra_of(found: Found) -> dict[str, list[float | None]]:
     """The singular values of what was measured exactly, by kind; those of a stack together."""
     spectra: dict[str, list[float | None]] = {}
-    for kind, reading in _readings(found).items():
-        if kind != "direction" and "singular_values" in reading:
-            values = reading["singular_values"].flatten().sort(descending=True).values
-            if kind == "gradient":
-                values = values * gradient_scale(found, reading)
-            spectra[kind] = [rounded(value) for value in values.tolist()]
+    for kind, matrices in found.spectra.items():
+        if kind != "direction":
+            scale = gradient_scale(found) if kind == "gradient" else 1.0
+            values = [scale * value for matrix in matrices for value in matrix]
+            # What is not a number first, as torch sorts.
+            values.sort(key=lambda value: math.inf if math.isnan(value) else value, reverse=True)
+            spectra[kind] = [rounded(value) for value in values]
     return spectra
 
 
-def gradient_scale(found: Found, gradient: Reading) -> float:
+def gradient_scale(found: Found) -> float:
     """By what a global clip divided the gradient since it was accumulated: it scales, and changes nothing else."""
-    now = float(gradient["energy"].sum())
+    now = sum(found.readings["gradient"]["energy"])
     if found.before is None or not (0 < now < math.inf and 0 < found.before < math.inf):
         return 1.0
     return math.sqrt(found.before / now)
@@ -101,24 +100,21 @@ def rounded(value: float | None) -> float | None:
     return float(f"{value:.{DIGITS}g}")
 
 
-def _readings(found: Found) -> dict[str, Reading]:
-    limit = math.nan if found.mark is None else found.mark
-    return {kind: read(found.orders[kind], numbers, limit=limit) for kind, numbers in found.numbers.items()}
-
-
-def _spectrum(kind: str, reading: Reading) -> dict[str, float]:
-    energy = reading["energy"]
+def _spectrum(kind: str, reading: Lists) -> dict[str, float]:
+    energy, norms = reading["energy"], reading["norm"]
+    share = _ratio(sum(reading["spike"]), sum(energy))
     return {
-        f"{kind}_norm": math.sqrt(float(energy.sum())),
-        f"{kind}_spectral_norm": float(reading["norm"].max()),
-        f"{kind}_stable_rank": _mean(energy / reading["norm"].square()),
-        f"{kind}_spike_share": float((reading["spike"].sum() / energy.sum()).clamp_max(1.0)),
+        f"{kind}_norm": math.sqrt(sum(energy)),
+        f"{kind}_spectral_norm": math.nan if any(map(math.isnan, norms)) else max(norms),
+        f"{kind}_stable_rank": _mean(_ratio(part, norm * norm) for part, norm in zip(energy, norms, strict=True)),
+        f"{kind}_spike_share": 1.0 if share > 1 else share,
     }
 
 
-def _mean(values: Tensor) -> float:
+def _mean(values: Iterable[float]) -> float:
     """Over the matrices of a stack that have a value."""
-    return float(torch.nanmean(values))
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -27,19 +27,25 @@ class Sink(Protocol):
         """Write out what is held back. Safe to call again."""
 
 
-#: What a user may name as a place for records: a path of JSON lines, or a sink.
-Out = str | os.PathLike[str] | Sink
+#: What a user may name as a place for records: a path of JSON lines, a function of a record, or a sink.
+Out = str | os.PathLike[str] | Sink | Callable[[Record], object]
 
 
-def sinks_of(out: Out | Iterable[Out] | None) -> list[Sink]:
-    """The sinks that a monitor was given, in order."""
+def sinks_of(out: Out | Iterable[Out] | None, *, resume_step: int | None = None) -> list[Sink]:
+    """The sinks that a monitor was given, in order; a path is gone on with after ``resume_step``, where that is given.
+
+    Raises:
+        TypeError: what is neither a path nor can be called.
+    """
     if out is None:
         return []
     if isinstance(out, str | os.PathLike):
-        return [JsonLines(out)]
+        return [JsonLines(out, resume_step=resume_step)]
     if callable(out):
-        return [out]
-    return [sink for one in out for sink in sinks_of(one)]
+        return [cast(Sink, out) if callable(getattr(out, "close", None)) else Callback(out)]
+    if not isinstance(out, Iterable):
+        raise TypeError(f"out={out!r}: expected a path, a function of a record, a sink, several of these, or None")
+    return [sink for one in out for sink in sinks_of(one, resume_step=resume_step)]
 
 
 class Callback:

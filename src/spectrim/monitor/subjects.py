@@ -19,13 +19,12 @@ from torch.distributed.tensor import DTensor
 from spectrim.distributed.collectives import Team, team_of
 from spectrim.distributed.grid import local_sizes
 from spectrim.distributed.sharding import Sharding, sharding_of
-from spectrim.optim.entries import parameter_name
 from spectrim.optim.layout import Layout, default_layout, matrices, matrix_shapes
 from spectrim.optim.reading import read_model
 from spectrim.optim.roles import Reading, Role, sites
 from spectrim.optim.sharded.entry import axes_of
 
-__all__ = ["Subject", "subjects_of"]
+__all__ = ["Subject", "parameter_name", "subjects_of"]
 
 
 @dataclass(eq=False)
@@ -124,6 +123,13 @@ def subjects_of(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> list[S
             name = names.get(parameter) or parameter_name(groups, position)
             found.append(Subject(name, parameter, position, role or "matrix", layout, split))
     return found
+
+
+def parameter_name(groups: Sequence[Mapping[str, Any]], position: tuple[int, int]) -> str:
+    """A parameter's name in its group, or its place where it was given none."""
+    group, index = position
+    names = groups[group].get("param_names")
+    return str(names[index]) if names else f"group {group}, parameter {index}"
 
 
 def _names(model: nn.Module) -> dict[Tensor, str]:

@@ -1,28 +1,33 @@
 """An estimate of every update's root mean square after every step, from a fixed sample of entries.
 
-A thousand entries of every matrix are copied before the step and compared after it, at a thousandth of a step's cost;
-the sums stay on the device until they are read, for many steps in one go. Of a sharded matrix every rank samples what
-it holds. Relied on by :class:`~spectrim.monitor.monitor.SpectralMonitor`.
+A thousand entries of every matrix are copied after each step and compared with those after the step before; the sums
+stay on the device until they are read, for many steps in one go. Of a sharded matrix every rank samples what it holds.
+Relied on by :class:`~spectrim.monitor.monitor.SpectralMonitor`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from spectrim.distributed.collectives import Team
 from spectrim.monitor.measurement import as_float
 from spectrim.monitor.sketch import sample_stride
 from spectrim.monitor.subjects import Subject
 
-__all__ = ["SAMPLE", "Watch"]
+__all__ = ["SAMPLE", "Taken", "Values", "Watch"]
 
 #: Entries of each matrix that are compared, at most; the root mean square of so many is good to 2 to 3 %.
 SAMPLE = 1024
+
+#: By the name of a matrix, its "update_rms" and "lr" in a step.
+Values = dict[str, dict[str, float]]
 
 
 class Watch:
@@ -38,44 +43,81 @@ class Watch:
             key = (subject.team and subject.team.key, subject.parameter.device)
             places.setdefault(key, _Place(subject.team)).subjects.append(subject)
         self._places = list(places.values())
-        self._steps: list[tuple[int, dict[str, float | Tensor]]] = []
+        self._groups = {name: subject.position[0] for subject in subjects for name in subject.names}
+        self._steps: list[tuple[int, _Rates]] = []
 
     def before(self) -> None:
-        """Copy the samples that the step is about to move."""
+        """Sample what the step is about to move, where it is not as the step before left it."""
         for place in self._places:
-            place.before = place.sample()
+            place.begin()
 
     def after(self, step: int, groups: Sequence[Mapping[str, Any]]) -> None:
         """Compare, after this step was taken at the groups' learning rates."""
         for place in self._places:
             place.compare()
-        rates: dict[str, float | Tensor] = {}
-        for place in self._places:
-            for subject in place.subjects:
-                lr = groups[subject.position[0]].get("lr", 1.0)
-                rates |= dict.fromkeys(subject.names, lr.detach().clone() if isinstance(lr, Tensor) else float(lr))
-        self._steps.append((step, rates))
+        self._steps.append((step, _Rates([group.get("lr", 1.0) for group in groups] if self._places else [])))
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def tensors(self) -> list[Tensor]:
-        """What was found since the last reading, where it is; ranks of shards call this together."""
-        return [place.total() for place in self._places] if self._steps else []
+    def take(self) -> Taken:
+        """What was found since this was last called, where it is; ranks of shards call this together."""
+        steps, self._steps = self._steps, []
+        names = [place.names for place in self._places]
+        sums = [place.total() for place in self._places] if steps else []
+        moved = [rates.moved for _, rates in steps if rates.moved is not None]
+        return Taken(steps, names, self._groups, sums, [torch.cat(moved)] if moved else [])
 
-    def read(self, tensors: Sequence[Tensor]) -> list[tuple[int, dict[str, dict[str, float]]]]:
-        """For every step since the last reading, "update_rms" and "lr" by name.
+
+@dataclass
+class _Rates:
+    """The learning rates of all groups in a step; those on a device as one tensor, for a scheduler writes to them."""
+
+    rates: list[float | Tensor]
+    moved: Tensor | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.rates = [float(lr) if not isinstance(lr, Tensor) or lr.device.type == "cpu" else lr for lr in self.rates]
+        there = {id(lr): lr.detach().reshape(1) for lr in self.rates if isinstance(lr, Tensor)}
+        self._place = {key: index for index, key in enumerate(there)}
+        self.moved = torch.cat(list(there.values())) if there else None
+
+    def values(self, moved: Iterator[float]) -> list[float]:
+        """All of them; what was on a device is taken from there."""
+        found = [next(moved) for _ in self._place]
+        return [found[self._place[id(lr)]] if isinstance(lr, Tensor) else lr for lr in self.rates]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What was found of some steps in a row."""
+
+    steps: list[tuple[int, _Rates]]
+    names: list[list[str]]
+    groups: dict[str, int]
+    sums: list[Tensor]
+    moved: list[Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        """What is to be read, where it is."""
+        return [*self.sums, *self.moved]
+
+    def read(self, hosts: Sequence[Tensor]) -> list[tuple[int, Values]]:
+        """The values of every step.
 
         Args:
-            tensors: :meth:`tensors`, on the host.
+            hosts: :meth:`tensors`, on the host.
         """
-        steps, self._steps = self._steps, []
-        found: list[tuple[int, dict[str, dict[str, float]]]] = [(step, {}) for step, _ in steps]
-        for place, tensor in zip(self._places, tensors, strict=False):
-            rows = tensor.view(len(steps), -1).sqrt().tolist()
-            for (_, values), (_, rates), row in zip(found, steps, rows, strict=True):
-                for name, value in zip(place.names, row, strict=True):
-                    values[name] = {"update_rms": value, "lr": float(rates[name])}
+        moved = iter(hosts[-1].tolist() if self.moved else ())
+        rows = [host.view(len(self.steps), -1).sqrt().tolist() for host in hosts[: len(self.sums)]]
+        found: list[tuple[int, Values]] = []
+        for index, (step, rates) in enumerate(self.steps):
+            lrs = rates.values(moved)
+            values: Values = {}
+            for names, row in zip(self.names, rows, strict=True):
+                for name, rms in zip(names, row[index], strict=True):
+                    values[name] = {"update_rms": rms, "lr": lrs[self.groups[name]]}
+            found.append((step, values))
         return found
 
 
@@ -85,54 +127,71 @@ class _Place:
     def __init__(self, team: Team | None) -> None:
         self.team = team
         self.subjects: list[Subject] = []
-        self.before: Tensor | None = None
         self.sums: list[Tensor] = []
+        self._sample: Tensor | None = None
+        self._seen: list[tuple[int, int]] = []
         self._views: list[Tensor] = []
         self._lengths: Tensor | None = None
         self._factors: Tensor | None = None
-        self._addresses: list[int] = []
 
     @property
     def names(self) -> list[str]:
         return [name for subject in self.subjects for name in subject.names]
 
-    def sample(self) -> Tensor:
-        """The entries, all in a row."""
-        locals_ = [subject.local(subject.parameter.detach()) for subject in self.subjects]
-        # The views stay good as long as the memory that they look at is the parameter's.
-        addresses = [tensor.data_ptr() for tensor in locals_]
-        if addresses != self._addresses:
-            parts = [part for s, t in zip(self.subjects, locals_, strict=True) for part in s.local_parts(t)]
-            self._views, self._addresses = [sampled(part) for part in parts], addresses
-            device = parts[0].device
-            sizes = [math.prod(shape) for subject in self.subjects for shape in subject.shapes]
-            counted = [subject.counts for subject in self.subjects for _ in subject.names]
-            factors = [
-                part.numel() / max(1, view.numel()) / size if counts else 0.0
-                for part, view, size, counts in zip(parts, self._views, sizes, counted, strict=True)
-            ]
-            self._factors = torch.tensor(factors, dtype=torch.float64, device=device)
-            self._lengths = torch.tensor([view.numel() for view in self._views], device=device)
-        return torch.cat([view.reshape(-1) for view in self._views])
+    def begin(self) -> None:
+        """Have the entries as they are now."""
+        locals_ = self._locals()
+        # The version changes where anything but the step has written to a weight (not through .data, which hides it).
+        if self._sample is None or self._seen != _seen(locals_):
+            self._sample = self._take(locals_)
 
     def compare(self) -> None:
-        """Add the mean squares of what moved since the sample was taken."""
-        after = self.sample()
-        assert self.before is not None
+        """Add the sums of squares of what moved since the sample was taken, and keep a new one."""
+        before = self._sample
+        locals_ = self._locals()
+        self._sample = self._take(locals_)
+        assert before is not None
         assert self._lengths is not None
-        assert self._factors is not None
-        moved = (as_float(after) - as_float(self.before)).square_()
-        sums = torch.segment_reduce(moved, "sum", lengths=self._lengths, unsafe=True)
-        self.sums.append(sums.double() * self._factors)
-        self.before = None
+        moved = functional.mse_loss(as_float(self._sample), as_float(before), reduction="none")
+        self.sums.append(torch.segment_reduce(moved, "sum", lengths=self._lengths, unsafe=True))
 
     def total(self) -> Tensor:
         """The mean squares of all steps since the last call, in a row, of what all ranks hold."""
-        total = torch.stack(self.sums).flatten()
+        assert self._factors is not None
+        total = (torch.stack(self.sums).double() * self._factors).flatten()
         self.sums.clear()
         if self.team is not None:
             self.team.sum(total, "monitor")
         return total
+
+    def _locals(self) -> list[Tensor]:
+        return [subject.local(subject.parameter.detach()) for subject in self.subjects]
+
+    def _take(self, locals_: list[Tensor]) -> Tensor:
+        """The entries, all in a row."""
+        seen = _seen(locals_)
+        # The views stay good as long as the memory that they look at is the parameter's.
+        if [address for address, _ in seen] != [address for address, _ in self._seen]:
+            self._look_at(locals_)
+        self._seen = seen
+        return torch.cat([view.reshape(-1) for view in self._views])
+
+    def _look_at(self, locals_: list[Tensor]) -> None:
+        parts = [part for s, t in zip(self.subjects, locals_, strict=True) for part in s.local_parts(t)]
+        self._views = [sampled(part) for part in parts]
+        sizes = [math.prod(shape) for subject in self.subjects for shape in subject.shapes]
+        counted = [subject.counts for subject in self.subjects for _ in subject.names]
+        factors = [
+            part.numel() / max(1, view.numel()) / size if counts else 0.0
+            for part, view, size, counts in zip(parts, self._views, sizes, counted, strict=True)
+        ]
+        device = parts[0].device
+        self._factors = torch.tensor(factors, dtype=torch.float64, device=device)
+        self._lengths = torch.tensor([view.numel() for view in self._views], device=device)
+
+
+def _seen(locals_: list[Tensor]) -> list[tuple[int, int]]:
+    return [(tensor.data_ptr(), tensor._version) for tensor in locals_]
 
 
 def sampled(part: Tensor) -> Tensor:
