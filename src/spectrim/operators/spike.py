@@ -8,6 +8,7 @@ as a matrix (:func:`shape_spike`) and as a rank-k correction that an update can 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -96,41 +97,16 @@ def track_spike(M: Tensor, V: Tensor | None, *, rank: int | None = None, steps: 
 
 
 def follow_and_shape(M: Tensor, V: Tensor, *, steps: int = 1) -> tuple[SpikeCorrection, Tensor]:
-    """:func:`track_spike` and :func:`spike_correction` in one, and the new basis: what an optimizer's step needs.
-
-    On a host a kernel does both for a followed spike while it reads M once; see spectrim/native/spike.c.
-    """
-    if True:
-        spike = track_spike(M, V, steps=steps)
-        return spike_correction(M, spike), spike.V
-    pairs = zip(M.flatten(0, -3), V.flatten(0, -3), strict=True)
-    found = [_follow_and_shape_one(matrix, basis) for matrix, basis in pairs]
-    stack = M.shape[:-2]
-
-    def together(parts: list[Tensor]) -> Tensor:
-        # A single one stays as it lies; a copy would cost a pass, and its order of entries.
-        whole = parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
-        return whole.view(*stack, *whole.shape[1:])
-
-    U, right, norm = (together(list(parts)) for parts in zip(*(correction for correction, _ in found), strict=True))
-    return SpikeCorrection(U, right, norm), together([basis for _, basis in found])
-
-
-def _kernel_serves(M: Tensor, V: Tensor) -> bool:
-    return (
-        M.ndim > 2 and M.is_contiguous() and serves(M) and serves(V) and V.shape[-1] <= MOST_COLUMNS and M.numel() > 0
-    )
-
-
-def _follow_and_shape_one(M: Tensor, V: Tensor) -> tuple[SpikeCorrection, Tensor]:
-    found = follow_spike(M, V, LIMITS)
-    if found is None:
-        spike = track_spike(M, V)
-    elif found.right is not None and found.norm is not None:
-        return SpikeCorrection(found.U, found.right, found.norm), found.V
-    else:
-        spike = Spike(found.U, found.W, found.V)
+    """:func:`track_spike` and :func:`spike_correction` in one, and the new basis: what an optimizer's step needs."""
+    spike = track_spike(M, V, steps=steps)
     return spike_correction(M, spike), spike.V
+
+
+def follow_and_shape_stacks(
+    Ms: Sequence[Tensor], Vs: Sequence[Tensor], *, steps: int = 1
+) -> list[tuple[SpikeCorrection, Tensor]]:
+    """:func:`follow_and_shape` of several stacks."""
+    return [follow_and_shape(M, V, steps=steps) for M, V in zip(Ms, Vs, strict=True)]
 
 
 def shape_spike(M: Tensor, spike: Spike) -> Tensor:
@@ -197,7 +173,3 @@ def _column_norms(W: Tensor) -> Tensor:
     """(..., 1, k) Euclidean norms in float64, where the square of a large entry does not overflow."""
     norms: Tensor = torch.linalg.vector_norm(W, dim=-2, keepdim=True, dtype=torch.float64)
     return norms.to(W.dtype)
-
-
-def follow_and_shape_stacks(Ms, Vs, *, steps=1):
-    return [follow_and_shape(M, V, steps=steps) for M, V in zip(Ms, Vs)]

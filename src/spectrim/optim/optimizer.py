@@ -120,7 +120,7 @@ class SpectralOptimizer(Optimizer):
         the state dict lacks are completed; parameters that it lacks begin anew.
 
         Raises:
-            ValueError: another recipe's state, or a tensor of another shape than its parameter, by name; nothing changed.
+            ValueError: another recipe's state, or a tensor of another shape than its parameter's. Nothing changed.
         """
         drop_orphans(self.state, self.param_groups)
         load_state(self, state_dict)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 if TYPE_CHECKING:
     from spectrim.distributed.collectives import Team
@@ -19,8 +21,8 @@ __all__ = ["Part", "Precision", "SpectralOperator", "StepContext", "in_place", "
 Precision = Literal["auto", "exact", "half"]
 Shape = Sequence[int]
 
-#: Devices whose float16 products are several times as fast as their float32 ones.
-HALF_DEVICES = ("cuda",)
+#: Devices whose float16 products are several times as fast as their float32 ones; "meta" stands for such a one.
+HALF_DEVICES = ("cuda", "meta")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -75,9 +77,9 @@ class SpectralOperator(ABC):
     def whole(self, parts: Sequence[Part], context: StepContext) -> None:
         """Work on stacks of whole matrices, in place. Nothing is read from a device."""
 
-    @abstractmethod
     def flops(self, m: int, n: int) -> float:
         """Operations for one m x n matrix on an accelerator, products alone; what ``spectrim plan`` counts."""
+        return _counted_flops(self, m, n)
 
     def vector_factors(self, norms: Tensor, context: StepContext) -> Tensor | None:
         """What parameters that are no matrices are multiplied by, for their norms (E,) in float64; None for one."""
@@ -118,6 +120,18 @@ class SpectralOperator(ABC):
         return (self.label, *astuple(self))
 
 
+@cache
+def _counted_flops(operator: SpectralOperator, m: int, n: int) -> float:
+    """Products counted while an operator works on a matrix without memory."""
+    device = torch.device("meta")
+    state = operator.state_of_parts(operator.start([(m, n)], device=device, dtype=torch.float32), [(m, n)])[0]
+    stacked = {key: value.unsqueeze(0) for key, value in state.items()}
+    part = Part(matrices=torch.empty(1, m, n, device=device), state=stacked)
+    with FlopCounterMode(display=False) as counter:
+        operator.whole([part], StepContext(threshold=1.0))
+    return float(counter.get_total_flops())
+
+
 def runs_in_half(precision: Precision, device: torch.device) -> bool:
     """True if operators compute in float16 with float32 accumulation: asked for, or left open where that is fast."""
     return precision == "half" or (precision == "auto" and device.type in HALF_DEVICES)
@@ -131,5 +145,5 @@ def in_place(parts: Sequence[Part], function: Callable[[list[Tensor]], Sequence[
     for family in families.values():
         results = function([part.matrices for part in family])
         for part, result in zip(family, results, strict=True):
-            if result is not part.matrices:
+            if torch.compiler.is_compiling() or not torch._C._is_alias_of(result, part.matrices):
                 part.matrices.copy_(result)

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from spectrim.operators import hard_clip, soft_clip
-from spectrim.operators.half import half_clip, half_clip_flops
+from spectrim.operators.half import half_clip
 from spectrim.optim.spectral.base import Part, Precision, SpectralOperator, StepContext, in_place, runs_in_half
 
 __all__ = ["CLIPS", "HardClip", "SoftClip"]
@@ -46,10 +46,6 @@ class SoftClip(SpectralOperator):
     def vector_factors(self, norms: Tensor, context: StepContext) -> Tensor:
         assert context.threshold is not None
         return 1 / torch.hypot(torch.ones_like(norms), norms / context.threshold)
-
-    @override
-    def flops(self, m: int, n: int) -> float:
-        return half_clip_flops(m, n)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from spectrim.operators import orthogonalize
-from spectrim.operators.half import half_polar, half_polar_flops
+from spectrim.operators.half import half_polar
 from spectrim.optim.spectral.base import Part, Precision, SpectralOperator, StepContext, in_place, runs_in_half
 
 __all__ = ["Orthogonalize"]
@@ -38,7 +38,3 @@ class Orthogonalize(SpectralOperator):
             return [orthogonalize(stack, steps=self.steps, precision="exact", overwrite=True) for stack in stacks]
 
         in_place(parts, polar)
-
-    @override
-    def flops(self, m: int, n: int) -> float:
-        return half_polar_flops(m, n, self.steps)

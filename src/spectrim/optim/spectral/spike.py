@@ -70,12 +70,6 @@ class ShapeSpike(SpectralOperator):
         return torch.maximum(norm, LEAST_SHARE * record)
 
     @override
-    def flops(self, m: int, n: int) -> float:
-        k = spike_rank((m, n), self.rank_ratio)
-        # M V and MᵀU, U Wᵀ for the tail's norm, the correction, and the Gram matrices of two passes of Cholesky-QR.
-        return 8.0 * m * n * k + 8.0 * m * k * k
-
-    @override
     def start(self, shapes: Sequence[Shape], *, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """The basis (..., n, k) that a parameter starts from: fixed numbers, the bases of its parts side by side; and
         for each part the record (..., parts) of its norm."""
