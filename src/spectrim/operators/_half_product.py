@@ -1,0 +1,72 @@
+"""Products of stacks of float16 matrices, summed in float32 and rounded once; or of float32 ones, in true float32.
+
+In plain calls the caller holds :func:`arithmetic` around all of them. A compiler, which would not keep the switches
+that it sets, is given opaque operators that set them at run time. On the CPU, where torch's own float16 products take
+thirty times as long, the operands are widened: the same numbers, for tests and rehearsals.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from ._precision import full_accumulation, true_float32
+
+__all__ = ["arithmetic", "half_product", "symmetric_product"]
+
+
+def arithmetic(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """The context in which products of this dtype are as exact as they should be; nothing while compiling."""
+    if torch.compiler.is_compiling():
+        return nullcontext()
+    return true_float32(device) if dtype == torch.float32 else full_accumulation(device)
+
+
+def half_product(A: Tensor, B: Tensor) -> Tensor:
+    """A @ B for stacks (E, m, k) and (E, k, n)."""
+    if torch.compiler.is_compiling():
+        result: Tensor = torch.ops.spectrim.half_bmm(A, B)
+        return result
+    return _multiply(A, B)
+
+
+def symmetric_product(A: Tensor, B: Tensor, *, plus: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """A @ B where the result is known to be symmetric: B is Aᵀ, or both are polynomials in one symmetric matrix.
+
+    Args:
+        A, B: (E, m, k) and (E, k, m).
+        plus: (E, m, m), a symmetric summand, which is used up.
+        out: (E, m, m), for the result where there is no summand.
+    """
+    if torch.compiler.is_compiling() or A.device.type == "cpu":
+        result: Tensor = half_product(A, B) if plus is None else torch.ops.spectrim.half_baddbmm(plus, A, B)
+        return result if out is None else out.copy_(result)
+    return torch.bmm(A, B, out=out) if plus is None else plus.baddbmm_(A, B)
+
+
+def _multiply(A: Tensor, B: Tensor) -> Tensor:
+    if A.device.type == "cpu":
+        return torch.bmm(A.float(), B.float()).to(A.dtype)
+    return torch.bmm(A, B)
+
+
+def _guarded_bmm(A: Tensor, B: Tensor) -> Tensor:
+    with arithmetic(A.device, A.dtype):
+        return _multiply(A, B)
+
+
+def _guarded_baddbmm(C: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    if A.device.type == "cpu":
+        return torch.baddbmm(C.float(), A.float(), B.float()).to(C.dtype)
+    with arithmetic(A.device, A.dtype):
+        return torch.baddbmm(C, A, B)
+
+
+torch.library.custom_op("spectrim::half_bmm", _guarded_bmm, mutates_args=()).register_fake(
+    lambda A, B: A.new_empty(A.shape[0], A.shape[1], B.shape[2])
+)
+torch.library.custom_op("spectrim::half_baddbmm", _guarded_baddbmm, mutates_args=()).register_fake(
+    lambda C, A, B: C.new_empty(C.shape)
+)
