@@ -1,6 +1,6 @@
 """What a step does entry by entry, over whole lists of tensors, and symmetric products; each in two forms.
 
-Each module has an operation in an eager form, made of fused and ``_foreach`` calls of torch: the reference of its Triton
+Each module has an operation in an eager form, made of fused and ``_foreach`` calls: the reference of its Triton
 form in ``device``. ``choice`` has the rule by which one runs. Nothing here knows of optimizers, groups or shards.
 Nothing reads the device.
 

@@ -9,11 +9,20 @@ from torch import Tensor
 
 from .choice import kernel_runs
 
-__all__ = ["settle"]
+__all__ = ["LIMITS", "settle"]
+
+#: What counts as finite is below this, by the dtype in which moments are kept: its square, summed over steps, is finite
+#: too. Second moments could not hold more, and an entry whose second moment is infinite never moves again.
+LIMITS = {torch.float32: 1e19, torch.float64: 1e150}
 
 
 def settle(
-    magnitudes: Tensor, steps: Sequence[Tensor], skipped: Sequence[Tensor], found_inf: Tensor | None = None
+    magnitudes: Tensor,
+    steps: Sequence[Tensor],
+    skipped: Sequence[Tensor],
+    found_inf: Tensor | None = None,
+    *,
+    limit: float = LIMITS[torch.float32],
 ) -> Tensor:
     """Whether the step is skipped; counts it in ``steps`` where it is not, and in ``skipped`` of whoever was to blame.
 
@@ -24,6 +33,7 @@ def settle(
         skipped: N scalars of one dtype, float32 or int32, distinct; or none. Those of non-finite gradients grow by one.
         found_inf: None, or a number other than 0 where the step is to be skipped whatever the gradients hold, as
             ``torch.amp.GradScaler`` and other ranks have it: float32 of one entry.
+        limit: magnitudes from here on count as not finite.
 
     Returns:
         A float32 scalar: exactly 1 where the step is skipped, else 0.
@@ -33,14 +43,18 @@ def settle(
             f"{len(skipped)} counts of skipped steps for {len(magnitudes)} gradients: expected one for each"
         )
     others = () if found_inf is None else (found_inf,)
-    if magnitudes.dtype == torch.float32 and kernel_runs("settle", [magnitudes], scalars=(*steps, *others)):
+    narrow = magnitudes.dtype == torch.float32 and limit == LIMITS[torch.float32]
+    if narrow and kernel_runs("settle", [magnitudes], scalars=(*steps, *others)):
         from .device import settle as device
 
         return device.settle(magnitudes, list(steps), list(skipped), found_inf)  # type: ignore[no-any-return]
-    bad = ~magnitudes.isfinite()
-    found = bad.any() if found_inf is None else bad.any() | (found_inf.reshape(()) != 0)
+    bad = (~torch.lt(magnitudes, limit)).float()
+    found = bad.amax()
+    if found_inf is not None:
+        found = torch.maximum(found, (found_inf.reshape(()) != 0).float())
     if steps:
-        torch._foreach_add_(list(steps), (~found).to(steps[0].dtype))
+        # A list, and not one scalar, which torch would read.
+        torch._foreach_add_(list(steps), [1 - found] * len(steps))
     if skipped:
         torch._foreach_add_(list(skipped), list(bad.to(skipped[0].dtype).unbind()))
-    return found.float()
+    return found

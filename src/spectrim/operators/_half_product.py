@@ -12,6 +12,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from spectrim.kernels.choice import switched_on
+from spectrim.kernels.symmetric import symmetric_product as by_halves
+
 from ._precision import full_accumulation, true_float32
 
 __all__ = ["arithmetic", "half_product", "symmetric_product"]
@@ -40,10 +43,20 @@ def symmetric_product(A: Tensor, B: Tensor, *, plus: Tensor | None = None, out: 
         plus: (E, m, m), a symmetric summand, which is used up.
         out: (E, m, m), for the result where there is no summand.
     """
+    if not torch.compiler.is_compiling() and switched_on("symmetric_product", A.device) and A.dtype == torch.float16:
+        found: Tensor = by_halves(A, None if _is_gram(A, B) else B, C=plus)
+        return found if out is None else out.copy_(found)
     if torch.compiler.is_compiling() or A.device.type == "cpu":
         result: Tensor = half_product(A, B) if plus is None else torch.ops.spectrim.half_baddbmm(plus, A, B)
         return result if out is None else out.copy_(result)
     return torch.bmm(A, B, out=out) if plus is None else plus.baddbmm_(A, B)
+
+
+def _is_gram(A: Tensor, B: Tensor) -> bool:
+    """True if B is A's transposed view."""
+    turned = A.stride(-1) == B.stride(-2) and A.stride(-2) == B.stride(-1) and A.shape[-1] == B.shape[-2]
+    alias: bool = torch._C._is_alias_of(A, B)  # type: ignore[attr-defined]
+    return turned and A.stride(-1) != A.stride(-2) and alias
 
 
 def _multiply(A: Tensor, B: Tensor) -> Tensor:

@@ -29,8 +29,9 @@ SMALL_SIDE = 128  # below it few roundings make an entry, errors do not average 
 SIZE = 2**3.5  # Frobenius norm of a matrix in half precision: the square of its Gram matrix stays below 2^14
 NO_CLIP = 24.0  # c over the Frobenius norm from which on clipping changes less than 1e-3
 LEAST = 2.0**-11  # c over the Frobenius norm that is told from none
-LEAST_SIZE = 2.0**-24  # of ‖R²‖_F, so that a matrix of zeros divides by something
-SMALLEST, LARGEST = 1e-37, 3e38  # norms below count as this one, and thresholds above
+LEAST_SIZE = 2.0**-24  # of ‖R²‖_F: the least in float16, so that a matrix of zeros divides by something
+SMALLEST = 1e-300  # a norm below counts as this one
+LARGEST = 3e38  # and a threshold above as this one
 
 
 @torch.no_grad()
@@ -64,12 +65,12 @@ def half_clip(
     if not work.X:
         return list(stacks)
     norm = work.norms()
-    c = _thresholds([thresholds[i] for i in work.filled], work.counts, NO_CLIP * norm)
+    c = _thresholds([thresholds[i] for i in work.filled], work.counts, (NO_CLIP * norm).clamp_max(LARGEST))
     unit = SIZE / torch.hypot(norm, c)
     low = (c * unit).clamp_min(SIZE * LEAST).float().view(-1, 1, 1)
     with arithmetic(work.X[0].device, work.dtype):
-        gain = work.iterate(CLIP, unit.float().unsqueeze(-1), low)
-    return work.results(c.clamp_max(LARGEST).float().view(-1, 1, 1) * gain)
+        gain = work.iterate(CLIP, unit.unsqueeze(-1), low)
+    return work.results(c.float().view(-1, 1, 1) * gain)
 
 
 @torch.no_grad()
@@ -95,7 +96,7 @@ def half_polar(stacks: Sequence[Tensor], *, steps: int | None = None, overwrite:
     work = _Work(stacks, overwrite)
     if not work.X:
         return list(stacks)
-    unit = (SIZE / work.norms()).float().unsqueeze(-1)
+    unit = (SIZE / work.norms()).unsqueeze(-1)
     with arithmetic(work.X[0].device, work.dtype):
         gain = work.iterate(POLAR if steps is None else rough_polar(steps), unit, None)
     return work.results(gain)
@@ -114,13 +115,12 @@ class _Work:
         self.Y: list[Tensor] = []
 
     def norms(self) -> Tensor:
-        """Frobenius norms (E,) of all matrices, in float64, where none overflows."""
-        return _joined([torch.linalg.vector_norm(X, dim=(-2, -1), dtype=torch.float64) for X in self.X]).clamp_min(
-            SMALLEST
-        )
+        """Frobenius norms (E,) in float64, which holds them and their reciprocals for all float32 numbers."""
+        norms = [torch.linalg.vector_norm(X, dim=(-2, -1), dtype=torch.float64) for X in self.X]
+        return _joined(norms).clamp_min(SMALLEST)
 
     def iterate(self, name: str, unit: Tensor, low: Tensor | None) -> Tensor:
-        """Run a program on Y = unit X, or on [Y; low I], for unit (E, 1) and low (E, 1, 1).
+        """Run a program on Y = unit X, or on [Y; low I], for unit (E, 1) in float64 and low (E, 1, 1).
 
         P(R) is applied to Y after each stage, and to B = low I, of which only BBᵀ matters, in between.
 

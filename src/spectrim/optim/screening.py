@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spectrim.kernels.magnitudes import largest_magnitudes
+from spectrim.kernels.settling import LIMITS, settle
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.entries import Entry, parameter_name
 from spectrim.optim.sharded.agreement import raise_nonfinite
@@ -25,9 +26,6 @@ from spectrim.optim.sharded.screening import flag_absent, screen_shards
 from spectrim.optim.skips import SkipWatch
 
 __all__ = ["GradScale", "screen"]
-
-#: What counts as finite is below this, by the dtype in which moments are kept; its square, summed over steps, still is.
-LIMITS = {torch.float32: 1e19, torch.float64: 1e150}
 
 #: A GradScaler's scale, by which gradients are still to be divided, and its own flag; each may be None.
 GradScale = tuple[Tensor | None, Tensor | None]
@@ -125,9 +123,8 @@ def _on_device(
             groups,
             sharded,
         )
-    bad = [(~torch.lt(sizes, _limit(some))).float() for some, sizes in by_device]
-    first = bad[0].device
-    flags = [some.amax() for some in bad]
+    first = by_device[0][1].device
+    flags: list[Tensor] = []
     if carried is not None:
         flags.append(carried.isnan().float())
     if given is not None:
@@ -135,21 +132,33 @@ def _on_device(
     if all(entry.rule.still for entry in everything):
         nothing = [(~(sizes.amax() > 0)).float() for _, sizes in by_device]
         flags.append(torch.stack([flag.to(first, non_blocking=True) for flag in nothing]).amin())
-    found = flags[0]
-    for flag in flags[1:]:
-        found = torch.maximum(found, flag.to(first, non_blocking=True))
-    for (some, _), wrong in zip(by_device, bad, strict=True):
-        flag = found.to(wrong.device, non_blocking=True)
+    if len(by_device) > 1:
+        flags += [(~torch.lt(sizes.amax(), _limit(some))).float() for some, sizes in by_device[1:]]
+    others: Tensor | None = None
+    for flag in flags:
+        flag = flag.to(first, non_blocking=True)
+        others = flag if others is None else torch.maximum(others, flag)
+    found: Tensor | None = None
+    for some, sizes in by_device:
+        if found is not None:
+            others = found.to(sizes.device, non_blocking=True)
+        counts = [entry.state["step"] for entry in some if not _is_absent(entry)]
+        blamed = [entry.state["skipped"] for entry in some]
+        found = settle(sizes, counts, blamed, others, limit=_limit(some))
         for entry in some:
-            entry.found = flag
-        torch._foreach_add_([entry.state["skipped"] for entry in some], list(wrong.unbind()))
-        if sharded:
-            flag_absent(some, flag)
-        for alike in _by_found(some):
-            taken = 1 - flag if alike[0].found is flag else 1 - _found(alike[0])
-            torch._foreach_add_([entry.state["step"] for entry in alike], taken)
+            entry.found = found
+        absent = [entry for entry in some if _is_absent(entry)]
+        flag_absent(absent, found)
+        for entry in absent:
+            assert entry.found is not None
+            entry.state["step"] += 1 - entry.found
+    assert found is not None
     watch.flagged(found, groups, everything)
     return everything
+
+
+def _is_absent(entry: Entry) -> bool:
+    return isinstance(entry, ShardedEntry) and not entry.has_gradient
 
 
 def _raise_if_asked(
@@ -175,11 +184,6 @@ def _of_whole(entries: Sequence[Entry], sizes: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def _found(entry: Entry) -> Tensor:
-    assert entry.found is not None
-    return entry.found
-
-
 def _sum(numbers: Sequence[Tensor], device: torch.device) -> Tensor:
     return torch.stack([number.to(device=device, dtype=torch.float64, non_blocking=True) for number in numbers]).sum()
 
@@ -189,10 +193,3 @@ def _by_device(entries: Iterable[Entry]) -> list[tuple[torch.device, list[Entry]
     for entry in entries:
         found.setdefault(entry.grad.device, []).append(entry)
     return list(found.items())
-
-
-def _by_found(entries: Iterable[Entry]) -> list[list[Entry]]:
-    found: dict[int, list[Entry]] = {}
-    for entry in entries:
-        found.setdefault(id(entry.found), []).append(entry)
-    return list(found.values())

@@ -21,7 +21,8 @@ __all__ = ["BUCKET_BYTES", "Stack", "bucket_bytes", "buckets", "parts_of"]
 #: How many bytes of matrices, in float32, go through an operator at once; one matrix always may. On the host only small
 #: ones gain from company: a large one fills the cores by itself.
 BUCKET_BYTES = {"cpu": 4 * 2**20}
-BUCKET_BYTES_ELSEWHERE = 256 * 2**20
+#: Elsewhere so many that a step, with what operators need besides, takes at most 512 MB beyond the state.
+BUCKET_BYTES_ELSEWHERE = 192 * 2**20
 
 T = TypeVar("T")
 

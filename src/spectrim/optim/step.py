@@ -7,16 +7,20 @@ Everything goes over lists and stacks, the same on every device; nothing is read
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spectrim.kernels.adam import adamw_step
+from spectrim.kernels.choice import kernel_runs
 from spectrim.kernels.lists import Found, fused_serves
+from spectrim.kernels.magnitudes import mean_roots
+from spectrim.kernels.runs import Run
 from spectrim.kernels.update import apply_updates
-from spectrim.operators import entry_scale, smooth_shrink
+from spectrim.operators import ShrinkForm, entry_scale, smooth_shrink
+from spectrim.operators.shrink import HALF_MOMENT
 from spectrim.optim.entries import Entry, by_flag
 from spectrim.optim.layout import matrix_shapes
 from spectrim.optim.rounding import round_stochastically_
@@ -61,8 +65,9 @@ def step_bucket(bucket: Sequence[Stack[Any]]) -> None:
     """Step one bucket: stacks of one structure, flag, dtype and device."""
     rule = bucket[0].rule
     entries = [entry for stack in bucket for entry in stack.entries]
-    grads = [grad for stack in bucket for grad in prepared(stack)]
-    if rule.is_adamw and not rule.shrinks_direction and step_adamw(entries, grads):
+    scaled = shrinkage_by_kernel(bucket)
+    grads = [entry.grad for entry in entries] if scaled else [grad for stack in bucket for grad in prepared(stack)]
+    if rule.is_adamw and not rule.shrinks_direction and step_adamw(entries, grads, scaled):
         return
     directed(entries, grads, [view for stack in bucket for view in stack.tensor.unbind()])
     del grads
@@ -74,30 +79,70 @@ def step_bucket(bucket: Sequence[Stack[Any]]) -> None:
     apply(bucket, operate(bucket))
 
 
-def step_adamw(entries: Sequence[Entry], grads: Sequence[Tensor]) -> bool:
-    """AdamW in one pass for each learning rate, where torch's fused kernel takes the tensors; else False."""
+def step_adamw(entries: Sequence[Entry], grads: Sequence[Tensor], scaled: Shrinkage | None = None) -> bool:
+    """AdamW in one pass, where a kernel takes the tensors; else False."""
     params = [entry.parameter for entry in entries]
     moments = [[entry.state[key] for entry in entries] for key in ("exp_avg", "exp_avg_sq")]
-    if not params or not fused_serves(params, grads, *moments):
-        return not params
-    for indices in _alike(_rates(entry.rule) + entry.rule.direction.numbers for entry in entries):
-        rule = entries[indices[0]].rule
-        _, beta1, beta2, eps = rule.direction.numbers
-        some = [[tensors[i] for i in indices] for tensors in (params, grads, *moments)]
-        adamw_step(
-            some[0],
-            some[1],
-            some[2],
-            some[3],
-            [entries[i].state["step"] for i in indices],
-            lr=rule.lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps,
-            weight_decay=rule.weight_decay,
-            found=entries[0].found,
-        )
+    if not params:
+        return True
+    served = scaled is not None or fused_serves(params, grads, *moments)
+    if not served and not kernel_runs("adamw_step", params, grads, *moments):
+        return False
+    rules = [entry.rule for entry in entries]
+    _, beta1, beta2, eps = rules[0].direction.numbers
+    adamw_step(
+        params,
+        grads,
+        moments[0],
+        moments[1],
+        [entry.state["step"] for entry in entries],
+        lr=[rule.lr for rule in rules],
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=[rule.weight_decay for rule in rules],
+        found=entries[0].found,
+        **({} if scaled is None else scaled._asdict()),
+    )
     return True
+
+
+class Shrinkage(NamedTuple):
+    """What a kernel shrinks gradients by: τ of every logical matrix, where these lie, and the form."""
+
+    taus: Tensor
+    runs: Sequence[Run] | None
+    form: ShrinkForm
+
+
+def shrinkage_by_kernel(bucket: Sequence[Stack[Any]]) -> Shrinkage | None:
+    """The scales of a bucket's gradients, if kernels are to shrink them on their way to the direction; else None.
+
+    They do in AdamW's one pass, where every logical matrix is one run of memory.
+    """
+    rule = bucket[0].rule
+    if rule.shrink is None or not rule.shrinks_gradient or rule.maximize or not rule.is_adamw:
+        return None
+    entries = [entry for stack in bucket for entry in stack.entries]
+    if any(stack.layout not in ("vector", "matrix", "flatten") and stack.split is not None for stack in bucket):
+        return None
+    grads = [entry.grad for entry in entries]
+    state = [[entry.state[key] for entry in entries] for key in rule.direction.keys]
+    if not kernel_runs("mean_roots", grads, *state):
+        return None
+    runs: list[Run] = []
+    for index, entry in enumerate(entries):
+        size, start = entry.parameter.numel(), 0
+        if entry.split is not None and entry.layout != "vector":
+            lengths = [rows * (size // sum(entry.split)) for rows in entry.split]
+        else:
+            experts = entry.parameter.shape[0] if entry.layout in ("stack", "transposed_stack") else 1
+            lengths = [size // experts] * experts
+        for length in lengths:
+            runs.append((index, start, length))
+            start += length
+    roots = mean_roots(grads, runs=runs)
+    return Shrinkage(roots.square_().mul_(rule.shrink.factor / HALF_MOMENT), runs, rule.shrink.form)
 
 
 # -- Prepare and direct ------------------------------------------------------------------------------------------------
@@ -322,25 +367,13 @@ def apply(bucket: Sequence[Stack[Any]], scales: Sequence[float]) -> None:
 
 def apply_to(entries: Sequence[Entry], updates: Sequence[Tensor], factors: Sequence[float]) -> None:
     """Apply one update to each of some parameters of one flag, dtype and device."""
-    for indices in _alike((*_rates(e.rule), factor) for e, factor in zip(entries, factors, strict=True)):
-        rule = entries[indices[0]].rule
+    for factor in dict.fromkeys(factors):
+        some = [index for index, own in enumerate(factors) if own == factor]
         apply_updates(
-            [entries[i].parameter for i in indices],
-            [updates[i] for i in indices],
-            lr=rule.lr,
-            weight_decay=rule.weight_decay,
-            scale=factors[indices[0]],
+            [entries[i].parameter for i in some],
+            [updates[i] for i in some],
+            lr=[entries[i].rule.lr for i in some],
+            weight_decay=[entries[i].rule.weight_decay for i in some],
+            scale=factor,
             found=entries[0].found,
         )
-
-
-def _rates(rule: Rule) -> tuple[Any, ...]:
-    return (id(rule.lr) if isinstance(rule.lr, Tensor) else rule.lr, rule.weight_decay)
-
-
-def _alike(keys: Iterable[tuple[Any, ...]]) -> list[list[int]]:
-    """The places of equal keys, in order of their first."""
-    found: dict[tuple[Any, ...], list[int]] = {}
-    for index, key in enumerate(keys):
-        found.setdefault(key, []).append(index)
-    return list(found.values())

@@ -145,5 +145,10 @@ def in_place(parts: Sequence[Part], function: Callable[[list[Tensor]], Sequence[
     for family in families.values():
         results = function([part.matrices for part in family])
         for part, result in zip(family, results, strict=True):
-            if torch.compiler.is_compiling() or not torch._C._is_alias_of(result, part.matrices):
+            if torch.compiler.is_compiling() or not _share_memory(result, part.matrices):
                 part.matrices.copy_(result)
+
+
+def _share_memory(result: Tensor, matrices: Tensor) -> bool:
+    alias: bool = torch._C._is_alias_of(result, matrices)  # type: ignore[attr-defined]
+    return alias
