@@ -320,7 +320,7 @@ def _gather_state(bucket: Sequence[Stack[Any]], parts: Sequence[Sequence[Part]])
             for key in views[0][number]:
                 whole = torch.stack([of_entry[number][key] for of_entry in views])
                 # Experts count as matrices of the stack.
-                part.state[key] = whole.flatten(0, 1) if len(whole) != len(part.matrices) else whole
+                part.state[key] = whole.flatten(0, 1) if stack.layout in ("stack", "transposed_stack") else whole
 
 
 def _store_state(bucket: Sequence[Stack[Any]], parts: Sequence[Sequence[Part]]) -> None:
