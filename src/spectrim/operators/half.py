@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ._constants import constant
-from ._half_product import arithmetic, half_product, symmetric_product
-from .quintics import CLIP, POLAR, SLACK, program, rough_polar
+from ._stack_product import arithmetic, half_product, symmetric_product
+from .quintics import CLIP, POLAR, SLACK, program, rough_polar, stages
 
 __all__ = ["half_clip", "half_polar"]
 
@@ -136,9 +136,9 @@ class _Work:
         size = torch.linalg.vector_norm(square, dim=(-2, -1), dtype=torch.float32)
         found = _numbers(size, None if low is None else low[:, 0, 0], name)
         numbers = iter(found.view(*found.shape, 1, 1).unbind(1))
-        stages = program(name).stages
+        counts = stages(name)
         B = None
-        for stage, count in enumerate(stages):
+        for stage, count in enumerate(counts):
             if stage == 0 and count == 1:
                 P = square.mul_(next(numbers)).addcmul_(R, next(numbers))  # S, without the diagonal of ones
                 del R, square
@@ -157,7 +157,7 @@ class _Work:
             del R
             P = _compose(parts, count, numbers)
             if B is not None:
-                B = symmetric_product(P, B) if stage < len(stages) - 1 else None
+                B = symmetric_product(P, B) if stage < len(counts) - 1 else None
             self._apply(P)
         return next(numbers)
 
@@ -227,7 +227,7 @@ def _numbers(size: Tensor, low: Tensor | None, name: str) -> Tensor:
 
 
 def _look_up(size: Tensor, low: Tensor | None, name: str) -> Tensor:
-    _, rows, powers, lows = program(name)
+    rows, powers, lows = program(name)
     table = constant((name, "rows"), size, lambda: rows)
     size = size.clamp_min(LEAST_SIZE)
     if low is not None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from .minimax import Quintic, minimax_quintic
 
-__all__ = ["CLIP", "POLAR", "Program", "program", "rough_polar"]
+__all__ = ["CLIP", "POLAR", "Program", "program", "rough_polar", "stages"]
 
 CLIP, POLAR = "clip", "polar"
 
@@ -34,40 +34,41 @@ MUON_SLOPE, MUON_LEAST = 3.4445, 0.7  # the slope of Muon's quintic at zero, and
 
 
 class Program(NamedTuple):
-    """Steps of each stage; and what they need, in the order of use, as rows of numbers and the power of g they go with.
+    """What the steps need, in the order of use, as rows of numbers and the power of g that each is multiplied by.
 
     g = 1/‖R²‖_F^½ belongs to each matrix. Row i of the clip serves intervals from lows[i] on.
     """
 
-    stages: tuple[int, ...]
     rows: list[list[float]]
     powers: list[float]
     lows: list[float]
 
 
-@functools.cache
-def program(name: str) -> Program:
-    """The program of the clip, of the accurate polar factor, or of the one named by :func:`rough_polar`."""
-    if name == CLIP:
-        lows = [0.9 * (LEAST_LOW / 0.9) ** (i / (ROWS - 1)) for i in range(ROWS)]
-        return _program(ACCURATE, lows)
-    if name == POLAR:
-        return _program(ACCURATE, [REACH])
+def stages(name: str) -> tuple[int, ...]:
+    """How many steps each stage has, for the clip, the accurate polar factor, or the one named by `rough_polar`."""
+    if name in (CLIP, POLAR):
+        return ACCURATE
     steps = int(name.removeprefix(POLAR))
     # In pairs, and three at the end of an odd number.
-    stages = (2,) * (steps // 2 - 1) + (2 + steps % 2,) if steps > 1 else (1,)
-    return _program(stages, [MUON_LEAST / MUON_SLOPE**steps])
+    return (2,) * (steps // 2 - 1) + (2 + steps % 2,) if steps > 1 else (1,)
+
+
+@functools.cache
+def program(name: str) -> Program:
+    """The numbers that go with :func:`stages`."""
+    if name == CLIP:
+        lows = [0.9 * (LEAST_LOW / 0.9) ** (i / (ROWS - 1)) for i in range(ROWS)]
+    elif name == POLAR:
+        lows = [REACH]
+    else:
+        lows = [MUON_LEAST / MUON_SLOPE ** int(name.removeprefix(POLAR))]
+    rows = [_numbers(low, stages(name)) for low in lows]
+    return Program([[value for value, _ in row] for row in rows], [power for _, power in rows[0]], lows)
 
 
 def rough_polar(steps: int) -> str:
     """The name of the program that lifts at least as much as so many steps of Muon's, with as many of its own."""
     return f"{POLAR}{steps}"
-
-
-def _program(stages: tuple[int, ...], lows: list[float]) -> Program:
-    rows = [_numbers(low, stages) for low in lows]
-    powers = [power for _, power in rows[0]]
-    return Program(stages, [[value for value, _ in row] for row in rows], powers, lows)
 
 
 def _numbers(low: float, stages: tuple[int, ...]) -> list[tuple[float, float]]:
