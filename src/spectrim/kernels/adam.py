@@ -8,7 +8,20 @@ import torch
 from torch import Tensor
 
 from .choice import kernel_runs
-from .lists import Found, Number, fused_serves, held, like, listed, of_equal_numbers, rates, spread, with_zeros, working
+from .lists import (
+    Found,
+    Number,
+    clear_if_skipped,
+    fused_serves,
+    held,
+    like,
+    listed,
+    of_equal_numbers,
+    rates,
+    spread,
+    with_zeros,
+    working,
+)
 from .rounding import HIGH, LOW, SECOND, seed_of, write_rounded
 from .runs import Run, check_per_matrix, flat
 from .shrinking import ShrinkForm, shrunk
@@ -48,7 +61,7 @@ def adam_directions(
     form: ShrinkForm = "redescending",
     seeds: Sequence[int] | None = None,
 ) -> None:
-    """Write the Adam direction of every gradient to ``out``; updates the moments in place.
+    """Write the Adam direction of every gradient to ``out``, finite if the step is skipped; updates the moments.
 
     Args:
         grads, exp_avgs, exp_avg_sqs: of one shape each with its ``out``, which may hold anything; its dtype, float32 at
@@ -77,6 +90,7 @@ def adam_directions(
     for index, (grad, target) in enumerate(zip(with_zeros(grads, found), out, strict=True)):
         state, seed = (exp_avgs[index], exp_avg_sqs[index], steps[index]), seed_of(seeds, index)
         target.copy_(_direction(grad, *state, working(target), beta1, beta2, eps, found, seed))
+    clear_if_skipped(out, found)
 
 
 def adamw_step(

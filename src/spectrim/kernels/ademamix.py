@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .adam import bias_correction
 from .choice import kernel_runs
-from .lists import Found, Number, held, like, listed, with_zeros, working
+from .lists import Found, Number, clear_if_skipped, held, like, listed, with_zeros, working
 from .rounding import HIGH, LOW, SECOND, seed_of, write_rounded
 from .runs import Run, check_per_matrix, flat
 from .shrinking import ShrinkForm, shrunk
@@ -112,6 +112,7 @@ def ademamix_directions(
         for old, new, lane in zip(stored, (first, slow, second), (LOW, SECOND, HIGH), strict=True):
             if new is not old:
                 write_rounded(old, new, seed_of(seeds, index), step, lane)
+    clear_if_skipped(out, found)
 
 
 def interpolated_decay(start: Number, end: Number, progress: Tensor) -> Tensor:

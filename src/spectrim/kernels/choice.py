@@ -94,18 +94,15 @@ def kernel_runs(kernel: str, *lists: Sequence[Tensor], scalars: Sequence[Tensor]
     device = lists[0][0].device
     if not all(scalar.dtype == torch.float32 and scalar.device == device for scalar in scalars):
         return False
-    return all(_fits(tensors, device) for tensors in zip(*lists, strict=True))
-
-
-def _fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
-    """True if a kernel may walk through the storages of these tensors side by side."""
-    first = tensors[0]
-    for tensor in tensors:
-        if tensor.dtype not in FLOATS or tensor.device != device:
+    shapes = [tensor.shape for tensor in lists[0]]
+    for tensors in lists:
+        if [tensor.shape for tensor in tensors] != shapes:
             return False
-        if tensor is not first and tensor.shape != first.shape:
+        if not all(tensor.dtype in FLOATS and tensor.device == device for tensor in tensors):
             return False
-    if all(tensor.is_contiguous() for tensor in tensors):
+    if all(tensor.is_contiguous() for tensors in lists for tensor in tensors):
         return True
-    stride = first.stride()
-    return all(tensor.stride() == stride for tensor in tensors) and is_dense(first)
+    return all(
+        is_dense(tensors[0]) and all(tensor.stride() == tensors[0].stride() for tensor in tensors)
+        for tensors in zip(*lists, strict=True)
+    )

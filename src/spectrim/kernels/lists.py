@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = [
     "Found",
     "Number",
+    "clear_if_skipped",
     "fused_serves",
     "held",
     "like",
@@ -84,6 +85,14 @@ def with_zeros(tensors: Sequence[Tensor], found: Found) -> list[Tensor]:
         return list(tensors)
     skip = found > 0
     return [torch.where(skip, 0.0, tensor) for tensor in tensors]
+
+
+def clear_if_skipped(tensors: Sequence[Tensor], found: Found) -> None:
+    """Zeros, where the step is skipped, in place of what a gradient that is no number has left."""
+    if found is not None:
+        skip = found > 0
+        for tensor in tensors:
+            tensor.masked_fill_(skip, 0.0)
 
 
 def working(tensor: Tensor) -> torch.dtype:

@@ -61,6 +61,8 @@ def mean_roots(
 
         return screen(list(tensors), flat(runs), listed(counts), False, True)[1]  # type: ignore[no-any-return]
     matrices = parts(tensors, runs)
+    if not matrices:
+        return torch.zeros(0, device=tensors[0].device)
     lengths = [max(1, matrix.numel()) for matrix in matrices] if counts is None else [max(1, count) for count in counts]
     # The number of entries divides on the host, so that none is uploaded.
     return torch.stack(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .choice import kernel_runs
-from .lists import Found, Number, fused_serves, held, like, listed, with_zeros, working
+from .lists import Found, Number, clear_if_skipped, fused_serves, held, like, listed, with_zeros, working
 from .rounding import LOW, seed_of, write_rounded
 from .runs import Run, check_per_matrix, flat
 from .shrinking import ShrinkForm, shrunk
@@ -87,6 +87,7 @@ def momentum_directions(
         )
         if nesterov and average:
             torch._foreach_lerp_(targets, list(grads), 1 - decay)
+            clear_if_skipped(targets, found)
     else:
         beta = held(decay, found)
         for index, (grad, buffer, target) in enumerate(zip(with_zeros(grads, found), buffers, out, strict=True)):

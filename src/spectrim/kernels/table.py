@@ -76,12 +76,12 @@ def by_dtypes(
     pieces: Sequence[Piece], *lists: Sequence[Tensor]
 ) -> Iterator[tuple[list[list[Tensor]], tuple[Piece, ...], list[int]]]:
     """Lists whose dtypes are uniform, with their pieces and the places they had: one, nearly always."""
-    kinds: dict[tuple[torch.dtype, ...], list[int]] = {}
-    for index, tensors in enumerate(zip(*lists, strict=True)):
-        kinds.setdefault(tuple(tensor.dtype for tensor in tensors), []).append(index)
-    if len(kinds) == 1:
+    if all(len({tensor.dtype for tensor in tensors}) == 1 for tensors in lists):
         yield [list(tensors) for tensors in lists], tuple(pieces), list(range(len(lists[0])))
         return
+    kinds: dict[tuple[torch.dtype, ...], list[int]] = {}
+    for index, together in enumerate(zip(*lists, strict=True)):
+        kinds.setdefault(tuple(tensor.dtype for tensor in together), []).append(index)
     for places in kinds.values():
         new = {old: index for index, old in enumerate(places)}
         kept = tuple(piece._replace(tensor=new[piece.tensor]) for piece in pieces if piece.tensor in new)
@@ -154,14 +154,14 @@ def _made(pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
 def upload(
     device: torch.device, whole: Sequence[Sequence[int]], numbers: Sequence[Sequence[float]] = (), zeros: int = 0
 ) -> Tensor:
-    """A table on a device: rows of integers, then rows of float64, as int64 each; then as many zeros as asked for.
+    """A table on a device: as many zeros as asked for; then rows of integers, then rows of float64, as int64 each.
 
     Args:
         whole, numbers: rows of any lengths, laid one after the other; an address is an integer.
     """
     integers = torch.tensor([entry for row in whole for entry in row], dtype=torch.int64)
     floats = torch.tensor([entry for row in numbers for entry in row], dtype=torch.float64).view(torch.int64)
-    host = torch.cat([integers, floats, torch.zeros(zeros, dtype=torch.int64)])
+    host = torch.cat([torch.zeros(zeros, dtype=torch.int64), integers, floats])
     return _to(host, device, _capturing(device))
 
 

@@ -9,10 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..costs import Cost, entrywise_cost
-from ..runs import triples
-from ..table import block_map, by_dtypes, pieces_of, upload
-from .common import entries, minus_expm1, noise, number, number_or_tensor, pointer, put, shrink, work_of
-from .operators import addresses, entrywise, form_number, launch, operator, types
+from ..table import upload
+from .common import entries, mean_of, minus_expm1, noise, number, number_or_tensor, pointer, put, shrink, work_of
+from .operators import addresses, form_number, operator, parts_of
 
 __all__ = ["adam_directions", "adamw_step"]
 
@@ -26,7 +25,7 @@ def _adam(
     g = shrink(entries(g_at, offsets, left, MASKED), tau, FORM)
     m = entries(m_at, offsets, left, MASKED)
     v = entries(v_at, offsets, left, MASKED)
-    m += rest1 * (g - m)
+    m = mean_of(m, g, rest1)
     v = beta2 * v + rest2 * g * g
     put(m_at, offsets, left, m, random, CHANCE, MASKED)
     put(v_at, offsets, left, v, random >> 16, CHANCE, MASKED)
@@ -187,27 +186,18 @@ def adam_directions(
     seeds: list[int] | None,
 ) -> None:
     """:func:`~spectrim.kernels.adam.adam_directions` as an operator."""
-    device = grads[0].device
-    pieces = pieces_of([grad.numel() for grad in grads], triples(runs))
-    for lists, kept, places in by_dtypes(pieces, grads, exp_avgs, exp_avg_sqs, out):
-        blocks = block_map(kept, device)
-        rows = [*map(addresses, lists), addresses([steps[i] for i in places])]
-        table = upload(device, [*rows, [seeds[i] for i in places] if seeds else []])
-        launch(
+    counts = addresses(steps)
+    for part in parts_of(runs, grads, exp_avgs, exp_avg_sqs, out):
+        part.launch(
             _directions_kernel,
-            blocks.programs,
-            device,
-            table,
-            blocks.blocks,
-            len(places),
-            table if found is None else found,
-            table if taus is None else taus,
+            upload(grads[0].device, [*part.rows, part.of(counts, 0), part.of(seeds, 0)]),
+            found,
+            taus,
             *_numbers(beta1, beta2, eps),
-            *types(*lists),
+            *part.types,
             form_number(taus, form),
             seeds is not None,
             found is not None,
-            **entrywise(blocks.aligned, *lists),
         )
 
 
@@ -248,27 +238,18 @@ def adamw_step(
     seeds: list[int] | None,
 ) -> None:
     """:func:`~spectrim.kernels.adam.adamw_step` as an operator."""
-    device = params[0].device
-    pieces = pieces_of([param.numel() for param in params], triples(runs))
-    rate_addresses = [lr_tensors[place].data_ptr() if place >= 0 else 0 for place in lr_places]
-    for lists, kept, places in by_dtypes(pieces, params, grads, exp_avgs, exp_avg_sqs):
-        blocks = block_map(kept, device)
-        rows = [*map(addresses, lists), addresses([steps[i] for i in places])]
-        rows += [[seeds[i] if seeds else 0 for i in places], [rate_addresses[i] for i in places]]
-        table = upload(device, rows, [[lrs[i] for i in places], [weight_decays[i] for i in places]])
-        launch(
+    counts = addresses(steps)
+    rates = [lr_tensors[place].data_ptr() if place >= 0 else 0 for place in lr_places]
+    for part in parts_of(runs, params, grads, exp_avgs, exp_avg_sqs):
+        rows = [*part.rows, part.of(counts, 0), part.of(seeds, 0), part.of(rates, 0)]
+        part.launch(
             _step_kernel,
-            blocks.programs,
-            device,
-            table,
-            blocks.blocks,
-            len(places),
-            table if found is None else found,
-            table if taus is None else taus,
+            upload(params[0].device, rows, [part.of(lrs, 0.0), part.of(weight_decays, 0.0)]),
+            found,
+            taus,
             *_numbers(beta1, beta2, eps),
-            *types(*lists),
+            *part.types,
             form_number(taus, form),
             seeds is not None,
             found is not None,
-            **entrywise(blocks.aligned, *lists),
         )

@@ -9,10 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..costs import Cost, entrywise_cost
-from ..runs import triples
-from ..table import block_map, by_dtypes, pieces_of, upload
-from .common import entries, minus_expm1, noise, pointer, put, shrink, work_of
-from .operators import addresses, entrywise, form_number, launch, operator, types
+from ..table import upload
+from .common import entries, mean_of, minus_expm1, noise, pointer, put, shrink, work_of
+from .operators import addresses, form_number, operator, parts_of
 
 __all__ = ["ademamix_directions"]
 
@@ -27,8 +26,8 @@ def _ademamix(
     m = entries(m_at, offsets, left, MASKED)
     s = entries(s_at, offsets, left, MASKED)
     v = entries(v_at, offsets, left, MASKED)
-    m += rest1 * (g - m)
-    s += slow * (g - s)
+    m = mean_of(m, g, rest1)
+    s = mean_of(s, g, slow)
     v = beta2 * v + rest2 * g * g
     put(m_at, offsets, left, m, random, CHANCE, MASKED)
     put(s_at, offsets, left, s, other, CHANCE, MASKED)
@@ -124,33 +123,24 @@ def ademamix_directions(
     seeds: list[int] | None,
 ) -> None:
     """:func:`~spectrim.kernels.ademamix.ademamix_directions` as an operator."""
-    device = grads[0].device
     beta1, beta2, beta3 = betas
     numbers = (1 - beta1, beta2, 1 - beta2, _log(beta1), _log(beta2), _half_life(beta1), _half_life(beta3), alpha)
     # Without warm-up every step has come as far as the end of one.
     warmup = 0.5 if warmup_steps is None else float(warmup_steps)
-    pieces = pieces_of([grad.numel() for grad in grads], triples(runs))
-    for lists, kept, places in by_dtypes(pieces, grads, exp_avgs, exp_avgs_slow, exp_avg_sqs, out):
-        blocks = block_map(kept, device)
-        rows = [*map(addresses, lists), addresses([steps[i] for i in places])]
-        table = upload(device, [*rows, [seeds[i] for i in places] if seeds else []])
-        launch(
+    counts = addresses(steps)
+    for part in parts_of(runs, grads, exp_avgs, exp_avgs_slow, exp_avg_sqs, out):
+        part.launch(
             _kernel,
-            blocks.programs,
-            device,
-            table,
-            blocks.blocks,
-            len(places),
-            table if found is None else found,
-            table if taus is None else taus,
+            upload(grads[0].device, [*part.rows, part.of(counts, 0), part.of(seeds, 0)]),
+            found,
+            taus,
             *numbers,
             warmup,
             eps,
-            *types(*lists),
+            *part.types,
             form_number(taus, form),
             seeds is not None,
             found is not None,
-            **entrywise(blocks.aligned, *lists),
         )
 
 

@@ -58,14 +58,18 @@ def entries(source, offsets, left, MASKED: tl.constexpr):
 @triton.jit
 def put(target, offsets, left, x, random, CHANCE: tl.constexpr, MASKED: tl.constexpr):
     """Store float32 entries in the target's dtype: bfloat16 by chance, or else to nearest."""
-    if target.dtype.element_ty == tl.bfloat16:
-        rounded = to_bfloat16(x, random, CHANCE)
-    else:
-        rounded = x.to(target.dtype.element_ty)
+    rounded = narrowed(x, target.dtype.element_ty, random, CHANCE)
     if MASKED:
         tl.store(target + offsets, rounded, mask=offsets < left)
     else:
         tl.store(target + offsets, rounded)
+
+
+@triton.jit
+def narrowed(x, TYPE: tl.constexpr, random, CHANCE: tl.constexpr):
+    """Float32 in another type: bfloat16 by chance, or else to nearest."""
+    # In integers, which round alike on all devices and in the interpreter.
+    return to_bfloat16(x, random, CHANCE) if TYPE == tl.bfloat16 else x.to(TYPE)
 
 
 @triton.jit
@@ -119,6 +123,13 @@ def shrink(y, tau, FORM: tl.constexpr):
         else:
             small = tl.where(tl.abs(ratio) > 1e8, tl.where(y < 0, -tau, tau), y / tl.sqrt_rn(1 + ratio * ratio))
         return tl.where(tau < 1.1754943508222875e-38, 0.0, small)
+
+
+@triton.jit
+def mean_of(old, new, share):
+    """old + share (new − old), from whichever end is nearer, so that a share of 1 gives the new to the bit."""
+    change = new - old
+    return tl.where(share < 0.5, old + share * change, new - change * (1 - share))
 
 
 @triton.jit

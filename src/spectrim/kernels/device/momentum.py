@@ -8,10 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..costs import Cost, entrywise_cost
-from ..runs import triples
-from ..table import block_map, by_dtypes, pieces_of, upload
-from .common import entries, noise, pointer, put, shrink, work_of
-from .operators import addresses, entrywise, form_number, launch, operator, types
+from ..table import upload
+from .common import entries, mean_of, noise, pointer, put, shrink, work_of
+from .operators import addresses, form_number, operator, parts_of
 
 __all__ = ["momentum_directions"]
 
@@ -25,8 +24,8 @@ def _momentum(
     g = shrink(entries(g_at, offsets, left, MASKED), tau, FORM)
     m = entries(m_at, offsets, left, MASKED)
     if AVERAGE:
-        m += rest * (g - m)
-        d = g + decay * (m - g) if NESTEROV else m
+        m = mean_of(m, g, rest)
+        d = mean_of(g, m, decay) if NESTEROV else m
     else:
         m = decay * m + g
         d = g + decay * m if NESTEROV else m
@@ -101,24 +100,16 @@ def momentum_directions(
     steps: list[Tensor] | None,
 ) -> None:
     """:func:`~spectrim.kernels.momentum.momentum_directions` as an operator."""
-    device = grads[0].device
-    pieces = pieces_of([grad.numel() for grad in grads], triples(runs))
-    for lists, kept, places in by_dtypes(pieces, grads, buffers, out):
-        blocks = block_map(kept, device)
-        rows = [*map(addresses, lists), [seeds[i] if seeds else 0 for i in places]]
-        table = upload(device, [*rows, addresses([steps[i] for i in places]) if steps else []])
-        launch(
+    counts = None if steps is None else addresses(steps)
+    for part in parts_of(runs, grads, buffers, out):
+        part.launch(
             _kernel,
-            blocks.programs,
-            device,
-            table,
-            blocks.blocks,
-            len(places),
-            table if found is None else found,
-            table if taus is None else taus,
+            upload(grads[0].device, [*part.rows, part.of(seeds, 0), part.of(counts, 0)]),
+            found,
+            taus,
             decay,
             1 - decay,
-            *types(*lists),
+            *part.types,
             average,
             nesterov,
             sign,
@@ -126,5 +117,4 @@ def momentum_directions(
             form_number(taus, form),
             seeds is not None,
             found is not None,
-            **entrywise(blocks.aligned, *lists),
         )

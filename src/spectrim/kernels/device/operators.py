@@ -1,18 +1,21 @@
 """How a kernel becomes an operator of torch, how it is launched, and what all kernels over lists are given."""
 
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
 from ..costs import COSTS, Cost
+from ..runs import triples
 from ..shrinking import FORMS
-from ..table import BLOCK
+from ..table import BLOCK, BlockMap, block_map, by_dtypes, pieces_of
 
-__all__ = ["addresses", "entrywise", "form_number", "launch", "operator", "types"]
+__all__ = ["Part", "addresses", "aligned", "form_number", "launch", "operator", "parts_of"]
+
+V = TypeVar("V")
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -49,10 +52,13 @@ def launch(kernel: Any, programs: int | tuple[int, ...], device: torch.device, *
         kernel[grid](*args, **constants, enable_fp_fusion=True)
 
 
-def entrywise(aligned: bool, *lists: Sequence[Tensor]) -> dict[str, Any]:
-    """The constants of a kernel over lists: block, whether all may be loaded by 16 bytes, warps."""
-    aligned = aligned and all(tensor.data_ptr() % 16 == 0 for tensors in lists for tensor in tensors)
-    return {"ALIGNED": aligned, "BLOCK": BLOCK, "num_warps": 8}
+def aligned(rows: Sequence[Sequence[int]]) -> bool:
+    """Whether all of these addresses may be loaded from by 16 bytes."""
+    bits = 0
+    for row in rows:
+        for address in row:
+            bits |= address
+    return bits % 16 == 0
 
 
 def addresses(tensors: Sequence[Tensor]) -> list[int]:
@@ -60,9 +66,36 @@ def addresses(tensors: Sequence[Tensor]) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
 
 
-def types(*lists: Sequence[Tensor]) -> list[Any]:
-    """The dtypes of lists, each uniform, as Triton has them."""
-    return [TYPES[tensors[0].dtype] for tensors in lists]
+class Part(NamedTuple):
+    """Tensors of several lists that one launch takes, for the dtype of each list is uniform.
+
+    map: which block works on what.
+    rows: the addresses of the tensors, list by list.
+    types: the dtype of each list, as Triton has it.
+    places: where the tensors are in the lists.
+    """
+
+    map: BlockMap
+    rows: list[list[int]]
+    types: list[Any]
+    places: list[int]
+
+    def of(self, values: Sequence[V] | None, default: V) -> list[V]:
+        """Those values of a list that belong to these tensors, or the default for each."""
+        return [default if values is None else values[place] for place in self.places]
+
+    def launch(self, kernel: Any, table: Tensor, *args: Any) -> None:
+        """Launch a kernel whose arguments begin with table, block map and number of tensors."""
+        constants = {"ALIGNED": self.map.aligned and aligned(self.rows), "BLOCK": BLOCK, "num_warps": 8}
+        launch(kernel, self.map.programs, table.device, table, self.map.blocks, len(self.places), *args, **constants)
+
+
+def parts_of(runs: Sequence[int] | None, *lists: Sequence[Tensor]) -> Iterator[Part]:
+    """One part for each combination of dtypes: one, nearly always."""
+    pieces = pieces_of([tensor.numel() for tensor in lists[0]], triples(runs))
+    for uniform, kept, places in by_dtypes(pieces, *lists):
+        kinds = [TYPES[tensors[0].dtype] for tensors in uniform]
+        yield Part(block_map(kept, lists[0][0].device), [addresses(tensors) for tensors in uniform], kinds, places)
 
 
 def form_number(taus: Tensor | None, form: str) -> int:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..costs import Cost, size
 from ..runs import triples
-from ..table import block_map, pieces_of, upload
+from ..table import BLOCK, block_map, pieces_of, upload
 from .common import entries, number, pointer, work_of
-from .operators import addresses, entrywise, launch, operator
+from .operators import addresses, aligned, launch, operator
 
 __all__ = ["screen"]
 
@@ -113,12 +113,13 @@ def screen(
     map_ = block_map(pieces, device)
     count = len(tensors)
     rows = [addresses(tensors), [CODES[tensor.dtype] for tensor in tensors]]
-    # The largest magnitudes begin as zeros that come with the table, and end as floats in the same place.
-    table = upload(device, rows, [[float(max(1, length)) for length in lengths]], zeros=(count + 1) // 2)
-    magnitudes = table[2 * count + matrices :].view(torch.int32)[:count]
+    # The largest magnitudes begin as zeros that come before the table, whole 16 bytes of them, and end as floats there.
+    zeros = -(-count // 4) * 2
+    uploaded = upload(device, rows, [[float(max(1, length)) for length in lengths]], zeros=zeros)
+    table, magnitudes = uploaded[zeros:], uploaded.view(torch.int32)[:count]
     partial = torch.empty(map_.programs if roots else 0, dtype=torch.float32, device=device)
     means = torch.empty(matrices if roots else 0, dtype=torch.float32, device=device)
-    constants = entrywise(map_.aligned, tensors)
+    constants = {"ALIGNED": map_.aligned and aligned(rows[:1]), "BLOCK": BLOCK, "num_warps": 8}
     launch(
         _screen_kernel,
         map_.programs,

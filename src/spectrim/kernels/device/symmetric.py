@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..costs import Cost, size
+from .common import narrowed
 from .operators import launch, operator
 
 __all__ = ["symmetric_product"]
@@ -70,11 +71,12 @@ def _kernel(
     if row == column:
         # Entries above the diagonal are those below it, so that no two threads write to one place.
         shift = _coefficient(gammas, gamma, matrix, GAMMAS)
-        rounded = tl.where(rows[:, None] == columns[None, :], total + shift, total).to(out.dtype.element_ty)
+        total = tl.where(rows[:, None] == columns[None, :], total + shift, total)
+        rounded = narrowed(total, out.dtype.element_ty, total, False)
         tl.store(lower, rounded, mask=inside & (rows[:, None] >= columns[None, :]))
         tl.store(upper, tl.trans(rounded), mask=mirrored & (columns[:, None] < rows[None, :]))
     else:
-        rounded = total.to(out.dtype.element_ty)
+        rounded = narrowed(total, out.dtype.element_ty, total, False)
         if WHOLE_ROWS:
             tl.store(lower, rounded)
             tl.store(upper, tl.trans(rounded))

@@ -8,10 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..costs import Cost, entrywise_cost
-from ..runs import triples
-from ..table import block_map, by_dtypes, pieces_of, upload
+from ..table import upload
 from .common import entries, noise, number, number_or_tensor, pointer, put, work_of
-from .operators import addresses, entrywise, launch, operator, types
+from .operators import addresses, operator, parts_of
 
 __all__ = ["apply_updates"]
 
@@ -75,28 +74,19 @@ def apply_updates(
     steps: list[Tensor] | None,
 ) -> None:
     """:func:`~spectrim.kernels.update.apply_updates` as an operator."""
-    device = weights[0].device
-    pieces = pieces_of([weight.numel() for weight in weights], triples(runs))
-    rate_addresses = [lr_tensors[place].data_ptr() if place >= 0 else 0 for place in lr_places]
-    for lists, kept, places in by_dtypes(pieces, weights, updates):
-        blocks = block_map(kept, device)
-        rows = [*map(addresses, lists), [seeds[i] if seeds else 0 for i in places], [rate_addresses[i] for i in places]]
-        rows.append(addresses([steps[i] for i in places]) if steps else [0] * len(places))
-        table = upload(device, rows, [[lrs[i] for i in places], [weight_decays[i] for i in places]])
-        launch(
+    counts = None if steps is None else addresses(steps)
+    rates = [lr_tensors[place].data_ptr() if place >= 0 else 0 for place in lr_places]
+    for part in parts_of(runs, weights, updates):
+        rows = [*part.rows, part.of(seeds, 0), part.of(rates, 0), part.of(counts, 0)]
+        part.launch(
             _kernel,
-            blocks.programs,
-            device,
-            table,
-            blocks.blocks,
-            len(places),
-            table if found is None else found,
-            table if scales is None else scales,
+            upload(weights[0].device, rows, [part.of(lrs, 0.0), part.of(weight_decays, 0.0)]),
+            found,
+            scales,
             scale,
-            *types(*lists),
+            *part.types,
             scales is not None,
             steps is not None,
             seeds is not None,
             found is not None,
-            **entrywise(blocks.aligned, *lists),
         )
