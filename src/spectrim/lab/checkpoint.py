@@ -146,7 +146,12 @@ def find_latest(
             continue
         for message in refused:
             warnings.warn(f"{message}; going on from step {state['step']}", LabWarning, stacklevel=3)
-        older = {"ranks": 1, "parallel": "one process", "kernels": "torch"}  # what was not written once
+        older = {
+            "ranks": 1,
+            "parallel": "one process",
+            "kernels": "torch",
+            "compiled": "no",
+        }  # what was not written once
         saved, here = ({**older, **each} for each in (state["machine"], machine))
         for key, value in here.items():
             if (before := saved.get(key)) != value:

@@ -68,7 +68,16 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file, su
 CacheDir = Annotated[Path | None, typer.Option(help="Where tokens are cached.")]
 Schedule = Annotated[str | None, typer.Option(help="Learning rate after the warm-up: cosine, wsd or constant.")]
 Accumulate = Annotated[int | None, typer.Option(help="Micro-batches that a batch is split into, to save memory.")]
-Precision = Annotated[str | None, typer.Option(help="float32, or bf16 for autocast to bfloat16.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="float32, bf16 (autocast to bfloat16), or auto: bf16 on a GPU that has it. Default: auto."),
+]
+Device = Annotated[
+    str | None, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N. Default: auto.")
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Train with torch.compile. A run may be resumed with it or without.")
+]
 GradientClip = Annotated[str | None, typer.Option(help="Global L2 norm of the gradient; none turns the clip off.")]
 Settings = Annotated[
     list[str] | None,
@@ -135,6 +144,8 @@ def compare(
     schedule: Schedule = None,
     accumulate: Accumulate = None,
     precision: Precision = None,
+    device: Device = None,
+    compiled: Compile = False,
     gradient_clip: GradientClip = None,
     settings: Settings = None,
     from_sweep: Annotated[
@@ -178,7 +189,7 @@ def compare(
         "model.preset": preset,
         "model.architecture": model,
         "model.weights": weights,
-        **shared_flags(schedule, accumulate, precision, gradient_clip),
+        **shared_flags(schedule, accumulate, precision, device, gradient_clip),
     }
     winners = sweep_settings(from_sweep, config_file, recipes)
     if winners is not None:
@@ -191,7 +202,7 @@ def compare(
         return
     check_name(name)
     with TerminalMonitor(runs=len(config.recipes) * len(config.seeds), steps=config.steps) as monitor:
-        summary = run_comparison(config, runs_dir / name, cache_dir=cache_dir, monitor=monitor)
+        summary = run_comparison(config, runs_dir / name, cache_dir=cache_dir, monitor=monitor, compiled=compiled)
     show(summary, as_json, lambda: terminal_tables(summary))
     print(
         f"written to {runs_dir / name}: report.html, summary.md, results.json, loss.svg, loss_over_time.svg",
@@ -224,6 +235,8 @@ def train(
     schedule: Schedule = None,
     accumulate: Accumulate = None,
     precision: Precision = None,
+    device: Device = None,
+    compiled: Compile = False,
     gradient_clip: GradientClip = None,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
@@ -268,7 +281,7 @@ def train(
         "model.preset": preset,
         "model.architecture": model,
         "model.weights": weights,
-        **shared_flags(schedule, accumulate, precision, gradient_clip),
+        **shared_flags(schedule, accumulate, precision, device, gradient_clip),
     }
     if resume and config_file is None and out is not None and RunFolder(out).config_file.is_file():
         config_file = RunFolder(out).config_file
@@ -281,7 +294,8 @@ def train(
         print(config.to_toml(), end="")
         return
     with open_parallel(parallel) as processes:
-        train_here = partial(run_training, config, out, resume=resume, cache_dir=cache_dir, parallel=processes)
+        how: dict[str, Any] = {"resume": resume, "cache_dir": cache_dir, "parallel": processes, "compiled": compiled}
+        train_here = partial(run_training, config, out, **how)
         if not processes.is_first:
             train_here()
             return
@@ -342,13 +356,14 @@ def sweep_settings(folder: Path | None, file: Path | None, recipes: list[str] | 
 
 
 def shared_flags(
-    schedule: str | None, accumulate: int | None, precision: str | None, gradient_clip: str | None
+    schedule: str | None, accumulate: int | None, precision: str | None, device: str | None, gradient_clip: str | None
 ) -> dict[str, Any]:
     """Flags of both training commands, by the key of their setting."""
     return {
         "schedule.shape": schedule,
         "accumulate": accumulate,
         "precision": precision,
+        "device": device,
         "optimizer.gradient_clip": gradient_clip,
     }
 

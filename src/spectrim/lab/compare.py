@@ -107,7 +107,12 @@ class Monitor(Protocol):
 
 
 def compare(
-    config: CompareConfig, out: Path, *, cache_dir: Path | None = None, monitor: Monitor | None = None
+    config: CompareConfig,
+    out: Path,
+    *,
+    cache_dir: Path | None = None,
+    monitor: Monitor | None = None,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Do every run that is not done yet, and write the report of all.
 
@@ -116,6 +121,7 @@ def compare(
         out: the comparison's folder; new, or with a comparison of the same settings in it.
         cache_dir: where tokens are cached, :func:`spectrim.lab.tokens.default_cache_dir` unless given.
         monitor: told about progress.
+        compiled: as for :func:`spectrim.lab.train.train`.
 
     Returns:
         What ``results.json`` holds: "recipes" as in :func:`spectrim.lab.results.summarise`, "config" and "environment".
@@ -126,7 +132,7 @@ def compare(
     from spectrim.lab.report import write_report
     from spectrim.lab.report_cli import PAGE, report
 
-    config = canonical(config)
+    config = canonical(config, out)
     check_folder(config, out)
     tokens = prepare_tokens(config.data, cache_dir)
     budget = None
@@ -135,7 +141,9 @@ def compare(
         claim(config, out)
         firsts = list(config.model_copy(update={"seeds": config.seeds[:1]}).runs())
         on_calibration = monitor.calibration_started if monitor else None
-        budget = fit_steps(firsts, out, seconds=config.seconds, cache_dir=cache_dir, on_calibration=on_calibration)
+        budget = fit_steps(
+            firsts, out, seconds=config.seconds, cache_dir=cache_dir, on_calibration=on_calibration, compiled=compiled
+        )
     steps = budget.steps if budget else None
     runs = [(run, RunFolder(out / parse_recipe(run.recipe).folder / f"seed-{run.seed}")) for run in config.runs(steps)]
     check_runs(runs, tokens.key)
@@ -149,7 +157,8 @@ def compare(
             if monitor:
                 monitor.run_started(run)
             on_step, on_measure = (monitor.step, monitor.measured) if monitor else (None, None)
-            result = train(run, folder.path, resume=True, cache_dir=cache_dir, on_step=on_step, on_measure=on_measure)
+            told: dict[str, Any] = {"on_step": on_step, "on_measure": on_measure}
+            result = train(run, folder.path, resume=True, cache_dir=cache_dir, compiled=compiled, **told)
         if monitor:
             monitor.run_finished(run, result)
         results[run.recipe].append(with_dynamics(result, folder))
@@ -171,8 +180,10 @@ def with_dynamics(result: RunResult, folder: RunFolder) -> RunResult:
     return result.model_copy(update={"dynamics": read_dynamics(read_log(folder.log_file))})
 
 
-def canonical(config: CompareConfig) -> CompareConfig:
-    """The configuration with recipe names in their canonical spelling, data and model resolved.
+def canonical(config: CompareConfig, out: Path) -> CompareConfig:
+    """The configuration with recipe names in their canonical spelling; data, model and precision resolved.
+
+    A precision that is left open is that of the comparison in ``out``, if there is one.
 
     Raises:
         LabError: a recipe is unknown, stands twice under two spellings, or a hyperparameter belongs to none of the
@@ -194,8 +205,15 @@ def canonical(config: CompareConfig) -> CompareConfig:
     if config.equal == "time" and config.seconds is None and BASELINE not in update["recipes"]:
         raise LabError(f"equal time without {BASELINE!r} among the recipes: give the time with --seconds")
     config = config.model_copy(update=update)
+    if config.precision == "auto" and (out / "config.toml").is_file():
+        config = config.model_copy(update={"precision": stored_config(out).precision})
     first, *_ = config.runs()  # all of them, so that each is checked
-    return config.model_copy(update={"data": first.data, "model": first.model})
+    return config.model_copy(update={key: getattr(first, key) for key in ("data", "model", "precision")})
+
+
+def stored_config(out: Path) -> CompareConfig:
+    file = out / "config.toml"
+    return CompareConfig.parse(read_toml(file), source=f"config {str(file)!r}")
 
 
 def check_folder(config: CompareConfig, out: Path) -> None:
@@ -205,7 +223,7 @@ def check_folder(config: CompareConfig, out: Path) -> None:
         raise LabError(f"{str(out)!r} exists and is no comparison; choose another --name")
     if not file.is_file():
         return
-    stored = CompareConfig.parse(read_toml(file), source=f"config {str(file)!r}")
+    stored = stored_config(out)
     for key in ("recipes", "seeds"):
         dropped = [value for value in getattr(stored, key) if value not in getattr(config, key)]
         if dropped:

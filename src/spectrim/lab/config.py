@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from spectrim.lab.errors import LabError
 
@@ -24,6 +24,7 @@ __all__ = [
     "ModelConfig",
     "MonitorConfig",
     "OptimizerConfig",
+    "Precision",
     "ScheduleConfig",
     "SharedConfig",
     "TrainConfig",
@@ -191,6 +192,15 @@ class MonitorConfig(Config):
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
+Precision = Literal["auto", "float32", "bf16"]
+
+
+def check_device_name(name: str) -> str:
+    """A name of a device, or a ValueError."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError("expected one of auto, cpu, cuda, cuda:N")
+    return name
+
 
 class SharedConfig(Config):
     """What the runs of a comparison have in common."""
@@ -199,9 +209,11 @@ class SharedConfig(Config):
     checkpoint_every: PositiveInt = 50
     accumulate: PositiveInt = 1
     """Micro-batches that a batch is split into, to save memory; the gradient is that of the whole batch."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Of the model's arithmetic. With "bf16" it is autocast to bfloat16; weights and optimizer stay float32."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "auto"
+    """Of the model's arithmetic. With "bf16" it is autocast to bfloat16; weights and optimizer stay float32. "auto" is
+    "bf16" on a GPU that has it and "float32" elsewhere; a run keeps what that was when it began."""
+    device: Annotated[str, AfterValidator(check_device_name)] = "auto"
+    """auto, cpu, cuda, or cuda:N for one of several GPUs."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -324,7 +336,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
         # A check of several keys together names them itself.
         return f"{key + ': ' if key else ''}{message.removeprefix('value error, ')}"
-    return f"{key}={problem['input']!r}: {message}"
+    return f"{key}={problem['input']!r}: {message.removeprefix('value error, ')}"
 
 
 def toml(tree: dict[str, Any], path: str = "") -> str:

@@ -42,6 +42,7 @@ def fit_steps(
     seconds: float | None,
     cache_dir: Path | None = None,
     on_calibration: Callable[[TrainConfig], None] | None = None,
+    compiled: bool = False,
 ) -> Budget:
     """The budget of every recipe; those that are known are kept, and the rest are timed now.
 
@@ -51,6 +52,7 @@ def fit_steps(
         seconds: the time; by default what AdamW takes for its steps.
         cache_dir: where tokens are cached.
         on_calibration: told before a recipe is timed.
+        compiled: as for :func:`spectrim.lab.train.train`.
 
     Raises:
         LabError: there is neither a time nor AdamW, or the time is too short for a step of some recipe.
@@ -65,7 +67,8 @@ def fit_steps(
         if run.recipe not in speeds:
             if on_calibration:
                 on_calibration(run)
-            speeds[run.recipe] = time_step(run, out / "calibration" / parse_recipe(run.recipe).folder, cache_dir)
+            folder = out / "calibration" / parse_recipe(run.recipe).folder
+            speeds[run.recipe] = time_step(run, folder, cache_dir, compiled=compiled)
     if known is not None:
         seconds = known.seconds
     elif seconds is None:
@@ -81,10 +84,10 @@ def fit_steps(
     return budget
 
 
-def time_step(run: TrainConfig, out: Path, cache_dir: Path | None) -> float:
+def time_step(run: TrainConfig, out: Path, cache_dir: Path | None, *, compiled: bool) -> float:
     """Mean seconds of a step, in a run of its own that is kept like any other."""
     length = {"steps": CALIBRATION_STEPS, "checkpoint_every": CALIBRATION_STEPS}
     once, unwatched = run.evaluation.model_copy(update={"times": 1}), MonitorConfig(every=0)
     alone = run.model_copy(update={**length, "evaluation": once, "monitor": unwatched})
-    train(alone, out, resume=True, cache_dir=cache_dir)
+    train(alone, out, resume=True, cache_dir=cache_dir, compiled=compiled)
     return fmean(step_seconds(record) for record in read_log(RunFolder(out).log_file)[WARMING_UP:])

@@ -6,7 +6,7 @@ weighs about the same in the overall loss.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,6 +35,10 @@ class FrequencyBuckets:
     """Ranges of ranks such as "1-12", from the most frequent tokens to the rarest."""
     of_token: Tensor
     """(vocabulary,), int64: the bucket's index."""
+
+    def to(self, device: torch.device) -> "FrequencyBuckets":
+        """The same, with its tensor on a device."""
+        return replace(self, of_token=self.of_token.to(device))
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from spectrim.lab.measure import rounding_environment
 from spectrim.lab.objective import language_loss
 from spectrim.lab.observer import OnMeasure, observe
 from spectrim.lab.parallel import ONE_PROCESS, Parallel
-from spectrim.lab.prefetch import MicroBatches, prefetch
+from spectrim.lab.prefetch import MicroBatches, move, prefetch
 from spectrim.lab.run import RunFolder
 from spectrim.lab.schedule import evaluation_steps, learning_rate_factor
+from spectrim.lab.step_records import StepRecords
 from spectrim.lab.tokens import Tokens
 
 __all__ = ["OnStep", "run_steps"]
@@ -47,6 +48,7 @@ def run_steps(
     on_measure: OnMeasure | None = None,
     parallel: Parallel = ONE_PROCESS,
     module: nn.Module | None = None,
+    compiled: bool = False,
 ) -> None:
     """Everything between initialisation and result: from the last checkpoint, if any, to the last step.
 
@@ -61,6 +63,7 @@ def run_steps(
         on_measure: called on rank 0 with every record of the monitor.
         parallel: this process among others.
         module: what is called in training, where that is not the model itself (a wrapper around it).
+        compiled: whether it is compiled, which decides how it rounds.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM came; the step it came in is done and in a checkpoint.
@@ -69,16 +72,17 @@ def run_steps(
     shape = {"batch_size": data.batch_size, "sequence_length": data.sequence_length}
     part = (parallel.data_rank, parallel.data_ranks)
     batches = Batches(tokens.train, seed=config.seed, part=part, **shape)
-    validation = list(validation_batches(tokens.validation, batches=config.evaluation.batches, **shape))
+    held_out = validation_batches(tokens.validation, batches=config.evaluation.batches, **shape)
+    validation = [(move(inputs, device), move(targets, device)) for inputs, targets in held_out]
     texts = [array for stream in tokens.train for array in stream.arrays]
-    buckets = frequency_buckets(texts, tokens.vocabulary_size)
+    buckets = frequency_buckets(texts, tokens.vocabulary_size).to(device)
     evaluate_after = evaluation_steps(steps, config.evaluation.times)
     peaks = [group["lr"] for group in optimizer.param_groups]
 
     identity: dict[str, Any] = {
         "config": config,
         "data_key": tokens.key,
-        "machine": {**rounding_environment(device), **parallel.describe()},
+        "machine": {**rounding_environment(device, compiled=compiled), **parallel.describe()},
         "parallel": parallel,
     }
     state = checkpoint.load_latest(folder.checkpoints, **identity)
@@ -99,6 +103,14 @@ def run_steps(
         observe(config, model, optimizer, clock, start=start, state=watched, file=file, tell=tell) as observer,
         prefetch(batches, range(start, steps), accumulate=config.accumulate, device=device) as stream,
     ):
+
+        def write(record: Record) -> None:
+            if log is not None:
+                log.write(record)
+                if on_step is not None:
+                    on_step(record)
+
+        records = StepRecords(device, write, parallel=parallel)
         for step, micro_batches in enumerate(stream, start=start):
             factor = learning_rate_factor(step, config)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -115,9 +127,9 @@ def run_steps(
             record: dict[str, Any] = {
                 "step": step + 1,
                 "tokens": (step + 1) * config.tokens_per_step,
-                "loss": parallel.mean(loss.item()),
+                "loss": None,  # not known yet, but first in the log
                 "lr": (config.optimizer.lr or 0.0) * factor,
-                "grad_norm": norm.item(),
+                "grad_norm": None,
             }
             clock.lap("rest_ms")
             if step + 1 in evaluate_after:
@@ -126,14 +138,13 @@ def run_steps(
                 )
                 record |= {"val_loss": evaluation.loss, "val_loss_by_frequency": evaluation.by_frequency}
                 clock.lap("evaluation_ms")
-            record |= clock.read()
-            if log is not None:
-                log.write(record)  # type: ignore[arg-type]
-                if on_step is not None:
-                    on_step(record)  # type: ignore[arg-type]
-            clock.lap("logging_ms")
+            records.add(record, clock.read(), loss=loss, norm=norm)
             stopped_by = parallel.any_signal(stop.number)
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps or stopped_by is not None:
+            saves = (step + 1) % config.checkpoint_every == 0 or step + 1 == steps or stopped_by is not None
+            if saves or step + 1 in evaluate_after:
+                records.flush()
+            clock.lap("logging_ms")
+            if saves:
                 # First the logs, then the checkpoint: they are never behind.
                 watched = observer.state_dict() if observer is not None else None
                 if log is not None:
@@ -160,7 +171,8 @@ def forward_backward(model: nn.Module, micro_batches: MicroBatches, precision: s
 
 def accumulating(module: nn.Module, *, more: bool) -> AbstractContextManager[Any]:
     """Around a micro-batch: with more to come, replicas need not exchange gradients yet."""
-    return module.no_sync() if more and isinstance(module, DistributedDataParallel) else nullcontext()
+    inner = getattr(module, "_orig_mod", module)  # of a compiled one
+    return inner.no_sync() if more and isinstance(inner, DistributedDataParallel) else nullcontext()
 
 
 def clip_gradient(model: nn.Module, bound: float) -> Tensor:

@@ -137,13 +137,15 @@ class Parallel:
                 )
                 raise LabError(f"ranks disagree: {'; '.join(told)}")
 
-    def mean(self, number: float) -> float:
-        """The mean over the parts of a batch; the same bits on every rank."""
-        return number if self.data_ranks == 1 else sum(self._numbers(number)) / self.ranks
+    def means(self, numbers: list[float]) -> list[float]:
+        """The mean of each number over the parts of a batch; the same bits on every rank."""
+        if self.data_ranks == 1:
+            return numbers
+        return [sum(column) / self.ranks for column in zip(*self._numbers(numbers), strict=True)]
 
     def any_signal(self, number: int | None) -> int | None:
         """A signal that any rank was sent, so that all end after the same step."""
-        return number if self.ranks == 1 else int(max(self._numbers(number or 0))) or None
+        return number if self.ranks == 1 else int(max(self._numbers([number or 0]))[0]) or None
 
     def add_up(self, tensor: Tensor) -> Tensor:
         """The sum over the parts of a batch."""
@@ -153,10 +155,10 @@ class Parallel:
         dist.all_reduce(total, group=self.control)
         return total.to(tensor.device)
 
-    def _numbers(self, number: float) -> list[float]:
-        numbers = [torch.empty((), dtype=torch.float64) for _ in range(self.ranks)]
-        dist.all_gather(numbers, torch.tensor(number, dtype=torch.float64), group=self.control)
-        return [float(each) for each in numbers]
+    def _numbers(self, numbers: list[float]) -> list[list[float]]:
+        found = [torch.empty(len(numbers), dtype=torch.float64) for _ in range(self.ranks)]
+        dist.all_gather(found, torch.tensor(numbers, dtype=torch.float64), group=self.control)
+        return [each.tolist() for each in found]
 
     # -- Restarts ------------------------------------------------------------------------------------------------------
 

@@ -61,6 +61,7 @@ COLUMNS = {
     "step_ms": Column("step ms", "step ms", "{:.1f}".format),
     "forward_backward_ms": Column("forward+backward ms", "fwd+bwd ms", "{:.1f}".format),
     "optimizer_ms": Column("optimizer ms", "optim. ms", "{:.1f}".format),
+    "optimizer_share": Column("optimizer share", "optim. share", "{:.0%}".format),
     "rest_ms": Column("rest ms", "rest ms", "{:.1f}".format),
     "state_bytes": Column("state MB", "state MB", lambda value: f"{value / 1e6:.2f}"),
     "weight_norm": Column("weight norm", "weight norm", "{:.1f}".format),

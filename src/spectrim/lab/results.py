@@ -166,6 +166,7 @@ def mean_by_frequency(runs: Sequence[dict[str, float | None] | None]) -> dict[st
 def summarise(runs: Mapping[str, Sequence[RunResult]]) -> dict[str, dict[str, Any]]:
     """For each recipe the means over its seeds, its differences to AdamW, and every seed's own numbers.
 
+    - ``optimizer_share``: of a step's time, by the medians.
     - ``tokens_to_adamw``: the tokens at which the recipe's mean validation curve first reaches the final loss of
       AdamW's mean curve, over AdamW's tokens; None if it never does or there is no AdamW to compare with.
     - ``difference_to_adamw``: of the final losses, paired by seed; see :class:`spectrim.lab.statistics.Difference`.
@@ -183,6 +184,7 @@ def summarise(runs: Mapping[str, Sequence[RunResult]]) -> dict[str, dict[str, An
         losses, others = ({run.seed: run.final_loss for run in side} for side in (results, adamw))
         summary[name] = {
             **{key: mean([getattr(run, key) for run in results]) for key in MEANS},
+            "optimizer_share": fmean(run.optimizer_ms / run.step_ms if run.step_ms else 0.0 for run in results),
             "tokens_to_adamw": reached / baseline.tokens[-1] if baseline and reached is not None else None,
             "difference_to_adamw": as_dict(paired_difference(losses, others)),
             "equal_time": equal_time(results, adamw) if adamw else None,

@@ -105,6 +105,8 @@ class Sweep:
         if not (out / "config.toml").is_file():
             raise LabError(f"{str(out)!r} holds no sweep: begin one with spectrim sweep RECIPE... --name {out.name}")
         self.out = out
+        self.compiled = False
+        """Whether trials are trained with their model compiled."""
         self.config = SweepConfig.parse(read_toml(out / "config.toml"), source=f"config {str(out / 'config.toml')!r}")
 
     # -- What there is -------------------------------------------------------------------------------------------------
@@ -292,8 +294,9 @@ class Sweep:
                 raise optuna.TrialPruned
 
         try:
+            folder = self.folder(claim.recipe, trial.number)
             result = train(
-                config, self.folder(claim.recipe, trial.number).path, resume=True, cache_dir=cache_dir, on_step=on_step
+                config, folder.path, resume=True, cache_dir=cache_dir, on_step=on_step, compiled=self.compiled
             )
             if result.final_loss is None or (result.dynamics is not None and result.dynamics.diverged):
                 raise Diverged
@@ -321,10 +324,8 @@ class Sweep:
         context = get_context("spawn")
         # A module in the current directory would stand for one of Python's own while a worker starts.
         os.environ.setdefault("PYTHONSAFEPATH", "1")
-        processes = [
-            context.Process(target=worker, args=(self.out, threads, cache_dir, outside.trusted()))
-            for _ in range(workers)
-        ]
+        given = (self.out, threads, cache_dir, outside.trusted(), self.compiled)
+        processes = [context.Process(target=worker, args=given) for _ in range(workers)]
         for process in processes:
             process.start()
         try:
@@ -339,7 +340,7 @@ class Sweep:
             raise
 
 
-def worker(out: Path, threads: int, cache_dir: Path | None, trusted: frozenset[str]) -> None:
+def worker(out: Path, threads: int, cache_dir: Path | None, trusted: frozenset[str], compiled: bool) -> None:
     """The main function of a worker process."""
     import torch
 
@@ -349,7 +350,9 @@ def worker(out: Path, threads: int, cache_dir: Path | None, trusted: frozenset[s
     os.setpgrp()
     torch.set_num_threads(threads)
     try:
-        Sweep(out).work(cache_dir=cache_dir, say=say_on_stderr)
+        sweep = Sweep(out)
+        sweep.compiled = compiled
+        sweep.work(cache_dir=cache_dir, say=say_on_stderr)
     except LabError as error:
         print(f"spectrim: {error}", file=sys.stderr)
         sys.exit(2)

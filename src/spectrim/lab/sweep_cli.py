@@ -57,6 +57,10 @@ def sweep_command(
     trust_recipes: Annotated[
         bool, typer.Option("--trust-recipes", help="Import whatever module a file names as module:Class.")
     ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="auto (default: a GPU where there is one), cpu, cuda, cuda:N.")
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Train with torch.compile.")] = False,
     cache_dir: Annotated[Path | None, typer.Option(help="Where tokens are cached.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")] = False,
 ) -> None:
@@ -75,6 +79,7 @@ def sweep_command(
     if trial is not None:
         trust_named({"recipe": trial}, trust_recipes)
         sweep = Sweep(out)
+        sweep.compiled = compiled
         if not sweep.work(only=trial, limit=1, cache_dir=cache_dir, say=say_on_stderr):
             say_on_stderr(f"no trial of {trial} is left to begin")
         write_sweep_report(sweep)
@@ -94,6 +99,7 @@ def sweep_command(
         "steps": steps,
         "seed": seed,
         "checkpoint_every": checkpoint_every,
+        "device": device,
         "data.sources": data,
         "data.batch_size": batch_size,
         "data.sequence_length": sequence_length,
@@ -103,6 +109,7 @@ def sweep_command(
     given = with_settings(flags, settings)
     trust_named(given, trust_recipes)
     sweep = open_sweep(configure(SweepConfig, config_file, given), out, cache_dir=cache_dir)
+    sweep.compiled = compiled
     if commands:
         for line in command_lines(sweep, cache_dir):
             print(line)
@@ -132,6 +139,7 @@ def command_lines(sweep: Any, cache_dir: Path | None) -> list[str]:
     out = sweep.out.resolve()
     left = {recipe: sweep.remaining(recipe) for recipe in sweep.config.recipes}
     more = [] if cache_dir is None else ["--cache-dir", str(cache_dir.resolve())]
+    more += ["--compile"] if sweep.compiled else []
     lines = []
     for turn in range(max(left.values())):
         for recipe, count in left.items():

@@ -87,9 +87,9 @@ def canonical(config: SweepConfig) -> SweepConfig:
         if not update["space"][recipe.name]:
             raise LabError(f"recipe {recipe.name!r} has nothing left to search: every key of its space is fixed")
     config = config.model_copy(update=update)
-    data, model = config.data, config.model
+    settled = {}
     for name in names:
         point = {key: dimension.grid(3)[0] for key, dimension in config.dimensions(name).items()}
         run = config.run(name, point)
-        data, model = run.data, run.model
-    return config.model_copy(update={"data": data, "model": model})
+        settled = {key: getattr(run, key) for key in ("data", "model", "precision")}
+    return config.model_copy(update=settled)

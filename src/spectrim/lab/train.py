@@ -5,8 +5,9 @@ same log as if it had not been stopped. On several processes it is the same run,
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,11 +19,14 @@ from spectrim.lab.files import remove_partial, write_folder_atomically, write_js
 from spectrim.lab.log import read_log
 from spectrim.lab.loop import OnStep, run_steps
 from spectrim.lab.measure import (
+    check_device,
     choose_device,
+    choose_precision,
     environment,
     largest_singular_value,
     state_bytes,
     step_times,
+    training_device,
     weight_norm,
 )
 from spectrim.lab.model import build_model, resolve_model, save_model
@@ -42,11 +46,12 @@ def prepare(config: TrainConfig) -> TrainConfig:
     Raises:
         LabError: a recipe, model or device that there is not, or settings that contradict each other.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise LabError("device 'cuda' is not available here, expected one of auto, cpu")
+    check_device(config.device)
     # Data first: a source may need the network, which the models' library is kept from.
     data = resolve_data(config.data, weights=config.model.weights)
-    return resolve(config.model_copy(update={"data": data, "model": resolve_model(config.model)}))
+    settled: dict[str, Any] = {"data": data, "model": resolve_model(config.model)}
+    settled["precision"] = choose_precision(config.precision, config.device)
+    return resolve(config.model_copy(update=settled))
 
 
 def train(
@@ -58,6 +63,7 @@ def train(
     on_step: OnStep | None = None,
     on_measure: OnMeasure | None = None,
     parallel: Parallel = ONE_PROCESS,
+    compiled: bool = False,
 ) -> RunResult:
     """Train one model into the folder ``out``, or finish the run that was begun there.
 
@@ -70,15 +76,24 @@ def train(
         on_measure: called with every record of the monitor, see :class:`spectrim.SpectralMonitor`.
         parallel: this process among all that train this model, each of which calls this function with the same
             arguments (:func:`spectrim.lab.parallel.open_parallel`). Rank 0 writes.
+        compiled: let ``torch.compile`` compile the model's training step. Like ``parallel`` it is none of the run's
+            settings: weights have the same names, and a run may be resumed with it or without. Evaluation stays eager.
 
     Raises:
         LabError: the input cannot be served, or ranks disagree about it. ``out`` is then as it was.
         Interrupted: Ctrl-C or SIGTERM came. The run goes on from there with ``resume``.
         OSError: the disk is full, say. What was written before is whole.
     """
-    config = prepare(config)
     folder = RunFolder(out)
-    parallel.agree({"--out": str(out), "--resume": resume, **dict(leaves(config.model_dump(mode="json")))})
+    if config.precision == "auto" and (resume or parallel.has_begun(out)) and (stored := folder.stored_config()):
+        config = config.model_copy(update={"precision": stored.precision})
+    config = prepare(config)
+    device = training_device(config.device)
+    if parallel.ranks > 1 and ":" in config.device:
+        raise LabError(f"device {config.device!r} with {parallel.ranks} processes: each has its own, give cuda")
+    parallel.agree(
+        {"--out": str(out), "--resume": resume, "--compile": compiled, **dict(leaves(config.model_dump(mode="json")))}
+    )
     parallel.check_batch(config.data.batch_size, config.accumulate)
 
     def may_go_on() -> bool:
@@ -93,7 +108,6 @@ def train(
         return finished
     tokens = parallel.first_then_all(lambda: prepare_tokens(config.data, cache_dir))
     parallel.agree({"data_key": tokens.key})
-    device = torch.device(choose_device(config.device))
 
     def build() -> nn.Module:
         return build_model(
@@ -106,9 +120,12 @@ def train(
         )
 
     # The caller's random state is left alone, and the run's own depends on nothing but its seed.
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), on(device):
         torch.manual_seed(config.seed)
         model, module, whole_model = place(build, parallel, device)
+        if compiled:
+            # A wrapper that is called in training alone: the model, its names and its evaluation do not know of it.
+            module = cast(nn.Module, torch.compile(module, dynamic=False))
         optimizer = build_optimizer(model, config)
         exact_patterns(model, config.monitor)  # which refuses a layer that is not there
         with ExitStack() as stack:
@@ -136,17 +153,23 @@ def train(
                 on_measure=on_measure,
                 parallel=parallel,
                 module=module,
+                compiled=compiled,
             )
             whole = whole_model()
 
             def finish() -> RunResult:
                 write_folder_atomically(folder.model, lambda partial: save_model(whole, tokens, partial))
-                result = measure(config, folder, tokens, whole, optimizer, parallel)
+                result = measure(config, folder, tokens, whole, optimizer, parallel, compiled=compiled)
                 folder.update(config)
                 write_json(folder.result_file, result.model_dump(mode="json"))
                 return result
 
             return parallel.from_first(finish)
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes a GPU the one that everything is done on meanwhile."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def place(
@@ -179,6 +202,8 @@ def measure(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     parallel: Parallel = ONE_PROCESS,
+    *,
+    compiled: bool = False,
 ) -> RunResult:
     """The result of a run whose steps are all done; times and losses come from its log."""
     records = read_log(folder.log_file)
@@ -205,7 +230,12 @@ def measure(
         ),
         data_key=tokens.key,
         val_loss_by_frequency=evaluated[-1].get("val_loss_by_frequency"),
-        environment={**environment(choose_device(config.device)), **parallel.describe()},
+        environment={
+            **environment(choose_device(config.device)),
+            "precision": config.precision,
+            "compiled": "yes" if compiled else "no",
+            **parallel.describe(),
+        },
         dynamics=read_dynamics(records),
         **step_times(records),
     )

@@ -209,6 +209,7 @@ class SpectralMonitor:
         if kind is not None:
             # After a failure ranks may not meet any more, and what was not fetched is lost with the step.
             self._watch = Watch([])
+            self._pending.clear()
         self.close()
 
     # -- Hooks ---------------------------------------------------------------------------------------------------------
