@@ -8,7 +8,8 @@ from torch import nn
 
 from spectrim.lab.files import write_text
 from spectrim.lab.plan import DEFAULT_HARDWARE, SCALING_RECIPES, build_on_meta, optimizer_on_meta, scaling_rows
-from spectrim.lab.scaling import Cluster, Projection, Work, active_parameters, orthogonalize_flops, project, read_work
+from spectrim.lab.scaling import Cluster, Projection, Work, active_parameters, project, read_work
+from spectrim.optim.spectral.orthogonalize import Orthogonalize
 
 DOCS = Path(__file__).parent.parent / "docs"
 MODELS = {
@@ -144,7 +145,7 @@ def main() -> None:
     text = TEXT.format(
         entrywise=planned["llama3-8b"].work["adamw"][0].entry_flops,
         clip_gflop=f"{one_matrix(planned['llama3-8b'], 'adamw+clip') / 1e9:,.0f}",
-        polar_gflop=f"{orthogonalize_flops(4096, 14_336) / 1e9:,.0f}",
+        polar_gflop=f"{Orthogonalize().flops(4096, 14_336) / 1e9:,.0f}",
         spike_gflop=f"{one_matrix(planned['llama3-8b'], 'spectra') / 1e9:,.0f}",
         tokens=DEFAULT_HARDWARE.tokens,
         flops=DEFAULT_HARDWARE.flops,
