@@ -37,10 +37,14 @@ def settle(
         from .device import settle as device
 
         return device.settle(magnitudes, list(steps), list(skipped), found_inf)  # type: ignore[no-any-return]
-    bad = ~magnitudes.isfinite()
-    found = bad.any() if found_inf is None else bad.any() | (found_inf.reshape(()) != 0)
+    # Zero times what is not finite is no number.
+    bad = (magnitudes * 0 != 0).float()
+    found = bad.amax()
+    if found_inf is not None:
+        found = torch.maximum(found, (found_inf.reshape(()) != 0).float())
     if steps:
-        torch._foreach_add_(list(steps), (~found).to(steps[0].dtype))
+        # As a list: a single tensor in its place would be read by the host where the list is not uniform.
+        torch._foreach_add_(list(steps), [(1 - found).to(steps[0].dtype)] * len(steps))
     if skipped:
         torch._foreach_add_(list(skipped), list(bad.to(skipped[0].dtype).unbind()))
-    return found.float()
+    return found
