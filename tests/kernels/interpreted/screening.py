@@ -82,6 +82,7 @@ def test_entries_beyond_those_that_32_bits_count_are_reached(form, tmp_path):
 @pytest.mark.parametrize("bad", [None, math.nan, math.inf])
 def test_a_step_is_counted_or_skipped_as_a_whole(form, count, integers, bad):
     magnitudes = torch.rand(count)
+    magnitudes[-1] = torch.finfo(torch.float32).max
     steps = list(torch.arange(float(count + 3)).unbind())
     skipped = list(torch.arange(count, dtype=torch.int32 if integers else torch.float32).unbind())
     if bad is not None:
