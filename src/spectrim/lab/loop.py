@@ -90,6 +90,7 @@ def run_steps(
     watched = (state or {}).get("monitor")
     del state
     model.train()
+    trained = model if module is None else module
     clock = Clock(device)
     open_log: AbstractContextManager[RunLog | None] = nullcontext()
     file, tell = None, [on_measure] if on_measure is not None else []
@@ -117,7 +118,7 @@ def run_steps(
                 group["lr"] = peak * factor
             parallel.seed(config.seed, step)
             clock.lap("rest_ms")
-            loss = forward_backward(module or model, micro_batches, config.precision)
+            loss = forward_backward(trained, micro_batches, config.precision)
             clock.lap("forward_backward_ms")
             norm = clip_gradient(model, config.optimizer.gradient_clip)
             clock.lap("gradient_clip_ms")
