@@ -102,7 +102,7 @@ def train(
             sequence_length=config.data.sequence_length,
             seed=config.seed,
             end_of_document=tokens.end,
-            padded=not tokens.learned,
+            padded=tokens.padded,
         )
 
     # The caller's random state is left alone, and the run's own depends on nothing but its seed.
@@ -183,6 +183,10 @@ def measure(
     """The result of a run whose steps are all done; times and losses come from its log."""
     records = read_log(folder.log_file)
     evaluated = [record for record in records if "val_loss" in record]
+    dynamics = read_dynamics(records)
+    if dynamics is not None and dynamics.skipped == len(records):
+        # The loss of a model that was never trained is no result.
+        evaluated = [{**record, "val_loss": None} for record in evaluated]
     settings = config.optimizer
     assert settings.lr is not None
     assert settings.embedding_lr is not None
@@ -206,6 +210,6 @@ def measure(
         data_key=tokens.key,
         val_loss_by_frequency=evaluated[-1].get("val_loss_by_frequency"),
         environment={**environment(choose_device(config.device)), **parallel.describe()},
-        dynamics=read_dynamics(records),
+        dynamics=dynamics,
         **step_times(records),
     )
