@@ -4,6 +4,7 @@ What a user can mend is one line on stderr and exit code 2. The commands themsel
 """
 
 import errno
+import io
 import signal
 import sys
 import threading
@@ -24,6 +25,10 @@ LAB_MODULES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a letter, such as one of a file's name, gets its number.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         from spectrim.lab.commands import app
         from spectrim.lab.errors import Interrupted, LabError
@@ -47,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(f"interrupted; {KEPT}", 130)
     except OSError as error:
         hint = f"; {KEPT}" if error.errno in FULL else ""
-        return fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}{hint}", 1)
+        code = 2 if isinstance(error, MISNAMED) or error.errno == errno.ENAMETOOLONG else 1
+        return fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}{hint}", code)
     except Exception as error:
         # A usage error of the argument parser, known by its shape: where its class lives depends on typer's version.
         if not hasattr(error, "format_message"):
@@ -56,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 KEPT = "what is done is kept: `compare` and `sweep` go on when called again, `train` with --resume"
+
+MISNAMED = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+"""A file that a user has named and can mend."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The disk, the user's share of it, or what a file may grow to is used up."""

@@ -85,7 +85,38 @@ def bare_pickle(path: Path, _: Path) -> None:
     path.write_bytes(pickle.dumps(Trap(path.parent / "executed")))
 
 
+def a_folder(path: Path, _: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def a_pipe(path: Path, _: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def without(key: str) -> Callable[[Path, Path], None]:
+    def spoil(path: Path, _: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        del state[key]
+        torch.save(state, path)
+
+    return spoil
+
+
+def of_a_later_version(path: Path, _: Path) -> None:
+    state = torch.load(path, weights_only=True)
+    state["config"]["no_such_setting"] = 1
+    torch.save(state, path)
+
+
 SPOILS = {
+    a_folder: "its part 'state.pt' is missing",
+    a_pipe: "it is no file",
+    without("optimizer"): "its 'optimizer' is missing or damaged",
+    without("step"): "its 'step' is missing or damaged",
+    without("config"): "its 'config' is missing or damaged",
+    of_a_later_version: "cannot be read .*unknown key 'no_such_setting'",
     truncated: "cannot be read",
     empty: "cannot be read",
     damaged: "is damaged",

@@ -151,7 +151,7 @@ def test_weights_with_a_tensor_missing_are_refused(tmp_path: Path) -> None:
             "gpt2 has no setting 'n_layers'; close to it: n_layer",
         ),
         ({"architecture": "gpt2", "overrides": {"n_layer": "x"}}, "is not a configuration of gpt2: .*n_layer"),
-        ({"architecture": "broken.json"}, "is not JSON: line 2, column 1"),
+        ({"architecture": "broken.json"}, "not JSON: line 2, column 1"),
         ({"architecture": "typeless.json"}, "names no model_type"),
         ({"architecture": "typeless.json", "preset": "1m"}, "has its own size, leave --preset 1m out"),
         ({"weights": "nowhere"}, "expected a Hugging Face folder with config.json"),

@@ -217,7 +217,7 @@ def test_what_is_no_study_or_no_page_is_refused_and_left_alone(
     (tmp_path / "run" / "result.json").write_text("{}")
     with pytest.raises(LabError, match="holds a single run"):
         report([tmp_path / "run"], tmp_path / "new.html")
-    for text, message in (("{", "is not JSON"), ("[]", "is not what"), ('{"recipes": {"a": {}}}', "is not what")):
+    for text, message in (("{", "not JSON"), ("[]", "is not what"), ('{"recipes": {"a": {}}}', "is not what")):
         (folder / "results.json").write_text(text)
         with pytest.raises(LabError, match=message):
             report([folder], tmp_path / "new.html")

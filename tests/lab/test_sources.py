@@ -103,7 +103,7 @@ def test_a_saved_data_set_is_read(tmp_path: Path) -> None:
         ("bare", "no text files"),
         ("picture.txt", "is not UTF-8 text"),
         ("half.jsonl.gz", "not a whole gzip file"),
-        ("broken.jsonl", "line 2, column 10: not JSON"),
+        ("broken.jsonl", "line 2: not JSON: column 10"),
         ("list.jsonl", "line 1: expected an object"),
         ("columns.jsonl", "line 2 has no column 'text', expected one of body, id as --text-column"),
         ("number.jsonl", "line 1: column 'text' holds int, expected text"),

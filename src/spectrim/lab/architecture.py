@@ -6,7 +6,6 @@ its own size. Nothing here builds a weight or touches the network.
 
 import difflib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from typing import Any
 
 from spectrim.lab.config import ModelConfig, read_toml
 from spectrim.lab.errors import LabError
+from spectrim.lab.files import parse_json
+from spectrim.lab.places import named_path
 
 __all__ = [
     "PRESETS",
@@ -111,7 +112,7 @@ def resolve_model(model: ModelConfig) -> ModelConfig:
     if model.weights is not None:
         if model.preset is not None or model.architecture is not None:
             raise LabError(f"weights {model.weights!r} bring their own architecture, leave --model and --preset out")
-        folder = Path(model.weights).expanduser().absolute()
+        folder = named_path(model.weights, f"weights {model.weights!r}")
         if not (folder / "config.json").is_file():
             raise LabError(f"weights {model.weights!r}: expected a Hugging Face folder with config.json")
         files = [folder / "config.json", *sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.bin"))]
@@ -244,7 +245,7 @@ def configuration_file(name: str) -> Path:
     """
     if name in PRESETS:
         raise LabError(f"model {name!r} is a size, give it as --preset {name}")
-    path = Path(name).expanduser().absolute()
+    path = named_path(name, f"model {name!r}")
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise LabError(
@@ -260,17 +261,7 @@ def read_configuration_file(path: Path) -> dict[str, Any]:
     Raises:
         LabError: the file is missing, is neither, or names no model type; the message says where.
     """
-    if path.suffix == ".toml":
-        values = read_toml(path)
-    else:
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise LabError(
-                f"model {str(path)!r} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
-            ) from None
-        except UnicodeDecodeError:
-            raise LabError(f"model {str(path)!r} is not UTF-8 text") from None
+    values = read_toml(path) if path.suffix == ".toml" else parse_json(path.read_bytes(), f"model {str(path)!r}")
     if not isinstance(values, dict) or "model_type" not in values:
         raise LabError(f'model {str(path)!r} names no model_type, such as "llama"')
     return values

@@ -70,7 +70,7 @@ class BareLoop:
             sequence_length=data.sequence_length,
             seed=config.seed,
             end_of_document=tokens.end,
-            padded=not tokens.learned,
+            padded=tokens.padded,
         )
         self._model: Any = torch.compile(model, dynamic=False) if compiled else model
         self._optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.lr or 1e-3, fused=True)

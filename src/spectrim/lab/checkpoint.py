@@ -83,6 +83,8 @@ def save(
             "random_state": torch.get_rng_state(),
             "accelerator_random_state": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }
+        if path.is_dir():
+            delete(path)  # one that was refused when the run was resumed
         write_atomically(path, lambda file: torch.save(state, file))
     else:
         from spectrim.lab.sharded_checkpoint import save_shards
@@ -170,32 +172,58 @@ def read(path: Path, *, config: TrainConfig, data_key: str) -> dict[str, Any]:
         RefusedError: it is not.
     """
     try:
-        damaged = damaged_entry(state_file(path))
-        state = open_state(path) if damaged is None else None
-    except MemoryError:
+        state = open_whole(path)
+        check_identity(state, path, config=config, data_key=data_key)
+        return state
+    except (RefusedError, MemoryError):
         raise
     except Exception as error:
-        # What is no archive, or holds anything but plain values and tensors, may fail in any way.
+        # What is no archive, or holds anything but plain values and tensors, or not those it should, may fail in any
+        # way.
         reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise RefusedError(f"it cannot be read ({reason or type(error).__name__})") from None
-    if damaged is not None:
+
+
+def open_whole(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, checked by its checksums and by what there must be in it.
+
+    Raises:
+        RefusedError: something is missing or damaged. Others may come of what is no checkpoint at all.
+    """
+    if not state_file(path).is_file():
+        raise RefusedError("its part 'state.pt' is missing" if path.is_dir() else "it is no file")
+    if (damaged := damaged_entry(state_file(path))) is not None:
         raise RefusedError(f"its part {damaged!r} is damaged")
-    expected = SHARDED_FORMAT if path.is_dir() else FORMAT
+    state = open_state(path)
+    expected, kinds = (SHARDED_FORMAT, SHARDED_KINDS) if path.is_dir() else (FORMAT, KINDS)
     if not isinstance(state, dict) or state.get("format") != expected:
         raise RefusedError(f"it is not of format {expected!r}")
-    if state["step"] != step_of(path):
-        raise RefusedError(f"it is of step {state['step']}")
-    stored = TrainConfig.parse(state["config"], source=str(path))
-    if changes := describe_differences(without_places(stored), without_places(config)):
-        raise RefusedError(f"it is of another run ({changes})")
-    if state["data_key"] != data_key:
-        raise RefusedError("it was trained on other text than the data holds now")
+    for key, kind in kinds.items():
+        if not isinstance(state.get(key), kind):
+            raise RefusedError(f"its {key!r} is missing or damaged")
     if path.is_dir():
         from spectrim.lab.sharded_checkpoint import damaged_part
 
         if (part := damaged_part(path, state["files"])) is not None:
             raise RefusedError(f"its part {part!r} is missing or damaged")
     return state
+
+
+HEADER = {"step": int, "config": dict, "data_key": str, "machine": dict}
+KINDS = {**HEADER, "model": dict, "optimizer": dict, "random_state": Tensor}
+SHARDED_KINDS = {**HEADER, "files": dict, "plain": dict}
+"""What there must be in a checkpoint."""
+
+
+def check_identity(state: dict[str, Any], path: Path, *, config: TrainConfig, data_key: str) -> None:
+    """Refuse the checkpoint of another step, run or text."""
+    if state["step"] != step_of(path):
+        raise RefusedError(f"it is of step {state['step']}")
+    stored = TrainConfig.parse(state["config"], source="its configuration")
+    if changes := describe_differences(without_places(stored), without_places(config)):
+        raise RefusedError(f"it is of another run ({changes})")
+    if state["data_key"] != data_key:
+        raise RefusedError("it was trained on other text than the data holds now")
 
 
 def damaged_entry(file: Path) -> str | None:
@@ -244,25 +272,40 @@ def restore(
     """Load a checkpoint into model and optimizer; returns its step.
 
     From one process to one process, the global random states are loaded too; every other run needs but seed and step.
+
+    Raises:
+        LabError: what it holds does not fit them.
     """
     step = int(state["step"])
+    try:
+        load(state, step, model=model, optimizer=optimizer, parallel=parallel)
+    except (LabError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise LabError(f"the checkpoint of step {step} does not fit model and optimizer: {reason}") from error
+    return step
+
+
+def load(
+    state: dict[str, Any], step: int, *, model: nn.Module, optimizer: torch.optim.Optimizer, parallel: Parallel
+) -> None:
     if "folder" in state:
         from spectrim.lab.sharded_checkpoint import load_shards
 
         load_shards(state["folder"], state["plain"], model=model, optimizer=optimizer, parallel=parallel)
         torch.manual_seed(drawn_seed(int(state["config"]["seed"]), step, 0))
-        return step
+        return
     if parallel.ranks > 1:
         from spectrim.lab.sharded_checkpoint import load_whole
 
         load_whole(state, model=model, optimizer=optimizer)
-        return step
+        return
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random_state"])
     if state["accelerator_random_state"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["accelerator_random_state"])
-    return step
 
 
 def delete(path: Path) -> None:

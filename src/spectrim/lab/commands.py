@@ -3,13 +3,14 @@
 import importlib
 import importlib.util
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from spectrim.lab.errors import LabError
+from spectrim.lab.errors import LabError, LabWarning
 from spectrim.lab.flags import (
     check_name,
     configure,
@@ -305,8 +306,14 @@ def train(
             monitor.run_finished(config, result)
     if as_json:
         show(result.model_dump(mode="json"), True, str)
+    skipped = result.dynamics.skipped if result.dynamics else 0
     measured = ", monitor.jsonl" if RunFolder(out).monitor_file.is_file() else ""
     print(f"written to {out}: model/, log.jsonl{measured}, config.toml, result.json", file=sys.stderr)
+    if skipped == config.steps:
+        raise LabError(f"no gradient of the {skipped} steps in {out} was finite, so the model in it is as it began")
+    if skipped:
+        message = f"{skipped} of {config.steps} steps in {out} had a gradient that was not finite: nothing moved then"
+        warnings.warn(message, LabWarning, stacklevel=1)
 
 
 @app.command()

@@ -30,6 +30,7 @@ __all__ = [
     "TrainConfig",
     "describe_differences",
     "differences",
+    "is_text",
     "merge",
     "read_toml",
     "without_places",
@@ -37,8 +38,8 @@ __all__ = [
 
 DEFAULT_VOCABULARY_SIZE = 2048
 
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1, le=2**53)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 OptionalBound = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(lambda v: 0.0 if v == "none" else v)]
 """A bound, or 0 for none; TOML has no null, so the word ``"none"`` is understood too."""
@@ -56,6 +57,9 @@ class Config(BaseModel):
         Raises:
             LabError: a key is unknown or missing, or a value is out of range. ``source`` says where it was written.
         """
+        for key, value in leaves(values):
+            if isinstance(value, str) and not is_text(value):
+                raise LabError(f"{source}: {key}={value!r} is not UTF-8 and could not be written down; rename it")
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -78,12 +82,12 @@ class DataConfig(Config):
     """A tokenizer.json or a Hugging Face folder; unset, a byte-level BPE is learned from the training documents."""
     end_of_document: str | None = None
     """The token after each document, where the tokenizer does not say."""
-    vocabulary_size: Annotated[int, Field(ge=257)] | None = None
+    vocabulary_size: Annotated[int, Field(ge=257, le=2**24)] | None = None
     """Tokens that are learned, :data:`DEFAULT_VOCABULARY_SIZE` unless given; a tokenizer of one's own has its own."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of characters in the validation documents."""
-    batch_size: PositiveInt = 16
-    sequence_length: Annotated[int, Field(ge=2)] = 128
+    batch_size: Annotated[int, Field(ge=1, le=2**24)] = 16
+    sequence_length: Annotated[int, Field(ge=2, le=2**24)] = 128
 
 
 class ModelConfig(Config):
@@ -266,8 +270,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise LabError(f"config {str(path)!r}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LabError(f"config {str(path)!r} is not TOML: {error}") from None
+    except RecursionError:
+        raise LabError(f"config {str(path)!r} is nested too deeply") from None
+    except ValueError as error:
+        raise LabError(f"config {str(path)!r} is not TOML: {str(error).partition(';')[0]}") from None
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -317,6 +323,15 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be written; a file's name need not be."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def explain(model: type[BaseModel], error: ValidationError) -> str:

@@ -32,9 +32,11 @@ class Dynamics(Config):
     """Time of all steps over steps times the median step: far above 1, the machine was busy with something else, or the
     optimizer works in bursts."""
     diverged: bool
-    """The last validation loss is not finite, or above the loss that training began with."""
+    """The last validation loss is not finite or above the loss that training began with, or most steps were skipped."""
     loss_spikes: int
     """See :func:`count_spikes`."""
+    skipped: int = 0
+    """Steps whose gradient was not finite: nothing moves in one."""
 
 
 def read_dynamics(records: Sequence[dict[str, Any]]) -> Dynamics | None:
@@ -44,12 +46,14 @@ def read_dynamics(records: Sequence[dict[str, Any]]) -> Dynamics | None:
         return None
     each = [step_seconds(record) for record in records]
     total = list(accumulate(each))
+    skipped = sum(record.get("grad_norm", 0.0) is None for record in records)
     final, start = records[evaluated[-1]]["val_loss"], records[0]["loss"]
     return Dynamics(
         seconds=tuple(round(total[index], 6) for index in evaluated),
         unevenness=total[-1] / (len(each) * median(each)),
-        diverged=final is None or (start is not None and final > start),
+        diverged=final is None or (start is not None and final > start) or 2 * skipped > len(records),
         loss_spikes=count_spikes([record["loss"] for record in records]),
+        skipped=skipped,
     )
 
 

@@ -9,15 +9,21 @@ import os
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from spectrim.lab.errors import LabError
+
 __all__ = [
     "PARTIAL",
+    "checksum",
     "create_text",
     "naming",
+    "parse_json",
+    "read_lines",
     "remove_partial",
     "write_atomically",
     "write_folder_atomically",
@@ -27,6 +33,10 @@ __all__ = [
 
 PARTIAL = ".partial"
 """How the name of something ends that is being written; a process that is killed leaves it behind."""
+
+
+CHUNK = 1 << 24
+"""Bytes of which a checksum is taken at a time."""
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -127,6 +137,15 @@ def error_number(error: BaseException | None) -> int | None:
     return None
 
 
+def checksum(file: Path) -> int:
+    """The CRC-32 of a file's content."""
+    value = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
 def sync_directory(path: Path) -> None:
     """Force a folder's entries to disk, so that a rename survives a power cut (where the system allows it)."""
     if os.name != "posix":
@@ -146,6 +165,38 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON, atomically; numbers that are not finite become null, as JSON has no word for them."""
     write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def parse_json(content: str | bytes, place: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        LabError: it is none, or holds what Python cannot; ``place`` is how the message begins.
+    """
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise LabError(f"{place}: not JSON: {line}column {error.colno}: {error.msg}") from None
+    except UnicodeDecodeError:
+        raise LabError(f"{place}: not UTF-8 text") from None
+    except RecursionError:
+        raise LabError(f"{place}: nested too deeply") from None
+    except ValueError as error:
+        raise LabError(f"{place}: {str(error).partition(';')[0]}") from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of one a line; a last line that was cut short by a crash is none.
+
+    Raises:
+        LabError: a line is no JSON object.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1]
+    records = [parse_json(line, f"{str(path)!r}, line {number}") for number, line in enumerate(lines, start=1)]
+    if wrong := [number for number, record in enumerate(records, start=1) if not isinstance(record, dict)]:
+        raise LabError(f"{str(path)!r}, line {wrong[0]}: expected a JSON object")
+    return records
 
 
 def finite(value: Any) -> Any:

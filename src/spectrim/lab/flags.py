@@ -28,7 +28,7 @@ __all__ = [
 
 def check_name(name: str) -> None:
     """Refuse a name that is more than one folder's."""
-    if not name or name.startswith(".") or Path(name).name != name:
+    if not name or name.startswith(".") or Path(name).name != name or not name.isprintable():
         raise LabError(f"--name {name!r}: expected a plain folder name; --runs-dir says where it lies")
 
 
@@ -128,7 +128,7 @@ def parse_value(text: str) -> Any:
     """A value as TOML has it; what is none is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

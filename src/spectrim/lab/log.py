@@ -15,7 +15,7 @@ from spectrim.lab.config import TrainConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.event_tags import describe, measured_scalars
 from spectrim.lab.events import EventFile
-from spectrim.lab.files import finite, naming
+from spectrim.lab.files import finite, naming, parse_json, read_lines
 from spectrim.lab.measurements import Measurement
 
 __all__ = ["Record", "RunLog", "read_log"]
@@ -137,12 +137,18 @@ def scalars(record: Record) -> dict[str, float]:
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Every complete record of a log; a last line cut short by a crash is not one."""
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    return read_lines(path)
+
+
+def json_step(line: bytes, place: str) -> Any:
+    record = parse_json(line, place)
+    return record.get("step") if isinstance(record, dict) else None
 
 
 def truncate(path: Path, step: int) -> None:
     """Keep the first ``step`` records, which are steps 1 to ``step``."""
     lines = path.read_bytes().split(b"\n")[:-1][:step]
-    if len(lines) < step or any(json.loads(line)["step"] != index for index, line in enumerate(lines, start=1)):
+    steps = [json_step(line, f"log {str(path)!r}") for line in lines]
+    if steps != list(range(1, step + 1)):
         raise LabError(f"log {str(path)!r} does not hold steps 1 to {step}, which its checkpoint is after")
     os.truncate(path, sum(len(line) + 1 for line in lines))

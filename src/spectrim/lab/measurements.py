@@ -3,12 +3,13 @@
 A record is what :class:`spectrim.SpectralMonitor` writes: a line of ``monitor.jsonl``.
 """
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from spectrim.lab.files import read_lines
 
 __all__ = ["Course", "Measurement", "layer_of", "read_measurements", "short_names"]
 
@@ -30,7 +31,7 @@ def read_measurements(path: Path) -> list[Measurement]:
     """Every complete record of a file; none where there is no file."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    return read_lines(path)
 
 
 def layer_of(name: str) -> tuple[int | None, str]:

@@ -1,6 +1,5 @@
 """``spectrim report``: the page of finished comparisons, sweeps and spectra, from their folders."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spectrim.lab.errors import LabError
+from spectrim.lab.files import parse_json
 
 if TYPE_CHECKING:
     from spectrim.lab.page_sections import Study
@@ -95,10 +95,7 @@ def read_object(file: Path) -> dict[str, Any]:
     Raises:
         LabError: it is not JSON.
     """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LabError(f"{str(file)!r} is not JSON: {error}") from None
+    value = parse_json(file.read_bytes(), repr(str(file)))
     return value if isinstance(value, dict) else {}
 
 

@@ -117,7 +117,7 @@ def parse_dimension(key: str, text: str) -> Dimension:
     if ":" not in text:
         try:
             values = tuple(tomllib.loads(f"values = [{text}]")["values"])
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             values = tuple(part.strip() for part in text.split(","))
         if not values or not all(isinstance(value, bool | int | float | str) for value in values):
             raise refusal

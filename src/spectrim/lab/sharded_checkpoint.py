@@ -10,7 +10,6 @@ import os
 import pickle
 import shutil
 import warnings
-import zlib
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -31,7 +30,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from spectrim.lab.errors import LabError
-from spectrim.lab.files import PARTIAL, error_number, naming, sync_directory, write_atomically
+from spectrim.lab.files import PARTIAL, checksum, error_number, naming, sync_directory, write_atomically
 from spectrim.lab.parallel import Parallel
 
 __all__ = ["STATE_FILE", "damaged_part", "load_shards", "load_whole", "read_tensors", "save_shards"]
@@ -49,9 +48,6 @@ METADATA_CLASSES = (
 
 WEIGHTS, STATE = "/model/", "/optimizer/state/"
 """How the places of weights, and of the optimizer's state by parameter, begin."""
-
-CHUNK = 1 << 24
-"""Bytes of which a checksum is taken at a time."""
 
 
 def save_shards(
@@ -97,7 +93,7 @@ def finish(partial: Path, path: Path, state: Mapping[str, Any]) -> None:
     write_atomically(partial / STATE_FILE, lambda file: torch.save(dict(state), file))
     if path.exists():
         # One of this step that was refused when the run was resumed.
-        shutil.rmtree(path)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     partial.rename(path)
     sync_directory(path.parent)
 
@@ -108,14 +104,6 @@ def damaged_part(path: Path, files: Mapping[str, int]) -> str | None:
         if not (path / name).is_file() or checksum(path / name) != value:
             return name
     return None
-
-
-def checksum(file: Path) -> int:
-    value = 0
-    with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            value = zlib.crc32(chunk, value)
-    return value
 
 
 def load_shards(

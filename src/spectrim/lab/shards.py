@@ -11,7 +11,6 @@ the first ``end_of_document`` behind 1 - validation_fraction of the tokens, and 
 
 import hashlib
 import itertools
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from pydantic import Field
 
 from spectrim.lab.config import Config
 from spectrim.lab.errors import LabError
+from spectrim.lab.files import parse_json
 
 __all__ = ["Shards", "is_shard_folder", "open_shards"]
 
@@ -70,7 +70,7 @@ def open_shards(folder: Path, validation_fraction: float) -> Shards:
         LabError: ``shards.json`` or a shard is not as it should be, or there is no document end to split at.
     """
     description = read_description(folder / DESCRIPTION)
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".npy", ".bin"))
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".npy", ".bin") and file.is_file())
     arrays = {file: open_shard(file, description.dtype) for file in files}
     if not arrays:
         raise LabError(f"data {str(folder)!r}: empty data set, {DESCRIPTION} stands there without .npy or .bin files")
@@ -91,12 +91,7 @@ def open_shards(folder: Path, validation_fraction: float) -> Shards:
 
 
 def read_description(path: Path) -> Description:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise LabError(
-            f"data {str(path)!r}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}"
-        ) from None
+    values = parse_json(path.read_bytes(), f"data {str(path)!r}")
     if not isinstance(values, dict):
         raise LabError(f"data {str(path)!r}: expected an object such as {EXAMPLE}")
     description = Description.parse(values, source=f"data {str(path)!r}")

@@ -10,7 +10,7 @@ A text file is a document, and so is a row of the other formats.
 
 import gzip
 import io
-import json
+import itertools
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spectrim.lab.config import is_text
 from spectrim.lab.corpus import Document
+from spectrim.lab.data_files import find_files, suffix
 from spectrim.lab.errors import LabError
+from spectrim.lab.files import parse_json
+from spectrim.lab.places import named_path
 from spectrim.lab.shards import is_shard_folder
 
-__all__ = ["ROW_SUFFIXES", "TEXT_SUFFIXES", "Source", "find_files", "parse_sources", "read_sources", "resolve_sources"]
-
-TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
-ROW_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
-"""With the former, what a folder is searched for, each also with .gz; a file named outright may end in anything."""
+__all__ = ["Source", "parse_sources", "read_sources", "resolve_sources"]
 
 HUB = "hub:"
 LONG_TEXT = 2**24
@@ -84,7 +84,9 @@ def resolve_sources(sources: Sequence[str]) -> tuple[str, ...]:
 def parse_source(text: str) -> Source:
     location, weight = text, None
     # A file may be called like a weighted one.
-    if not Path(text).expanduser().exists() and (match := re.fullmatch(r"(.+)@([-+.\w]+)", text, re.DOTALL)):
+    is_path, place = not text.startswith(HUB), f"data {text!r}"
+    exists = is_path and named_path(text, place).exists()
+    if not exists and (match := re.fullmatch(r"(.+)@([-+.\w]+)", text, re.DOTALL)):
         try:
             location, weight = match[1], float(match[2])
         except ValueError:
@@ -92,8 +94,8 @@ def parse_source(text: str) -> Source:
         else:
             if not 0 < weight < float("inf"):
                 raise LabError(f"data {text!r}: weight {match[2]} is not a positive number")
-    if not location.startswith(HUB):
-        location = str(Path(location).expanduser().absolute())
+    if is_path:
+        location = str(named_path(location, place))
     return Source(location=location, weight=weight)
 
 
@@ -111,8 +113,7 @@ def read_sources(sources: Iterable[Source], text_column: str) -> Iterator[Docume
 
 
 def read_source(source: Source, text_column: str, seen: set[Path]) -> Iterator[Document]:
-    path = Path(source.location)
-    if source.is_hub or is_saved_data_set(path):
+    if source.is_hub or is_saved_data_set(Path(source.location)):
         yield from read_data_set(source.location, text_column)
         return
     for file in find_files(source.location):
@@ -127,32 +128,6 @@ def read_source(source: Source, text_column: str, seen: set[Path]) -> Iterator[D
             raise LabError(f"data {str(file)!r} is not a whole gzip file: {error}") from None
         except OSError as error:
             raise LabError(f"data {str(file)!r}: {error.strerror or error}") from None
-
-
-def find_files(location: str) -> list[Path]:
-    """The file, the files in the folder, or those that match the glob, sorted."""
-    path = Path(location)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        known = TEXT_SUFFIXES + ROW_SUFFIXES
-        found = sorted(file for file in path.rglob("*") if suffix(file) in known and file.is_file())
-        if not found:
-            raise LabError(f"data {location!r}: the folder holds no text files ({', '.join(known)}, also with .gz)")
-        return found
-    # Path.glob takes relative patterns only, so the pattern is cut at its anchor.
-    found = sorted(file for file in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if file.is_file())
-    if not found:
-        raise LabError(
-            f"data {location!r}: no such file, and no folder or glob that matches one "
-            f"(a data set of the hub is named {HUB}OWNER/NAME)"
-        )
-    return found
-
-
-def suffix(path: Path) -> str:
-    """What a file's name ends in, without .gz."""
-    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def read_file(path: Path, text_column: str) -> Iterator[Document]:
@@ -191,14 +166,7 @@ def read_lines(path: Path, column: str) -> Iterator[Document]:
             if not line.strip():
                 continue
             place = f"data {str(path)!r}, line {number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise LabError(
-                    f"{place}, column {error.colno}: not JSON: {error.msg}; expected one object a line"
-                ) from None
-            except UnicodeDecodeError:
-                raise LabError(f"{place} is not UTF-8 text") from None
+            record = parse_json(line, place)
             if not isinstance(record, dict):
                 raise LabError(f"{place}: expected an object with the key {column!r}, found {type(record).__name__}")
             yield row(f"{path}:{number}", place, record, column)
@@ -255,7 +223,14 @@ def read_data_set(location: str, column: str) -> Iterator[Document]:
     if names := getattr(data, "column_names", None):
         check_column(f"data {location!r}", column, names)
         data = data.select_columns([column])
-    for number, record in enumerate(data, start=1):
+    rows = iter(data)
+    for number in itertools.count(1):
+        try:
+            record = next(rows, None)
+        except Exception as error:  # as above: damaged files are found out as they are read
+            raise LabError(f"data {location!r}, row {number}: {' '.join(str(error).split())}") from error
+        if record is None:
+            return
         yield row(f"{location}:{number}", f"data {location!r}, row {number}", record, column)
 
 
@@ -270,4 +245,6 @@ def row(name: str, place: str, record: dict[str, Any], column: str) -> Document:
     text = record[column]
     if text is not None and not isinstance(text, str):
         raise LabError(f"{place}: column {column!r} holds {type(text).__name__}, expected text")
+    if text and not is_text(text):
+        raise LabError(f"{place}: column {column!r} holds half of a surrogate pair, which is no text in UTF-8")
     return Document(name=name, text=text or "")

@@ -108,7 +108,7 @@ class Subject:
                 sequence_length=data.sequence_length,
                 seed=self.config.seed,
                 end_of_document=tokens.end,
-                padded=not tokens.learned,
+                padded=tokens.padded,
             )
         momenta: dict[str, Tensor] = {}
         kept_as = None
@@ -234,16 +234,10 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
         LabError: it is damaged, or none of spectrim's.
     """
     try:
-        damaged = checkpoint.damaged_entry(checkpoint.state_file(path))
-        state = checkpoint.open_state(path) if damaged is None else {}
+        return checkpoint.open_whole(path)
     except MemoryError:
         raise
     except Exception as error:
         # What is no archive, or holds anything but plain values and tensors, may fail in any way.
         reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise LabError(f"checkpoint {str(path)!r} cannot be read: {reason}") from None
-    if damaged is not None:
-        raise LabError(f"checkpoint {str(path)!r} is damaged in its part {damaged!r}")
-    if state.get("format") not in (checkpoint.FORMAT, checkpoint.SHARDED_FORMAT):
-        raise LabError(f"{str(path)!r} is no checkpoint of format {checkpoint.FORMAT!r}")
-    return state

@@ -125,6 +125,9 @@ def sweep_command(
             sweep.run_workers(workers, threads=threads, cache_dir=cache_dir)
     finally:
         summary = write_sweep_report(sweep)
+        ended = ("complete", "pruned", "diverged")
+        if not any(entry[state] for entry in summary["recipes"].values() for state in ended):
+            say_on_stderr("no trial has ended yet; those that have begun go on when the sweep is called again")
     report([out], out / PAGE)
     show(summary, as_json, lambda: sweep_table(summary))
     print(f"written to {out}: report.html, summary.md, results.json, learning_rates.svg", file=sys.stderr)

@@ -258,14 +258,17 @@ def draw(axes: Any, summary: dict[str, Any]) -> None:
         finite += losses
         axes.scatter([trial["lr"] for trial in complete], losses, s=14, color=style["color"], alpha=0.6, linewidths=0)
         axes.scatter(
-            [trial["lr"] for trial in pruned],
-            [trial["last_loss"] for trial in pruned],
+            [trial["lr"] for trial in pruned if trial["last_loss"] is not None],
+            [trial["last_loss"] for trial in pruned if trial["last_loss"] is not None],
             **{"s": 18, "marker": "x", "color": style["color"], "alpha": 0.6, "linewidths": 1},
         )
         if entry["best"]:
             place = (entry["best"]["lr"], entry["best"]["final_loss"])
             axes.scatter(*place, s=60, facecolors="none", edgecolors=style["color"], zorder=4)
     axes.set_xscale("log")
+    if not any(entry["complete"] or entry["pruned"] for entry in summary["recipes"].values()):
+        # A logarithmic axis has no place for nothing.
+        axes.set_xlim(1e-5, 1)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())

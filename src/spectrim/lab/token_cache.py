@@ -11,16 +11,20 @@ import json
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spectrim.lab.config import DEFAULT_VOCABULARY_SIZE, DataConfig
 from spectrim.lab.corpus import Document, Side, Split, Survey, split_corpus, survey
-from spectrim.lab.errors import LabError
-from spectrim.lab.files import sync_directory, write_text
+from spectrim.lab.data_files import find_files
+from spectrim.lab.errors import LabError, LabWarning
+from spectrim.lab.files import PARTIAL, checksum, parse_json, sync_directory, write_json, write_text
 from spectrim.lab.groups import Group
-from spectrim.lab.sources import find_files, is_saved_data_set
+from spectrim.lab.sources import is_saved_data_set
 from spectrim.lab.streams import ArrayWriter, token_dtype
 from spectrim.lab.tokenizer import Tokenizer, learn_tokenizer
 
@@ -41,6 +45,9 @@ SAID = 2**25
 LARGE = 2**28
 """Bytes of files from which on names, sizes and times of change stand for the content once it is in the cache."""
 
+STATISTICS = "statistics.json"
+"""What was counted, and a size and checksum of every other file; written last."""
+
 SIDES: tuple[Side, Side] = ("train", "validation")
 
 
@@ -49,8 +56,9 @@ def cached_corpus(config: DataConfig, groups: Sequence[Group], tokenizer: Tokeni
     settings = cache_settings(config, tokenizer)
     shortcut = by_file_times(config, groups, settings)
     pointer = cache / "by-file-times" / shortcut if shortcut else None
-    if pointer and pointer.is_file() and (cache / pointer.read_text()).is_dir():
-        return cache / pointer.read_text()
+    known = cache / pointer.read_text(errors="replace") if pointer and pointer.is_file() else None
+    if known is not None and known.parent == cache and damage(known) is None:
+        return known
     surveys = []
     for group in groups:
         surveys.append(survey(group.documents(config.text_column) if group.has_text else ()))
@@ -58,11 +66,38 @@ def cached_corpus(config: DataConfig, groups: Sequence[Group], tokenizer: Tokeni
             raise LabError(f"data {group.name}: empty corpus, no document holds any text")
     splits = split_corpus(surveys, config.validation_fraction)
     folder = cache / cache_key(settings, surveys, splits)
-    if not folder.is_dir():
+    if (reason := damage(folder)) is not None:
+        discard(folder, reason)
         build_cache(folder, config, groups, surveys, splits, tokenizer)
     if pointer:
         write_text(pointer, folder.name)
     return folder
+
+
+def damage(folder: Path) -> str | None:
+    """Why a cache folder cannot be used, or None if it is whole; content is checked where that is quick."""
+    try:
+        # Older versions took none.
+        sums = parse_json((folder / STATISTICS).read_bytes(), STATISTICS).get("checksums", {})
+        for file in folder.glob("*.npy"):
+            np.load(file, mmap_mode="r", allow_pickle=False)
+        sizes = {name: (folder / name).stat().st_size for name in sums}
+        for name, (size, value) in sums.items():
+            if sizes[name] != size or (sum(sizes.values()) < LARGE and checksum(folder / name) != value):
+                return f"its {name} is damaged"
+    except (OSError, LabError, AttributeError, TypeError, ValueError) as error:
+        return f"it cannot be read ({error})"
+    return None
+
+
+def discard(folder: Path, reason: str) -> None:
+    """Remove a cache folder, under another name first, so that nobody finds half of it."""
+    if not folder.exists():
+        return
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PARTIAL))
+    folder.rename(aside / folder.name)
+    shutil.rmtree(aside, ignore_errors=True)
+    warnings.warn(f"cached tokens {str(folder)!r} are made anew: {reason}", LabWarning, stacklevel=2)
 
 
 def cache_settings(config: DataConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -113,7 +148,7 @@ def build_cache(
 ) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PARTIAL))
     except OSError as error:
         raise LabError(f"cache folder {str(folder.parent)!r}: {error.strerror}") from None
     try:
@@ -138,8 +173,10 @@ def build_cache(
             documents = unchanged(group.documents(config.text_column), surveys[index], group.name)
             paths = {side: partial / array_name(side, index, len(groups)) for side in SIDES}
             statistics.append(encode(tokenizer, split.sides(documents), paths))
-        text = json.dumps(statistics[0] if len(groups) == 1 else {"groups": statistics}, indent=2)
-        (partial / "statistics.json").write_text(text, encoding="utf-8")
+        made = [file for file in sorted(partial.rglob("*")) if file.is_file()]
+        sums = {file.relative_to(partial).as_posix(): (file.stat().st_size, checksum(file)) for file in made}
+        counts = statistics[0] if len(groups) == 1 else {"groups": statistics}
+        write_json(partial / STATISTICS, {**(counts or {}), "checksums": sums})
         sync_directory(partial)
         try:
             partial.rename(folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrim.lab.errors import LabError
+from spectrim.lab.places import named_path
 
 __all__ = ["END_OF_DOCUMENT", "Tokenizer", "learn_tokenizer", "load_tokenizer", "open_learned", "resolve_tokenizer"]
 
@@ -62,7 +63,7 @@ class Tokenizer:
 
 
 def learn_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
-    """A byte-level BPE of the texts. Short texts may give fewer tokens than asked for; the size stays as asked."""
+    """A byte-level BPE of the texts. Short texts give fewer tokens than asked for."""
     import tokenizers
 
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -75,15 +76,15 @@ def learn_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return Tokenizer(backend=backend, vocabulary_size=vocabulary_size, end_of_document=END_OF_DOCUMENT)
+    return Tokenizer(backend=backend, vocabulary_size=backend.get_vocab_size(), end_of_document=END_OF_DOCUMENT)
 
 
-def open_learned(file: Path, vocabulary_size: int) -> Tokenizer:
+def open_learned(file: Path) -> Tokenizer:
     """A tokenizer that :func:`learn_tokenizer` made, from its file."""
     import tokenizers
 
     backend = tokenizers.Tokenizer.from_file(str(file))
-    return Tokenizer(backend=backend, vocabulary_size=vocabulary_size, end_of_document=END_OF_DOCUMENT)
+    return Tokenizer(backend=backend, vocabulary_size=backend.get_vocab_size(), end_of_document=END_OF_DOCUMENT)
 
 
 def resolve_tokenizer(name: str) -> str:
@@ -92,8 +93,8 @@ def resolve_tokenizer(name: str) -> str:
     Raises:
         LabError: there is no such file or folder.
     """
-    path = Path(name).expanduser().absolute()
-    if not path.exists():
+    path = named_path(name, f"tokenizer {name!r}")
+    if not (path.is_file() or path.is_dir()):
         raise LabError(
             f"tokenizer {name!r}: no such file or folder, expected a tokenizer.json or a Hugging Face folder"
         )

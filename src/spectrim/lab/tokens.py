@@ -3,15 +3,17 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spectrim.lab.config import DEFAULT_VOCABULARY_SIZE, DataConfig
-from spectrim.lab.errors import LabError
+from spectrim.lab.errors import LabError, LabWarning
 from spectrim.lab.groups import Group, choose_tokenizer, group_sources
 from spectrim.lab.shards import Shards
 from spectrim.lab.sources import parse_sources, resolve_sources
@@ -38,7 +40,9 @@ class Tokens:
     tokenizer: Path | None
     """A tokenizer.json, or a Hugging Face folder."""
     learned: bool
-    """Whether the lab made the tokenizer, in the size that was asked for."""
+    """Whether the lab made the tokenizer; of a text that is too short for the size that was asked for it is smaller."""
+    padded: bool
+    """Whether a model may have more rows than the tokenizer has tokens."""
     statistics: dict[str, Any]
     """Documents, bytes and tokens of each side; documents and bytes of token shards are not known."""
 
@@ -92,7 +96,17 @@ def prepare_tokens(config: DataConfig, cache_dir: Path | None = None) -> Tokens:
                     f"data {group.name}: the {side} text has {len(stream)} tokens, one sequence needs "
                     f"{config.sequence_length + 1}; give more text or a shorter sequence_length"
                 )
+    if tokens.learned and tokens.padded:
+        tell_size(config.vocabulary_size or DEFAULT_VOCABULARY_SIZE, tokens.vocabulary_size)
     return tokens
+
+
+@cache
+def tell_size(asked: int, became: int) -> None:
+    """Say once that a text gives fewer tokens than were asked for."""
+    if os.environ.get("RANK", "0") == "0":
+        message = f"vocabulary_size={asked}: the text gives {became} tokens, and the vocabulary has no more"
+        warnings.warn(message, LabWarning, stacklevel=2)
 
 
 def open_tokens(
@@ -116,11 +130,11 @@ def open_tokens(
         parts.append(part)
     shards = [shards for group in groups for shards in group.shards]
     statistics: dict[str, Any] = {side: parts[0][side] for side in SIDES} if len(parts) == 1 else total(parts)
-    learned = tokenizer is None and folder is not None
+    learned, asked = tokenizer is None and folder is not None, config.vocabulary_size or DEFAULT_VOCABULARY_SIZE
     path: Path | None
     if folder is not None:
         path = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder / "tokenizer.json"
-        tokenizer = tokenizer or open_learned(path, config.vocabulary_size or DEFAULT_VOCABULARY_SIZE)
+        tokenizer = tokenizer or open_learned(path)
     else:
         path = tokenizer.path if tokenizer else None
     return Tokens(
@@ -134,6 +148,7 @@ def open_tokens(
         end=tokenizer.end if tokenizer else shards[0].end_of_document,
         tokenizer=path,
         learned=learned,
+        padded=not learned or (tokenizer is not None and tokenizer.vocabulary_size < asked),
         statistics=statistics,
     )
 
@@ -161,5 +176,5 @@ def describe_tokens(tokens: Tokens, sample_tokens: int = 100) -> dict[str, Any]:
         sample = " ".join(map(str, first))
     else:
         file = tokens.tokenizer / "tokenizer.json" if tokens.tokenizer.is_dir() else tokens.tokenizer
-        sample = open_learned(file, tokens.vocabulary_size).decode(first)
+        sample = open_learned(file).decode(first)
     return {"key": tokens.key, "vocabulary_size": tokens.vocabulary_size, **tokens.statistics, "sample": sample}

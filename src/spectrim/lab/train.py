@@ -116,7 +116,7 @@ def train(
             sequence_length=config.data.sequence_length,
             seed=config.seed,
             end_of_document=tokens.end,
-            padded=not tokens.learned,
+            padded=tokens.padded,
         )
 
     # The caller's random state is left alone, and the run's own depends on nothing but its seed.
@@ -208,6 +208,10 @@ def measure(
     """The result of a run whose steps are all done; times and losses come from its log."""
     records = read_log(folder.log_file)
     evaluated = [record for record in records if "val_loss" in record]
+    dynamics = read_dynamics(records)
+    if dynamics is not None and dynamics.skipped == len(records):
+        # The loss of a model that was never trained is no result.
+        evaluated = [{**record, "val_loss": None} for record in evaluated]
     settings = config.optimizer
     assert settings.lr is not None
     assert settings.embedding_lr is not None
@@ -236,6 +240,6 @@ def measure(
             "compiled": "yes" if compiled else "no",
             **parallel.describe(),
         },
-        dynamics=read_dynamics(records),
+        dynamics=dynamics,
         **step_times(records),
     )

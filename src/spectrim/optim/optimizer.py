@@ -267,6 +267,6 @@ def _autocast_off(entries: Iterable[Entry]) -> ExitStack:
     """Switch autocast off on the devices of a step: it would round what is computed in float32 on purpose."""
     stack = ExitStack()
     for kind in {entry.grad.device.type for entry in entries}:
-        if torch.is_autocast_enabled(kind):
+        if kind != "meta" and torch.is_autocast_enabled(kind):
             stack.enter_context(torch.autocast(kind, enabled=False))
     return stack
