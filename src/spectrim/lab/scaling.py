@@ -51,7 +51,10 @@ NUMBER = 8
 """Bytes of what is summed over ranks: float64."""
 
 SCREENING_NUMBERS = 3
-"""What ranks sum of a parameter before a step: its gradient's squared norm, and flags of who has one."""
+"""What ranks sum of a parameter before a step: its gradient's largest magnitude, and flags of who has one."""
+
+STEP_NUMBERS = 1
+"""What ranks sum of a whole step: whether anything else is not finite."""
 
 ORTHONORMAL_GRAMS = 2
 """Gram matrices of k x k that make sharded columns orthonormal."""
@@ -276,7 +279,7 @@ def cost(work: Sequence[Work], cluster: Cluster) -> Cost:
             owned += [(sum(item.whole_flops), back)] * item.copies
     owned_flops, owned_bytes = map(sum, zip(*owned, strict=True)) if owned else (0.0, 0.0)
     busiest_flops, busiest_bytes = _busiest_owner(owned, cluster.world)
-    sent = sum(load.sent for load in loads) + there / cluster.world
+    sent = sum(load.sent for load in loads) + there / cluster.world + _summed(STEP_NUMBERS, cluster)
     return Cost(
         flops=sum(load.mean for load in loads) + owned_flops / cluster.world,
         busiest_flops=sum(load.most for load in loads) + busiest_flops,
@@ -303,7 +306,7 @@ def gathering(work: Sequence[Work], cluster: Cluster) -> Cost:
             gathers = max(item.visits, 1 if item.ranks else 0)
             size = sum(FLOAT * gathers * m * n for m, n in item.matrices)
             loads.append(_Load(whole, whole, size * (cut - 1) / cut))
-    sent = sum(load.sent for load in loads)
+    sent = sum(load.sent for load in loads) + _summed(STEP_NUMBERS, cluster)
     return Cost(
         flops=sum(load.mean for load in loads),
         busiest_flops=sum(load.most for load in loads),

@@ -9,8 +9,8 @@ products. Reads κ, so it is for devices where that is free.
 A Gram matrix squares the condition number. Where a spike would drown the rest in rounding, X is first embedded so that
 the spike's singular directions have rows of their own: the Gram matrix is then graded, and inversion of a graded
 positive definite matrix keeps small entries accurate. Before a result is made, what rounding may have done to it is
-bounded; if that is too much, all is computed in float64; and if that does not do, it is left to the reference. The result is made
-smaller by as much as it may have become too large, so that no singular value exceeds c.
+bounded; if that is too much, all is computed in float64; and if that does not do, it is left to the reference. The
+result is made smaller by as much as it may have become too large, so that no singular value exceeds c.
 """
 
 from __future__ import annotations
