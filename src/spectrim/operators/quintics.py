@@ -7,7 +7,7 @@ kept in units in which the coefficient of R² is one,
     Q = αI + βR + R²,   α = θa,   β = b√(θ/c),   R in units of 1/√(θc),   θ such that RQ² has the units of the next.
 
 A first stage of one step is kept as a(I + S), S = (b/a)R + (c/a)R²: rounding to half precision is then relative to S,
-which is small where R is, and not to aI.
+which is small where R is, and not to aI. It is taken with the opposite sign, which suits a product that is added to.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def _numbers(low: float, stages: tuple[int, ...]) -> list[tuple[float, float]]:
             low = min(1.0, quintics[-1].low)
         if stage == 0 and count == 1:
             a, b, c, _ = quintics[0]
-            numbers += [(c / a, 2), (b / a, 1)]
-            unit *= a
+            numbers += [(-c / a, 2), (-b / a, 1)]
+            unit *= -a
             continue
         theta = _thetas(quintics)
         scale = math.sqrt(theta[0] * quintics[0].c)
