@@ -80,8 +80,8 @@ def half_polar(stacks: Sequence[Tensor], *, steps: int | None = None, overwrite:
     Args:
         stacks: (E, m, n), float32, of any strides; min(m, n) is the same for all.
         steps: None sends singular values from σ₁/100 on to within 1 % of one. A number asks for the rough result of so
-            many steps of Muon's: what those lift to 0.7 comes out between 0.9 and 1.1 for five steps, and for fewer
-            not below 0.7 nor above 1.3.
+            many steps of Muon's: none exceeds 1.2, and what Muon's lift to 0.7 is lifted as far; five of them leave it
+            between 0.93 and 1.07.
         overwrite: the stacks are not needed any more. The results take their place.
 
     Returns:
