@@ -17,7 +17,7 @@ from spectrim.kernels.symmetric import symmetric_product as by_halves
 
 from ._precision import full_accumulation, true_float32
 
-__all__ = ["arithmetic", "half_product", "symmetric_product"]
+__all__ = ["arithmetic", "half_product", "product_added", "symmetric_product"]
 
 
 def arithmetic(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
@@ -35,6 +35,14 @@ def half_product(A: Tensor, B: Tensor) -> Tensor:
     return _multiply(A, B)
 
 
+def product_added(C: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """C + A @ B, rounded once. Uses up C."""
+    if torch.compiler.is_compiling() or A.device.type == "cpu":
+        result: Tensor = torch.ops.spectrim.half_baddbmm(C, A, B)
+        return result
+    return C.baddbmm_(A, B)
+
+
 def symmetric_product(A: Tensor, B: Tensor, *, plus: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """A @ B where the result is known to be symmetric: B is Aᵀ, or both are polynomials in one symmetric matrix.
 
@@ -46,10 +54,13 @@ def symmetric_product(A: Tensor, B: Tensor, *, plus: Tensor | None = None, out: 
     if not torch.compiler.is_compiling() and switched_on("symmetric_product", A.device) and A.dtype == torch.float16:
         found: Tensor = by_halves(A, None if _is_gram(A, B) else B, C=plus)
         return found if out is None else out.copy_(found)
+    if plus is not None:
+        return product_added(plus, A, B)
+    if out is None:
+        return half_product(A, B)
     if torch.compiler.is_compiling() or A.device.type == "cpu":
-        result: Tensor = half_product(A, B) if plus is None else torch.ops.spectrim.half_baddbmm(plus, A, B)
-        return result if out is None else out.copy_(result)
-    return torch.bmm(A, B, out=out) if plus is None else plus.baddbmm_(A, B)
+        return out.copy_(half_product(A, B))
+    return torch.bmm(A, B, out=out)
 
 
 def _is_gram(A: Tensor, B: Tensor) -> bool:

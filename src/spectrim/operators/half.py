@@ -9,7 +9,7 @@ and nothing is sent to it after the first call: a step can be captured in a CUDA
     and the third, for rounding one in half precision drowns what lies 100 times below the largest value.
 
 What rounding costs at σ₁/c = 100 is decided by the first step. It is taken as X + SX with S = (b/a)XXᵀ + (c/a)(XXᵀ)²,
-which vanishes where X is small, and what X loses when it is rounded is added to the result.
+which vanishes where X is small, and what X loses when it is rounded is added before the sum is rounded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ._constants import constant
-from ._stack_product import arithmetic, half_product, symmetric_product
+from ._stack_product import arithmetic, half_product, product_added, symmetric_product
 from .quintics import CLIP, POLAR, SLACK, program, rough_polar, stages
 
 __all__ = ["half_clip", "half_polar"]
@@ -80,8 +80,8 @@ def half_polar(stacks: Sequence[Tensor], *, steps: int | None = None, overwrite:
     Args:
         stacks: (E, m, n), float32, of any strides; min(m, n) is the same for all.
         steps: None sends singular values from σ₁/100 on to within 1 % of one. A number asks for the rough result of so
-            many steps of Muon's: what those lift to 0.7 comes out between 0.9 and 1.1 for five steps, and for fewer
-            not below 0.7 nor above 1.3.
+            many steps of Muon's: none exceeds 1.2, and what Muon's lift to 0.7 is lifted as far; five of them leave it
+            between 0.93 and 1.07.
         overwrite: the stacks are not needed any more. The results take their place.
 
     Returns:
@@ -140,7 +140,7 @@ class _Work:
         B = None
         for stage, count in enumerate(counts):
             if stage == 0 and count == 1:
-                P = square.mul_(next(numbers)).addcmul_(R, next(numbers))  # S, without the diagonal of ones
+                P = square.mul_(next(numbers)).addcmul_(R, next(numbers))  # −S
                 del R, square
                 self._first_step(P, unit)
                 if low is not None:
@@ -176,20 +176,23 @@ class _Work:
             self.Y[i] = half_product(p, Y) if _wide(Y) else half_product(Y, p.mT)
 
     def _first_step(self, S: Tensor, unit: Tensor) -> None:
-        """Y ← (I + S) Y and S ← I + S, with what is lost when ones are added to the diagonal and when Y is rounded."""
-        exact = _diagonal(S).float() + 1
+        """S ← S − I and Y ← S Y, with what is lost when ones are taken from the diagonal and when Y is rounded.
+
+        (S − I) unit X = S Y − (unit X − Y) + lost unit X in exact numbers, to first order in what is lost. The last two
+        terms are a unit in the last place of Y at most: half precision will do for them.
+        """
+        exact = _diagonal(S).float() - 1
         lost = exact - _diagonal(S).copy_(exact)
-        # (I + lost) unit X − Y is all of it, to first order in both.
-        units = torch.split(torch.addcmul(unit, unit, lost).unsqueeze(-1), self.counts)
-        before = list(self.Y)
-        self._apply(S)
-        for i, (X, v) in enumerate(zip(self.X, units, strict=True)):
-            Y = before.pop(0)
-            v = v if _wide(Y) else v.mT
+        units = torch.split(torch.addcmul(unit, unit, lost, value=-1).unsqueeze(-1), self.counts)
+        for i, (s, X, v) in enumerate(zip(torch.split(S, self.counts), self.X, units, strict=True)):
+            Y = self.Y[i]
+            wide = _wide(Y)
+            v = v if wide else v.mT
             if torch.compiler.is_compiling():
-                self.Y[i] = (self.Y[i] - (Y - X * v)).to(self.dtype)
+                rest = (Y - X * v).to(self.dtype)
             else:
-                self.Y[i].sub_(torch.addcmul(Y, X, v, value=-1, out=torch.empty_like(Y)))
+                rest = torch.addcmul(Y, X, v, value=-1, out=torch.empty_like(Y))
+            self.Y[i] = product_added(rest, s, Y) if wide else product_added(rest, Y, s.mT)
 
     def results(self, gain: Tensor) -> list[Tensor]:
         """gain Y in float32, in the place of the stacks or in new ones. A stack without entries stands for itself."""

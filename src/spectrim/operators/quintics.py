@@ -7,7 +7,7 @@ kept in units in which the coefficient of R² is one,
     Q = αI + βR + R²,   α = θa,   β = b√(θ/c),   R in units of 1/√(θc),   θ such that RQ² has the units of the next.
 
 A first stage of one step is kept as a(I + S), S = (b/a)R + (c/a)R²: rounding to half precision is then relative to S,
-which is small where R is, and not to aI.
+which is small where R is, and not to aI. It is taken with the opposite sign, which suits a product that is added to.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ ROWS = 96  # intervals tabulated for the clip, equally spaced in log l
 SLACK = 1.005  # how much the rounded norm of R is taken to be too small
 GUARD = 1.01  # every interval is taken this much longer at its upper end, while quintics are steep there
 FLAT = 0.85  # from here on they are not
-CENTRED = 0.995  # the last step is centred on one if it ends as narrow as this: above one by 0.25 % at most
+CENTRED = 0.995  # the clip's last step is centred on one if it ends as narrow as this: above one by 0.25 % at most
+MOST_CENTRED = 1.2  # and the polar factor's always, but none is larger, as with Muon's steps
 MUON_SLOPE, MUON_LEAST = 3.4445, 0.7  # the slope of Muon's quintic at zero, and the least value it settles at
 
 
@@ -62,7 +63,7 @@ def program(name: str) -> Program:
         lows = [REACH]
     else:
         lows = [MUON_LEAST / MUON_SLOPE ** int(name.removeprefix(POLAR))]
-    rows = [_numbers(low, stages(name)) for low in lows]
+    rows = [_numbers(low, stages(name), bounded=name == CLIP) for low in lows]
     return Program([[value for value, _ in row] for row in rows], [power for _, power in rows[0]], lows)
 
 
@@ -71,7 +72,7 @@ def rough_polar(steps: int) -> str:
     return f"{POLAR}{steps}"
 
 
-def _numbers(low: float, stages: tuple[int, ...]) -> list[tuple[float, float]]:
+def _numbers(low: float, stages: tuple[int, ...], *, bounded: bool) -> list[tuple[float, float]]:
     """Numbers with their powers of g. ``unit`` is the size of the true X over that of the X computed with."""
     numbers: list[tuple[float, float]] = []
     unit = 1.0
@@ -82,8 +83,8 @@ def _numbers(low: float, stages: tuple[int, ...]) -> list[tuple[float, float]]:
             low = min(1.0, quintics[-1].low)
         if stage == 0 and count == 1:
             a, b, c, _ = quintics[0]
-            numbers += [(c / a, 2), (b / a, 1)]
-            unit *= a
+            numbers += [(-c / a, 2), (-b / a, 1)]
+            unit *= -a
             continue
         theta = _thetas(quintics)
         scale = math.sqrt(theta[0] * quintics[0].c)
@@ -93,7 +94,8 @@ def _numbers(low: float, stages: tuple[int, ...]) -> list[tuple[float, float]]:
         for t, (a, b, c, _) in zip(theta, quintics, strict=True):
             numbers += [(t * a, 0), (b * math.sqrt(t / c), 0)]
         unit /= math.prod(theta)
-    numbers.append((unit * (2 / (1 + low) if low > CENTRED else 1.0), 0.5))
+    centred = min(2 / (1 + low), MOST_CENTRED) if low > CENTRED or not bounded else 1.0
+    numbers.append((unit * centred, 0.5))
     return [(value / SLACK**power, power) for value, power in numbers]
 
 
