@@ -19,7 +19,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Recipes are given a speed instead of being timed; remembers which."""
     asked: list[str] = []
 
-    def time(run: TrainConfig, out: Path, cache_dir: Path | None) -> float:
+    def time(run: TrainConfig, out: Path, cache_dir: Path | None, *, compiled: bool) -> float:
         asked.append(run.recipe)
         return SPEEDS[run.recipe]
 

@@ -84,7 +84,7 @@ def fit_steps(
     return budget
 
 
-def time_step(run: TrainConfig, out: Path, cache_dir: Path | None, *, compiled: bool) -> float:
+def time_step(run: TrainConfig, out: Path, cache_dir: Path | None, *, compiled: bool = False) -> float:
     """Mean seconds of a step, in a run of its own that is kept like any other."""
     length = {"steps": CALIBRATION_STEPS, "checkpoint_every": CALIBRATION_STEPS}
     once, unwatched = run.evaluation.model_copy(update={"times": 1}), MonitorConfig(every=0)

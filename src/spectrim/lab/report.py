@@ -62,7 +62,7 @@ COLUMNS = {
     "forward_backward_ms": Column("forward+backward ms", "fwd+bwd ms", "{:.1f}".format),
     "optimizer_ms": Column("optimizer ms", "optim. ms", "{:.1f}".format),
     "optimizer_share": Column("optimizer share", "optim. share", "{:.0%}".format),
-    "rest_ms": Column("rest ms", "rest ms", "{:.1f}".format),
+    "rest_ms": Column("rest ms", "", "{:.1f}".format),
     "state_bytes": Column("state MB", "state MB", lambda value: f"{value / 1e6:.2f}"),
     "weight_norm": Column("weight norm", "weight norm", "{:.1f}".format),
     "largest_singular_value": Column("largest singular value", "largest σ", "{:.2f}".format),
