@@ -274,3 +274,33 @@ def test_wrappers_do_not_change_what_a_parameter_is() -> None:
     assert read(compiled) == {"_orig_mod.output.weight": ("head", "matrix", None)}  # type: ignore[arg-type]
     parallel = nn.DataParallel(model)
     assert read(parallel) == {"module.output.weight": ("head", "matrix", None)}
+
+
+class Operator(nn.Module):
+    """A neural operator: a layer, and complex weights of its modes."""
+
+    def __init__(self, modes: torch.Tensor) -> None:
+        super().__init__()
+        self.lift = nn.Linear(4, 4)
+        self.modes = nn.Parameter(modes, requires_grad=modes.is_complex() or modes.is_floating_point())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        (torch.complex64, r"'modes' is complex \(torch.complex64\), expected one of torch.float16, .*view_as_complex"),
+        (torch.float8_e4m3fn, r"'modes' is quantised \(torch.float8_e4m3fn\), expected .*adapter beside it"),
+    ],
+)
+def test_trainable_weights_that_are_no_real_numbers_are_named(dtype: torch.dtype, message: str) -> None:
+    model = Operator(torch.zeros(4, 4, 3).to(dtype))
+    for overrides in ({}, {"modes": {"role": "matrix"}}):
+        with pytest.raises(ValueError, match=message):
+            param_groups(model, overrides=overrides)
+    model.modes.requires_grad_(False)
+    assert "modes" not in {name for group in param_groups(model) for name, _ in group["params"]}
+
+
+def test_frozen_integers_are_passed_over() -> None:
+    groups = param_groups(Operator(torch.zeros(4, 4, dtype=torch.uint8)))
+    assert {name for group in groups for name, _ in group["params"]} == {"lift.weight", "lift.bias"}

@@ -5,6 +5,7 @@ more; the rest must be vectors. That logical matrices are the ones the model mul
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -429,6 +430,88 @@ def test_a_fused_layer_that_peft_trains_in_full_is_split() -> None:
     model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["o_proj"], modules_to_save=["qkv_proj"]))
     name = "base_model.model.model.layers.0.self_attn.qkv_proj.modules_to_save.default.weight"
     assert table(model)[name] == ("matrix", "matrix", (32, 16, 16))
+
+
+def real_llama() -> nn.Module:
+    """A small model that is not on the meta device, where some adapters cannot be begun."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 64}
+    config = transformers.LlamaConfig(**sizes, num_attention_heads=2, tie_word_embeddings=False)
+    model: nn.Module = transformers.LlamaForCausalLM(config)
+    return model
+
+
+@pytest.mark.parametrize("indices", [[5], [5, 6], {"embed_tokens": [5, 6], "lm_head": [5, 6]}])
+@pytest.mark.parametrize("with_lora", [True, False])
+def test_rows_of_new_tokens_are_what_their_table_is(indices: Any, with_lora: bool) -> None:
+    peft = pytest.importorskip("peft")
+    if with_lora:
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=indices)
+    else:
+        names = list(indices) if isinstance(indices, dict) else ["embed_tokens"]
+        config = peft.TrainableTokensConfig(token_indices=[5, 6], target_modules=names)
+    found = table(peft.get_peft_model(real_llama(), config))
+    tokens = {name: reading for name, reading in found.items() if "trainable_tokens_delta" in name}
+    assert len(tokens) == (2 if isinstance(indices, dict) else 1)
+    for name, reading in tokens.items():
+        assert reading[:2] == ("head" if "lm_head" in name else "embedding", "matrix"), name
+
+
+ADAPTERS: list[tuple[str, dict[str, Any], dict[str, tuple[str, str]]]] = [
+    ("LoHaConfig", {"r": 2}, dict.fromkeys(("hada_w1_a", "hada_w2_b"), ("matrix", "matrix"))),
+    ("LoKrConfig", {"r": 2}, dict.fromkeys(("lokr_w1", "lokr_w2"), ("matrix", "matrix"))),
+    ("OFTConfig", {"oft_block_size": 4}, {"oft_R": ("vector", "vector")}),
+    ("BOFTConfig", {"boft_block_size": 4}, dict.fromkeys(("boft_R", "boft_s"), ("vector", "vector"))),
+    ("HRAConfig", {"r": 2}, {"hra_u": ("matrix", "matrix")}),
+    ("MissConfig", {"r": 2}, {"miss_block": ("matrix", "transposed")}),
+    ("C3AConfig", {"block_size": 4}, {"c3a_kernel": ("vector", "vector")}),
+    ("RandLoraConfig", {"r": 2}, dict.fromkeys(("randlora_lambda", "randlora_gamma"), ("vector", "vector"))),
+    ("DeloraConfig", {"r": 2}, dict.fromkeys(("delora_A", "delora_B"), ("matrix", "matrix"))),
+    (
+        "GraloraConfig",
+        {"r": 4, "gralora_k": 2},
+        dict.fromkeys(("gralora_A", "gralora_B"), ("matrix", "transposed_stack")),
+    ),
+    ("PolyConfig", {"r": 2, "n_tasks": 2}, {"poly_lora_A": ("vector", "vector")}),
+    ("OSFConfig", {}, {"osf_svd_params": ("matrix", "matrix")}),
+    (
+        "VBLoRAConfig",
+        {"r": 2, "num_vectors": 8, "vector_length": 4, "topk": 2},
+        {"vblora_logits_A": ("vector", "vector"), "vblora_vector_bank": ("embedding", "matrix")},
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "expected"), ADAPTERS)
+def test_every_adapter_of_peft_is_read(
+    name: str, options: dict[str, Any], expected: dict[str, tuple[str, str]]
+) -> None:
+    peft = pytest.importorskip("peft")
+    make = getattr(peft, name, None)
+    if make is None:
+        pytest.skip(f"this version of peft has no {name}")
+    found = table(peft.get_peft_model(real_llama(), make(target_modules=["q_proj"], **options)))
+    for factor, reading in expected.items():
+        named = {key: value[:2] for key, value in found.items() if f".{factor}." in key}
+        # What has one axis (singular values) is a vector, whatever it belongs to.
+        named = {key: value for key, value in named.items() if not key.endswith("S_low")}
+        assert named
+        assert set(named.values()) == {reading}, named
+
+
+class GroupedExperts(nn.Module):
+    """Experts as torchtitan holds and names them."""
+
+    def __init__(self, suffixes: bool) -> None:
+        super().__init__()
+        for name, axes, shape in (("w1", "EFD", (4, 6, 8)), ("w2", "EDF", (4, 8, 6)), ("w3", "EFD", (4, 6, 8))):
+            self.register_parameter(f"{name}_{axes}" if suffixes else name, nn.Parameter(torch.zeros(shape)))
+
+
+@pytest.mark.parametrize("suffixes", [False, True])
+def test_experts_of_torchtitan_are_stacks(suffixes: bool) -> None:
+    found = table(GroupedExperts(suffixes))
+    assert len(found) == 3
+    assert {reading[:2] for reading in found.values()} == {("matrix", "stack")}
 
 
 def test_a_layer_inside_of_an_adapter_is_read_as_without_it() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Generic, TypeVar, cast
 
+import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
@@ -58,8 +59,8 @@ def param_groups(
         vectors, "weight_decay" 0. Every trainable parameter is in exactly one group, a tied one under its first name.
 
     Raises:
-        ValueError: a parameter whose role cannot be told, a pattern that matches nothing, or a value that does not
-            fit; the message names it.
+        ValueError: a trainable parameter that is complex or quantised, or whose role cannot be told, a pattern that
+            matches nothing, or a value that does not fit; the message names it.
 
     Patterns are globs over whole names ("*" matches any characters, dots too); the first that matches wins.
     """
@@ -77,6 +78,7 @@ def param_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        _check_dtype(name, parameter)
         shape = tuple(parameter.shape)
         override = declared.first(name) or {}
         reading = _declared(readings[name], override, splits.first(name), shape, name)
@@ -100,6 +102,23 @@ def param_groups(
             f"for example by {example}; roles: {_listed(ROLES)}"
         )
     return list(groups.values())
+
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _check_dtype(name: str, parameter: nn.Parameter) -> None:
+    """Refuse complex and quantised weights; frozen ones never come here."""
+    if parameter.dtype in _DTYPES:
+        return
+    if parameter.is_complex():
+        what, instead = "complex", "hold it as a real parameter and read that by torch.view_as_complex"
+    else:
+        what, instead = "quantised", "train an adapter beside it"
+    raise ValueError(
+        f"parameter {name!r} is {what} ({parameter.dtype}), expected one of {', '.join(map(str, _DTYPES))}: {instead}, "
+        f"or freeze it"
+    )
 
 
 Value = TypeVar("Value")

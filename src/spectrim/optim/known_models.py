@@ -193,6 +193,12 @@ _PARAMETERS: tuple[tuple[str, str, Layout, SizeRule | None], ...] = (
     ("ZambaMambaMixer", "*_proj_weight", "stack", None),
 )
 
-_EXPERT_WEIGHTS = frozenset({"gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "weight"})
+# torchtitan's name their axes too: experts, hidden features, features of the model.
+_EXPERT_WEIGHTS = frozenset(
+    {
+        *("gate_up_proj", "gate_proj", "up_proj", "down_proj", "weight"),
+        *("w1", "w2", "w3", "w1_EFD", "w2_EDF", "w3_EFD"),
+    }
+)
 # Experts stored as inputs x outputs that do not say so themselves.
 _TRANSPOSED_EXPERTS = frozenset({"Llama4TextExperts"})

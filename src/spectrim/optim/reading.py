@@ -17,7 +17,9 @@ The decisions that are not obvious:
   of one channel, and nothing is multiplied by them as by a matrix. Depthwise convolutions are vectors too: every
   channel has its own few weights. Other convolutions are flattened, one matrix for each of their groups.
 - LoRA's factors are matrices, with two exceptions: the factor that carries the vocabulary takes the role of the layer
-  that it adapts, and the output factor of a fused layer is split as that layer is.
+  that it adapts, and the output factor of a fused layer is split as that layer is. So are the factors of PEFT's other
+  adapters that are multiplied as matrices; rows of new tokens take the role of the table that they are added to; what
+  scales, rotates or weighs entry by entry is a vector, whatever its dimensions.
 
 Relied on by :mod:`groups`; relies on :mod:`known_models` for fused layers.
 """
@@ -39,6 +41,7 @@ __all__ = ["read_model", "read_site"]
 VECTOR = Reading("vector", "vector")
 MATRIX = Reading("matrix", "matrix")
 EMBEDDING = Reading("embedding", "matrix")
+HEAD = Reading("head", "matrix")
 
 _HEADS = frozenset(
     {
@@ -114,21 +117,34 @@ def _adapter(site: Site) -> Reading | None:
     """The factors that PEFT adds to a layer, each in a dictionary by adapter name."""
     for depth in (1, 2):
         factor = site.path[-depth] if len(site.path) > depth else ""
+        if factor == "trainable_tokens_delta":
+            adapted = replace(site, path=tuple(name for name in site.path[:-depth] if name != "token_adapter"))
+            return HEAD if _is_head(adapted) else EMBEDDING
         if factor == "lora_B" and _is_linear(site):
             return _linear(replace(site, path=site.path[:-depth], owners=(*site.owners[: -depth - 1], site.holder)))
         if factor in _ADAPTERS:
-            return _ADAPTERS[factor]
+            reading = _ADAPTERS[factor]
+            return reading if len(site.shape) == _DIMENSIONS.get(reading.layout, len(site.shape)) else VECTOR
     return None
 
 
+_DIMENSIONS = {"matrix": 2, "transposed": 2, "stack": 3, "transposed_stack": 3}
+_TRANSPOSED = Reading("matrix", "transposed")
 _ADAPTERS = {
-    "lora_A": MATRIX,
-    "lora_B": MATRIX,
+    **dict.fromkeys(("lora_A", "lora_B", "lora_embedding_B"), MATRIX),
     "lora_embedding_A": Reading("embedding", "transposed"),
-    "lora_embedding_B": MATRIX,
-    "lora_E": VECTOR,
-    "lora_magnitude_vector": VECTOR,
-    "ia3_l": VECTOR,
+    **dict.fromkeys(("lora_E", "lora_magnitude_vector", "ia3_l"), VECTOR),
+    # Products of low rank, and Kronecker's; convolutions keep a core of more dimensions beside them.
+    **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"), MATRIX),
+    **dict.fromkeys(("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"), MATRIX),
+    **dict.fromkeys(("delora_A", "delora_B", "deft_P", "deft_R", "hira_A", "hira_B", "hra_u"), MATRIX),
+    **dict.fromkeys(("glora_A", "glora_B", "glora_C", "osf_svd_params"), MATRIX),
+    "miss_block": _TRANSPOSED,
+    **dict.fromkeys(("gralora_A", "gralora_B"), Reading("matrix", "transposed_stack")),
+    "vblora_vector_bank": EMBEDDING,
+    # Angles of rotations, entries of skew matrices, kernels of circulant ones, logits and scales.
+    **dict.fromkeys(("oft_R", "boft_R", "boft_s", "c3a_kernel", "vblora_logits_A", "vblora_logits_B"), VECTOR),
+    **dict.fromkeys(("randlora_lambda", "randlora_gamma", "poly_lora_A", "poly_lora_B", "poly_router"), VECTOR),
 }
 
 
