@@ -17,7 +17,7 @@ from spectrim.kernels.symmetric import symmetric_product as by_halves
 
 from ._precision import full_accumulation, true_float32
 
-__all__ = ["arithmetic", "half_product", "product_added", "symmetric_product"]
+__all__ = ["arithmetic", "half_product", "product_added", "square_plus", "symmetric_product"]
 
 
 def arithmetic(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
@@ -51,7 +51,7 @@ def symmetric_product(A: Tensor, B: Tensor, *, plus: Tensor | None = None, out: 
         plus: (E, m, m), a symmetric summand, which is used up.
         out: (E, m, m), for the result where there is no summand.
     """
-    if not torch.compiler.is_compiling() and switched_on("symmetric_product", A.device) and A.dtype == torch.float16:
+    if _by_halves(A):
         found: Tensor = by_halves(A, None if _is_gram(A, B) else B, C=plus)
         return found if out is None else out.copy_(found)
     if plus is not None:
@@ -61,6 +61,28 @@ def symmetric_product(A: Tensor, B: Tensor, *, plus: Tensor | None = None, out: 
     if torch.compiler.is_compiling() or A.device.type == "cpu":
         return out.copy_(half_product(A, B))
     return torch.bmm(A, B, out=out)
+
+
+def square_plus(R: Tensor, beta: Tensor, alpha: Tensor, square: Tensor | None = None) -> Tensor:
+    """R² + βR + αI of symmetric matrices.
+
+    Args:
+        R: (E, m, m).
+        beta, alpha: (E, 1, 1).
+        square: R², which is used up, where it is known.
+    """
+    if square is None and _by_halves(R):
+        numbers = (beta.reshape(-1).float(), alpha.reshape(-1).float())
+        return by_halves(R, R, C=R, beta=numbers[0], gamma=numbers[1])
+    Q = (symmetric_product(R, R) if square is None else square).addcmul_(R, beta)
+    Q.diagonal(dim1=-2, dim2=-1).add_(alpha[..., 0])
+    return Q
+
+
+def _by_halves(A: Tensor) -> bool:
+    """True if a kernel is to compute symmetric products by halves."""
+    half = A.dtype in (torch.float16, torch.bfloat16)
+    return half and not torch.compiler.is_compiling() and switched_on("symmetric_product", A.device)
 
 
 def _is_gram(A: Tensor, B: Tensor) -> bool:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ._constants import constant
-from ._stack_product import arithmetic, half_product, product_added, symmetric_product
+from ._stack_product import arithmetic, half_product, product_added, square_plus, symmetric_product
 from .quintics import CLIP, POLAR, SLACK, program, rough_polar, stages
 
 __all__ = ["half_clip", "half_polar"]
@@ -211,8 +211,7 @@ def _compose(parts: list[Tensor], count: int, numbers: Iterator[Tensor]) -> Tens
     R = parts.pop(0)
     for step in range(count):
         alpha, beta = next(numbers), next(numbers)
-        Q = (parts.pop() if parts else symmetric_product(R, R)).addcmul_(R, beta)
-        _diagonal(Q).add_(alpha[..., 0])
+        Q = square_plus(R, beta, alpha, parts.pop() if parts else None)
         P = Q if P is None else symmetric_product(P, Q)
         if step < count - 1:
             R = symmetric_product(R, Q)

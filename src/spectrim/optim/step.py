@@ -222,11 +222,12 @@ def operate(bucket: Sequence[Stack[Any]]) -> list[float]:
         return [1.0] * len(bucket)
     parts = [stack.parts() for stack in bucket]
     keeps = rule.operator is not None and bool(rule.operator.keys)
-    if keeps:
-        _gather_state(bucket, parts)
+    if not keeps:
+        return shape(rule, parts)
+    _gather_state(bucket, parts)
+    olds = [[dict(part.state) for part in some] for some in parts]
     factors = shape(rule, parts)
-    if keeps:
-        _store_state(bucket, parts)
+    _store_state(bucket, parts, olds)
     return factors
 
 
@@ -323,19 +324,24 @@ def _gather_state(bucket: Sequence[Stack[Any]], parts: Sequence[Sequence[Part]])
                 part.state[key] = whole.flatten(0, 1) if stack.layout in ("stack", "transposed_stack") else whole
 
 
-def _store_state(bucket: Sequence[Stack[Any]], parts: Sequence[Sequence[Part]]) -> None:
-    """Put the operator's new state back, where the step is not skipped."""
+def _store_state(
+    bucket: Sequence[Stack[Any]], parts: Sequence[Sequence[Part]], olds: Sequence[Sequence[dict[str, Tensor]]]
+) -> None:
+    """Put the operator's new state back, where the step is not skipped; ``olds`` is what it was."""
     found = bucket[0].entries[0].found
     targets: list[Tensor] = []
     values: list[Tensor] = []
-    for stack, some in zip(bucket, parts, strict=True):
+    skip = None if found is None else found > 0
+    for stack, some, before in zip(bucket, parts, olds, strict=True):
         views = _state_views(stack)
         for number, part in enumerate(some):
             for key, value in part.state.items():
-                olds = [of_entry[number][key] for of_entry in views]
-                targets += olds
-                values += value.view(len(olds), *olds[0].shape).unbind()
-    keep(targets, values, found)
+                if skip is not None:
+                    value = torch.where(skip, before[number][key], value)
+                places = [of_entry[number][key] for of_entry in views]
+                targets += places
+                values += value.view(len(places), *places[0].shape).unbind()
+    keep(targets, values, None)
 
 
 def _state_views(stack: Stack[Any]) -> list[list[dict[str, Tensor]]]:

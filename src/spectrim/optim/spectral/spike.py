@@ -58,16 +58,23 @@ class ShapeSpike(SpectralOperator):
         steps = FIRST_POWER_STEPS if context.first else 1
         bases = [part.state["spike_basis"] for part in parts]
         results = follow_and_shape_stacks([part.matrices for part in parts], bases, steps=steps)
-        for part, (correction, basis) in zip(parts, results, strict=True):
+        counts = [len(part.matrices) for part in parts]
+        norms = self._recorded([part.state for part in parts], [correction.norm for correction, _ in results], counts)
+        for part, (correction, basis), norm in zip(parts, results, norms, strict=True):
             part.matrices.baddbmm_(correction.U, correction.right.mT)
             part.state["spike_basis"] = basis
-            part.norm = self._recorded(part.state, correction.norm)
+            part.norm = norm
 
-    def _recorded(self, state: dict[str, Tensor], norm: Tensor) -> Tensor:
-        """The norm by which a result is scaled; updates the record."""
-        record = torch.maximum(norm, state["norm_record"] * self.momentum**RECORD_POWER)
-        state["norm_record"] = record
-        return torch.maximum(norm, LEAST_SHARE * record)
+    def _recorded(
+        self, states: Sequence[dict[str, Tensor]], norms: Sequence[Tensor], counts: Sequence[int]
+    ) -> Sequence[Tensor]:
+        """The norms by which results are scaled, for all stacks at once; updates the records."""
+        norm = torch.cat([each.reshape(-1) for each in norms])
+        record = torch.cat([state["norm_record"].reshape(-1) for state in states])
+        record = torch.maximum(norm, record * self.momentum**RECORD_POWER)
+        for state, new in zip(states, record.split(list(counts)), strict=True):
+            state["norm_record"] = new.view(state["norm_record"].shape)
+        return torch.maximum(norm, LEAST_SHARE * record).split(list(counts))
 
     @override
     def start(self, shapes: Sequence[Shape], *, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -106,8 +113,10 @@ class ShapeSpike(SpectralOperator):
         corrections = shape_spikes(team, pieces, steps=FIRST_POWER_STEPS if context.first else 1)
         for state, piece in zip(states, pieces, strict=True):
             state["spike_basis"] = piece.V
-        found = zip(blocks, corrections, states, strict=True)
-        return [(M + left @ right.mT, self._recorded(state, norm)) for M, (left, right, norm), state in found]
+        norms = [norm for _, _, norm in corrections]
+        scaled = self._recorded(states, norms, [norm.numel() for norm in norms])
+        found = zip(blocks, corrections, scaled, strict=True)
+        return [(M + left @ right.mT, norm.view(own.shape)) for M, (left, right, own), norm in found]
 
 
 def spike_rank(shape: Shape, rank_ratio: float) -> int:
