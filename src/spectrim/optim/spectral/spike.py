@@ -72,9 +72,10 @@ class ShapeSpike(SpectralOperator):
         norm = torch.cat([each.reshape(-1) for each in norms])
         record = torch.cat([state["norm_record"].reshape(-1) for state in states])
         record = torch.maximum(norm, record * self.momentum**RECORD_POWER)
-        for state, new in zip(states, record.split(list(counts)), strict=True):
+        for state, new in zip(states, torch.split(record, list(counts)), strict=True):
             state["norm_record"] = new.view(state["norm_record"].shape)
-        return torch.maximum(norm, LEAST_SHARE * record).split(list(counts))
+        scaled: Sequence[Tensor] = torch.split(torch.maximum(norm, LEAST_SHARE * record), list(counts))
+        return scaled
 
     @override
     def start(self, shapes: Sequence[Shape], *, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
