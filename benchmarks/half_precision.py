@@ -1,4 +1,4 @@
-"""How accurate the operators for GPUs are in half precision, told by a CPU, which rounds the same and only takes longer.
+"""How accurate the operators for GPUs are in half precision, told by a CPU, which rounds the same but takes longer.
 
     python benchmarks/half_precision.py [--shapes 256x256,768x1536] [--json results.json]
 
