@@ -23,7 +23,7 @@ from ._constants import constant
 from ._stack_product import arithmetic, half_product, product_added, square_plus, symmetric_product
 from .quintics import CLIP, POLAR, SLACK, program, rough_polar, stages
 
-__all__ = ["half_clip", "half_polar"]
+__all__ = ["half_clip", "half_polar", "half_workspace"]
 
 SMALL_SIDE = 128  # below it few roundings make an entry, errors do not average out, and float32 costs nothing
 SIZE = 2**3.5  # Frobenius norm of a matrix in half precision: the square of its Gram matrix stays below 2^14
@@ -102,6 +102,14 @@ def half_polar(stacks: Sequence[Tensor], *, steps: int | None = None, overwrite:
     return work.results(gain)
 
 
+def half_workspace(m: int, n: int) -> int:
+    """The most bytes that either operator needs for each m x n matrix, beside the float32 stack and its result."""
+    side, entries = min(m, n), m * n
+    # While a polynomial is composed, and while it is applied to a stack that makes up all of the call.
+    numbers = max(entries + 5 * side**2, 2 * entries + 2 * side**2)
+    return numbers * (2 if side >= SMALL_SIDE else 4)
+
+
 class _Work:
     """The stacks of one call: those with entries, each the way it lies in memory, and their half-precision forms."""
 
@@ -159,6 +167,7 @@ class _Work:
             if B is not None:
                 B = symmetric_product(P, B) if stage < len(counts) - 1 else None
             self._apply(P)
+            del P
         return next(numbers)
 
     def grams(self) -> Tensor:

@@ -29,7 +29,7 @@ ROWS = 96  # intervals tabulated for the clip, equally spaced in log l
 SLACK = 1.005  # how much the rounded norm of R is taken to be too small
 GUARD = 1.01  # every interval is taken this much longer at its upper end, while quintics are steep there
 FLAT = 0.85  # from here on they are not
-CENTRED = 0.995  # the clip's last step is centred on one if it ends as narrow as this: above one by 0.25 % at most
+CENTRED = 0.99  # the clip's last step is centred on one if it ends as narrow as this: above one by 0.5 % at most
 MOST_CENTRED = 1.2  # and the polar factor's always, but none is larger, as with Muon's steps
 MUON_SLOPE, MUON_LEAST = 3.4445, 0.7  # the slope of Muon's quintic at zero, and the least value it settles at
 
