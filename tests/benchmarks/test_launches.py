@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import spectrim
+import spectrim.kernels
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
@@ -23,17 +24,18 @@ from gpu.contenders import CONTENDERS, MODELS, MONITOR_LAUNCHES  # noqa: E402
 from gpu.costs import COSTS  # noqa: E402
 from gpu.counting import Cost, fake_cuda, measure, measure_monitor  # noqa: E402
 
-#: The most that a step may launch on the 48 matrices of GPT-2 small.
+#: The most that a step may launch on the 48 matrices of GPT-2 small, with Triton kernels. The goals are in
+#: gpu/contenders.py; "spectra", "adamw+clip" and "adamw+clip bf16" have not reached theirs, 150, 150 and 160.
 LAUNCHES = {
     "adamw": 12,
     "adamw+shrink": 40,
-    "spectra": 150,
-    "adamw+clip": 150,
+    "spectra": 245,
+    "adamw+clip": 180,
     "muon steps5": 140,
-    "adamw+clip bf16": 160,
+    "adamw+clip bf16": 190,
 }
-#: Those that are held to it, to no waits, no uploads, and the memory below; "monitor" is held to MONITOR_LAUNCHES.
-REACHED: tuple[str, ...] = ()
+#: The same in eager form, which is what runs by default.
+EAGER_LAUNCHES = {"adamw": 25, "spectra": 260, "adamw+clip": 200, "muon steps5": 195}
 
 BUCKET = 256 * 2**20
 LARGEST = 4 * max(rows * columns for rows, columns in MODELS["gpt2-small"])
@@ -45,11 +47,12 @@ OF_TORCH = [row for row in MEASURED["optimizers"] if row["name"].startswith("tor
 
 
 @cache
-def counted(name: str) -> Cost:
-    return measure(CONTENDERS[name], MODELS["gpt2-small"], CONTENDERS[name].weights)
+def counted(name: str, kernels: bool = True) -> Cost:
+    with spectrim.kernels.use(kernels):
+        return measure(CONTENDERS[name], MODELS["gpt2-small"], CONTENDERS[name].weights)
 
 
-HELD = [name for name in LAUNCHES if name in REACHED]
+HELD = list(LAUNCHES)
 
 
 @pytest.mark.parametrize("name", HELD)
@@ -67,7 +70,13 @@ def test_a_step_needs_no_more_memory_than_it_may(name):
     assert counted(name).extra <= MEMORY[name]
 
 
-@pytest.mark.skipif("monitor" not in REACHED, reason="not reached yet")
+@pytest.mark.parametrize("name", EAGER_LAUNCHES)
+def test_a_step_without_kernels_launches_little_more_and_waits_as_little(name):
+    cost = counted(name, kernels=False)
+    assert cost.kernels <= EAGER_LAUNCHES[name]
+    assert (cost.waits, cost.uploads) == (0, 0)
+
+
 def test_a_monitor_launches_little_on_a_step_that_it_does_not_measure_and_never_waits():
     cost = measure_monitor(CONTENDERS["adamw"], MODELS["gpt2-small"])
     assert cost.kernels <= MONITOR_LAUNCHES

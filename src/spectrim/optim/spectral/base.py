@@ -21,6 +21,9 @@ __all__ = ["Part", "Precision", "SpectralOperator", "StepContext", "in_place", "
 Precision = Literal["auto", "exact", "half"]
 Shape = Sequence[int]
 
+#: What an operator may need besides the stacks that it works on; beside a bucket it makes 512 MB.
+WORKSPACE_BYTES = 320 * 2**20
+
 #: Devices whose float16 products are several times as fast as their float32 ones; "meta" stands for such a one.
 HALF_DEVICES = ("cuda", "meta")
 
@@ -137,16 +140,44 @@ def runs_in_half(precision: Precision, device: torch.device) -> bool:
     return precision == "half" or (precision == "auto" and device.type in HALF_DEVICES)
 
 
-def in_place(parts: Sequence[Part], function: Callable[[list[Tensor]], Sequence[Tensor]]) -> None:
-    """Replace all matrices of one small side at a time by what a function of lists of stacks makes of them."""
-    families: dict[int, list[Part]] = {}
+def in_place(
+    parts: Sequence[Part],
+    function: Callable[[list[Tensor]], Sequence[Tensor]],
+    workspace: Callable[[int, int], int] | None = None,
+) -> None:
+    """Replace all matrices of one small side at a time by what a function of lists of stacks makes of them.
+
+    Args:
+        workspace: bytes that the function needs for one m x n matrix besides; so many matrices go to it at once as stay
+            within :data:`WORKSPACE_BYTES`, or one.
+    """
+    families: dict[int, list[Tensor]] = {}
     for part in parts:
-        families.setdefault(min(part.matrices.shape[-2:]), []).append(part)
+        families.setdefault(min(part.matrices.shape[-2:]), []).append(part.matrices)
     for family in families.values():
-        results = function([part.matrices for part in family])
-        for part, result in zip(family, results, strict=True):
-            if torch.compiler.is_compiling() or not _share_memory(result, part.matrices):
-                part.matrices.copy_(result)
+        calls = [family] if workspace is None else _within(family, workspace)
+        for stacks in calls:
+            for stack, result in zip(stacks, function(stacks), strict=True):
+                if torch.compiler.is_compiling() or not _share_memory(result, stack):
+                    stack.copy_(result)
+
+
+def _within(stacks: Sequence[Tensor], workspace: Callable[[int, int], int]) -> list[list[Tensor]]:
+    """Stacks cut, and gathered again, into lists that need no more than the workspace."""
+    calls: list[list[Tensor]] = [[]]
+    room = WORKSPACE_BYTES
+    for stack in stacks:
+        each = max(1, workspace(stack.shape[-2], stack.shape[-1]))
+        while len(stack):
+            count = min(len(stack), room // each)
+            if count == 0 and calls[-1]:
+                calls.append([])
+                room = WORKSPACE_BYTES
+                continue
+            count = max(1, count)
+            calls[-1].append(stack[:count])
+            stack, room = stack[count:], room - count * each
+    return calls
 
 
 def _share_memory(result: Tensor, matrices: Tensor) -> bool:

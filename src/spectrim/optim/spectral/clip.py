@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from spectrim.operators import hard_clip, soft_clip
-from spectrim.operators.half import half_clip
+from spectrim.operators.half import half_clip, half_workspace
 from spectrim.optim.spectral.base import Part, Precision, SpectralOperator, StepContext, in_place, runs_in_half
 
 __all__ = ["CLIPS", "HardClip", "SoftClip"]
@@ -40,7 +40,8 @@ class SoftClip(SpectralOperator):
                 return half_clip(stacks, [threshold] * len(stacks), overwrite=True)
             return [soft_clip(stack, threshold, precision="exact", overwrite=True) for stack in stacks]
 
-        in_place(parts, clipped)
+        device = parts[0].matrices.device
+        in_place(parts, clipped, half_workspace if runs_in_half(self.precision, device) else None)
 
     @override
     def vector_factors(self, norms: Tensor, context: StepContext) -> Tensor:
