@@ -18,7 +18,7 @@ def test_a_preset_is_planned_with_the_bytes_that_the_optimizer_would_hold() -> N
     description = plan("tiny", "adamw", lr=0.25)
     assert {row.lr for row in description.rows if row.role == "matrix"} == {0.25}
     # AdamW's two moments and its step count, in float32.
-    assert description.state_bytes == 8 * description.parameters + 4 * len(description.rows)
+    assert description.state_bytes == 8 * description.parameters + 8 * len(description.rows)
     roles = {row.name: row.role for row in description.rows}
     assert roles["model.embed_tokens.weight"] == "embedding"
     assert roles["lm_head.weight"] == "head"

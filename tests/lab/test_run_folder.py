@@ -169,7 +169,8 @@ def test_of_two_studies_that_begin_under_one_name_the_later_is_refused(
 
     def meanwhile(*arguments: object) -> object:
         out.mkdir()
-        (out / "config.toml").write_text(canonical(rival).to_toml())  # type: ignore[arg-type]
+        other = canonical(rival, out) if kind == "compare" else canonical(rival)
+        (out / "config.toml").write_text(other.to_toml())
         return prepare(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "prepare_tokens", meanwhile)

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 import spectrim
 from spectrim.kernels.adam import adam
@@ -104,15 +105,15 @@ def test_operations_of_a_model_are_those_that_the_optimizer_runs(recipe: str) ->
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()  # the first follows a spike from nothing
-    with Counter() as counter:
+    with FlopCounterMode(display=False) as counter:
         optimizer.step()
-    work = read_work(optimizer)
+    work, products = read_work(optimizer), counter.get_total_flops()
     assert sum((sum(item.whole_flops) + item.spike_flops) * item.copies for item in work) == pytest.approx(
-        counter.flops, rel=1e-12
+        products, rel=1e-12
     )
     alone = cost(work, Cluster(world=1))
     entrywise = sum(item.entries * item.entry_flops for item in work)
-    assert alone.flops == alone.busiest_flops == pytest.approx(counter.flops + entrywise, rel=1e-12)
+    assert alone.flops == alone.busiest_flops == pytest.approx(products + entrywise, rel=1e-12)
     assert alone.bytes_sent == alone.busiest_bytes_sent == 0
 
 
@@ -138,17 +139,19 @@ class PassesOver(TorchDispatchMode):
         (spectrim.Muon, lambda g, s, t: momentum(g, s, decay=0.9, average=True, nesterov=True)),
     ],
 )
-def test_entries_cost_an_operation_or_two_in_every_pass_of_the_formula(make: Any, formula: Any) -> None:
+def test_entries_cost_one_to_three_operations_in_every_pass_of_the_formula(make: Any, formula: Any) -> None:
     grad, state = torch.empty(64, 48, device="meta"), torch.empty(64, 48, device="meta")
     with PassesOver(grad.numel()) as passes:
         formula(grad, state, torch.empty((), device="meta"))
     assert passes.count <= 2 * make.recipe.direction.flops
-    assert make.recipe.direction.flops <= 2 * passes.count
+    assert make.recipe.direction.flops <= 3 * passes.count
 
 
 def test_bytes_of_one_matrix_are_those_of_the_formulas() -> None:
     m, n, four = 200, 400, Cluster(world=4)
-    scalars = 3 * 2 * 8 * 3 / 4  # three numbers, summed by a ring of four: passed on twice, three quarters of them
+    # Three numbers of the parameter and one of the step, summed by a ring of four: passed on twice, three quarters.
+    number = 2 * 8 * 3 / 4
+    scalars = 4 * number
     sent = {
         name: cost(read_work(make(on_meta(m, n), **options)), four).bytes_sent
         for name, make, options in (
@@ -161,7 +164,7 @@ def test_bytes_of_one_matrix_are_those_of_the_formulas() -> None:
         )
     }
     assert sent["adamw"] == scalars
-    assert sent["shrink"] == scalars * 4 / 3
+    assert sent["shrink"] == scalars + number
     dense = 8 * m * n * 3 / 16
     assert sent["clip"] == sent["muon"] == dense + scalars
     assert sent["both"] == 2 * dense + scalars
@@ -187,7 +190,7 @@ def test_an_owner_does_its_matrices_alone_and_sends_them_back_alone() -> None:
             (3 * orthogonalize_flops(64, 64) + orthogonalize_flops(64, 320)) / world + entrywise, rel=1e-12
         )
         away = (world - 1) / world
-        scalars = 4 * 3 * 2 * 8 * away
+        scalars = (4 * 3 + 1) * 2 * 8 * away
         assert owned.busiest_bytes_sent == pytest.approx(4 * 64 * (320 + 512 / world) * away + scalars, rel=1e-12)
 
 
@@ -206,7 +209,7 @@ def test_experts_stay_where_they_lie_and_the_rank_with_more_of_them_has_more_to_
     entries = 6 * 64 * 96
     for world, most in ((2, 3), (4, 2), (6, 1), (24, 1)):
         experts = cost(work, Cluster(world=world))
-        assert experts.bytes_sent == 3 * 2 * 8 * (world - 1) / world
+        assert experts.bytes_sent == 4 * 2 * 8 * (world - 1) / world
         assert experts.flops == pytest.approx((6 * each + 11 * entries) / world, rel=1e-12)
         assert experts.busiest_flops == pytest.approx(most * (each + 11 * entries / 6), rel=1e-12)
         assert experts.largest_state_bytes == pytest.approx(4 * entries * most / 6, rel=1e-12)
@@ -218,7 +221,7 @@ def test_replicated_shards_share_the_matrices_and_send_each_other_the_results() 
     work = read_work(spectrim.Muon(on_meta(m, n)))
     hybrid = cost(work, Cluster(world=8, parallel="hsdp", shard=4))
     # Three pieces to the owner, and seven back to all other ranks. All over eight.
-    scalars, piece = 3 * 2 * 8 * 7 / 8, 4 * m * n / 4
+    scalars, piece = 4 * 2 * 8 * 7 / 8, 4 * m * n / 4
     assert hybrid.bytes_sent == pytest.approx(10 * piece / 8 + scalars, rel=1e-12)
     assert hybrid.busiest_bytes_sent == pytest.approx(3 * piece / 8 + 7 * piece + scalars, rel=1e-12)
     assert hybrid.flops == pytest.approx(orthogonalize_flops(m, n) / 8 + 11 * m * n / 4, rel=1e-12)

@@ -185,13 +185,13 @@ def test_the_share_above_the_threshold_is_that_of_the_direction_before_its_clip(
     """The direction is taken where the optimizer clips it."""
     seen, thresholds = [], []
     clip = "hard_clip" if recipe == "hard" else "soft_clip"
-    original = getattr(spectrim.optim.shaping, clip)
+    original = getattr(spectrim.optim.spectral.clip, clip)
 
     def spied(X, threshold, **options):
         seen.extend((matrix, float(threshold)) for matrix in X.clone().flatten(0, -3).double())
         return original(X, threshold, **options)
 
-    monkeypatch.setattr(spectrim.optim.shaping, clip, spied)
+    monkeypatch.setattr(spectrim.optim.spectral.clip, clip, spied)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(30, 50, bias=False), nn.Tanh(), nn.Linear(50, 20, bias=False))
     optimizer = CLIPPED[recipe]([{"params": list(model.named_parameters())}])

@@ -33,6 +33,12 @@ class Watched(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
+@pytest.fixture(autouse=True)
+def settable(monkeypatch):
+    """Lets switches be set, also where another test's imports have frozen them, as torch's own test utilities do."""
+    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)
+
+
 @pytest.fixture(params=["legacy high", "legacy medium", "new", "mixed", "for everything"])
 def reduced(request):
     """Each way to allow reduced precision that torch knows."""
@@ -114,5 +120,5 @@ def test_a_product_has_derivatives(compiled):
     product = torch.compile(float32_product, fullgraph=True, backend="aot_eager") if compiled else float32_product
     product(A, B).square().sum().backward()
     gradient = 2 * (A @ B).detach()
-    torch.testing.assert_close(A.grad, gradient @ B.detach().mT)
-    torch.testing.assert_close(B.grad, A.detach().mT @ gradient)
+    torch.testing.assert_close(A.grad, gradient @ B.detach().mT, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(B.grad, A.detach().mT @ gradient, rtol=1e-5, atol=1e-4)

@@ -31,7 +31,7 @@ class Row:
         rule: what the optimizer does to it.
         lr: the effective learning rate.
         weight_decay: the effective weight decay.
-        state_bytes: bytes of optimizer state that this process holds for it.
+        state_bytes: bytes of optimizer state that this process holds for it, or will hold after its first step.
     """
 
     name: str
@@ -134,7 +134,7 @@ def describe(optimizer: torch.optim.Optimizer) -> Description:
 def _row(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: Tensor, name: str) -> Row:
     rule = getattr(optimizer, "rule", None)
     # .get: the state of torch's optimizers is a defaultdict, and asking it by key would create an entry.
-    state = optimizer.state.get(parameter, {})
+    state = optimizer.state.get(parameter) or _future_state(optimizer, group, parameter)
     return Row(
         name=name,
         shape=tuple(parameter.shape),
@@ -145,6 +145,15 @@ def _row(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: 
         weight_decay=float(group.get("weight_decay") or 0.0),
         state_bytes=_bytes(state),
     )
+
+
+def _future_state(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: Tensor) -> Mapping[str, Any]:
+    """The state that an optimizer of this library will make, without memory; of others nothing is known."""
+    make = getattr(optimizer, "state_of", None)
+    if make is None or not parameter.requires_grad or type(parameter) not in (Tensor, torch.nn.Parameter):
+        return {}
+    made: Mapping[str, Any] = make(torch.empty_like(parameter, device="meta"), group, "")
+    return made
 
 
 def _name(group: Mapping[str, Any], group_index: int, index: int) -> str:

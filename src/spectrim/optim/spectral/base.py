@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 if TYPE_CHECKING:
     from spectrim.distributed.collectives import Team
@@ -126,6 +125,8 @@ class SpectralOperator(ABC):
 @cache
 def _counted_flops(operator: SpectralOperator, m: int, n: int) -> float:
     """Products counted while an operator works on a matrix without memory."""
+    from torch.utils.flop_counter import FlopCounterMode  # which imports Triton, where that is installed
+
     device = torch.device("meta")
     state = operator.state_of_parts(operator.start([(m, n)], device=device, dtype=torch.float32), [(m, n)])[0]
     stacked = {key: value.unsqueeze(0) for key, value in state.items()}
