@@ -203,8 +203,8 @@ def main() -> None:
         ]
         info = torch.finfo(dtype)
         X = torch.stack([(a * s).clamp(info.min, info.max).to(dtype) for a, s in zip(matrices, scales, strict=True)])
-        c = torch.tensor([min(max(s, 1e-45), 3e38) for s in scales], dtype=torch.float64)
-        c = c if dtype == torch.float64 else c.float()
+        c = torch.tensor(scales, dtype=torch.float64)
+        c = c if dtype == torch.float64 else c.clamp(1e-45, 3e38).float()
         if each.random() < 0.02:
             X[0, 0, 0] = each.choice([math.nan, math.inf, -math.inf])
         if each.random() < 0.02:
