@@ -123,8 +123,11 @@ def examine(X: Tensor, c: Tensor, count: Counter[str], worst: dict[str, list[flo
             expected = (U[i] * image(sigma)[i]) @ Vh[i]
             got, threshold = result[i].double(), c[i].item()
             over = float(torch.linalg.matrix_norm(got / max(threshold, 5e-324), 2)) - 1
-            size = torch.linalg.matrix_norm(expected)
-            error = float(torch.linalg.matrix_norm(got - expected) / size) if size > 0 else float(got.abs().max())
+            scale = expected.abs().max().clamp_min(5e-324)
+            size = torch.linalg.matrix_norm(expected / scale)
+            error = (
+                float(torch.linalg.matrix_norm((got - expected) / scale) / size) if size > 0 else float(got.abs().max())
+            )
             small = min(threshold, float(sigma[i, 0])) < digits
             ratio = float(sigma[i, 0]) / threshold
             if not (small or rounding):

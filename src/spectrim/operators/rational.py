@@ -41,6 +41,7 @@ FLOAT32_TOL = 1e-4  # below this tolerance float32 arithmetic is not enough
 POWER_STEPS = 8
 POWER_VECTORS = 8
 POWER_MARGIN = 1.25  # power steps may stop this far below the largest eigenvalue
+SQUARED_RANGE = (1e-140, 1e140)  # of norms whose square, in float64, was no rounding
 UNIT_RANGE = (1e-30, 1e30)  # of float32 thresholds and entries that neither overflow nor lose digits in a product
 
 
@@ -50,8 +51,8 @@ def rational(X: Tensor, c: float, tol: float, *, overwrite: bool = False) -> Ten
     With ``overwrite`` the result may take X's place.
     """
     size = math.sqrt(energy(X).item())
-    if not (0 < c < math.inf and size < math.inf):
-        return None
+    if not (0 < c < math.inf and SQUARED_RANGE[0] < size < SQUARED_RANGE[1]):
+        return None  # zero among them
     ratio = size / c
     if ratio > LARGEST:
         return None
