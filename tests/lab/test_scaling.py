@@ -172,19 +172,19 @@ def test_bytes_of_one_matrix_are_those_of_the_formulas() -> None:
 
 
 def test_an_owner_does_its_matrices_alone_and_sends_them_back_alone() -> None:
-    groups = [group for n in (64, 64, 64, 320) for group in on_meta(64, n)]
+    groups = [group for n in (64, 64, 64, 640) for group in on_meta(64, n)]
     groups = [{**group, "params": [(f"{i}", group["params"][0][1])]} for i, group in enumerate(groups)]
-    for world, shares in ((2, ((320,), (64, 64, 64))), (64, ((320,),))):
+    for world, shares in ((2, ((640,), (64, 64, 64))), (64, ((640,),))):
         owned = cost(read_work(spectrim.Muon(groups)), Cluster(world=world))
         loads = [sum(orthogonalize_flops(64, n) for n in share) for share in shares]
-        entrywise = 11 * 64 * 512 / world
+        entrywise = 11 * 64 * 832 / world
         assert owned.busiest_flops == pytest.approx(max(loads) + entrywise, rel=1e-12)
         assert owned.flops == pytest.approx(
-            (3 * orthogonalize_flops(64, 64) + orthogonalize_flops(64, 320)) / world + entrywise, rel=1e-12
+            (3 * orthogonalize_flops(64, 64) + orthogonalize_flops(64, 640)) / world + entrywise, rel=1e-12
         )
         away = (world - 1) / world
         scalars = 4 * 3 * 2 * 8 * away
-        assert owned.busiest_bytes_sent == pytest.approx(4 * 64 * (320 + 512 / world) * away + scalars, rel=1e-12)
+        assert owned.busiest_bytes_sent == pytest.approx(4 * 64 * (640 + 832 / world) * away + scalars, rel=1e-12)
 
 
 def test_replicas_of_everything_send_nothing_and_share_nothing() -> None:

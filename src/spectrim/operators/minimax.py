@@ -86,7 +86,8 @@ def _iterate(Y: Tensor, quintics: list[list[Quintic]], low: Tensor | None) -> Te
             a, b, c, _ = steps[0]
             square = float32_product(R, R)
             # ‖R²‖_F^¼ is at most m^(1/8) times the largest singular value, and no less than it.
-            size = torch.linalg.matrix_norm(square, keepdim=True).sqrt().clamp_min(torch.finfo(R.dtype).tiny)
+            size = torch.linalg.matrix_norm(square, keepdim=True).sqrt()
+            size = size.clamp_min(10 * torch.finfo(R.dtype).tiny ** 0.5)  # its square divides zero, if nothing else
             R = R / size
             P = b * R + square * (c / size.square())
             P.diagonal(dim1=-2, dim2=-1).add_(a)
