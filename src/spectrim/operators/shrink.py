@@ -84,6 +84,7 @@ def shrink_block(y: Tensor, tau: float, form: ShrinkForm, *, out: Tensor) -> Non
     """:func:`smooth_shrink` of a few entries by one τ >= 0, written to ``out``, in as few passes as there can be."""
     smallest = torch.finfo(y.dtype).tiny
     if form == "hard":
+        tau = min(tau, torch.finfo(y.dtype).max)
         torch.clamp(y, -tau, tau, out=out)
         return
     if tau < smallest:
@@ -95,7 +96,8 @@ def shrink_block(y: Tensor, tau: float, form: ShrinkForm, *, out: Tensor) -> Non
         torch.addcmul(one, out, out, out=out)
         torch.div(y, out, out=out)
     else:
-        torch.clamp(y, -FLAT * tau, FLAT * tau, out=out)
+        largest = min(FLAT * tau, torch.finfo(y.dtype).max)
+        torch.clamp(y, -largest, largest, out=out)
         ratio = out / tau
         out.div_(torch.addcmul(one, ratio, ratio, out=ratio).sqrt_())
 
