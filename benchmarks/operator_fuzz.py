@@ -123,8 +123,11 @@ def examine(X: Tensor, c: Tensor, count: Counter[str], worst: dict[str, list[flo
             expected = (U[i] * image(sigma)[i]) @ Vh[i]
             got, threshold = result[i].double(), c[i].item()
             over = float(torch.linalg.matrix_norm(got / max(threshold, 5e-324), 2)) - 1
-            size = torch.linalg.matrix_norm(expected)
-            error = float(torch.linalg.matrix_norm(got - expected) / size) if size > 0 else float(got.abs().max())
+            scale = expected.abs().max().clamp_min(5e-324)
+            size = torch.linalg.matrix_norm(expected / scale)
+            error = (
+                float(torch.linalg.matrix_norm((got - expected) / scale) / size) if size > 0 else float(got.abs().max())
+            )
             small = min(threshold, float(sigma[i, 0])) < digits
             ratio = float(sigma[i, 0]) / threshold
             if not (small or rounding):
@@ -203,8 +206,8 @@ def main() -> None:
         ]
         info = torch.finfo(dtype)
         X = torch.stack([(a * s).clamp(info.min, info.max).to(dtype) for a, s in zip(matrices, scales, strict=True)])
-        c = torch.tensor([min(max(s, 1e-45), 3e38) for s in scales], dtype=torch.float64)
-        c = c if dtype == torch.float64 else c.float()
+        c = torch.tensor(scales, dtype=torch.float64)
+        c = c if dtype == torch.float64 else c.clamp(1e-45, 3e38).float()
         if each.random() < 0.02:
             X[0, 0, 0] = each.choice([math.nan, math.inf, -math.inf])
         if each.random() < 0.02:

@@ -13,7 +13,12 @@ def on_singular_values(X: Tensor, function) -> Tensor:
 
 def soft_clip(X: Tensor, c: float | Tensor) -> Tensor:
     c = torch.as_tensor(c, dtype=torch.float64)[..., None]
-    return on_singular_values(X, lambda sigma: sigma / torch.sqrt(1 + (sigma / c) ** 2))
+
+    def shrunk(sigma: Tensor) -> Tensor:  # sigma / sqrt(1 + (sigma/c)²), written so that no square overflows
+        less, more = torch.minimum(sigma, c), torch.maximum(sigma, c)
+        return less / torch.sqrt(1 + (less / more) ** 2)
+
+    return on_singular_values(X, shrunk)
 
 
 def hard_clip(X: Tensor, c: float | Tensor) -> Tensor:

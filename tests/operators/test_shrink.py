@@ -40,10 +40,26 @@ def test_any_shape_comes_back_and_zero_stays_zero_even_with_a_zero_threshold(sha
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_finite_entries_stay_finite(form):
-    y = torch.tensor([1e-40, 1e30, -1e38])
-    for tau in (1e-6, 1.0, 1e30):
-        assert smooth_shrink(y, tau, form=form).isfinite().all()
+@pytest.mark.parametrize("repeat", [1, 50_000])  # the larger is shrunk block by block
+def test_shrinking_is_its_closed_form_at_both_ends_of_the_range(form, repeat):
+    y = torch.tensor([0.0, 1e-45, -1e-40, 1e-38, 3e-20, -1.0, 7e18, 1e30, -3e38]).repeat(repeat)
+    for tau in (2e-38, 1e-20, 1.0, 1e30, 3.4e38):
+        for given_tau in (tau, torch.tensor(tau)):
+            shrunk = smooth_shrink(y, given_tau, form=form)
+            expected = FORMS[form](y.double(), torch.tensor(tau).double())
+            # Below the smallest normal number, and below 1e-19 of τ, digits are lost.
+            torch.testing.assert_close(shrunk.double(), expected, rtol=1e-6, atol=max(1e-44, 1e-18 * tau))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", [9, 600_000])
+def test_a_threshold_of_next_to_nothing_leaves_next_to_nothing(form, size):
+    y = torch.randn(size)
+    y[:3] = torch.tensor([1e-45, 0.0, 3e38])
+    for tau in (torch.zeros(()), torch.tensor(1e-45), torch.tensor(1e-39)):
+        assert (smooth_shrink(y, tau, form=form).abs() <= tau).all()
+    y[5] = torch.nan
+    assert smooth_shrink(y, torch.zeros(()), form=form)[5].isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -63,6 +79,17 @@ def test_entry_scale_is_the_standard_deviation_of_gaussian_entries_and_survives_
     hit = torch.rand(400, 500, generator=generator) < 0.01
     noise = torch.empty(400, 500).cauchy_(generator=generator) * hit
     assert entry_scale(G + noise).item() == pytest.approx(3.0, rel=3e-2)
+
+
+@pytest.mark.parametrize("size", [30, 600_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("exponent", [-44, -38, -20, 0, 20, 38])
+def test_entry_scale_neither_overflows_nor_vanishes(size, dtype, exponent):
+    y = torch.linspace(1, 3.4, size, dtype=torch.float64).mul(10.0**exponent).to(dtype)
+    expected = y.double().sqrt().mean().square() / 0.675978
+    torch.testing.assert_close(
+        entry_scale(y).double(), expected.clamp(max=torch.finfo(dtype).max), rtol=1e-5, atol=1.5e-45
+    )
 
 
 def test_entry_scale_gives_one_number_per_matrix():

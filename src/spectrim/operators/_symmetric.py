@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from ._product import product
 
-__all__ = ["COLUMN_BLOCK", "Embedding", "add_resolvents_", "gram_matrix", "mirror_"]
+__all__ = ["COLUMN_BLOCK", "Embedding", "add_resolvent_", "gram_matrix", "inverse", "inverse_by_halves_", "mirror_"]
 
 ROW_BLOCK = 256  # rows of a symmetric product that are computed at a time
 COLUMN_BLOCK = 1024  # columns that are worked on at a time, so that no second copy of X is ever held
@@ -32,12 +31,11 @@ class Embedding(NamedTuple):
         torch.sub(X, product(self.Q, embedded[:k]), out=embedded[k:])
         return embedded
 
-    def fold(self, A: Tensor) -> Tensor:
-        """[Q, I − QQᵀ] A [Q, I − QQᵀ]ᵀ for a symmetric A (k + m, k + m)."""
+    def fold(self, Z: Tensor) -> Tensor:
+        """Q top + (I − QQᵀ) rest for Z = [top; rest], what undoes :meth:`apply`. Writes to Z."""
         k = self.Q.shape[-1]
-        for _ in range(2):
-            A = (A[k:] + product(self.Q, A[:k] - product(self.Q.mT, A[k:]))).mT
-        return A
+        top, rest = Z[:k], Z[k:]
+        return rest.add_(product(self.Q, top - product(self.Q.mT, rest)))
 
 
 def gram_matrix(X: Tensor, c: float, embedding: Embedding | None = None) -> Tensor:
@@ -51,24 +49,40 @@ def gram_matrix(X: Tensor, c: float, embedding: Embedding | None = None) -> Tens
     return mirror_(gram)
 
 
-def add_resolvents_(root: Tensor, gram: Tensor, weights: Sequence[float], shifts: Sequence[float]) -> Tensor | None:
-    """Add Σⱼ wⱼ (G + sⱼ)^(-1) to ``root`` and return the first of these inverses; None where there is none.
-
-    By Cholesky's factors: halving by blocks costs a little less and loses twice as many digits.
-    """
-    first = None
-    for weight, shift in zip(weights, shifts, strict=True):
-        shifted = gram.clone()
-        shifted.diagonal().add_(shift)
-        factor, failed = torch.linalg.cholesky_ex(shifted)
-        del shifted
-        if failed.item():
-            return None
-        resolvent = torch.cholesky_inverse(factor)
-        del factor
+def add_resolvent_(root: Tensor, gram: Tensor, weight: float, shift: float, *, by_halves: bool) -> Tensor | None:
+    """Add w (G + s)^(-1) to ``root`` and return the inverse; None where rounding leaves none."""
+    shifted = gram.clone()
+    shifted.diagonal().add_(shift)
+    resolvent = inverse_by_halves_(shifted) if by_halves else inverse(shifted)
+    if resolvent is not None:
         root.add_(resolvent, alpha=weight)
-        first = resolvent if first is None else first
-    return first
+    return resolvent
+
+
+def inverse(A: Tensor) -> Tensor | None:
+    """The inverse of a symmetric matrix by Cholesky's factors; None where rounding leaves it not positive definite."""
+    factor, failed = torch.linalg.cholesky_ex(A)
+    return None if failed.item() else torch.cholesky_inverse(factor)
+
+
+def inverse_by_halves_(A: Tensor, leaf: int = 256) -> Tensor | None:
+    """:func:`inverse` in place by recursive halving: all but products, and an error of eps κ² in place of eps κ."""
+    if len(A) <= leaf:
+        found = inverse(A)
+        return None if found is None else A.copy_(found)
+    h = len(A) // 2
+    first, coupling, second = A[:h, :h], A[h:, :h], A[h:, h:]
+    if inverse_by_halves_(first, leaf) is None:
+        return None
+    left = product(coupling, first)
+    second -= product(left, coupling.mT)
+    if inverse_by_halves_(second, leaf) is None:
+        return None
+    corner = product(second, left)
+    first += product(left.mT, corner)
+    A[h:, :h] = -corner
+    A[:h, h:] = A[h:, :h].mT
+    return A
 
 
 def mirror_(A: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ._precision import float32_product, float32_sum
-from ._stack import entry_maximum
 
 __all__ = ["REACH", "Quintic", "minimax", "minimax_polar", "minimax_quintic", "schedule", "stages"]
 
@@ -53,7 +52,7 @@ def minimax(X: Tensor, c: Tensor, tol: float) -> Tensor:
     c = c.expand(*X.shape[:-2], 1, 1).reshape(-1, 1, 1)
     if tol < FINEST:
         Y, c = Y.double(), c.double()
-    largest = entry_maximum(Y)
+    largest = _largest(Y)
     c = torch.minimum(c, NO_CLIP * largest)
     # In units of max(c, largest entry) neither X Xᵀ nor c² overflows.
     unit = torch.maximum(largest, c)
@@ -67,7 +66,13 @@ def minimax_polar(X: Tensor, steps: int | None = None) -> Tensor:
     """
     Y = X.reshape(-1, *X.shape[-2:])
     quintics = stages(X.shape[-2], FINEST) if steps is None else _in_stages(ROUGH[:steps])
-    return _iterate(Y / entry_maximum(Y), quintics, None).view(X.shape)
+    return _iterate(Y / _largest(Y), quintics, None).view(X.shape)
+
+
+def _largest(X: Tensor) -> Tensor:
+    """The largest |entry| of every matrix, as (E, 1, 1), and a safe divisor."""
+    largest: Tensor = torch.linalg.vector_norm(X, ord=math.inf, dim=(-2, -1), keepdim=True)
+    return largest.clamp_min(torch.finfo(X.dtype).tiny)
 
 
 def _iterate(Y: Tensor, quintics: list[list[Quintic]], low: Tensor | None) -> Tensor:
@@ -81,8 +86,8 @@ def _iterate(Y: Tensor, quintics: list[list[Quintic]], low: Tensor | None) -> Te
             a, b, c, _ = steps[0]
             square = float32_product(R, R)
             # ‖R²‖_F^¼ is at most m^(1/8) times the largest singular value, and no less than it.
-            size: Tensor = torch.linalg.matrix_norm(square, keepdim=True).sqrt()
-            size = torch.where(size == 0, 1.0, size)
+            size = torch.linalg.matrix_norm(square, keepdim=True).sqrt()
+            size = size.clamp_min(10 * torch.finfo(R.dtype).tiny ** 0.5)  # its square divides zero, if nothing else
             R = R / size
             P = b * R + square * (c / size.square())
             P.diagonal(dim1=-2, dim2=-1).add_(a)

@@ -22,23 +22,26 @@ from torch import Tensor
 
 from ._product import product
 from ._stack import energy
-from ._symmetric import COLUMN_BLOCK, Embedding, add_resolvents_, gram_matrix
+from ._symmetric import COLUMN_BLOCK, Embedding, add_resolvent_, gram_matrix
 from .spike import start_basis
 
 __all__ = ["largest_eigenvalue", "rational", "zolotarev"]
 
 SPIKE_RANK = 16  # rows that the embedding adds
-SPIKE_RATIO = 10.0  # ‖X‖_F/c above which a spike could drown the rest in float32
+SPIKE_RATIO = 4.0  # ‖X‖_F/c above which a spike could drown the rest in float32
+LARGEST = 1e7  # ‖X‖_F/c beyond which the reference is left to do its best
 FIT_SHARE = 0.45  # of the tolerance, for the error of the rational approximation to either side
-ROUNDING_SHARE = 0.1  # of the tolerance, for rounding to either side
+ROUNDING_SHARE = 0.2  # of the tolerance, for rounding to either side
 GRAM_ROUNDING = 0.2  # relative change of the result, in units of eps ‖G‖ ‖(I + G)^(-1)‖: 0.02 to 0.1 measured
-PRODUCT_ROUNDING = 0.5  # the same by the embedding and products, in units of eps σ₁/c: up to 0.43 measured
+HALVING_ROUNDING = 0.02  # the same by inversion by halves, in units of eps ‖I + G‖²: 0.005 measured
+PRODUCT_ROUNDING = 0.6  # of products with a spike, in units of eps σ₁/c; it turns the spike, and makes nothing larger
 TIGHTEST = 1e-5  # a bound this tight is promised whatever the tolerance
 MOST_POLES = 60
 FLOAT32_TOL = 1e-4  # below this tolerance float32 arithmetic is not enough
 POWER_STEPS = 8
 POWER_VECTORS = 8
 POWER_MARGIN = 1.25  # power steps may stop this far below the largest eigenvalue
+SQUARED_RANGE = (1e-140, 1e140)  # of norms whose square, in float64, was no rounding
 UNIT_RANGE = (1e-30, 1e30)  # of float32 thresholds and entries that neither overflow nor lose digits in a product
 
 
@@ -48,40 +51,40 @@ def rational(X: Tensor, c: float, tol: float, *, overwrite: bool = False) -> Ten
     With ``overwrite`` the result may take X's place.
     """
     size = math.sqrt(energy(X).item())
-    if not (0 < c < math.inf and size < math.inf):
-        return None
+    if not (0 < c < math.inf and SQUARED_RANGE[0] < size < SQUARED_RANGE[1]):
+        return None  # zero among them
     ratio = size / c
+    if ratio > LARGEST:
+        return None
     if ratio * ratio <= min(tol, 0.5):  # then no singular value changes by more than tol/2 of itself
         return X if overwrite else X.clone()
-    root = None
-    if X.dtype == torch.float32 and tol >= FLOAT32_TOL and all(UNIT_RANGE[0] < x < UNIT_RANGE[1] for x in (size, c)):
-        root = _root(X, c, ratio, tol)
-    if root is None:
-        root = _root(X.double(), c, ratio, tol)
-    if root is None:
-        return None
-    if root.dtype != X.dtype:
-        return (root @ X.double()).to(X.dtype)
-    if not overwrite:
-        return product(root, X)
-    for columns in torch.split(X, COLUMN_BLOCK, dim=-1):
-        columns.copy_(product(root, columns))
-    return X
+    out = X if overwrite else torch.empty_like(X)
+    float32 = X.dtype == torch.float32 and tol >= FLOAT32_TOL
+    float32 = float32 and all(UNIT_RANGE[0] < number < UNIT_RANGE[1] for number in (size, c))
+    if float32 and _clip_into(out, X, c, ratio, tol):
+        return out
+    return out if _clip_into(out, X.double(), c, ratio, tol) else None
 
 
-def _root(X: Tensor, c: float, ratio: float, tol: float) -> Tensor | None:
-    """(I + XXᵀ/c²)^(-1/2) in X's arithmetic, or None where its rounding would not leave the tolerance."""
-    eps, allowed = torch.finfo(X.dtype).eps, ROUNDING_SHARE * tol
-    if X.dtype == torch.float64:
-        allowed = min(allowed, TIGHTEST)
+def _clip_into(out: Tensor, X: Tensor, c: float, ratio: float, tol: float) -> bool:
+    """Clip X in its arithmetic into ``out``, or tell that its rounding would not leave the tolerance."""
+    allowed = ROUNDING_SHARE * tol if X.dtype == torch.float32 else min(ROUNDING_SHARE * tol, TIGHTEST)
     # σ₁ is no less than ‖X‖_F/√m.
-    if not PRODUCT_ROUNDING * eps * ratio / math.sqrt(len(X)) <= allowed:
-        return None
-    if X.dtype == torch.float64 or ratio <= SPIKE_RATIO:
-        return inverse_root(gram_matrix(X, c), tol, allowed)
-    embedding = Embedding(spike_basis(X, c, min(SPIKE_RANK, len(X))))
-    root = inverse_root(gram_matrix(X, c, embedding), tol, allowed, embedding.Q.shape[-1])
-    return None if root is None else embedding.fold(root)
+    if not PRODUCT_ROUNDING * torch.finfo(X.dtype).eps * ratio / math.sqrt(len(X)) <= allowed:
+        return False
+    embedding = Embedding(spike_basis(X, c, min(SPIKE_RANK, len(X)))) if ratio > SPIKE_RATIO else None
+    spike = 0 if embedding is None else embedding.Q.shape[-1]
+    root = inverse_root(gram_matrix(X, c, embedding), tol, allowed, spike)
+    if root is None:
+        return False
+    # The root is not folded back into a matrix of X's side, whose product with a spike would cancel.
+    blocks = zip(torch.split(X, COLUMN_BLOCK, dim=-1), torch.split(out, COLUMN_BLOCK, dim=-1), strict=True)
+    for columns, place in blocks:
+        if embedding is None:
+            place.copy_(product(root, columns))
+        else:
+            place.copy_(embedding.fold(product(root, embedding.apply(columns))))
+    return True
 
 
 def inverse_root(gram: Tensor, tol: float, allowed: float, spike: int = 0) -> Tensor | None:
@@ -114,19 +117,24 @@ def inverse_root(gram: Tensor, tol: float, allowed: float, spike: int = 0) -> Te
             break
         near, error = near - 1, error + line
     root = torch.diag_embed(gram.new_full((len(gram),), scale))
-    by_gram = GRAM_ROUNDING * eps * tail
-    if near:
-        first = add_resolvents_(root, gram, weights[:near], shifts[:near])
-        if first is None:
+    by_gram, by_halving = GRAM_ROUNDING * eps * tail, HALVING_ROUNDING * eps * (1 + tail) ** 2
+    by_halves = by_halving <= (allowed - by_product) / 4
+    if by_halves:
+        by_gram += by_halving
+    for weight, shift in zip(weights[:near], shifts[:near], strict=True):
+        resolvent = add_resolvent_(root, gram, weight, shift, by_halves=by_halves)
+        if resolvent is None:
             return None
-        if by_gram > (allowed - by_product) / 4:  # a tail far above c is rounded relative to itself
-            by_gram *= min(1.0, POWER_MARGIN * shifts[0] * largest_eigenvalue(first))
-        del first
-    if not by_gram + by_product <= allowed:
-        return None
+        if shift == shifts[0] and by_gram > (allowed - by_product) / 4:
+            by_gram *= min(1.0, POWER_MARGIN * shift * largest_eigenvalue(resolvent))  # nothing may lie near c
+        del resolvent
+        if not by_gram + by_product <= allowed:
+            return None
     for weight, shift in zip(weights[near:], shifts[near:], strict=True):
         add_far_resolvent_(root, gram, weight, shift, tail, spike)
-    return root.div_((1 + error) * (1 + by_gram + by_product))
+    if not by_gram + by_product <= allowed:
+        return None
+    return root.div_((1 + error) * (1 + by_gram))
 
 
 def _line_error(shift: float, tail: float) -> float:

@@ -28,6 +28,9 @@ DEFAULT_SHRINK_FORM: ShrinkForm = "redescending"
 # Entries that a host works on at a time: a block and what is made of it stay in the cache of a core.
 HOST_BLOCK = 2**18
 
+# |y|/τ from which on the monotone form is τ to every digit, and whose square does not overflow.
+FLAT = 1e18
+
 # (E|x|^½)² for x ~ N(0, 1), so that the scale of Gaussian entries is their standard deviation.
 HALF_MOMENT = math.sqrt(2) * math.gamma(0.75) ** 2 / math.pi
 
@@ -65,11 +68,15 @@ def smooth_shrink(G: Tensor, tau: float | Tensor, *, form: ShrinkForm = "redesce
     if form == "hard":
         shrunk = matrices.clamp(-tau, tau)
     else:
-        # Where y/τ or its square overflows the result is zero; it would be below 1e-19 τ.
         smallest = torch.finfo(y.dtype).tiny
         one = torch.where(tau < smallest, math.inf, 1.0).to(y.dtype)
-        ratio = matrices / tau.clamp_min(smallest)
-        shrunk = matrices / (torch.addcmul(one, ratio, ratio) if form == "redescending" else torch.hypot(one, ratio))
+        tau = tau.clamp_min(smallest)
+        if form == "monotone":
+            matrices = matrices.clamp(-FLAT * tau, FLAT * tau)
+        # Where the square overflows the result is zero; it would be below 1e-19 τ.
+        ratio = matrices / tau
+        excess = torch.addcmul(one, ratio, ratio)
+        shrunk = matrices / (excess if form == "redescending" else excess.sqrt())
     return shrunk.reshape(G.shape).to(G.dtype)
 
 
@@ -77,18 +84,22 @@ def shrink_block(y: Tensor, tau: float, form: ShrinkForm, *, out: Tensor) -> Non
     """:func:`smooth_shrink` of a few entries by one τ >= 0, written to ``out``, in as few passes as there can be."""
     smallest = torch.finfo(y.dtype).tiny
     if form == "hard":
+        tau = min(tau, torch.finfo(y.dtype).max)
         torch.clamp(y, -tau, tau, out=out)
         return
     if tau < smallest:
         torch.mul(y, 0.0, out=out)
         return
-    torch.div(y, tau, out=out)
     one = torch.ones((), dtype=y.dtype)
     if form == "redescending":
+        torch.div(y, tau, out=out)
         torch.addcmul(one, out, out, out=out)
+        torch.div(y, out, out=out)
     else:
-        torch.hypot(out, one, out=out)
-    torch.div(y, out, out=out)
+        largest = min(FLAT * tau, torch.finfo(y.dtype).max)
+        torch.clamp(y, -largest, largest, out=out)
+        ratio = out / tau
+        out.div_(torch.addcmul(one, ratio, ratio, out=ratio).sqrt_())
 
 
 def entry_scale(G: Tensor) -> Tensor:
@@ -105,9 +116,7 @@ def entry_scale(G: Tensor) -> Tensor:
     """
     y = G.to(working_dtype(G))
     if _in_blocks(y):
-        size = min(HOST_BLOCK, y.numel())
-        scratch = (y.new_empty(size), y.new_empty(size))
-        total = torch.stack([_root_sum(matrix, scratch) for matrix in _flat_matrices(y)]).reshape(G.shape[:-2])
+        total = torch.stack([_root_sum(matrix) for matrix in _flat_matrices(y)]).reshape(G.shape[:-2])
     else:
         total = y.abs().sqrt().sum((-2, -1) if y.ndim >= 2 else None)
     mean = total / max(math.prod(G.shape[-2:]), 1)
@@ -125,15 +134,11 @@ def _flat_matrices(y: Tensor) -> Tensor:
     return y.view(-1, y.shape[-2] * y.shape[-1]) if y.ndim >= 2 else y.view(1, -1)
 
 
-def _root_sum(y: Tensor, scratch: tuple[Tensor, Tensor]) -> Tensor:
-    """The sum of √|y| as that of |y| · |y|^(-½), whose kernel takes half as long; two scratch tensors of a block."""
-    tiny = torch.finfo(y.dtype).tiny  # stands in for zeros, whose reciprocal there is none of
-    parts = []
-    for block in torch.split(y, len(scratch[0])):
-        size = torch.abs(block, out=scratch[0][: len(block)]).clamp_min_(tiny)
-        parts.append(torch.dot(size, torch.rsqrt(size, out=scratch[1][: len(block)])))
-    total = torch.stack(parts).sum()
-    return torch.where(total <= 2 * len(y) * math.sqrt(tiny), 0, total)
+def _root_sum(y: Tensor) -> Tensor:
+    """The sum of √|y|, block by block."""
+    scratch = y.new_empty(min(HOST_BLOCK, len(y)))
+    parts = [torch.abs(block, out=scratch[: len(block)]).sqrt_().sum() for block in torch.split(y, HOST_BLOCK)]
+    return torch.stack(parts).sum()
 
 
 def bayes_shrink(G: Tensor, sigma: float, gamma: float, *, contamination: float = 1.0) -> Tensor:
