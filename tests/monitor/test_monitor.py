@@ -14,6 +14,7 @@ from torch import nn
 import spectrim
 from spectrim.monitor import Callback, JsonLines
 from spectrim.optim.schedule import clip_threshold
+from spectrim.optim.spectral import clip as spectral_clip
 
 
 class Model(nn.Module):
@@ -185,13 +186,13 @@ def test_the_share_above_the_threshold_is_that_of_the_direction_before_its_clip(
     """The direction is taken where the optimizer clips it."""
     seen, thresholds = [], []
     clip = "hard_clip" if recipe == "hard" else "soft_clip"
-    original = getattr(spectrim.optim.shaping, clip)
+    original = getattr(spectral_clip, clip)
 
     def spied(X, threshold, **options):
         seen.extend((matrix, float(threshold)) for matrix in X.clone().flatten(0, -3).double())
         return original(X, threshold, **options)
 
-    monkeypatch.setattr(spectrim.optim.shaping, clip, spied)
+    monkeypatch.setattr(spectral_clip, clip, spied)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(30, 50, bias=False), nn.Tanh(), nn.Linear(50, 20, bias=False))
     optimizer = CLIPPED[recipe]([{"params": list(model.named_parameters())}])
