@@ -89,7 +89,7 @@ def measure(order: Order, X: Tensor) -> Tensor:
     if order.exact:
         found["singular_values"] = singular_values(Y)
     elif order.kind != "direction":
-        found["krylov"] = krylov_gram(Y, order.rank)
+        found["krylov"] = krylov_gram(Y, order.rank, found["energy"])
     elif "gram" in order.fields:
         found["gram"] = gram_of_singular_values(Y)
     else:

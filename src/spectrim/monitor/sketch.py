@@ -97,7 +97,7 @@ def krylov_size(rows: int, rank: int) -> tuple[int, int]:
     return (rows, 1) if block * depth >= rows else (block, depth)
 
 
-def krylov_gram(X: Tensor, rank: int) -> Tensor:
+def krylov_gram(X: Tensor, rank: int, energies: Tensor | None = None) -> Tensor:
     """A small symmetric matrix whose leading eigenvalues are nearly the squares of the leading singular values of X.
 
     A block Krylov space [Q₁, …, Q_q] of XXᵀ, Qᵢ = orth(X Xᵀ Qᵢ₋₁), and the Gram matrix of X's part in it. Its
@@ -107,6 +107,7 @@ def krylov_gram(X: Tensor, rank: int) -> Tensor:
     Args:
         X: (..., m, n), m ≤ n, in float32 or float64.
         rank: how many directions matter.
+        energies: ‖X‖_F² of every matrix, where they are known.
 
     Returns:
         (..., s, s), s columns in all, in float64.
@@ -117,9 +118,13 @@ def krylov_gram(X: Tensor, rank: int) -> Tensor:
         return gram_of_singular_values(X)
     # Vectors are rows, which a thin product reads far faster than columns.
     V = _start(columns, block, X).expand(*X.shape[:-2], block, columns)
-    basis, images = [], []
+    # Of XXᵀ minus its mean eigenvalue the Krylov space is the same, but the blocks of noise differ far more.
+    mean = ((energy(X) if energies is None else energies) / rows).to(X.dtype)[..., None, None]
+    basis: list[Tensor] = []
+    images: list[Tensor] = []
     for _ in range(depth):
-        basis.append(_orthonormal_rows(V @ X.mT))
+        W = V @ X.mT
+        basis.append(_orthonormal_rows(torch.addcmul(W, mean, basis[-1], value=-1) if basis else W))
         V = basis[-1] @ X
         images.append(V)
     B, Y = torch.cat(basis, -2).double(), torch.cat(images, -2).double()
