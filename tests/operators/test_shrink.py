@@ -138,4 +138,6 @@ def test_blocks_take_extremes(form):
     assert entry_scale(zero) == 0
     assert (smooth_shrink(zero, entry_scale(zero), form=form) == 0).all()
     assert (smooth_shrink(y, torch.zeros(()), form=form) == 0).all()
-    assert entry_scale(torch.full((600_000,), float("nan"))).isnan()
+    for value in (torch.nan, torch.inf):
+        for size in (7, 600_000):
+            assert entry_scale(torch.full((size,), value)).isnan()

@@ -63,7 +63,7 @@ def soft_clip(
         raise ValueError(f"tol={tol} with precision={precision!r}: expected {least} or more")
     explicit = solver != "auto" or (tol is not None and tol < HALF_TOL)
     if half_serves(X, precision) and not (precision == "auto" and explicit):
-        return _half_clip(X, threshold)
+        return _half_clip(X, threshold, overwrite)
     accuracy = EXACT_TOL if tol is None else tol
     return _clip(X, threshold, lambda Y, c: solve(Y, c, solver, accuracy, overwrite=overwrite))
 
@@ -125,15 +125,13 @@ def half_serves(X: Tensor, precision: Precision) -> bool:
     return precision == "half" or (precision == "auto" and X.device.type == "cuda" and X.dtype != torch.float64)
 
 
-def _half_clip(X: Tensor, threshold: float | Tensor) -> Tensor:
+def _half_clip(X: Tensor, threshold: float | Tensor, overwrite: bool) -> Tensor:
     from .half import half_clip
 
-    Y = as_matrices(X)
+    Y = as_matrices(X).float()
     c = per_matrix(threshold, Y, "threshold")
-    if X.numel() == 0:
-        return X.clone()
     stack = Y.reshape(-1, *Y.shape[-2:])
-    (clipped,) = half_clip([stack], [c.expand(*Y.shape[:-2], 1, 1).reshape(-1)])
+    (clipped,) = half_clip([stack], [c.expand(*Y.shape[:-2], 1, 1).reshape(-1)], overwrite=overwrite or Y is not X)
     return clipped.view(X.shape).to(X.dtype)
 
 

@@ -65,11 +65,11 @@ def orthogonalize(
         raise ValueError(f"steps={steps}: expected a positive integer")
     if steps is not None and solver == "reference":
         raise ValueError(f"steps={steps} with solver='reference': expected an iteration, or no steps")
+    if half_serves(X, precision) and solver == "auto":
+        return _half_polar(X, steps, overwrite)
     Y = as_matrices(X)
     if X.numel() == 0:
         return X.clone()
-    if half_serves(X, precision) and solver == "auto":
-        return _half(Y, steps).to(X.dtype)
     tall = X.shape[-2] > X.shape[-1]
     Y = Y.mT if tall else Y
     if solver == "auto":
@@ -86,11 +86,12 @@ def orthogonalize(
     return (polar.mT if tall else polar).to(X.dtype)
 
 
-def _half(X: Tensor, steps: int | None) -> Tensor:
+def _half_polar(X: Tensor, steps: int | None, overwrite: bool) -> Tensor:
     from .half import half_polar
 
-    (polar,) = half_polar([X.reshape(-1, *X.shape[-2:])], steps=steps)
-    return polar.view(X.shape)
+    Y = as_matrices(X).float()
+    (polar,) = half_polar([Y.reshape(-1, *Y.shape[-2:])], steps=steps, overwrite=overwrite or Y is not X)
+    return polar.view(X.shape).to(X.dtype)
 
 
 def _reference(X: Tensor, overwrite: bool) -> Tensor:

@@ -37,6 +37,7 @@ HALVING_ROUNDING = 0.02  # the same by inversion by halves, in units of eps ‖I
 PRODUCT_ROUNDING = 0.6  # of products with a spike, in units of eps σ₁/c; it turns the spike, and makes nothing larger
 TIGHTEST = 1e-5  # a bound this tight is promised whatever the tolerance
 MOST_POLES = 60
+LOOSEST_TOL = 0.5  # a larger one is taken as this, so that errors stay small against the result
 FLOAT32_TOL = 1e-4  # below this tolerance float32 arithmetic is not enough
 POWER_STEPS = 8
 POWER_VECTORS = 8
@@ -56,7 +57,8 @@ def rational(X: Tensor, c: float, tol: float, *, overwrite: bool = False) -> Ten
     ratio = size / c
     if ratio > LARGEST:
         return None
-    if ratio * ratio <= min(tol, 0.5):  # then no singular value changes by more than tol/2 of itself
+    tol = min(tol, LOOSEST_TOL)
+    if ratio * ratio <= tol:  # then no singular value changes by more than tol/2 of itself
         return X if overwrite else X.clone()
     out = X if overwrite else torch.empty_like(X)
     float32 = X.dtype == torch.float32 and tol >= FLOAT32_TOL

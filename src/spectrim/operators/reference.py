@@ -103,10 +103,11 @@ def _by_gram(
     Q = Q * half if Q.requires_grad else Q.mul_(half)
     P = Q @ Q.mT
     del Q
+    all_served = bool(served.all())
     for columns, place in zip(blocks, torch.split(out, COLUMN_BLOCK, dim=-1), strict=True):
-        # What the eigenvectors do not serve keeps its entries, for it may lie in the place of the result.
         mapped = _out_of_units(P @ _in_units(columns, unit), unit, rescale)
-        place.copy_(torch.where(served[:, None, None], mapped, columns.double()))
+        # What the eigenvectors do not serve keeps its entries, for it may lie in the place of the result.
+        place.copy_(mapped if all_served else torch.where(served[:, None, None], mapped, columns.double()))
     return served, bends
 
 

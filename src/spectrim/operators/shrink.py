@@ -112,7 +112,8 @@ def entry_scale(G: Tensor) -> Tensor:
             a scalar.
 
     Returns:
-        The scale in working precision (float32, or float64 for float64). Zero for a zero or an empty matrix.
+        The scale in working precision (float32, or float64 for float64). Zero for a zero or an empty matrix, NaN for
+        one that is not finite.
     """
     y = G.to(working_dtype(G))
     if _in_blocks(y):
@@ -120,8 +121,8 @@ def entry_scale(G: Tensor) -> Tensor:
     else:
         total = y.abs().sqrt().sum((-2, -1) if y.ndim >= 2 else None)
     mean = total / max(math.prod(G.shape[-2:]), 1)
-    # By the moment first, and no more than there is a number for: neither step overflows where entries do not.
-    return (mean / math.sqrt(HALF_MOMENT)).square().clamp(max=torch.finfo(y.dtype).max)
+    # No more than there is a number for, where entries are near the largest; but what is not finite stays so.
+    return (mean / math.sqrt(HALF_MOMENT)).square().clamp(max=torch.finfo(y.dtype).max) + 0 * mean
 
 
 def _in_blocks(y: Tensor) -> bool:
