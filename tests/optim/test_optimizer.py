@@ -414,6 +414,26 @@ def test_a_group_can_be_added_later():
     assert "spike_basis" in optimizer.state[model[3].weight]
 
 
+def test_groups_keep_their_own_betas_eps_rate_and_decay():
+    torch.manual_seed(0)
+    mine = [nn.Parameter(torch.randn(4, 3)) for _ in range(3)]
+    its = [nn.Parameter(parameter.detach().clone()) for parameter in mine]
+    options = ({}, {"betas": (0.5, 0.9), "eps": 1e-3}, {"lr": 1e-3, "weight_decay": 0.5})
+
+    def groups(parameters):
+        return [{"params": [p], **given} for p, given in zip(parameters, options, strict=True)]
+
+    optimizer, expected = spectrim.AdamW(groups(mine), lr=0.1), torch.optim.AdamW(groups(its), lr=0.1)
+    for _ in range(3):
+        for parameter, other in zip(mine, its, strict=True):
+            parameter.grad = torch.randn_like(parameter)
+            other.grad = parameter.grad.clone()
+        optimizer.step()
+        expected.step()
+    for parameter, other in zip(mine, its, strict=True):
+        torch.testing.assert_close(parameter, other)
+
+
 def test_tensor_learning_rates_are_followed():
     model, twin = small_model(), small_model()
     for make in RECIPES.values():

@@ -12,7 +12,7 @@ from spectrim.optim.layout import Layout, default_layout
 from spectrim.optim.roles import Role
 from spectrim.optim.rule import Rule
 
-__all__ = ["Entry", "by_flag", "parameter_name", "role_and_layout"]
+__all__ = ["Entry", "by_flag", "kind_of", "parameter_name", "role_and_layout"]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -36,6 +36,13 @@ class Entry:
 
 
 AnyEntry = TypeVar("AnyEntry", bound=Entry)
+
+
+def kind_of(entry: Entry) -> tuple[Any, ...]:
+    """Equal for entries that take the same steps and are read as matrices alike, whatever their shapes; on every rank
+    the same."""
+    split = None if entry.split is None else tuple(entry.split)
+    return (*entry.rule.structure, entry.layout, split, entry.parameter.dtype)
 
 
 def role_and_layout(group: Mapping[str, Any], parameter: Tensor) -> tuple[Role, Layout]:

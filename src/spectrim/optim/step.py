@@ -48,15 +48,24 @@ LEAST_NORM = 1e-30
 
 def step_entries(entries: Sequence[Entry]) -> None:
     """Step parameters that need this rank alone; their steps are counted already."""
-    plain: list[Entry] = []
+    plain: dict[tuple[Any, ...], list[Entry]] = {}
     shaped: list[Entry] = []
+    # Of every rule once: groups of one optimizer may differ in their betas.
+    numbers: dict[int, tuple[Any, ...]] = {}
     for entry in entries:
-        if entry.parameter.numel():
-            simple = entry.rule.is_adamw and entry.rule.shrink is None and not entry.rule.maximize
-            (plain if simple else shaped).append(entry)
-    for some in by_flag(plain):
-        if not step_adamw(some, [entry.grad for entry in some]):
-            shaped += some
+        rule = entry.rule
+        if not entry.parameter.numel():
+            continue
+        if not rule.is_adamw or rule.shrink is not None or rule.maximize:
+            shaped.append(entry)
+            continue
+        if id(rule) not in numbers:
+            numbers[id(rule)] = rule.direction.numbers
+        plain.setdefault(numbers[id(rule)], []).append(entry)
+    for same in plain.values():
+        for some in by_flag(same):
+            if not step_adamw(some, [entry.grad for entry in some]):
+                shaped += some
     for bucket in buckets(shaped):
         step_bucket(bucket)
 
@@ -80,7 +89,7 @@ def step_bucket(bucket: Sequence[Stack[Any]]) -> None:
 
 
 def step_adamw(entries: Sequence[Entry], grads: Sequence[Tensor], scaled: Shrinkage | None = None) -> bool:
-    """AdamW in one pass, where a kernel takes the tensors; else False."""
+    """AdamW in one pass, where a kernel takes the tensors; else False. All entries have the direction of the first."""
     params = [entry.parameter for entry in entries]
     moments = [[entry.state[key] for entry in entries] for key in ("exp_avg", "exp_avg_sq")]
     if not params:
@@ -297,9 +306,7 @@ def _scaled(parts: Sequence[Part], rule: Rule, *, last: bool) -> float:
         factors.append(factor)
     if last:
         return _common_scale(parts, factors)
-    for part, factor in zip(parts, factors, strict=True):
-        if factor != 1.0:
-            part.matrices.mul_(factor)
+    _multiply(parts, factors)
     return 1.0
 
 
@@ -307,10 +314,14 @@ def _common_scale(parts: Sequence[Part], factors: Sequence[float]) -> float:
     """The factor of all parts; where they differ they are multiplied now, and it is one."""
     if len(set(factors)) == 1:
         return factors[0]
+    _multiply(parts, factors)
+    return 1.0
+
+
+def _multiply(parts: Sequence[Part], factors: Sequence[float]) -> None:
     for part, factor in zip(parts, factors, strict=True):
         if factor != 1.0:
             part.matrices.mul_(factor)
-    return 1.0
 
 
 def _gather_state(bucket: Sequence[Stack[Any]], parts: Sequence[Sequence[Part]]) -> None:
@@ -341,7 +352,7 @@ def _store_state(
                 places = [of_entry[number][key] for of_entry in views]
                 targets += places
                 values += value.view(len(places), *places[0].shape).unbind()
-    keep(targets, values, None)
+    torch._foreach_copy_(targets, values)
 
 
 def _state_views(stack: Stack[Any]) -> list[list[dict[str, Tensor]]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spectrim.distributed.collectives import Team
-from spectrim.optim.entries import by_flag
+from spectrim.optim.entries import by_flag, kind_of
 from spectrim.optim.rule import Shrink
 from spectrim.optim.sharded.entry import ShardedEntry
 from spectrim.optim.sharded.rounds import Loads, run_rounds, set_out, unit_layout
@@ -34,9 +34,7 @@ def step_shards(entries: Sequence[ShardedEntry], loads: Loads) -> None:
     """
     alike: dict[tuple[Any, ...], list[ShardedEntry]] = {}
     for entry in entries:
-        split = None if entry.split is None else tuple(entry.split)
-        key = (*entry.rule.structure, entry.layout, split, entry.parameter.dtype)
-        alike.setdefault(key, []).append(entry)
+        alike.setdefault(kind_of(entry), []).append(entry)
     for same in alike.values():
         run_rounds(same, lambda team, some: _round(team, some, loads))
 

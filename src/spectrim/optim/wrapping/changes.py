@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spectrim.distributed.collectives import Team
 from spectrim.operators._stack import reading_is_free
-from spectrim.optim.entries import by_flag
+from spectrim.optim.entries import by_flag, kind_of
 from spectrim.optim.options import is_zero
 from spectrim.optim.rule import Rule, given_rule
 from spectrim.optim.schedule import clip_threshold
@@ -56,9 +56,7 @@ def clip_changes(entries: Sequence[Held], groups: Sequence[Mapping[str, Any]], l
             key = (id(entry.rule), entry.keep)
             entry.rule = decaying.setdefault(key, replace(entry.rule, weight_decay=1 - entry.keep))
         if isinstance(entry, HeldShard) and not entry.is_alone():
-            split = None if entry.split is None else tuple(entry.split)
-            alike = (*entry.rule.structure, entry.layout, split, entry.parameter.dtype)
-            across.setdefault(alike, []).append(entry)
+            across.setdefault(kind_of(entry), []).append(entry)
         elif entry.parameter.numel():
             here.append(entry)
     for bucket in buckets(here):
