@@ -27,7 +27,7 @@ def sizes_and_runs(draw):
 @given(sizes_and_runs())
 def test_blocks_cover_every_entry_once_and_know_its_matrix(case):
     sizes, runs = case
-    made = block_map(pieces_of(sizes, runs), CPU)
+    made = block_map(sizes, runs, CPU)
     owner = [torch.full((size,), -2) for size in sizes]
     for packed, begin, end in made.blocks.tolist():
         index, matrix = packed & 0xFFFFFFFF, packed >> 32
@@ -48,25 +48,27 @@ def test_blocks_cover_every_entry_once_and_know_its_matrix(case):
 
 def test_offsets_beyond_32_bits_are_exact():
     size = 2**33 + 5
-    made = block_map(pieces_of([3, size], None), CPU)
+    made = block_map([3, size], None, CPU)
     assert made.blocks[-1].tolist() == [2**32 + 1, 2**33, size]
     assert made.programs == 1 + 2**33 // BLOCK + 1
-    table._maps.clear()  # it is large
+    table._kept.clear()  # it is large
 
 
 def test_maps_are_kept_by_sizes_and_no_more_than_some(monkeypatch):
-    monkeypatch.setattr(table, "MOST_MAPS", 3)
-    table._maps.clear()
-    maps = [block_map(pieces_of([size], None), CPU) for size in range(1, 5)]
-    assert len(table._maps) == 3
-    assert block_map(pieces_of([4], None), CPU) is maps[3]
-    assert block_map(pieces_of([1], None), CPU) is not maps[0]
+    monkeypatch.setattr(table, "MOST_KEPT", 3)
+    table._kept.clear()
+    maps = [block_map([size], None, CPU) for size in range(1, 5)]
+    assert len(table._kept) == 3
+    assert block_map([4], None, CPU) is maps[3]
+    assert block_map([1], None, CPU) is not maps[0]
 
 
-def test_a_table_has_zeros_then_integers_then_numbers():
-    made = upload(CPU, [[1, 2**62], [-3, 4]], [[0.1, 1e-300]], zeros=2)
-    assert made[:6].tolist() == [0, 0, 1, 2**62, -3, 4]
-    assert made[6:].view(torch.float64).tolist() == [0.1, 1e-300]
+def test_a_table_has_integers_then_numbers_and_is_uploaded_when_they_change():
+    made = upload(CPU, [[1, 2**62], [-3, 4]], [[0.1, 1e-300]])
+    assert made[:4].tolist() == [1, 2**62, -3, 4]
+    assert made[4:].view(torch.float64).tolist() == [0.1, 1e-300]
+    assert upload(CPU, [[1, 2**62], [-3, 4]], [[0.1, 1e-300]]) is made
+    assert upload(CPU, [[1, 2**62], [-3, 4]], [[0.1, 2e-300]])[5:].view(torch.float64).tolist() == [2e-300]
 
 
 def test_lists_are_taken_apart_by_their_dtypes():
@@ -82,5 +84,5 @@ def test_lists_are_taken_apart_by_their_dtypes():
 
 @pytest.mark.parametrize(("start", "aligned"), [(0, True), (16, True), (8, False)])
 def test_pieces_that_begin_off_16_bytes_are_known(start, aligned):
-    made = block_map(pieces_of([100], [(0, 0, start), (0, start, 100 - start)]), CPU)
+    made = block_map([100], [(0, 0, start), (0, start, 100 - start)], CPU)
     assert made.aligned is aligned

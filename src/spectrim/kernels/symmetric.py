@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .choice import switched_on
 
-__all__ = ["symmetric_product"]
+__all__ = ["gram_product", "product_less", "symmetric_product", "takes_halves"]
 
 #: Above this many entries of a matrix a kernel's offsets would not fit 32 bits.
 MOST_ENTRIES = 2**31
@@ -45,11 +45,11 @@ def symmetric_product(
             )
     if B is not None and A.shape != B.shape:
         raise ValueError(f"A has shape {tuple(A.shape)}: expected that of B, {tuple(B.shape)}")
-    if _kernel_takes(A, B, C):
+    if takes_halves(A, B, C):
         from .device import symmetric as device
 
         numbers = [1.0 if isinstance(value, Tensor) else float(value) for value in (alpha, beta, gamma)]
-        vectors = [value if isinstance(value, Tensor) else None for value in (alpha, beta, gamma)]
+        vectors = [value.contiguous() if isinstance(value, Tensor) else None for value in (alpha, beta, gamma)]
         return device.symmetric_product(A, B, C, *vectors, *numbers)  # type: ignore[no-any-return]
     right = A.mT if B is None else B
     if C is not None and not isinstance(alpha, Tensor) and not isinstance(beta, Tensor):
@@ -65,14 +65,41 @@ def symmetric_product(
     return product
 
 
+def gram_product(A: Tensor, out: Tensor, gamma: Tensor | None = None) -> None:
+    """out ← A Aᵀ + γ I by the kernel, for stacks that :func:`takes_halves`.
+
+    Args:
+        A: (E, m, k), of any strides.
+        out: (E, m, m) of contiguous matrices.
+        gamma: a float32 vector (E,), contiguous, or None for zero.
+    """
+    from .device import symmetric as device
+
+    device.gram_product(A, gamma, out)
+
+
+def product_less(S: Tensor, Y: Tensor, X: Tensor, factors: Tensor) -> Tensor:
+    """S Y − f X by the kernel, summed in float32 and rounded once, for stacks that :func:`takes_halves`.
+
+    Args:
+        S: (E, m, m), of contiguous matrices.
+        Y: (E, m, n), of S's dtype and any strides.
+        X: (E, m, n), float32, of any strides.
+        factors: f, a vector (E,), contiguous, float32 or float64.
+    """
+    from .device import symmetric as device
+
+    return device.product_less(S, Y, X, factors)  # type: ignore[no-any-return]
+
+
 def _by_matrix(value: float | Tensor) -> float | Tensor:
     return value.view(-1, 1, 1) if isinstance(value, Tensor) else value
 
 
-def _kernel_takes(*matrices: Tensor | None) -> bool:
-    """True if the kernel is to run: half precision, of fewer entries than offsets of 32 bits reach."""
+def takes_halves(*matrices: Tensor | None) -> bool:
+    """True if the kernels are to run: half precision, of fewer entries than offsets of 32 bits reach."""
     given = [matrix for matrix in matrices if matrix is not None]
-    if not switched_on("symmetric_product", given[0].device):
+    if torch.compiler.is_compiling() or not switched_on("symmetric_product", given[0].device):
         return False
     return given[0].dtype in (torch.float16, torch.bfloat16) and all(
         sum((n - 1) * s for n, s in zip(matrix.shape[1:], matrix.stride()[1:], strict=True)) < MOST_ENTRIES

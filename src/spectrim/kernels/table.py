@@ -1,7 +1,8 @@
 """What a kernel over lists of tensors is given: where the tensors are, their numbers, and which block works on what.
 
-The table holds addresses and numbers, changes with every call, and goes up in one copy from pinned memory, without a
-wait. The block map depends on sizes alone: it is made once, kept on the device, and shared by lists of the same sizes.
+The table holds addresses and numbers; where it is not what it was before, it goes up in one copy from pinned memory,
+without a wait. The block map depends on sizes alone. Both are kept on the device, and shared by calls of the same
+content.
 
 Under CUDA graph capture a copy is recorded with its address on the host, and replayed from there. What a captured graph
 reads, host buffers and block maps, is therefore kept until the process ends: some kilobytes for each captured call.
@@ -9,16 +10,18 @@ reads, host buffers and block maps, is therefore kept until the process ends: so
 
 from __future__ import annotations
 
+import itertools
+from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .runs import Run
 
-__all__ = ["BLOCK", "BlockMap", "Piece", "block_map", "by_dtypes", "pieces_of", "upload"]
+__all__ = ["BLOCK", "BlockMap", "Piece", "block_map", "by_dtypes", "map_of_pieces", "pieces_of", "upload"]
 
 #: Entries that one program of a kernel works on.
 BLOCK = 4096
@@ -26,8 +29,8 @@ BLOCK = 4096
 #: What pieces must begin at for loads of 16 bytes, in entries.
 ALIGNMENT = 16
 
-#: Block maps kept at a time, over all devices; each is 24 bytes for 4,096 entries.
-MOST_MAPS = 128
+#: Block maps and tables kept at a time, over all devices; a map has 24 bytes for 4,096 entries.
+MOST_KEPT = 256
 
 #: Bytes of pinned memory set aside for captured graphs when the first table goes up: pinning while capturing may fail.
 RESERVE = 2**20
@@ -89,53 +92,85 @@ def by_dtypes(
 
 
 class _Kept(NamedTuple):
-    map: BlockMap
+    """Something that was uploaded: the memory, where that was asked for, and when it was there."""
+
+    value: Any
+    memory: Tensor
     stream: int
     uploaded: torch.cuda.Event | None
 
 
-_maps: OrderedDict[tuple[tuple[Piece, ...], torch.device], _Kept] = OrderedDict()
+_kept: OrderedDict[Hashable, _Kept] = OrderedDict()
 _captured: list[object] = []
 _reserve: list[Tensor] = []
 
 
-def block_map(pieces: tuple[Piece, ...], device: torch.device) -> BlockMap:
-    """The block map of some pieces on a device, from the cache where it is there."""
+def block_map(
+    sizes: Sequence[int], runs: Sequence[Run] | None, device: torch.device, *, whole: bool = True
+) -> BlockMap:
+    """The block map of tensors of these sizes, as :func:`pieces_of` cuts them; from the cache where it is there.
+
+    Args:
+        whole: False leaves out what no run has.
+    """
+    key = (tuple(sizes), None if runs is None else tuple(runs), whole)
+
+    def made() -> tuple[BlockMap, Tensor]:
+        pieces = pieces_of(sizes, runs)
+        return _map_of(pieces if whole or runs is None else pieces[: len(runs)], device)
+
+    result: BlockMap = _uploaded(("map", *key), device, made)
+    return result
+
+
+def map_of_pieces(pieces: tuple[Piece, ...], device: torch.device) -> BlockMap:
+    """The block map of some pieces, from the cache where it is there."""
+    result: BlockMap = _uploaded(("pieces", pieces), device, lambda: _map_of(pieces, device))
+    return result
+
+
+def _map_of(pieces: Sequence[Piece], device: torch.device) -> tuple[BlockMap, Tensor]:
+    blocks, spans = _made(pieces)
+    moved = _to(torch.cat([blocks.view(-1), spans.view(-1)]), device)
+    count = len(blocks)
+    aligned = all(piece.start % ALIGNMENT == 0 for piece in pieces)
+    return BlockMap(moved[: 3 * count].view(count, 3), moved[3 * count :].view(-1, 2), count, aligned), moved
+
+
+def _uploaded(key: Hashable, device: torch.device, make: Callable[[], tuple[Any, Tensor]]) -> Any:
+    """What ``make`` makes, with its memory; the same as before where it was made before and is still kept."""
     capturing = _capturing(device)
-    key = (pieces, device)
-    kept = _maps.get(key)
+    key = (key, device)
+    kept = _kept.get(key)
     if kept is not None:
-        _maps.move_to_end(key)
-        _order_after(kept, device, capturing)
+        _kept.move_to_end(key)
+        if not capturing:  # a capture begins with a synchronisation
+            _order_after(kept, device)
     else:
-        blocks, spans = _made(pieces)
-        moved = _to(torch.cat([blocks.view(-1), spans.view(-1)]), device, capturing)
-        count = len(blocks)
-        aligned = all(piece.start % ALIGNMENT == 0 for piece in pieces)
+        value, memory = make()
+        stream = torch.cuda.current_stream(device) if device.type == "cuda" and not capturing else None
         kept = _Kept(
-            BlockMap(moved[: 3 * count].view(count, 3), moved[3 * count :].view(-1, 2), count, aligned),
-            torch.cuda.current_stream(device).stream_id if device.type == "cuda" else 0,
-            torch.cuda.current_stream(device).record_event() if device.type == "cuda" and not capturing else None,
+            value, memory, stream.stream_id if stream else 0, stream.record_event() if stream is not None else None
         )
         if capturing:
-            # What was captured has not happened: until a replay there is nothing in this map.
-            return kept.map
-        _maps[key] = kept
-        while len(_maps) > MOST_MAPS:
-            _maps.popitem(last=False)
+            # What was captured has not happened: until a replay there is nothing in this memory.
+            return value
+        _kept[key] = kept
+        while len(_kept) > MOST_KEPT:
+            _kept.popitem(last=False)
     if capturing:
-        _captured.append(kept.map)
-    return kept.map
+        _captured.append(kept)
+    return kept.value
 
 
-def _order_after(kept: _Kept, device: torch.device, capturing: bool) -> None:
-    """Let the current stream wait, on the device, for the upload of a map by another, and keep the map from reuse."""
-    if kept.uploaded is None or capturing:  # a capture begins with a synchronisation
+def _order_after(kept: _Kept, device: torch.device) -> None:
+    """Let the current stream wait, on the device, for an upload by another, and keep the memory from reuse."""
+    if kept.uploaded is None:
         return
     stream = torch.cuda.current_stream(device)
     if stream.stream_id != kept.stream:
         stream.wait_event(kept.uploaded)
-        kept.map.blocks.record_stream(stream)
+        kept.memory.record_stream(stream)
 
 
 def _made(pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
@@ -151,21 +186,28 @@ def _made(pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
     return blocks, torch.stack([firsts, counts], dim=1)
 
 
-def upload(
-    device: torch.device, whole: Sequence[Sequence[int]], numbers: Sequence[Sequence[float]] = (), zeros: int = 0
-) -> Tensor:
-    """A table on a device: as many zeros as asked for; then rows of integers, then rows of float64, as int64 each.
+def upload(device: torch.device, whole: Sequence[Sequence[int]], numbers: Sequence[Sequence[float]] = ()) -> Tensor:
+    """A table on a device: rows of integers, then rows of float64, as int64 each. It is not to be written to.
+
+    A table of the same content as one before is not uploaded again: addresses stay what they were from step to step.
 
     Args:
         whole, numbers: rows of any lengths, laid one after the other; an address is an integer.
     """
-    integers = torch.tensor([entry for row in whole for entry in row], dtype=torch.int64)
-    floats = torch.tensor([entry for row in numbers for entry in row], dtype=torch.float64).view(torch.int64)
-    host = torch.cat([torch.zeros(zeros, dtype=torch.int64), integers, floats])
-    return _to(host, device, _capturing(device))
+    content = array("q", itertools.chain.from_iterable(whole)).tobytes()
+    content += array("d", itertools.chain.from_iterable(numbers)).tobytes()
+    if not content:
+        return torch.empty(0, dtype=torch.int64, device=device)
+
+    def made() -> tuple[Tensor, Tensor]:
+        moved = _to(torch.frombuffer(bytearray(content), dtype=torch.int64), device)
+        return moved, moved
+
+    result: Tensor = _uploaded(content, device, made)
+    return result
 
 
-def _to(host: Tensor, device: torch.device, capturing: bool) -> Tensor:
+def _to(host: Tensor, device: torch.device) -> Tensor:
     """A copy on the device, by way of pinned memory.
 
     The ring of pinned buffers is torch's allocator of them: it gives a freed buffer again only once the events of the
@@ -173,7 +215,7 @@ def _to(host: Tensor, device: torch.device, capturing: bool) -> Tensor:
     """
     if device.type == "cpu":
         return host.clone()
-    if capturing:
+    if _capturing(device):
         pinned = _from_reserve(host.numel())
         _captured.append(pinned)
     else:

@@ -12,12 +12,19 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from spectrim.kernels.choice import switched_on
-from spectrim.kernels.symmetric import symmetric_product as by_halves
+from spectrim.kernels import symmetric as kernels
 
 from ._precision import full_accumulation, true_float32
 
-__all__ = ["arithmetic", "half_product", "product_added", "square_plus", "symmetric_product"]
+__all__ = [
+    "arithmetic",
+    "gram",
+    "half_product",
+    "product_added",
+    "square_plus",
+    "square_plus_scaled",
+    "symmetric_product",
+]
 
 
 def arithmetic(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
@@ -43,24 +50,29 @@ def product_added(C: Tensor, A: Tensor, B: Tensor) -> Tensor:
     return C.baddbmm_(A, B)
 
 
-def symmetric_product(A: Tensor, B: Tensor, *, plus: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """A @ B where the result is known to be symmetric: B is Aᵀ, or both are polynomials in one symmetric matrix.
+def symmetric_product(A: Tensor, B: Tensor) -> Tensor:
+    """A @ B of symmetric matrices (E, m, m) that commute, as polynomials in one matrix do: the result is symmetric."""
+    return kernels.symmetric_product(A, B) if kernels.takes_halves(A, B) else half_product(A, B)
 
-    Args:
-        A, B: (E, m, k) and (E, k, m).
-        plus: (E, m, m), a symmetric summand, which is used up.
-        out: (E, m, m), for the result where there is no summand.
-    """
-    if _by_halves(A):
-        found: Tensor = by_halves(A, None if _is_gram(A, B) else B, C=plus)
-        return found if out is None else out.copy_(found)
-    if plus is not None:
-        return product_added(plus, A, B)
-    if out is None:
-        return half_product(A, B)
+
+def gram(A: Tensor, out: Tensor, plus: Tensor | None = None) -> None:
+    """out ← A Aᵀ + plus I, for A (E, m, k) of any strides, and plus (E,)."""
+    if kernels.takes_halves(A):
+        kernels.gram_product(A, out, plus)
+        return
     if torch.compiler.is_compiling() or A.device.type == "cpu":
-        return out.copy_(half_product(A, B))
-    return torch.bmm(A, B, out=out)
+        out.copy_(half_product(A, A.mT))
+    else:
+        torch.bmm(A, A.mT, out=out)
+    if plus is not None:
+        out.diagonal(dim1=-2, dim2=-1).add_(plus[:, None])
+
+
+def square_plus_scaled(B: Tensor, R: Tensor, factor: Tensor) -> Tensor:
+    """(B² + R) times a factor for each matrix, (E,); uses up R."""
+    if kernels.takes_halves(B, R):
+        return kernels.symmetric_product(B, B, C=R, alpha=factor, beta=factor)
+    return product_added(R, B, B).mul_(factor.view(-1, 1, 1))
 
 
 def square_plus(R: Tensor, beta: Tensor, alpha: Tensor, square: Tensor | None = None) -> Tensor:
@@ -68,28 +80,14 @@ def square_plus(R: Tensor, beta: Tensor, alpha: Tensor, square: Tensor | None = 
 
     Args:
         R: (E, m, m).
-        beta, alpha: (E, 1, 1).
+        beta, alpha: (E,).
         square: R², which is used up, where it is known.
     """
-    if square is None and _by_halves(R):
-        numbers = (beta.reshape(-1).float(), alpha.reshape(-1).float())
-        return by_halves(R, R, C=R, beta=numbers[0], gamma=numbers[1])
-    Q = (symmetric_product(R, R) if square is None else square).addcmul_(R, beta)
-    Q.diagonal(dim1=-2, dim2=-1).add_(alpha[..., 0])
+    if square is None and kernels.takes_halves(R):
+        return kernels.symmetric_product(R, R, C=R, beta=beta, gamma=alpha)
+    Q = (symmetric_product(R, R) if square is None else square).addcmul_(R, beta.view(-1, 1, 1))
+    Q.diagonal(dim1=-2, dim2=-1).add_(alpha[:, None])
     return Q
-
-
-def _by_halves(A: Tensor) -> bool:
-    """True if a kernel is to compute symmetric products by halves."""
-    half = A.dtype in (torch.float16, torch.bfloat16)
-    return half and not torch.compiler.is_compiling() and switched_on("symmetric_product", A.device)
-
-
-def _is_gram(A: Tensor, B: Tensor) -> bool:
-    """True if B is A's transposed view."""
-    turned = A.stride(-1) == B.stride(-2) and A.stride(-2) == B.stride(-1) and A.shape[-1] == B.shape[-2]
-    alias: bool = torch._C._is_alias_of(A, B)  # type: ignore[attr-defined]
-    return turned and A.stride(-1) != A.stride(-2) and alias
 
 
 def _multiply(A: Tensor, B: Tensor) -> Tensor:

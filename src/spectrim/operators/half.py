@@ -19,8 +19,19 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from spectrim.kernels.stacks import combine, frobenius_norms
+from spectrim.kernels.symmetric import product_less, takes_halves
+
 from ._constants import constant
-from ._stack_product import arithmetic, half_product, product_added, square_plus, symmetric_product
+from ._stack_product import (
+    arithmetic,
+    gram,
+    half_product,
+    product_added,
+    square_plus,
+    square_plus_scaled,
+    symmetric_product,
+)
 from .quintics import CLIP, POLAR, SLACK, program, rough_polar, stages
 
 __all__ = ["half_clip", "half_polar", "half_workspace"]
@@ -67,10 +78,10 @@ def half_clip(
     norm = work.norms()
     c = _thresholds([thresholds[i] for i in work.filled], work.counts, (NO_CLIP * norm).clamp_max(LARGEST))
     unit = SIZE / torch.hypot(norm, c)
-    low = (c * unit).clamp_min(SIZE * LEAST).float().view(-1, 1, 1)
+    low = (c * unit).clamp_min(SIZE * LEAST).float()
     with arithmetic(work.X[0].device, work.dtype):
-        gain = work.iterate(CLIP, unit.unsqueeze(-1), low)
-    return work.results(c.float().view(-1, 1, 1) * gain)
+        gain = work.iterate(CLIP, unit, low)
+    return work.results(c.float() * gain)
 
 
 @torch.no_grad()
@@ -81,7 +92,7 @@ def half_polar(stacks: Sequence[Tensor], *, steps: int | None = None, overwrite:
         stacks: (E, m, n), float32, of any strides; min(m, n) is the same for all.
         steps: None sends singular values from σ₁/100 on to within 1 % of one. A number asks for the rough result of so
             many steps of Muon's: none exceeds 1.2, and what Muon's lift to 0.7 is lifted as far; five of them leave it
-            between 0.93 and 1.07.
+            between 0.93 and 1.07, or 0.85 and 1.15 where a kernel computes half of each symmetric product.
         overwrite: the stacks are not needed any more. The results take their place.
 
     Returns:
@@ -96,7 +107,7 @@ def half_polar(stacks: Sequence[Tensor], *, steps: int | None = None, overwrite:
     work = _Work(stacks, overwrite)
     if not work.X:
         return list(stacks)
-    unit = (SIZE / work.norms()).unsqueeze(-1)
+    unit = SIZE / work.norms()
     with arithmetic(work.X[0].device, work.dtype):
         gain = work.iterate(POLAR if steps is None else rough_polar(steps), unit, None)
     return work.results(gain)
@@ -124,44 +135,40 @@ class _Work:
 
     def norms(self) -> Tensor:
         """Frobenius norms (E,) in float64, which holds them and their reciprocals for all float32 numbers."""
-        norms = [torch.linalg.vector_norm(X, dim=(-2, -1), dtype=torch.float64) for X in self.X]
-        return _joined(norms).clamp_min(SMALLEST)
+        return frobenius_norms(self.X).clamp_min_(SMALLEST)
 
     def iterate(self, name: str, unit: Tensor, low: Tensor | None) -> Tensor:
-        """Run a program on Y = unit X, or on [Y; low I], for unit (E, 1) in float64 and low (E, 1, 1).
+        """Run a program on Y = unit X, or on [Y; low I], for unit in float64 and low in float32, (E,).
 
         P(R) is applied to Y after each stage, and to B = low I, of which only BBᵀ matters, in between.
 
         Returns:
-            The factor by which the result, which is in Y, is too small, (E, 1, 1).
+            The factor by which the result, which is in Y, is too small, (E,).
         """
-        units = torch.split(unit.unsqueeze(-1), self.counts)
-        self.Y = [_scaled(X, u, self.dtype) for X, u in zip(self.X, units, strict=True)]
-        R = self.grams()
-        if low is not None:
-            _diagonal(R).add_(low[..., 0].square())
+        self.Y = _scaled(self.X, unit, self.dtype)
+        R = self.grams(None if low is None else low.square())
         square = symmetric_product(R, R)
         size = torch.linalg.vector_norm(square, dim=(-2, -1), dtype=torch.float32)
-        found = _numbers(size, None if low is None else low[:, 0, 0], name)
-        numbers = iter(found.view(*found.shape, 1, 1).unbind(1))
+        numbers = iter(_numbers(size, low, name).unbind())
         counts = stages(name)
         B = None
         for stage, count in enumerate(counts):
             if stage == 0 and count == 1:
-                P = square.mul_(next(numbers)).addcmul_(R, next(numbers))  # −S
+                S = _scaled([square], next(numbers), self.dtype, [square], R, next(numbers))[0]
                 del R, square
-                self._first_step(P, unit)
+                P = self._first_step(S, unit)
+                del S
                 if low is not None:
-                    B = P.mul_(low)
+                    B = _scaled([P], low, self.dtype, [P])[0]
+                del P
                 continue
             if stage == 0:
-                parts = [R.mul_(next(numbers)), square.mul_(next(numbers))]
+                parts = [R.mul_(_of_matrices(next(numbers))), square.mul_(_of_matrices(next(numbers)))]
                 del square
             else:
                 R = self.grams()
-                if B is not None:
-                    R = symmetric_product(B, B, plus=R)
-                parts = [R.mul_(next(numbers))]
+                number = next(numbers)
+                parts = [R.mul_(_of_matrices(number)) if B is None else square_plus_scaled(B, R, number)]
             del R
             P = _compose(parts, count, numbers)
             if B is not None:
@@ -170,12 +177,13 @@ class _Work:
             del P
         return next(numbers)
 
-    def grams(self) -> Tensor:
-        """YYᵀ or YᵀY, whichever is small, for all matrices."""
+    def grams(self, plus: Tensor | None = None) -> Tensor:
+        """YYᵀ or YᵀY, whichever is small, for all matrices; with ``plus``, (E,), on the diagonal."""
         side = min(self.Y[0].shape[1:])
         R = self.Y[0].new_empty(sum(self.counts), side, side)
-        for Y, place in zip(self.Y, torch.split(R, self.counts), strict=True):
-            symmetric_product(*((Y, Y.mT) if _wide(Y) else (Y.mT, Y)), out=place)
+        shifts = [None] * len(self.Y) if plus is None else torch.split(plus, self.counts)
+        for Y, place, shift in zip(self.Y, torch.split(R, self.counts), shifts, strict=True):
+            gram(Y if _wide(Y) else Y.mT, place, shift)
         return R
 
     def _apply(self, P: Tensor) -> None:
@@ -184,14 +192,24 @@ class _Work:
             Y = self.Y[i]
             self.Y[i] = half_product(p, Y) if _wide(Y) else half_product(Y, p.mT)
 
-    def _first_step(self, S: Tensor, unit: Tensor) -> None:
-        """S ← S − I and Y ← S Y, with what is lost when ones are taken from the diagonal and when Y is rounded.
+    def _first_step(self, S: Tensor, unit: Tensor) -> Tensor:
+        """Y ← S Y − unit X, rounded once.
 
-        (S − I) unit X = S Y − (unit X − Y) + lost unit X in exact numbers, to first order in what is lost. The last two
-        terms are a unit in the last place of Y at most: half precision will do for them.
+        Returns:
+            S − I, in S's memory.
         """
+        if takes_halves(S):
+            for i, (s, u) in enumerate(zip(*(torch.split(x, self.counts) for x in (S, unit)), strict=True)):
+                X, Y = self.X[i], self.Y[i]
+                self.Y[i] = product_less(s, Y, X, u) if _wide(Y) else product_less(s, Y.mT, X.mT, u).mT
+            _diagonal(S).sub_(1)
+            return S
+        # (S − I) unit X = S Y − (unit X − Y) + lost unit X in exact numbers, to first order in what is lost when ones
+        # are taken from the diagonal and when Y is rounded. The last two terms are a unit in the last place of Y at
+        # most: half precision will do for them.
         exact = _diagonal(S).float() - 1
         lost = exact - _diagonal(S).copy_(exact)
+        unit = unit[:, None]
         units = torch.split(torch.addcmul(unit, unit, lost, value=-1).unsqueeze(-1), self.counts)
         for i, (s, X, v) in enumerate(zip(torch.split(S, self.counts), self.X, units, strict=True)):
             Y = self.Y[i]
@@ -202,15 +220,14 @@ class _Work:
             else:
                 rest = torch.addcmul(Y, X, v, value=-1, out=torch.empty_like(Y))
             self.Y[i] = product_added(rest, s, Y) if wide else product_added(rest, Y, s.mT)
+        return S
 
     def results(self, gain: Tensor) -> list[Tensor]:
         """gain Y in float32, in the place of the stacks or in new ones. A stack without entries stands for itself."""
         found = list(self.stacks)
-        gains = torch.split(gain, self.counts)
-        for i, factor in enumerate(gains):
-            Y = self.Y.pop(0)  # whose memory is free once it is read
-            result = _scaled(Y, factor, torch.float32, self.X[i] if self.overwrite else None)
-            found[self.filled[i]] = result.mT if self.turned[i] else result
+        scaled = _scaled(self.Y, gain, torch.float32, self.X if self.overwrite else None)
+        for place, turned, result in zip(self.filled, self.turned, scaled, strict=True):
+            found[place] = result.mT if turned else result
         return found
 
 
@@ -230,7 +247,7 @@ def _compose(parts: list[Tensor], count: int, numbers: Iterator[Tensor]) -> Tens
 
 
 def _numbers(size: Tensor, low: Tensor | None, name: str) -> Tensor:
-    """What each matrix needs of a program, (E, numbers), for size = ‖R²‖_F and the lower end of its interval, (E,)."""
+    """What each matrix needs of a program, (numbers, E), for size = ‖R²‖_F and the lower end of its interval, (E,)."""
     if torch.compiler.is_compiling():
         result: Tensor = torch.ops.spectrim.half_numbers(size, low, name)
         return result
@@ -239,17 +256,17 @@ def _numbers(size: Tensor, low: Tensor | None, name: str) -> Tensor:
 
 def _look_up(size: Tensor, low: Tensor | None, name: str) -> Tensor:
     rows, powers, lows = program(name)
-    table = constant((name, "rows"), size, lambda: rows)
+    table = constant((name, "numbers"), size, lambda: list(zip(*rows, strict=True)))
     size = size.clamp_min(LEAST_SIZE)
     if low is not None:
         # Row i serves l = low/‖R²‖_F^¼ >= lows[i], and the last one all that is left.
         ends = constant((name, "ends"), size, lambda: [(SLACK * low**2) ** -2 for low in lows[:-1]])
-        table = table[torch.bucketize(size / low**4, ends)]
-    return table * size[:, None] ** constant((name, "powers"), size, lambda: [-power / 2 for power in powers])
+        table = table.index_select(1, torch.bucketize(size / low**4, ends))
+    return size ** constant((name, "powers"), size, lambda: [[-power / 2] for power in powers]) * table
 
 
 torch.library.custom_op("spectrim::half_numbers", _look_up, mutates_args=()).register_fake(
-    lambda size, low, name: size.new_empty(len(size), len(program(name).powers))
+    lambda size, low, name: size.new_empty(len(program(name).powers), len(size))
 )
 
 
@@ -268,20 +285,35 @@ def _thresholds(values: Sequence[float | Tensor], counts: Sequence[int], most: T
     return torch.minimum(most, torch.cat(parts))
 
 
-def _scaled(X: Tensor, factor: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """factor X in another dtype without a tensor of the wider one in between; into ``out`` where it is given."""
+def _scaled(
+    stacks: Sequence[Tensor],
+    factors: Tensor,
+    dtype: torch.dtype,
+    out: Sequence[Tensor] | None = None,
+    other: Tensor | None = None,
+    of_other: Tensor | None = None,
+) -> list[Tensor]:
+    """Stacks times a factor for each matrix, (E,), in another dtype; of one stack, plus another times a factor.
+
+    Without a tensor of a wider dtype in between; into ``out`` where it is given.
+    """
     if torch.compiler.is_compiling():
-        result = (X * factor).to(dtype)
-        return result if out is None else out.copy_(result)
-    return torch.mul(X, factor, out=torch.empty_like(X, dtype=dtype) if out is None else out)
+        counts = [len(X) for X in stacks]
+        results = [(X * f).to(dtype) for X, f in zip(stacks, torch.split(_of_matrices(factors), counts), strict=True)]
+        if other is not None and of_other is not None:
+            results = [(results[0] + other * _of_matrices(of_other)).to(dtype)]
+        return results if out is None else [place.copy_(found) for place, found in zip(out, results, strict=True)]
+    targets = [torch.empty_like(X, dtype=dtype) for X in stacks] if out is None else list(out)
+    combine(targets, stacks, factors, None if other is None else [other], of_other)
+    return targets
+
+
+def _of_matrices(numbers: Tensor) -> Tensor:
+    return numbers.view(-1, 1, 1)
 
 
 def _diagonal(R: Tensor) -> Tensor:
     return R.diagonal(dim1=-2, dim2=-1)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _wide(Y: Tensor) -> bool:

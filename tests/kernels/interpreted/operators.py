@@ -6,7 +6,7 @@ from torch._inductor.utils import run_and_get_code
 
 from spectrim.kernels import use
 from spectrim.kernels.adam import adam_directions, adamw_step
-from spectrim.kernels.device import adam, ademamix, momentum, screen, settle, symmetric, update
+from spectrim.kernels.device import adam, ademamix, momentum, screen, settle, stacks, symmetric, update
 from spectrim.kernels.magnitudes import largest_magnitudes, magnitudes_and_roots
 from spectrim.kernels.settling import settle as settled
 from spectrim.kernels.symmetric import symmetric_product
@@ -52,13 +52,26 @@ CALLS = {
         symmetric.symmetric_product,
         lambda: (torch.rand(3, 5, 5).half(), None, torch.rand(3, 5, 5).half(), None, TAUS, None, 2.0, 1.0, 0.5),
     ),
+    "gram_product": (
+        symmetric.gram_product,
+        lambda: (torch.rand(3, 5, 4).half(), TAUS, torch.rand(3, 5, 5).half()),
+    ),
+    "product_less": (
+        symmetric.product_less,
+        lambda: (torch.rand(3, 5, 5).half(), torch.rand(3, 5, 4).half(), torch.rand(3, 5, 4), TAUS),
+    ),
+    "combine": (
+        stacks.combine,
+        lambda: ([torch.rand(3, 5, 4)], [torch.rand(3, 5, 4)], TAUS, [torch.rand(3, 5, 4).half()], TAUS),
+    ),
+    "square_sums": (stacks.square_sums, lambda: ([torch.rand(2, 5, 4), torch.rand(1, 3, 3)],)),
 }
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_operators_keep_what_they_declare(name):
     operator, arguments = CALLS[name]
-    torch.library.opcheck(operator, arguments())
+    torch.library.opcheck(getattr(torch.ops.spectrim, operator.__name__).default, arguments())
 
 
 def whole_step(params, grads, exp_avgs, exp_avg_sqs, counts, lr):

@@ -1,21 +1,26 @@
 """How a kernel becomes an operator of torch, how it is launched, and what all kernels over lists are given."""
 
 import contextlib
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import triton.language as tl
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ..costs import COSTS, Cost
 from ..runs import triples
 from ..shrinking import FORMS
-from ..table import BLOCK, BlockMap, block_map, by_dtypes, pieces_of
+from ..table import BLOCK, BlockMap, block_map, by_dtypes, map_of_pieces, pieces_of
 
 __all__ = ["Part", "addresses", "aligned", "form_number", "launch", "operator", "parts_of"]
 
 V = TypeVar("V")
+
+_library = torch.library.Library("spectrim", "FRAGMENT")
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -25,21 +30,49 @@ def operator(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a function the operator ``spectrim::`` of its own name, with a fake form and a cost.
 
+    A plain call runs the function itself: the dispatcher would copy every list, and what ``torch.library.custom_op``
+    checks besides takes longer than the kernels. Compilers, fake tensors and dispatch modes get the operator.
+
     Args:
         schema: of arguments and results.
-        mutates: the arguments that it writes to.
+        mutates: the arguments that it writes to, tensors or lists of them.
         cost: from the operator's arguments; the entry in :data:`~spectrim.kernels.costs.COSTS`.
         fake: the results, empty, from the operator's arguments; None where there are none.
     """
 
     def made(function: Callable[..., Any]) -> Callable[..., Any]:
-        name = f"spectrim::{function.__name__}"
-        defined = torch.library.custom_op(name, function, mutates_args=mutates, schema=schema)
-        defined.register_fake(fake or (lambda *args, **kwargs: None))
-        COSTS[name] = cost
-        return defined
+        name = function.__name__
+        places = [list(inspect.signature(function).parameters).index(argument) for argument in mutates]
+
+        @functools.wraps(function)
+        def run(*args: Any) -> Any:
+            result = function(*args)
+            for place in places:
+                # Autograd is to notice a weight that was saved for backward and has changed since.
+                torch.autograd.graph.increment_version(args[place])
+            return result
+
+        _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(name, run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"spectrim::{name}", fake or (lambda *args: None), lib=_library)
+        COSTS[f"spectrim::{name}"] = cost
+        overload = getattr(torch.ops.spectrim, name).default
+
+        @functools.wraps(function)
+        def call(*args: Any) -> Any:
+            if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not _is_plain(args[0]):
+                return overload(*args)
+            return run(*args)
+
+        return call
 
     return made
+
+
+def _is_plain(argument: Tensor | Sequence[Tensor]) -> bool:
+    """True if the first of an operator's arguments holds tensors of no subclass, as fake ones are."""
+    first = argument if isinstance(argument, Tensor) else argument[0]
+    return type(first) is Tensor or type(first) is torch.nn.Parameter
 
 
 def launch(kernel: Any, programs: int | tuple[int, ...], device: torch.device, *args: Any, **constants: Any) -> None:
@@ -82,7 +115,7 @@ class Part(NamedTuple):
 
     def of(self, values: Sequence[V] | None, default: V) -> list[V]:
         """Those values of a list that belong to these tensors, or the default for each."""
-        return [default if values is None else values[place] for place in self.places]
+        return [default] * len(self.places) if values is None else [values[place] for place in self.places]
 
     def launch(self, kernel: Any, table: Tensor, *args: Any) -> None:
         """Launch a kernel whose arguments begin with table, block map and number of tensors."""
@@ -92,10 +125,16 @@ class Part(NamedTuple):
 
 def parts_of(runs: Sequence[int] | None, *lists: Sequence[Tensor]) -> Iterator[Part]:
     """One part for each combination of dtypes: one, nearly always."""
-    pieces = pieces_of([tensor.numel() for tensor in lists[0]], triples(runs))
-    for uniform, kept, places in by_dtypes(pieces, *lists):
+    device = lists[0][0].device
+    sizes = [tensor.numel() for tensor in lists[0]]
+    if all(tensor.dtype == tensors[0].dtype for tensors in lists for tensor in tensors):
+        map_ = block_map(sizes, triples(runs), device)
+        kinds = [TYPES[tensors[0].dtype] for tensors in lists]
+        yield Part(map_, [addresses(tensors) for tensors in lists], kinds, list(range(len(sizes))))
+        return
+    for uniform, kept, places in by_dtypes(pieces_of(sizes, triples(runs)), *lists):
         kinds = [TYPES[tensors[0].dtype] for tensors in uniform]
-        yield Part(block_map(kept, lists[0][0].device), [addresses(tensors) for tensors in uniform], kinds, places)
+        yield Part(map_of_pieces(kept, device), [addresses(tensors) for tensors in uniform], kinds, places)
 
 
 def form_number(taus: Tensor | None, form: str) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..costs import Cost, size
 from ..runs import triples
-from ..table import BLOCK, block_map, pieces_of, upload
+from ..table import BLOCK, block_map, upload
 from .common import entries, number, pointer, work_of
 from .operators import addresses, aligned, launch, operator
 
@@ -104,19 +104,15 @@ def screen(
 ) -> tuple[Tensor, Tensor]:
     """:func:`~spectrim.kernels.magnitudes.magnitudes_and_roots` as an operator; what is not asked for is empty."""
     device = tensors[0].device
-    sizes = [tensor.numel() for tensor in tensors]
-    pieces = pieces_of(sizes, triples(runs))
-    matrices = len(tensors) if runs is None else len(runs) // 3
-    if not largest:
-        pieces = pieces[:matrices]
-    lengths = [piece.length for piece in pieces[:matrices]] if counts is None else counts
-    map_ = block_map(pieces, device)
+    map_ = block_map([tensor.numel() for tensor in tensors], triples(runs), device, whole=largest)
     count = len(tensors)
+    matrices = count if runs is None else len(runs) // 3
+    if counts is None and roots:
+        counts = [tensor.numel() for tensor in tensors] if runs is None else list(runs[2::3])
     rows = [addresses(tensors), [CODES[tensor.dtype] for tensor in tensors]]
-    # The largest magnitudes begin as zeros that come before the table, whole 16 bytes of them, and end as floats there.
-    zeros = -(-count // 4) * 2
-    uploaded = upload(device, rows, [[float(max(1, length)) for length in lengths]], zeros=zeros)
-    table, magnitudes = uploaded[zeros:], uploaded.view(torch.int32)[:count]
+    table = upload(device, rows, [[float(max(1, length)) for length in counts or ()]])
+    # Magnitudes are compared as integers, and are floats afterwards.
+    magnitudes = torch.zeros(count, dtype=torch.int32, device=device)
     partial = torch.empty(map_.programs if roots else 0, dtype=torch.float32, device=device)
     means = torch.empty(matrices if roots else 0, dtype=torch.float32, device=device)
     constants = {"ALIGNED": map_.aligned and aligned(rows[:1]), "BLOCK": BLOCK, "num_warps": 8}

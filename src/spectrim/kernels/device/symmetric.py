@@ -1,7 +1,10 @@
-"""Symmetric products in Triton: the tiles on and below the diagonal are computed, and each is written twice."""
+"""Products with symmetric results or factors in Triton.
+
+Of a symmetric result the tiles on and below the diagonal are computed, and each is written twice.
+"""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -12,7 +15,7 @@ from ..costs import Cost, size
 from .common import narrowed
 from .operators import launch, operator
 
-__all__ = ["symmetric_product"]
+__all__ = ["gram_product", "product_less", "symmetric_product"]
 
 
 @triton.jit
@@ -25,26 +28,30 @@ def _coefficient(vector, number, matrix, VECTOR: tl.constexpr):
 @triton.jit
 def _kernel(
     a, b, c, out, alphas, betas, gammas, alpha, beta, gamma, size, depth,
-    a_matrix, a_row, a_column, b_matrix, b_row, b_column, c_matrix, c_row, c_column,
+    a_matrix, a_row, a_column, b_matrix, b_row, b_column, c_matrix, c_row, c_column, out_matrix,
     ADDS: tl.constexpr, ALPHAS: tl.constexpr, BETAS: tl.constexpr, GAMMAS: tl.constexpr,
-    WHOLE_ROWS: tl.constexpr, WHOLE_DEPTH: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+    WHOLE_ROWS: tl.constexpr, WHOLE_DEPTH: tl.constexpr, WIDE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    # Programs count the tiles on and below the diagonal row by row; the row is the root of a quadratic, to rounding.
+    # Tiles are ROWS x COLUMNS, RATIO of them to a square. Programs count those that reach below the diagonal by rows;
+    # the row is the root of a quadratic, to rounding.
+    RATIO: tl.constexpr = ROWS // COLUMNS
     program = tl.program_id(0)
     matrix = tl.program_id(1).to(tl.int64)
-    row = ((tl.sqrt(8.0 * program + 1.0) - 1.0) * 0.5).to(tl.int32)
-    row = tl.where(row * (row + 1) // 2 > program, row - 1, row)
-    row = tl.where((row + 1) * (row + 2) // 2 <= program, row + 1, row)
-    column = program - row * (row + 1) // 2
-    rows = row * TILE + tl.arange(0, TILE)
-    columns = column * TILE + tl.arange(0, TILE)
+    square = program // RATIO
+    row = ((tl.sqrt(8.0 * square + 1.0) - 1.0) * 0.5).to(tl.int32)
+    row = tl.where(row * (row + 1) // 2 > square, row - 1, row)
+    row = tl.where((row + 1) * (row + 2) // 2 <= square, row + 1, row)
+    column = program - RATIO * (row * (row + 1) // 2)
+    rows = row * ROWS + tl.arange(0, ROWS)
+    columns = column * COLUMNS + tl.arange(0, COLUMNS)
     steps = tl.arange(0, DEPTH)
     # Rows beyond the edge read the first one, and are not written.
     safe_rows = rows if WHOLE_ROWS else tl.where(rows < size, rows, 0)
     safe_columns = columns if WHOLE_ROWS else tl.where(columns < size, columns, 0)
     left = a + matrix * a_matrix + safe_rows[:, None] * a_row + steps[None, :] * a_column
     right = b + matrix * b_matrix + safe_columns[None, :] * b_row + steps[:, None] * b_column
-    total = tl.zeros([TILE, TILE], tl.float32)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for begin in range(0, depth, DEPTH):
         if WHOLE_DEPTH:
             x = tl.load(left)
@@ -65,10 +72,10 @@ def _kernel(
         added = c + matrix * c_matrix + rows[:, None] * c_row + columns[None, :] * c_column
         extra = tl.load(added) if WHOLE_ROWS else tl.load(added, mask=inside, other=0.0)
         total += _coefficient(betas, beta, matrix, BETAS) * extra.to(tl.float32)
-    lower = out + matrix * size * size + rows[:, None] * size + columns[None, :]
-    upper = out + matrix * size * size + columns[:, None] * size + rows[None, :]
+    lower = out + matrix * out_matrix + rows[:, None] * size + columns[None, :]
+    upper = out + matrix * out_matrix + columns[:, None] * size + rows[None, :]
     mirrored = (columns[:, None] < size) & (rows[None, :] < size)
-    if row == column:
+    if column >= RATIO * row:
         # Entries above the diagonal are those below it, so that no two threads write to one place.
         shift = _coefficient(gammas, gamma, matrix, GAMMAS)
         total = tl.where(rows[:, None] == columns[None, :], total + shift, total)
@@ -85,24 +92,35 @@ def _kernel(
             tl.store(upper, tl.trans(rounded), mask=mirrored)
 
 
-def _shape(size: int) -> tuple[int, int, int]:
-    """Tile, depth of a step and warps: large tiles as soon as there are several of them."""
-    return (128, 64, 8) if size > 128 else (64, 64, 4)
+class Tiles(NamedTuple):
+    """How a product is cut: rows and columns of a tile, depth of a step, warps, and steps in flight."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+    def count(self, size: int) -> int:
+        """The tiles that reach below the diagonal."""
+        rows = math.ceil(size / self.rows)
+        return rows * (rows + 1) // 2 * (self.rows // self.columns)
 
 
-def _tiles(size: int) -> int:
-    rows = math.ceil(size / _shape(size)[0])
-    return rows * (rows + 1) // 2
+def _tiles(size: int) -> Tiles:
+    """Large tiles as soon as there are several of them."""
+    return Tiles(128, 128, 64, 8, 3) if size > 128 else Tiles(64, 64, 64, 4, 3)
 
 
-def _fake(a: Tensor, *rest: Any) -> Tensor:
+def _fake(a: Tensor, b: Tensor | None, c: Tensor | None, *rest: Any) -> Tensor:
     return a.new_empty(a.shape[0], a.shape[1], a.shape[1])
 
 
 def _cost(a: Tensor, b: Tensor | None, c: Tensor | None, *rest: Any) -> Cost:
     matrices, rows, depth = a.shape
     read = [tensor for tensor in (a, b, c) if tensor is not None]
-    flops = 2 * matrices * _tiles(rows) * _shape(rows)[0] ** 2 * depth
+    tiles = _tiles(rows)
+    flops = 2 * matrices * tiles.count(rows) * tiles.rows * tiles.columns * depth
     return Cost(1, size(read) + matrices * rows * rows * a.element_size(), {str(a.dtype).removeprefix("torch."): flops})
 
 
@@ -124,40 +142,142 @@ def symmetric_product(
     gamma: float,
 ) -> Tensor:
     """:func:`~spectrim.kernels.symmetric.symmetric_product` as an operator."""
+    out = a.new_empty(a.shape[0], a.shape[1], a.shape[1])
+    _launch(a, b, c, (alphas, betas, gammas), (alpha, beta, gamma), out)
+    return out
+
+
+@operator(
+    "(Tensor a, Tensor? gammas, Tensor(a!) out) -> ()",
+    mutates=("out",),
+    cost=lambda a, gammas, out: _cost(a, None, None),
+)
+def gram_product(a: Tensor, gammas: Tensor | None, out: Tensor) -> None:
+    """A Aᵀ + γ I into a given stack of contiguous matrices."""
+    _launch(a, None, None, (None, None, gammas), (1.0, 1.0, 0.0), out)
+
+
+def _launch(
+    a: Tensor,
+    b: Tensor | None,
+    c: Tensor | None,
+    vectors: tuple[Tensor | None, Tensor | None, Tensor | None],
+    numbers: tuple[float, float, float],
+    out: Tensor,
+) -> None:
     matrices, rows, depth = a.shape
-    out = a.new_empty(matrices, rows, rows)
-    tile, step, warps = _shape(rows)
+    tiles = _tiles(rows)
     # B is symmetric: its rows are read where its columns are meant, as they are of A.
     second = a if b is None else b
     added = out if c is None else c
     launch(
         _kernel,
-        (_tiles(rows), matrices),
+        (tiles.count(rows), matrices),
         a.device,
         a,
         second,
         added,
         out,
-        *(out if vector is None else vector for vector in (alphas, betas, gammas)),
-        alpha,
-        beta,
-        gamma,
+        *(out if vector is None else vector for vector in vectors),
+        *numbers,
         rows,
         depth,
         *a.stride(),
         *second.stride(),
         *added.stride(),
+        out.stride(0),
         c is not None,
-        alphas is not None,
-        betas is not None,
-        gammas is not None,
-        rows % tile == 0,
-        depth % step == 0,
+        *(vector is not None for vector in vectors),
+        rows % tiles.rows == 0,
+        depth % tiles.depth == 0,
         # The interpreter has no products in bfloat16; the numbers are the same.
         a.device.type == "cpu" and a.dtype == torch.bfloat16,
-        TILE=tile,
-        DEPTH=step,
-        num_warps=warps,
-        num_stages=3,
+        ROWS=tiles.rows,
+        COLUMNS=tiles.columns,
+        DEPTH=tiles.depth,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )
+
+
+@triton.jit
+def _remainder_kernel(
+    s, y, x, out, factors, size, width, y_matrix, y_row, y_column, x_matrix, x_row, x_column,
+    out_matrix, out_row, out_column, s_matrix,
+    WHOLE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    # Tiles of one column come one after the other: they share what is read of Y.
+    tiles = tl.cdiv(size, ROWS)
+    program = tl.program_id(0)
+    matrix = tl.program_id(1).to(tl.int64)
+    rows = (program % tiles) * ROWS + tl.arange(0, ROWS)
+    columns = (program // tiles) * COLUMNS + tl.arange(0, COLUMNS)
+    steps = tl.arange(0, DEPTH)
+    safe_rows = rows if WHOLE else tl.where(rows < size, rows, 0)
+    safe_columns = columns if WHOLE else tl.where(columns < width, columns, 0)
+    left = s + matrix * s_matrix + safe_rows[:, None] * size + steps[None, :]
+    right = y + matrix * y_matrix + steps[:, None] * y_row + safe_columns[None, :] * y_column
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for begin in range(0, size, DEPTH):
+        if WHOLE:
+            a = tl.load(left)
+            b = tl.load(right)
+        else:
+            rest = size - begin
+            a = tl.load(left, mask=steps[None, :] < rest, other=0.0)
+            b = tl.load(right, mask=steps[:, None] < rest, other=0.0)
+        total = tl.dot(a, b, total)
+        left += DEPTH
+        right += DEPTH * y_row
+    inside = (rows[:, None] < size) & (columns[None, :] < width)
+    whole = x + matrix * x_matrix + safe_rows[:, None] * x_row + safe_columns[None, :] * x_column
+    total -= (tl.load(whole) * tl.load(factors + matrix)).to(tl.float32)
+    target = out + matrix * out_matrix + rows[:, None] * out_row + columns[None, :] * out_column
+    if WHOLE:
+        tl.store(target, total.to(out.dtype.element_ty))
+    else:
+        tl.store(target, total.to(out.dtype.element_ty), mask=inside)
+
+
+def _remainder_tiles(size: int, width: int) -> Tiles:
+    return Tiles(128, 128, 64, 8, 3) if min(size, width) > 128 else Tiles(64, 64, 64, 4, 3)
+
+
+def _remainder_cost(s: Tensor, y: Tensor, x: Tensor, factors: Tensor) -> Cost:
+    flops = 2 * s.shape[1] * y.numel()
+    return Cost(1, size([s, y, y, x]), {str(y.dtype).removeprefix("torch."): flops})
+
+
+@operator(
+    "(Tensor s, Tensor y, Tensor x, Tensor factors) -> Tensor",
+    fake=lambda s, y, x, factors: torch.empty_like(y),
+    cost=_remainder_cost,
+)
+def product_less(s: Tensor, y: Tensor, x: Tensor, factors: Tensor) -> Tensor:
+    """:func:`~spectrim.kernels.symmetric.product_less` as an operator."""
+    out = torch.empty_like(y)
+    matrices, rows, width = y.shape
+    tiles = _remainder_tiles(rows, width)
+    launch(
+        _remainder_kernel,
+        (math.ceil(rows / tiles.rows) * math.ceil(width / tiles.columns), matrices),
+        y.device,
+        s,
+        y,
+        x,
+        out,
+        factors,
+        rows,
+        width,
+        *y.stride(),
+        *x.stride(),
+        *out.stride(),
+        s.stride(0),
+        rows % tiles.rows == 0 and width % tiles.columns == 0 and rows % tiles.depth == 0,
+        ROWS=tiles.rows,
+        COLUMNS=tiles.columns,
+        DEPTH=tiles.depth,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
     )
     return out
