@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from spectrim.lab.log import Record, read_log
+from spectrim.lab.logging.log import Record, read_log
 
 
 class StopError(Exception):
