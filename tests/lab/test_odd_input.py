@@ -16,7 +16,7 @@ from spectrim.lab.data.tokens import prepare_tokens
 from spectrim.lab.errors import Interrupted, LabError, LabWarning
 from spectrim.lab.experiments import sweep as sweeping
 from spectrim.lab.files import parse_json, read_lines
-from spectrim.lab.logging.log import Record
+from spectrim.lab.logging.log import StepRecord
 from spectrim.lab.models.build import build_model
 from spectrim.lab.paths import matches
 from spectrim.lab.training.run import train
@@ -313,7 +313,7 @@ def test_a_sweep_that_is_stopped_before_a_trial_ends_says_so_and_goes_on(
     original = sweeping.train
 
     def stopped(*arguments: object, on_step: object, **options: object) -> object:
-        def stop(record: Record) -> None:
+        def stop(record: StepRecord) -> None:
             raise Interrupted(15, " after step 1 of 2")
 
         return original(*arguments, on_step=stop, **options)  # type: ignore[arg-type]

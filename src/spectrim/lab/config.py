@@ -33,7 +33,7 @@ __all__ = [
     "is_text",
     "merge",
     "read_toml",
-    "without_places",
+    "without_paths",
 ]
 
 DEFAULT_VOCABULARY_SIZE = 2048
@@ -146,7 +146,7 @@ class OptimizerConfig(Config):
     clip_scope: Literal["all", "matrices"] | None = None
     """For recipes with +clip: "matrices" leaves embeddings, head and vectors to plain AdamW."""
     arguments: Annotated[dict[str, Any], BeforeValidator(as_json)] = {}
-    """Keyword arguments of an optimizer from outside (:mod:`spectrim.lab.recipes.external`)."""
+    """Keyword arguments of an external optimizer (:mod:`spectrim.lab.recipes.external`)."""
     gradient_clip: OptionalBound = 1.0
     """Bound on the global L2 norm of the gradient, applied before the optimizer; 0 or "none" turns it off."""
 
@@ -307,7 +307,7 @@ def describe_differences(stored: Config, asked: Config) -> str:
 AnyShared = TypeVar("AnyShared", bound=SharedConfig)
 
 
-def without_places(config: AnyShared) -> AnyShared:
+def without_paths(config: AnyShared) -> AnyShared:
     """The configuration without where its files lie; hashes of the tokens and of the model vouch for their content."""
     data, model = config.data, config.model
     weights = tuple(f"@{found[1]}" for source in data.sources if (found := re.search(r"@(\d[-+.\w]*)$", source)))

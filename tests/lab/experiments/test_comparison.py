@@ -7,8 +7,8 @@ import pytest
 from spectrim.lab.config import SharedConfig, TrainConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.experiments.comparison import CompareConfig, compare
-from spectrim.lab.logging.log import Record, read_log
-from spectrim.lab.logging.monitor_log import Measurement
+from spectrim.lab.logging.log import StepRecord, read_log
+from spectrim.lab.logging.monitor_log import MonitorRecord
 from spectrim.lab.logging.run_result import RunResult
 from spectrim.lab.reports.comparison_report import difference, equal_table, markdown, terminal_table
 from spectrim.lab.training.folder import RunFolder
@@ -31,12 +31,12 @@ class Watcher:
     def run_started(self, config: TrainConfig) -> None:
         self.started.append(f"{config.recipe}-{config.seed}")
 
-    def step(self, record: Record) -> None:
+    def step(self, record: StepRecord) -> None:
         self.steps.append(record["step"])
         if self.stop == (len(self.started), record["step"]):
             raise KeyboardInterrupt
 
-    def measured(self, record: Measurement) -> None:
+    def measured(self, record: MonitorRecord) -> None:
         self.records.append(record["step"])
 
     def run_finished(self, config: TrainConfig, result: RunResult) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from spectrim.lab.errors import LabError
 from spectrim.lab.experiments.search_space import (
-    Choices,
+    Categorical,
     Range,
     as_settings,
     default_space,
@@ -22,9 +22,9 @@ from spectrim.lab.recipes.names import defaults_table, parse_recipe
         ("lr", "0:1", Range(0.0, 1.0, False)),
         ("momentum", "0.8:0.99", Range(0.8, 0.99, False)),
         ("clip_bound", "0.01:0.02:linear", Range(0.01, 0.02, False)),
-        ("orthogonalize_steps", "3,5,7", Choices((3, 5, 7))),
-        ("nesterov", "true,false", Choices((True, False))),
-        ("scale", "original,match_rms_adamw", Choices(("original", "match_rms_adamw"))),
+        ("orthogonalize_steps", "3,5,7", Categorical((3, 5, 7))),
+        ("nesterov", "true,false", Categorical((True, False))),
+        ("scale", "original,match_rms_adamw", Categorical(("original", "match_rms_adamw"))),
     ],
 )
 def test_ranges_and_choices_are_read(key: str, text: str, expected: object) -> None:
@@ -47,9 +47,9 @@ def test_the_edges_of_a_range_are_told() -> None:
     assert Range(1e-4, 1e-2, True).at_edge(1.1e-4)
     assert Range(1e-4, 1e-2, True).at_edge(0.95e-2)
     assert not Range(1e-4, 1e-2, True).at_edge(1e-3)
-    assert Choices((3, 5, 7)).at_edge(3)
-    assert not Choices((3, 5, 7)).at_edge(5)
-    assert not Choices((True, False)).at_edge(True)
+    assert Categorical((3, 5, 7)).at_edge(3)
+    assert not Categorical((3, 5, 7)).at_edge(5)
+    assert not Categorical((True, False)).at_edge(True)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_point_becomes_settings() -> None:
 
 
 def test_spread_points_have_one_in_every_slice_of_every_range() -> None:
-    space = {"lr": Range(1.0, 16.0, True), "momentum": Range(0.0, 0.8, False), "scale": Choices(("a", "b"))}
+    space = {"lr": Range(1.0, 16.0, True), "momentum": Range(0.0, 0.8, False), "scale": Categorical(("a", "b"))}
     points = spread_points(space, 4, seed=3)
     assert sorted(int(math.log2(point["lr"])) for point in points) == [0, 1, 2, 3]
     assert sorted(int(point["momentum"] / 0.2) for point in points) == [0, 1, 2, 3]

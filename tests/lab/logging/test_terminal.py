@@ -9,7 +9,7 @@ from rich.console import Console
 from monitor_records import parameter_names, record
 from spectrim.lab.config import TrainConfig
 from spectrim.lab.logging import terminal
-from spectrim.lab.logging.terminal import TerminalMonitor, loudest, warning
+from spectrim.lab.logging.terminal import TerminalProgress, loudest, warning
 
 NAMES = parameter_names(2)
 
@@ -49,7 +49,7 @@ def test_all_of_it_fits_into_eighty_columns(monkeypatch: pytest.MonkeyPatch, is_
     monkeypatch.setattr(terminal, "Console", lambda **_: console)
     config = TrainConfig(recipe="adamw+shrink+preclip+clip", steps=20_000)
     long = "model.layers.31.block_sparse_mixture_of_experts.gate_up_projection.weight"
-    with TerminalMonitor(runs=12, steps=20_000) as monitor:
+    with TerminalProgress(runs=12, steps=20_000) as monitor:
         monitor.run_started(config)
         monitor.measured(record(7, [long]) | {"alarms": [alarm(long, 9.0)]})
         monitor.step(logged(19_999))

@@ -22,7 +22,7 @@ from spectrim.lab.errors import LabError
 from spectrim.lab.experiments.comparison import CompareConfig, compare
 from spectrim.lab.reports.headline import comparison_headline, sweep_headline
 from spectrim.lab.reports.page.figures import target_figure
-from spectrim.lab.reports.page.html import MARK, Note, Part, Section, Table, render
+from spectrim.lab.reports.page.html import MARK, Note, PagePart, Section, Table, render
 from spectrim.lab.reports.page.loss_figure import loss_figure
 from spectrim.lab.reports.study import report
 
@@ -153,7 +153,7 @@ def test_a_recipe_that_never_gets_there_has_no_bar_and_says_never() -> None:
 def test_text_from_outside_stays_text() -> None:
     wild = "</script><img src=x onerror=alert(1)>\"'&"
     items = [Table(caption=wild, rows=[[wild], [wild]]), Note(lines=[f"`{wild}` {wild}"])]
-    part = Part(title=wild, headline=wild, summary=[wild], swatches=(), sections=[Section(title=wild, items=items)])
+    part = PagePart(title=wild, headline=wild, summary=[wild], swatches=(), sections=[Section(title=wild, items=items)])
     page = read(render([part]))
     assert not [tag for tag, attributes in page.elements if tag == "img" or "onerror" in attributes]
     assert [tag for tag, _ in page.elements].count("script") == 3
@@ -163,7 +163,7 @@ def test_text_from_outside_stays_text() -> None:
 
 
 def test_a_page_refers_to_nothing_outside_of_it() -> None:
-    part = Part(title="x", headline="x", summary=(), swatches=())
+    part = PagePart(title="x", headline="x", summary=(), swatches=())
     for tag, attributes in read(render([part])).elements:
         for key in ("src", "href", "action", "poster"):
             assert re.match(r"(#|data:)", attributes.get(key) or "#"), (tag, attributes)
@@ -310,7 +310,7 @@ def test_every_figure_has_words_and_numbers_and_every_switch_a_name(comparison: 
 
 
 def test_the_template_is_in_the_package_and_marks_its_pages() -> None:
-    page = render([Part(title="x", headline="x", summary=(), swatches=())])
+    page = render([PagePart(title="x", headline="x", summary=(), swatches=())])
     assert MARK in page[:4096]
     assert "prefers-color-scheme: dark" in page
     assert "@media print" in page

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from monitor_records import parameter_names, record
-from spectrim.lab.logging.monitor_log import Course, layer_of, short_names
+from spectrim.lab.logging.monitor_log import MonitoredRun, layer_of, short_names
 from spectrim.lab.reports.page.html import Figure
 from spectrim.lab.reports.page.quantities import axis_of
 from spectrim.lab.reports.page.training_spectra import POINTS, spectra_section, thinned
@@ -17,19 +17,19 @@ NAMES = parameter_names(2)
 EXACT = ["model.layers.1.mlp.up_proj.weight"]
 
 
-def course(steps: list[int], index: int = 0, **more: Any) -> Course:
+def course(steps: list[int], index: int = 0, **more: Any) -> MonitoredRun:
     records = [record(step, NAMES, exact=EXACT if step % 20 == 0 else None, seed=index, **more) for step in steps]
-    return Course(name=f"recipe {index}", index=index, records=records)
+    return MonitoredRun(name=f"recipe {index}", index=index, records=records)
 
 
-def figures(*courses: Course) -> dict[str, Figure]:
+def figures(*courses: MonitoredRun) -> dict[str, Figure]:
     section = spectra_section(courses)
     assert section is not None
     return {item.title: item for item in section.items if isinstance(item, Figure)}
 
 
 def test_runs_without_a_monitor_have_no_section() -> None:
-    assert spectra_section([Course(name="adamw", index=0, records=[])]) is None
+    assert spectra_section([MonitoredRun(name="adamw", index=0, records=[])]) is None
 
 
 @pytest.mark.parametrize("count", [1, 2, 47, 192, 4096])

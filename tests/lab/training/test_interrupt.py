@@ -15,7 +15,7 @@ from lab_runs import StopError, assert_equal, checkpoint, final_state, log_witho
 from spectrim.cli import main
 from spectrim.lab.config import MonitorConfig, TrainConfig
 from spectrim.lab.errors import Interrupted
-from spectrim.lab.logging.log import Record, read_log
+from spectrim.lab.logging.log import StepRecord, read_log
 from spectrim.lab.training.interrupt import StopRequest
 from spectrim.lab.training.run import train
 
@@ -27,8 +27,8 @@ def config_file(small_config: TrainConfig, tmp_path: Path) -> Path:
     return file
 
 
-def send_after(step: int, number: int) -> Callable[[Record], None]:
-    def on_step(record: Record) -> None:
+def send_after(step: int, number: int) -> Callable[[StepRecord], None]:
+    def on_step(record: StepRecord) -> None:
         if record["step"] == step:
             os.kill(os.getpid(), number)
 
@@ -70,7 +70,7 @@ def test_the_command_says_how_to_go_on_and_exits_as_a_shell_expects(
     code: int,
 ) -> None:
     step = send_after(2, number)
-    monkeypatch.setattr("spectrim.lab.logging.terminal.TerminalMonitor.step", lambda _, record: step(record))
+    monkeypatch.setattr("spectrim.lab.logging.terminal.TerminalProgress.step", lambda _, record: step(record))
     out = str(tmp_path / "run")
     command = ["train", "--config", str(config_file), "--out", out, "--cache-dir", str(cache_dir)]
     assert main(command) == code
@@ -151,7 +151,7 @@ FILL_THE_DISK = """
 import sys
 from pathlib import Path
 from spectrim.lab.config import MonitorConfig, TrainConfig, read_toml
-from spectrim.lab.train import train
+from spectrim.lab.training.run import train
 
 config, run, cache, file = map(Path, sys.argv[1:])
 

@@ -19,7 +19,7 @@ from spectrim.lab.errors import LabError, LabWarning
 from spectrim.lab.experiments.comparison import CompareConfig, compare
 from spectrim.lab.experiments.sweep_settings import SweepConfig
 from spectrim.lab.experiments.sweep_settings import canonical as canonical_sweep
-from spectrim.lab.logging.log import Record
+from spectrim.lab.logging.log import StepRecord
 from spectrim.lab.training import step_records
 from spectrim.lab.training.checkpoints import read
 from spectrim.lab.training.clock import Clock
@@ -297,7 +297,7 @@ def test_a_checkpoint_from_before_models_were_compiled_is_gone_on_with_without_a
 ) -> None:
     run = tmp_path / "run"
 
-    def stop(record: Record) -> None:
+    def stop(record: StepRecord) -> None:
         if record["step"] == 3:
             raise StopError
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from spectrim.lab.config import DataConfig, EvaluationConfig, MonitorConfig, TrainConfig
 from spectrim.lab.data.batches import Batches
 from spectrim.lab.data.tokens import Tokens, prepare_tokens
-from spectrim.lab.logging.log import Record, read_log
+from spectrim.lab.logging.log import StepRecord, read_log
 from spectrim.lab.models.build import build_model
 from spectrim.lab.training.device import environment
 from spectrim.lab.training.evaluate import evaluation_steps
@@ -91,7 +91,7 @@ class TakingTurns:
         self.lab: list[float] = []
         self.bare: list[float] = []
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: StepRecord) -> None:
         """Called by the lab with the record of its step."""
         began = time.perf_counter()
         self.lab.append(1000 * (began - self._lab_began))

@@ -103,7 +103,7 @@ def compare_command(
     from spectrim.lab.config import merge
     from spectrim.lab.experiments.comparison import CompareConfig
     from spectrim.lab.experiments.comparison import compare as run_comparison
-    from spectrim.lab.logging.terminal import TerminalMonitor
+    from spectrim.lab.logging.terminal import TerminalProgress
     from spectrim.lab.reports.comparison_report import terminal_tables
 
     flags = {
@@ -139,7 +139,7 @@ def compare_command(
         print(config.to_toml(), end="")
         return
     check_name(name)
-    with TerminalMonitor(runs=len(config.recipes) * len(config.seeds), steps=config.steps) as monitor:
+    with TerminalProgress(runs=len(config.recipes) * len(config.seeds), steps=config.steps) as monitor:
         summary = run_comparison(config, runs_dir / name, cache_dir=cache_dir, monitor=monitor, compiled=compiled)
     show(summary, as_json, lambda: terminal_tables(summary))
     print(

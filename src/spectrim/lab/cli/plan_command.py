@@ -18,7 +18,7 @@ from spectrim.lab.planning.plan import (
     plan_scaling,
 )
 from spectrim.lab.planning.plan_tables import plan_table, scaling_table
-from spectrim.lab.planning.scaling import PARALLEL, Cluster, Parallel
+from spectrim.lab.planning.scaling import PARALLEL, Cluster, ParallelMode
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -90,7 +90,7 @@ def plan_command(
     parallel = parallel or "fsdp"
     if parallel == "hsdp" and shard is None:
         shard = DEFAULT_SHARD
-    cluster = Cluster(world=world, parallel=cast("Parallel", parallel), shard=shard)
+    cluster = Cluster(world=world, parallel=cast("ParallelMode", parallel), shard=shard)
     chosen: dict[str, Any] = {"flops": flops, "bandwidth": bandwidth, "tokens": tokens}
     hardware = replace(DEFAULT_HARDWARE, **{key: value for key, value in chosen.items() if value is not None})
     active, projections = plan_scaling(model, [recipe] if recipe else SCALING_RECIPES, cluster, hardware)

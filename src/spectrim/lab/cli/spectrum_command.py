@@ -69,7 +69,7 @@ def spectrum_command(
     Writes pictures (PNG, SVG), spectrum.json, reading.md and report.html into a new folder. docs/spectrum.md says what
     each number means. A Hugging Face folder needs --data, or --batches 0.
     """
-    from spectrim.lab.diagnosis.spectrum import Options, check_out, default_out, spectrum, write_spectrum
+    from spectrim.lab.diagnosis.spectrum import SpectrumOptions, check_out, default_out, spectrum, write_spectrum
     from spectrim.lab.diagnosis.targets import TextOptions
     from spectrim.lab.reports.spectra.table import tables
 
@@ -78,7 +78,7 @@ def spectrum_command(
     for flag, value in (("--batch-size", batch_size), ("--sequence-length", sequence_length)):
         if value is not None and value < (2 if flag == "--sequence-length" else 1):
             raise LabError(f"{flag} {value}: expected a whole number above {1 if flag == '--sequence-length' else 0}")
-    options = Options(
+    options = SpectrumOptions(
         batches=batches,
         layers=parse_layers(layers),
         parameters=tuple(parameters or ()),
@@ -93,9 +93,9 @@ def spectrum_command(
             sequence_length=sequence_length,
         ),
     )
-    with Progress() as watcher:
-        summary = spectrum(paths, options, cache_dir=cache_dir, watcher=watcher)
-        watcher.say("drawing")
+    with SpectrumProgress() as listener:
+        summary = spectrum(paths, options, cache_dir=cache_dir, listener=listener)
+        listener.say("drawing")
         write_spectrum(summary, out)
     show(summary, as_json, lambda: tables(summary))
     print(f"written to {out}: report.html, reading.md, spectrum.json, pictures as PNG and SVG", file=sys.stderr)
@@ -112,7 +112,7 @@ def parse_layers(text: str | None) -> tuple[int, ...]:
     return layers
 
 
-class Progress:
+class SpectrumProgress:
     """Shows on stderr what is being done: a bar on a terminal, otherwise a line for each subject."""
 
     def __init__(self) -> None:
@@ -150,7 +150,7 @@ class Progress:
         """Move the bar by one matrix, which takes about as long as four batches of a small model."""
         self._bar.advance(self._task, 4)
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "SpectrumProgress":
         self._bar.start()
         return self
 

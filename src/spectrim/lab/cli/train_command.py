@@ -90,7 +90,7 @@ def train_command(
     On several processes: torchrun --nproc-per-node N -m spectrim train ... The batch is that of all together.
     """
     from spectrim.lab.config import TrainConfig
-    from spectrim.lab.logging.terminal import TerminalMonitor
+    from spectrim.lab.logging.terminal import TerminalProgress
     from spectrim.lab.training.folder import RunFolder
     from spectrim.lab.training.processes import open_parallel
     from spectrim.lab.training.run import prepare
@@ -134,7 +134,7 @@ def train_command(
         if not processes.is_first:
             train_here()
             return
-        with TerminalMonitor(runs=1, steps=config.steps) as monitor:
+        with TerminalProgress(runs=1, steps=config.steps) as monitor:
             monitor.run_started(config)
             result = train_here(on_step=monitor.step, on_measure=monitor.measured)
             monitor.run_finished(config, result)

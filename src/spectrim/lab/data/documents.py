@@ -11,7 +11,7 @@ from typing import Literal
 
 from spectrim.lab.errors import LabError
 
-__all__ = ["LISTED", "Document", "Side", "Split", "Survey", "read_addresses", "split_corpus", "survey"]
+__all__ = ["LISTED", "CorpusSplit", "Document", "Side", "Survey", "read_addresses", "split_corpus", "survey"]
 
 LISTED = 100_000
 """Documents up to which the validation set is chosen from the list of all. Beyond it each document is held back or not
@@ -50,7 +50,7 @@ class Survey:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class CorpusSplit:
     """Which documents are held back; made by :func:`split_corpus`."""
 
     holds_back: Callable[[str], bool]
@@ -99,7 +99,7 @@ def survey(documents: Iterable[Document]) -> Survey:
     return seen
 
 
-def split_corpus(surveys: Iterable[Survey], validation_fraction: float) -> list[Split]:
+def split_corpus(surveys: Iterable[Survey], validation_fraction: float) -> list[CorpusSplit]:
     """Hold back documents with about ``validation_fraction`` of the characters of each survey, at least one.
 
     Which ones depends on nothing but their content. What one survey holds back the others hold back too, so that a
@@ -125,7 +125,9 @@ def split_corpus(surveys: Iterable[Survey], validation_fraction: float) -> list[
     def holds_back(digest: str) -> bool:
         return digest in chosen or int(digest[:16], 16) < below
 
-    return [Split(holds_back=holds_back, cut=each.first, validation_fraction=validation_fraction) for each in surveys]
+    return [
+        CorpusSplit(holds_back=holds_back, cut=each.first, validation_fraction=validation_fraction) for each in surveys
+    ]
 
 
 def choose_validation(sizes: dict[str, int], validation_fraction: float) -> set[str]:

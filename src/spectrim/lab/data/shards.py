@@ -35,7 +35,7 @@ SAMPLES = 64
 """Places of a shard at which some tokens are read for its digest, for reading all takes too long."""
 
 
-class Description(Config):
+class ShardDescription(Config):
     """What ``shards.json`` says."""
 
     vocabulary_size: int = Field(ge=2)
@@ -90,11 +90,11 @@ def open_shards(folder: Path, validation_fraction: float) -> Shards:
     )
 
 
-def read_description(path: Path) -> Description:
+def read_description(path: Path) -> ShardDescription:
     values = parse_json(path.read_bytes(), f"data {str(path)!r}")
     if not isinstance(values, dict):
         raise LabError(f"data {str(path)!r}: expected an object such as {EXAMPLE}")
-    description = Description.parse(values, source=f"data {str(path)!r}")
+    description = ShardDescription.parse(values, source=f"data {str(path)!r}")
     if (description.end_of_document or 0) >= description.vocabulary_size:
         raise LabError(
             f"data {str(path)!r}: end_of_document {description.end_of_document} is not below vocabulary_size "

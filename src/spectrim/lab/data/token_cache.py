@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from spectrim.lab.config import DEFAULT_VOCABULARY_SIZE, DataConfig
-from spectrim.lab.data.documents import Document, Side, Split, Survey, split_corpus, survey
-from spectrim.lab.data.mixture import Group
+from spectrim.lab.data.documents import CorpusSplit, Document, Side, Survey, split_corpus, survey
+from spectrim.lab.data.mixture import SourceGroup
 from spectrim.lab.data.source_files import find_files
 from spectrim.lab.data.sources import is_saved_data_set
 from spectrim.lab.data.streams import ArrayWriter, token_dtype
@@ -51,7 +51,7 @@ STATISTICS = "statistics.json"
 SIDES: tuple[Side, Side] = ("train", "validation")
 
 
-def cached_corpus(config: DataConfig, groups: Sequence[Group], tokenizer: Tokenizer | None, cache: Path) -> Path:
+def cached_corpus(config: DataConfig, groups: Sequence[SourceGroup], tokenizer: Tokenizer | None, cache: Path) -> Path:
     """The cache folder of all text, made if it is not there."""
     settings = cache_settings(config, tokenizer)
     shortcut = by_file_times(config, groups, settings)
@@ -107,14 +107,14 @@ def cache_settings(config: DataConfig, tokenizer: Tokenizer | None) -> dict[str,
     return {"format": FORMAT, "vocabulary_size": config.vocabulary_size or DEFAULT_VOCABULARY_SIZE}
 
 
-def cache_key(settings: dict[str, Any], surveys: Sequence[Survey], splits: Sequence[Split]) -> str:
+def cache_key(settings: dict[str, Any], surveys: Sequence[Survey], splits: Sequence[CorpusSplit]) -> str:
     """The name of the cache folder."""
     contents = [content_of(each, split) for each, split in zip(surveys, splits, strict=True)]
     values = {**settings, "content": contents[0]} if len(contents) == 1 else {**settings, "contents": contents}
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
 
 
-def content_of(each: Survey, split: Split) -> Any:
+def content_of(each: Survey, split: CorpusSplit) -> Any:
     """The digests of both sides, or where they were not kept the hash of all and the share held back."""
     if split.cut is not None:
         return [[part.digest for side, part in split.sides(()) if side == wanted] for wanted in SIDES]
@@ -124,7 +124,7 @@ def content_of(each: Survey, split: Split) -> Any:
     return [[digest for digest, held in zip(each.order, held_back, strict=True) if held == side] for side in (0, 1)]
 
 
-def by_file_times(config: DataConfig, groups: Sequence[Group], settings: dict[str, Any]) -> str | None:
+def by_file_times(config: DataConfig, groups: Sequence[SourceGroup], settings: dict[str, Any]) -> str | None:
     """A name for large data that needs no reading: paths, sizes and times of change of its files."""
     sources = [[source.location for source in group.texts] for group in groups]
     flat = [location for group in sources for location in group]
@@ -141,9 +141,9 @@ def by_file_times(config: DataConfig, groups: Sequence[Group], settings: dict[st
 def build_cache(
     folder: Path,
     config: DataConfig,
-    groups: Sequence[Group],
+    groups: Sequence[SourceGroup],
     surveys: Sequence[Survey],
-    splits: Sequence[Split],
+    splits: Sequence[CorpusSplit],
     tokenizer: Tokenizer | None,
 ) -> None:
     try:

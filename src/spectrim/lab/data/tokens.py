@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from spectrim.lab.config import DEFAULT_VOCABULARY_SIZE, DataConfig
-from spectrim.lab.data.mixture import Group, choose_tokenizer, group_sources
+from spectrim.lab.data.mixture import SourceGroup, choose_tokenizer, group_sources
 from spectrim.lab.data.shards import Shards
 from spectrim.lab.data.sources import parse_sources, resolve_sources
 from spectrim.lab.data.streams import TokenArray, TokenStream
@@ -110,7 +110,7 @@ def tell_size(asked: int, became: int) -> None:
 
 
 def open_tokens(
-    config: DataConfig, groups: Sequence[Group], tokenizer: Tokenizer | None, folder: Path | None
+    config: DataConfig, groups: Sequence[SourceGroup], tokenizer: Tokenizer | None, folder: Path | None
 ) -> Tokens:
     stored = json.loads((folder / "statistics.json").read_text(encoding="utf-8")) if folder else None
     streams: dict[str, list[TokenStream]] = {side: [] for side in SIDES}

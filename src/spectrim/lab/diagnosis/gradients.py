@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.lab.data.batches import Batches
-from spectrim.lab.diagnosis.matrices import Chosen
+from spectrim.lab.diagnosis.matrices import ChosenMatrix
 from spectrim.lab.errors import LabError
 from spectrim.lab.training.objective import language_loss
 
-__all__ = ["GradientSource", "Stack"]
+__all__ = ["GradientSource", "GradientStack"]
 
 
-class Stack(NamedTuple):
+class GradientStack(NamedTuple):
     """A matrix and its gradient on every batch, (batches, m, n)."""
 
-    chosen: Chosen
+    chosen: ChosenMatrix
     gradients: Tensor
 
 
@@ -45,7 +45,7 @@ class GradientSource:
     def __init__(
         self,
         model: nn.Module,
-        chosen: Sequence[Chosen],
+        chosen: Sequence[ChosenMatrix],
         batches: Batches,
         *,
         first: int,
@@ -68,31 +68,31 @@ class GradientSource:
         self.on_batch = on_batch
 
     @property
-    def rounds(self) -> list[list[str]]:
+    def chunks(self) -> list[list[str]]:
         """The parameters whose gradients are held together."""
-        rounds: list[list[str]] = []
+        chunks: list[list[str]] = []
         room = 0.0
         for name in self.chosen:
             size = 4.0 * len(self.steps) * self.parameters[name].numel()
-            if not rounds or size > room:
-                rounds.append([])
+            if not chunks or size > room:
+                chunks.append([])
                 room = self.memory
-            rounds[-1].append(name)
+            chunks[-1].append(name)
             room -= size
-        return rounds
+        return chunks
 
-    def stacks(self) -> Iterator[Stack]:
+    def stacks(self) -> Iterator[GradientStack]:
         """Every matrix with its gradients; a stack may be dropped before the next one is asked for.
 
         Raises:
             LabError: a gradient is not finite.
         """
-        for names in self.rounds:
+        for names in self.chunks:
             held = self.run(names)
             for name in names:
                 stack = held.pop(name)
                 for each in self.chosen[name]:
-                    yield Stack(each, each.read(stack, leading=1))
+                    yield GradientStack(each, each.read(stack, leading=1))
 
     def run(self, names: Sequence[str]) -> dict[str, Tensor]:
         """The gradients of these parameters on all batches, (batches, *shape) each, in float32 on the host."""

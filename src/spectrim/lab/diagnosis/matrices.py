@@ -14,11 +14,11 @@ from spectrim.lab.logging.monitor_log import layer_of
 from spectrim.optim.groups import param_groups
 from spectrim.optim.layout import Layout, matrices
 
-__all__ = ["Chosen", "choose"]
+__all__ = ["ChosenMatrix", "choose"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class ChosenMatrix:
     """A logical matrix of a parameter."""
 
     name: str
@@ -41,7 +41,7 @@ class Chosen:
 
 def choose(
     model: nn.Module, *, layers: Sequence[int] | None = None, patterns: Sequence[str] | None = None
-) -> list[Chosen]:
+) -> list[ChosenMatrix]:
     """The matrices to look at, in the model's order.
 
     Args:
@@ -85,7 +85,7 @@ def spread(numbers: Sequence[int]) -> list[int]:
     return [numbers[place] for place in places] if numbers else []
 
 
-def read(model: nn.Module) -> Iterator[Chosen]:
+def read(model: nn.Module) -> Iterator[ChosenMatrix]:
     """Every matrix of the model."""
     order = {name: index for index, (name, _) in enumerate(model.named_parameters())}
     groups = [(group, name, parameter) for group in param_groups(model) for name, parameter in group["params"]]
@@ -97,7 +97,7 @@ def read(model: nn.Module) -> Iterator[Chosen]:
             experts = spread(range(len(view))) if view.ndim == 3 else [None]
             for expert in experts:
                 which = "" if expert is None else f".expert-{expert}"
-                yield Chosen(
+                yield ChosenMatrix(
                     name=whole + which,
                     parameter=name,
                     role=group["role"],
@@ -110,7 +110,7 @@ def read(model: nn.Module) -> Iterator[Chosen]:
                 )
 
 
-def with_kinds(found: Sequence[Chosen]) -> list[Chosen]:
+def with_kinds(found: Sequence[ChosenMatrix]) -> list[ChosenMatrix]:
     """The same, each kind once in a layer: where two towers of a model have one, names are written out."""
     keys = [(each.layer, each.kind) for each in found]
     return [

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from spectrim.monitor.denoising import remains, remains_at
+from spectrim.monitor.gradient_stacks import decompose
 from spectrim.monitor.metrics import rank_of_spike, singular_values
 from spectrim.monitor.noise import Overlap, noise_structure
 from spectrim.monitor.sketch import sample_stride, wide
 from spectrim.monitor.spike_tail import direction_noise, second_moment, spike_energy
-from spectrim.monitor.stacks import decompose
 from spectrim.monitor.tails import TailFit, fit_tails, kurtosis, log_density
 
 __all__ = ["gradient_numbers", "matrix_numbers", "plain"]

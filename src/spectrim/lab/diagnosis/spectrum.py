@@ -13,25 +13,34 @@ import torch
 
 from spectrim.lab.data.batches import Batches
 from spectrim.lab.diagnosis.gradients import GradientSource
-from spectrim.lab.diagnosis.matrices import Chosen, choose
+from spectrim.lab.diagnosis.matrices import ChosenMatrix, choose
 from spectrim.lab.diagnosis.numbers import gradient_numbers, matrix_numbers, plain
 from spectrim.lab.diagnosis.stages import read_stages
-from spectrim.lab.diagnosis.targets import Loaded, Subject, TextOptions, find_subjects
+from spectrim.lab.diagnosis.targets import LoadedTarget, SpectrumTarget, TextOptions, find_targets
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import write_folder_atomically, write_json, write_text
 from spectrim.lab.training.device import choose_device, environment
 from spectrim.lab.training.run_statistics import weight_norm
+from spectrim.monitor.gradient_stacks import FEWEST_BATCHES
 from spectrim.monitor.metrics import rank_of_spike
-from spectrim.monitor.stacks import FEWEST_BATCHES
 
-__all__ = ["NUMBERS", "READING", "Options", "Watcher", "check_out", "default_out", "spectrum", "write_spectrum"]
+__all__ = [
+    "NUMBERS",
+    "READING",
+    "ProgressListener",
+    "SpectrumOptions",
+    "check_out",
+    "default_out",
+    "spectrum",
+    "write_spectrum",
+]
 
 NUMBERS = "spectrum.json"
 READING = "reading.md"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class SpectrumOptions:
     """How spectra are taken."""
 
     batches: int = 32
@@ -64,8 +73,8 @@ class Options:
             raise LabError(f"--seed {self.seed}: expected a whole number from 0")
 
 
-class Watcher(Protocol):
-    """What the analysis tells whoever watches it."""
+class ProgressListener(Protocol):
+    """Is told about the progress of an analysis."""
 
     def subject_started(self, name: str, batches: int, matrices: int) -> None:
         """So many batches are going to be run, and so many matrices to be analysed."""
@@ -78,7 +87,11 @@ class Watcher(Protocol):
 
 
 def spectrum(
-    paths: Sequence[Path], options: Options, *, cache_dir: Path | None = None, watcher: Watcher | None = None
+    paths: Sequence[Path],
+    options: SpectrumOptions,
+    *,
+    cache_dir: Path | None = None,
+    listener: ProgressListener | None = None,
 ) -> dict[str, Any]:
     """Measure weights, gradients and noise of everything at these paths.
 
@@ -86,7 +99,7 @@ def spectrum(
         paths: folders of runs, of comparisons, or of weights in the manner of Hugging Face, and checkpoints of runs.
         options: how.
         cache_dir: where tokens are cached.
-        watcher: told about progress.
+        listener: told about progress.
 
     Returns:
         What ``spectrum.json`` holds; docs/spectrum.md describes it.
@@ -95,9 +108,9 @@ def spectrum(
         LabError: a path or an option that cannot be served.
     """
     options.check()
-    subjects = find_subjects(paths)
+    subjects = find_targets(paths)
     measured = {
-        subject.name: measure_subject(subject, options, cache_dir=cache_dir, watcher=watcher) for subject in subjects
+        subject.name: measure_subject(subject, options, cache_dir=cache_dir, listener=listener) for subject in subjects
     }
     return {
         "kind": "spectrum",
@@ -116,7 +129,7 @@ def spectrum(
 
 
 def measure_subject(
-    subject: Subject, options: Options, *, cache_dir: Path | None, watcher: Watcher | None
+    subject: SpectrumTarget, options: SpectrumOptions, *, cache_dir: Path | None, listener: ProgressListener | None
 ) -> dict[str, Any]:
     """Everything about one model."""
     loaded = subject.load(options.text, with_text=options.batches > 0, cache_dir=cache_dir)
@@ -124,10 +137,10 @@ def measure_subject(
     parameters = dict(loaded.model.named_parameters())
     matrices: dict[str, dict[str, Any]] = {}
     shapes: dict[str, tuple[int, int]] = {}
-    source = gradient_source(subject, loaded, chosen, options, watcher) if options.batches else None
-    if watcher:
-        batches = len(source.rounds) * options.batches if source else 0
-        watcher.subject_started(subject.name, batches, len(chosen))
+    source = gradient_source(subject, loaded, chosen, options, listener) if options.batches else None
+    if listener:
+        batches = len(source.chunks) * options.batches if source else 0
+        listener.subject_started(subject.name, batches, len(chosen))
     for each in chosen:
         weight = each.read(parameters[each.parameter].detach())
         m, n = weight.shape
@@ -142,13 +155,13 @@ def measure_subject(
             "weight": matrix_numbers(weight),
             "momentum": None if momentum is None else matrix_numbers(each.read(momentum)),
         }
-        if watcher and source is None:
-            watcher.matrix_done()
+        if listener and source is None:
+            listener.matrix_done()
     if source is not None:
         for each, gradients in source.stacks():
             matrices[each.name] |= gradient_numbers(gradients, options.thresholds) or {}
-            if watcher:
-                watcher.matrix_done()
+            if listener:
+                listener.matrix_done()
     run = subject.run
     stages = read_stages(run.monitor_file, chosen, shapes) if run is not None else []
     if subject.kind == "checkpoint":
@@ -168,7 +181,11 @@ def measure_subject(
 
 
 def gradient_source(
-    subject: Subject, loaded: Loaded, chosen: Sequence[Chosen], options: Options, watcher: Watcher | None
+    subject: SpectrumTarget,
+    loaded: LoadedTarget,
+    chosen: Sequence[ChosenMatrix],
+    options: SpectrumOptions,
+    listener: ProgressListener | None,
 ) -> GradientSource:
     assert loaded.tokens is not None
     config = subject.config
@@ -180,7 +197,7 @@ def gradient_source(
         batch_size=data.batch_size,
         sequence_length=data.sequence_length,
     )
-    on_batch: Callable[[], None] = watcher.batch_done if watcher else lambda: None
+    on_batch: Callable[[], None] = listener.batch_done if listener else lambda: None
     return GradientSource(
         loaded.model,
         chosen,
@@ -196,7 +213,7 @@ def gradient_source(
     )
 
 
-def text_numbers(loaded: Loaded, source: GradientSource) -> dict[str, Any]:
+def text_numbers(loaded: LoadedTarget, source: GradientSource) -> dict[str, Any]:
     """Which batches were run, and whether they were batches of their own."""
     windows = sum(source.batches.windows)
     return {

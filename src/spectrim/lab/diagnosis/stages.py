@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spectrim.lab.diagnosis.matrices import Chosen
+from spectrim.lab.diagnosis.matrices import ChosenMatrix
 from spectrim.lab.errors import LabError
 from spectrim.lab.logging.monitor_log import read_measurements
 from spectrim.monitor.metrics import rank_of_spike
@@ -15,7 +15,7 @@ KINDS = ("gradient", "momentum")
 """Of the spectra that a monitor writes, those whose spike is followed over training."""
 
 
-def read_stages(file: Path, chosen: Sequence[Chosen], shapes: dict[str, tuple[int, int]]) -> list[dict[str, Any]]:
+def read_stages(file: Path, chosen: Sequence[ChosenMatrix], shapes: dict[str, tuple[int, int]]) -> list[dict[str, Any]]:
     """The exact spectra of the chosen matrices in a run's ``monitor.jsonl``, one entry for each step that has some.
 
     Args:
@@ -38,7 +38,7 @@ def read_stages(file: Path, chosen: Sequence[Chosen], shapes: dict[str, tuple[in
 
 
 def of_record(
-    spectra: dict[str, Any], chosen: Sequence[Chosen], shapes: dict[str, tuple[int, int]]
+    spectra: dict[str, Any], chosen: Sequence[ChosenMatrix], shapes: dict[str, tuple[int, int]]
 ) -> dict[str, dict[str, Any]]:
     return {each.name: stage(spectra[each.name], shapes[each.name]) for each in chosen if each.name in spectra}
 

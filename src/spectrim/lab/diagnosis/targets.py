@@ -1,7 +1,7 @@
 """What ``spectrim spectrum`` looks at: a training run, a checkpoint of one, or a Hugging Face folder of weights.
 
-Each becomes a :class:`Subject`: a model with its weights, the optimizer's momentum where there is one, and the text
-that gradients are taken on. Nothing in the folders is written to.
+Each becomes a :class:`SpectrumTarget`: a model with its weights, the optimizer's momentum if it is stored, and the
+text for gradients. The folders are only read.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from spectrim.lab.recipes.names import parse_recipe
 from spectrim.lab.training import checkpoints
 from spectrim.lab.training.folder import RunFolder
 
-__all__ = ["Loaded", "Subject", "TextOptions", "find_subjects"]
+__all__ = ["LoadedTarget", "SpectrumTarget", "TextOptions", "find_targets"]
 
 MOMENTA = ("exp_avg", "momentum_buffer")
 """Under which names optimizers keep a moving average of gradients."""
@@ -42,7 +42,7 @@ class TextOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class LoadedTarget:
     """A subject in memory."""
 
     model: nn.Module
@@ -55,7 +55,7 @@ class Loaded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class SpectrumTarget:
     """A run, a checkpoint or a folder of weights."""
 
     name: str
@@ -74,7 +74,7 @@ class Subject:
         beside = self.path.parent.parent
         return RunFolder(beside) if self.kind == "checkpoint" and (beside / "config.toml").is_file() else None
 
-    def load(self, text: TextOptions, *, with_text: bool, cache_dir: Path | None = None) -> Loaded:
+    def load(self, text: TextOptions, *, with_text: bool, cache_dir: Path | None = None) -> LoadedTarget:
         """The model, its momentum, and the tokens unless only weights are looked at.
 
         Raises:
@@ -114,9 +114,9 @@ class Subject:
         kept_as = None
         if self.checkpoint is not None:
             momenta, kept_as = restore_momenta(self.checkpoint, model)
-        return Loaded(model=model, tokens=tokens, data=data, momenta=momenta, momentum=kept_as)
+        return LoadedTarget(model=model, tokens=tokens, data=data, momenta=momenta, momentum=kept_as)
 
-    def _load_weights(self, text: TextOptions, *, with_text: bool, cache_dir: Path | None) -> Loaded:
+    def _load_weights(self, text: TextOptions, *, with_text: bool, cache_dir: Path | None) -> LoadedTarget:
         if with_text and not text.sources:
             raise LabError(
                 f"{str(self.path)!r} is a model without text: name some by --data for its gradients, or give "
@@ -128,7 +128,7 @@ class Subject:
         size = tokens.vocabulary_size if tokens else 1
         length = data.sequence_length if tokens else 2
         model = build_model(ModelConfig(weights=weights), vocabulary_size=size, sequence_length=length, seed=0)
-        return Loaded(model=model, tokens=tokens, data=data)
+        return LoadedTarget(model=model, tokens=tokens, data=data)
 
 
 def restore_momenta(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], str | None]:
@@ -146,7 +146,7 @@ def restore_momenta(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], st
     return {}, None
 
 
-def find_subjects(paths: Sequence[Path]) -> list[Subject]:
+def find_targets(paths: Sequence[Path]) -> list[SpectrumTarget]:
     """What the paths hold, a comparison giving the first seed of each of its recipes; names are made distinct.
 
     Raises:
@@ -156,23 +156,23 @@ def find_subjects(paths: Sequence[Path]) -> list[Subject]:
     counts: dict[str, int] = {}
     for subject in found:
         counts[subject.name] = counts.get(subject.name, 0) + 1
-    named: dict[str, Subject] = {}
+    named: dict[str, SpectrumTarget] = {}
     for subject in found:
         name = subject.name if counts[subject.name] == 1 else longer_name(subject)
         if name in named:
             raise LabError(f"{str(subject.path)!r} is given twice")
-        named[name] = Subject(**{**vars(subject), "name": name})
+        named[name] = SpectrumTarget(**{**vars(subject), "name": name})
     return list(named.values())
 
 
-def longer_name(subject: Subject) -> str:
+def longer_name(subject: SpectrumTarget) -> str:
     place = subject.path.absolute()
     seed = "" if subject.config is None else f", seed {subject.config.seed}"
     step = f", step {subject.step}" if subject.kind == "checkpoint" else ""
     return f"{subject.name}{seed}{step} ({place.parent.name}/{place.name})"
 
 
-def read_path(path: Path) -> list[Subject]:
+def read_path(path: Path) -> list[SpectrumTarget]:
     if not path.exists():
         raise LabError(f"{str(path)!r} does not exist; expected {EXPECTED}")
     if path.name.startswith("step-") and (path.suffix == ".pt" or (path / "state.pt").is_file()):
@@ -186,7 +186,7 @@ def read_path(path: Path) -> list[Subject]:
         if "recipe" in values:
             return [read_run(path)]
     if (path / "config.json").is_file():
-        return [Subject(name=path.resolve().name, path=path, kind="model")]
+        return [SpectrumTarget(name=path.resolve().name, path=path, kind="model")]
     what = "a sweep: name its trials' folders" if (path / "results.json").is_file() else "none of these"
     raise LabError(f"{str(path)!r} is {what}; expected {EXPECTED}")
 
@@ -197,12 +197,12 @@ EXPECTED = (
 )
 
 
-def read_comparison(path: Path, values: dict[str, Any]) -> list[Subject]:
+def read_comparison(path: Path, values: dict[str, Any]) -> list[SpectrumTarget]:
     seed = values.get("seeds", [0])[0]
     return [read_run(path / parse_recipe(recipe).folder / f"seed-{seed}") for recipe in values["recipes"]]
 
 
-def read_run(path: Path) -> Subject:
+def read_run(path: Path) -> SpectrumTarget:
     folder = RunFolder(path)
     config = folder.stored_config()
     if config is None:
@@ -216,13 +216,13 @@ def read_run(path: Path) -> Subject:
     step = checkpoints.step_of(newest) if newest else config.steps
     if newest is not None:
         open_checkpoint(newest)
-    return Subject(name=config.recipe, path=path, kind="run", config=config, checkpoint=newest, step=step)
+    return SpectrumTarget(name=config.recipe, path=path, kind="run", config=config, checkpoint=newest, step=step)
 
 
-def read_checkpoint(path: Path) -> Subject:
+def read_checkpoint(path: Path) -> SpectrumTarget:
     config = TrainConfig.parse(open_checkpoint(path)["config"], source=f"checkpoint {str(path)!r}")
     step = checkpoints.step_of(path)
-    return Subject(
+    return SpectrumTarget(
         name=f"{config.recipe} at step {step}", path=path, kind="checkpoint", config=config, checkpoint=path, step=step
     )
 

@@ -23,7 +23,7 @@ from spectrim.lab.config import (
     describe_differences,
     merge,
     read_toml,
-    without_places,
+    without_paths,
 )
 from spectrim.lab.data.tokens import prepare_tokens
 from spectrim.lab.errors import LabError
@@ -31,14 +31,14 @@ from spectrim.lab.experiments.equal_time import fit_steps
 from spectrim.lab.experiments.results import summarise
 from spectrim.lab.files import create_text, write_text
 from spectrim.lab.logging.dynamics import read_dynamics
-from spectrim.lab.logging.log import Record, read_log
-from spectrim.lab.logging.monitor_log import Measurement
+from spectrim.lab.logging.log import StepRecord, read_log
+from spectrim.lab.logging.monitor_log import MonitorRecord
 from spectrim.lab.logging.run_result import RunResult
 from spectrim.lab.recipes.names import BASELINE, parse_recipe
 from spectrim.lab.training.folder import RunFolder, is_nothing
 from spectrim.lab.training.run import prepare, train
 
-__all__ = ["DEFAULT_RECIPES", "CompareConfig", "Monitor", "compare"]
+__all__ = ["DEFAULT_RECIPES", "CompareConfig", "ComparisonListener", "compare"]
 
 DEFAULT_RECIPES = (BASELINE, "adamw+clip", "spectra", "muon")
 
@@ -88,7 +88,7 @@ class CompareConfig(SharedConfig):
                 yield prepare(TrainConfig(**shared, recipe=recipe, seed=seed))
 
 
-class Monitor(Protocol):
+class ComparisonListener(Protocol):
     """What a comparison tells whoever watches it."""
 
     def calibration_started(self, config: TrainConfig) -> None:
@@ -97,10 +97,10 @@ class Monitor(Protocol):
     def run_started(self, config: TrainConfig) -> None:
         """A run begins, or goes on from its last checkpoint."""
 
-    def step(self, record: Record) -> None:
+    def step(self, record: StepRecord) -> None:
         """A step is done."""
 
-    def measured(self, record: Measurement) -> None:
+    def measured(self, record: MonitorRecord) -> None:
         """The run's monitor has measured, or warns."""
 
     def run_finished(self, config: TrainConfig, result: RunResult) -> None:
@@ -112,7 +112,7 @@ def compare(
     out: Path,
     *,
     cache_dir: Path | None = None,
-    monitor: Monitor | None = None,
+    monitor: ComparisonListener | None = None,
     compiled: bool = False,
 ) -> dict[str, Any]:
     """Do every run that is not done yet, and write the report of all.
@@ -233,7 +233,7 @@ def check_folder(config: CompareConfig, out: Path) -> None:
             raise LabError(f"comparison {str(out)!r} has {key} {listed} too; name them again, or choose another --name")
     # Recipes and seeds may grow; the rates are compared run by run, defaults included.
     free = {key: getattr(config, key) for key in ("recipes", "seeds", "overrides", *RATES)}
-    if changes := describe_differences(without_places(stored.model_copy(update=free)), without_places(config)):
+    if changes := describe_differences(without_paths(stored.model_copy(update=free)), without_paths(config)):
         raise LabError(f"comparison {str(out)!r} has other settings: {changes}; choose another --name")
 
 
@@ -247,7 +247,7 @@ def check_runs(runs: list[tuple[TrainConfig, RunFolder]], data_key: str) -> None
     """Refuse runs that were begun with other settings or on other text. Writes nothing."""
     for run, folder in runs:
         before = folder.stored_config()
-        if before is not None and (changes := describe_differences(without_places(before), without_places(run))):
+        if before is not None and (changes := describe_differences(without_paths(before), without_paths(run))):
             raise LabError(f"run {str(folder.path)!r} has other settings: {changes}; choose another --name")
         if (finished := folder.result()) is not None and finished.data_key != data_key:
             raise LabError(

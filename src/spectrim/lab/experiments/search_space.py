@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from spectrim.lab.errors import LabError
-from spectrim.lab.recipes.names import Recipe, default_hyperparameters, own_hyperparameters
+from spectrim.lab.recipes.names import RecipeName, default_hyperparameters, own_hyperparameters
 from spectrim.operators import DEFAULT_SHRINK_FACTOR
 
 __all__ = [
     "MULTIPLIER",
-    "Choices",
+    "Categorical",
     "Dimension",
     "Range",
     "as_settings",
@@ -81,7 +81,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Choices:
+class Categorical:
     """One of these values."""
 
     values: tuple[Any, ...]
@@ -104,7 +104,7 @@ class Choices:
         return len(numbers) > 2 and value in (min(numbers), max(numbers))
 
 
-Dimension = Range | Choices
+Dimension = Range | Categorical
 
 
 def parse_dimension(key: str, text: str) -> Dimension:
@@ -121,7 +121,7 @@ def parse_dimension(key: str, text: str) -> Dimension:
             values = tuple(part.strip() for part in text.split(","))
         if not values or not all(isinstance(value, bool | int | float | str) for value in values):
             raise refusal
-        return Choices(values)
+        return Categorical(values)
     low_text, high_text, *way = text.split(":")
     try:
         low, high = float(low_text), float(high_text)
@@ -135,7 +135,7 @@ def parse_dimension(key: str, text: str) -> Dimension:
     return Range(low, high, log)
 
 
-def default_space(recipe: Recipe) -> dict[str, str]:
+def default_space(recipe: RecipeName) -> dict[str, str]:
     """The ranges that are searched for a recipe unless others are given: around its defaults, by key."""
     defaults = default_hyperparameters(recipe)
     space = {"lr": around(defaults.lr, LR_FACTOR)}
@@ -156,7 +156,7 @@ def around(value: float, factor: float) -> str:
     return f"{value / factor:g}:{value * factor:g}"
 
 
-def starting_point(recipe: Recipe, space: dict[str, Dimension]) -> dict[str, Any]:
+def starting_point(recipe: RecipeName, space: dict[str, Dimension]) -> dict[str, Any]:
     """The first point of a search: the recipe's defaults, as far as they lie in the space."""
     defaults = default_hyperparameters(recipe)
     known: dict[str, Any] = {key: start for key, (_, start, _) in OWN_RANGES.items()}

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from spectrim.lab.config import describe_differences, read_toml, without_places
+from spectrim.lab.config import describe_differences, read_toml, without_paths
 from spectrim.lab.data.tokens import prepare_tokens
 from spectrim.lab.errors import Interrupted, LabError
-from spectrim.lab.experiments.search_space import Choices, spread_points, starting_point
+from spectrim.lab.experiments.search_space import Categorical, spread_points, starting_point
 from spectrim.lab.experiments.sweep_settings import SweepConfig, canonical
 from spectrim.lab.files import create_text, write_text
-from spectrim.lab.logging.log import Record
+from spectrim.lab.logging.log import StepRecord
 from spectrim.lab.recipes import external
 from spectrim.lab.recipes.names import parse_recipe, shown
 from spectrim.lab.training.folder import RunFolder, is_nothing
@@ -52,7 +52,7 @@ def open_sweep(config: SweepConfig, out: Path, *, cache_dir: Path | None = None)
             raise LabError(f"{str(path)!r} was trained on other text than the data holds now; choose another --name")
     create_text(file, config.to_toml())
     sweep = Sweep(out)
-    with sweep.alone():
+    with sweep.locked():
         # Another process may have begun a sweep here, or added to it, since this one looked.
         check_sweep(config, out)
         write_text(file, config.to_toml())
@@ -76,7 +76,7 @@ def check_sweep(config: SweepConfig, out: Path) -> None:
         raise LabError(f"sweep {str(out)!r} has {stored.trials} trials a recipe, {config.trials} are fewer")
     space, overrides = ({**getattr(config, key), **getattr(stored, key)} for key in ("space", "overrides"))
     free = {"recipes": config.recipes, "trials": config.trials, "space": space, "overrides": overrides}
-    if changes := describe_differences(without_places(stored.model_copy(update=free)), without_places(config)):
+    if changes := describe_differences(without_paths(stored.model_copy(update=free)), without_paths(config)):
         raise LabError(f"sweep {str(out)!r} has other settings: {changes}; choose another --name")
 
 
@@ -129,7 +129,7 @@ class Sweep:
         points: list[dict[str, Any]] = [{}]
         ranges = 0
         for key, dimension in self.config.dimensions(recipe).items():
-            if not isinstance(dimension, Choices):
+            if not isinstance(dimension, Categorical):
                 ranges += key != "lr"
                 if ranges > 1:
                     continue  # stays at the recipe's default
@@ -177,7 +177,7 @@ class Sweep:
             study.enqueue_trial(point)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Nobody else chooses trials meanwhile."""
         (self.out / "locks").mkdir(exist_ok=True)
         with (self.out / "locks" / "choice").open("w") as file:
@@ -205,7 +205,7 @@ class Sweep:
         """Take a trial to work on: one whose worker is dead, else a new one of the recipe with the fewest."""
         import optuna
 
-        with self.alone():
+        with self.locked():
             recipes = self.config.recipes if only is None else (only,)
             studies = {recipe: self.study(recipe) for recipe in recipes}
             begun: dict[str, int] = {}
@@ -236,7 +236,7 @@ class Sweep:
         for key, dimension in self.config.dimensions(recipe).items():
             if key not in searched:
                 continue  # a grid leaves it at the recipe's default
-            if isinstance(dimension, Choices):
+            if isinstance(dimension, Categorical):
                 trial.suggest_categorical(key, list(dimension.values))
             else:
                 trial.suggest_float(key, dimension.low, dimension.high, log=dimension.log)
@@ -283,7 +283,7 @@ class Sweep:
         frozen = {item.number: item for item in study.get_trials(deepcopy=False)}[trial.number]
         reported = set(frozen.intermediate_values)
 
-        def on_step(record: Record) -> None:
+        def on_step(record: StepRecord) -> None:
             if "val_loss" not in record or record["step"] == config.steps:
                 return
             if not math.isfinite(record["val_loss"]):

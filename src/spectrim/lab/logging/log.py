@@ -15,13 +15,13 @@ from spectrim.lab.config import TrainConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import finite, naming, parse_json, read_lines
 from spectrim.lab.logging.event_files import EventFile
-from spectrim.lab.logging.monitor_log import Measurement
+from spectrim.lab.logging.monitor_log import MonitorRecord
 from spectrim.lab.logging.tensorboard import describe, measured_scalars
 
-__all__ = ["Record", "RunLog", "read_log"]
+__all__ = ["RunLog", "StepRecord", "read_log"]
 
 
-class Record(TypedDict):
+class StepRecord(TypedDict):
     """What is logged after a step. A loss that is not finite is null in the file."""
 
     step: int
@@ -71,7 +71,7 @@ class RunLog:
         if config is not None:
             describe(self._events, config)
 
-    def write(self, record: Record) -> None:
+    def write(self, record: StepRecord) -> None:
         """Append a record; a reader sees it at once.
 
         Raises:
@@ -89,7 +89,7 @@ class RunLog:
                 raise
         self._events.add(scalars(record), record["step"])
 
-    def write_measurement(self, record: Measurement) -> None:
+    def write_measurement(self, record: MonitorRecord) -> None:
         """Add what a monitor measured to the event file alone: ``monitor.jsonl`` is the monitor's."""
         self._events.add(measured_scalars(record), record["step"])
         for alarm in record.get("alarms", ()):
@@ -128,7 +128,7 @@ SCALARS = {
 """What goes to TensorBoard, and its tag there."""
 
 
-def scalars(record: Record) -> dict[str, float]:
+def scalars(record: StepRecord) -> dict[str, float]:
     """The numbers of a record by their tags in TensorBoard."""
     named: dict[str, float] = {tag: record[key] for key, tag in SCALARS.items() if key in record}  # type: ignore[literal-required]
     by_frequency = record.get("val_loss_by_frequency", {}).items()

@@ -11,23 +11,23 @@ from typing import Any
 
 from spectrim.lab.files import read_lines
 
-__all__ = ["Course", "Measurement", "layer_of", "read_measurements", "short_names"]
+__all__ = ["MonitorRecord", "MonitoredRun", "layer_of", "read_measurements", "short_names"]
 
-Measurement = dict[str, Any]
+MonitorRecord = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class MonitoredRun:
     """What was measured over one run."""
 
     name: str
     """Of the recipe, or whatever its curves are to be called."""
     index: int
     """Its place among those that are drawn together, which has a colour."""
-    records: Sequence[Measurement]
+    records: Sequence[MonitorRecord]
 
 
-def read_measurements(path: Path) -> list[Measurement]:
+def read_measurements(path: Path) -> list[MonitorRecord]:
     """Every complete record of a file; none where there is no file."""
     if not path.is_file():
         return []

@@ -6,7 +6,7 @@ come the largest values of the whole model, then a group a matrix, layer by laye
 
 from spectrim.lab.config import TrainConfig
 from spectrim.lab.logging.event_files import EventFile
-from spectrim.lab.logging.monitor_log import Measurement, layer_of, short_names
+from spectrim.lab.logging.monitor_log import MonitorRecord, layer_of, short_names
 from spectrim.lab.models.architecture import name_of
 
 __all__ = ["describe", "measured_scalars"]
@@ -49,7 +49,7 @@ def hyperparameters(config: TrainConfig) -> dict[str, str | float | bool | None]
     }
 
 
-def measured_scalars(record: Measurement) -> dict[str, float]:
+def measured_scalars(record: MonitorRecord) -> dict[str, float]:
     """The numbers of a record by their tags, such as "spectra · layer 00 · mlp.up_proj/gradient stable rank"."""
     parameters = record["parameters"]
     scalars: dict[str, float] = {"monitor/skipped steps": record["skipped"]}

@@ -14,17 +14,17 @@ from rich.text import Text
 
 from spectrim.lab.config import TrainConfig
 from spectrim.lab.logging.dynamics import step_seconds
-from spectrim.lab.logging.log import Record
-from spectrim.lab.logging.monitor_log import Measurement, short_names
+from spectrim.lab.logging.log import StepRecord
+from spectrim.lab.logging.monitor_log import MonitorRecord, short_names
 from spectrim.lab.logging.run_result import RunResult
 
-__all__ = ["TerminalMonitor", "loudest", "warning"]
+__all__ = ["TerminalProgress", "loudest", "warning"]
 
 SPEED_OVER = 20
 """Steps whose median time is shown as speed."""
 
 
-class TerminalMonitor:
+class TerminalProgress:
     """Shows a comparison, or a single run, while it goes; a context manager. Everything goes to stderr."""
 
     def __init__(self, runs: int, steps: int) -> None:
@@ -62,7 +62,7 @@ class TerminalMonitor:
         self._bar.update(self._task, description=run)
         self._announce = f"{run}: {config.steps} steps"
 
-    def step(self, record: Record) -> None:
+    def step(self, record: StepRecord) -> None:
         """Move the bar and show the losses."""
         # Not before the first step: until then the input may be refused, and the refusal is all there is to read.
         if self._announce and not self._console.is_terminal:
@@ -75,7 +75,7 @@ class TerminalMonitor:
         self._bar.status = f"loss {record['loss']:.3f}{self._validation} · {speed:,.0f} tokens/s"
         self._bar.update(self._task, completed=self._done * self._steps + record["step"])
 
-    def measured(self, record: Measurement) -> None:
+    def measured(self, record: MonitorRecord) -> None:
         """Show the loudest layer, and leave one line above the bar where there is something to warn of."""
         if line := warning(record):
             # A file keeps the whole line; on a terminal it takes one.
@@ -93,7 +93,7 @@ class TerminalMonitor:
         line = f"{config.recipe}, seed {config.seed}: {loss}, {result.step_ms:.0f} ms a step"
         self._console.print(line, markup=False, highlight=False)
 
-    def __enter__(self) -> "TerminalMonitor":
+    def __enter__(self) -> "TerminalProgress":
         self._bar.start()
         return self
 
@@ -115,7 +115,7 @@ class BarOverLines(Progress):
             yield Text(line, overflow="ellipsis", no_wrap=True)
 
 
-def loudest(record: Measurement) -> str:
+def loudest(record: MonitorRecord) -> str:
     """The matrix that an alarm is about, or else the one that the step moved most for its size; empty for neither."""
     alarms = record.get("alarms", [])
     names = short_names([*record["parameters"], *(alarm["parameter"] for alarm in alarms)])
@@ -129,7 +129,7 @@ def loudest(record: Measurement) -> str:
     return f"loudest: {names[name]} (a step is {known[name]:.2%} of its norm)"
 
 
-def warning(record: Measurement) -> str:
+def warning(record: MonitorRecord) -> str:
     """The alarms of a record in one line; empty where there are none."""
     if not (alarms := record.get("alarms", [])):
         return ""
@@ -139,6 +139,6 @@ def warning(record: Measurement) -> str:
     return f"{text}; {len(alarms) - 1} more" if len(alarms) > 1 else text
 
 
-def loud(alarms: list[Measurement]) -> Measurement:
+def loud(alarms: list[MonitorRecord]) -> MonitorRecord:
     """The alarm farthest from its trend; one that is not finite is farther than any."""
     return max(alarms, key=lambda alarm: float("inf") if alarm["deviations"] is None else alarm["deviations"])

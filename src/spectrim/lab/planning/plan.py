@@ -75,7 +75,7 @@ def plan_scaling(
 
     Args:
         model: as for :func:`plan`.
-        recipes: of this library; what an optimizer from outside sends is not known.
+        recipes: of this library; what an external optimizer sends is not known.
         cluster: the ranks, and how parameters lie on them.
         hardware: what a step of training is set against.
 

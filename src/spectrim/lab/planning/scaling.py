@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 __all__ = [
     "PARALLEL",
     "Cluster",
-    "Cost",
     "Hardware",
-    "Parallel",
+    "ParallelMode",
     "Projection",
+    "StepCost",
     "Work",
     "active_parameters",
     "cost",
@@ -35,8 +35,8 @@ __all__ = [
     "read_work",
 ]
 
-Parallel = Literal["ddp", "fsdp", "hsdp"]
-PARALLEL: tuple[str, ...] = get_args(Parallel)
+ParallelMode = Literal["ddp", "fsdp", "hsdp"]
+PARALLEL: tuple[str, ...] = get_args(ParallelMode)
 
 FLOAT = 4
 """Bytes of what is sent and kept: float32."""
@@ -78,7 +78,7 @@ class Cluster:
     """
 
     world: int
-    parallel: Parallel = "fsdp"
+    parallel: ParallelMode = "fsdp"
     shard: int | None = None
 
     def __post_init__(self) -> None:
@@ -171,7 +171,7 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class StepCost:
     """One step of an optimizer on one rank: the mean over ranks, and the rank that has most of it.
 
     Attributes:
@@ -197,9 +197,9 @@ class Projection:
     """A recipe's cost, what it would be with whole matrices on every rank, and the shares of a step; no measurement."""
 
     recipe: str
-    cost: Cost
+    cost: StepCost
     share: float
-    gathered: Cost
+    gathered: StepCost
     gathered_share: float
 
 
@@ -252,7 +252,7 @@ def _work(optimizer: SpectralOptimizer, group: Mapping[str, Any], parameter: Any
 # -- From work to cost -------------------------------------------------------------------------------------------------
 
 
-def cost(work: Sequence[Work], cluster: Cluster) -> Cost:
+def cost(work: Sequence[Work], cluster: Cluster) -> StepCost:
     """The cost of a step as the sharded optimizer does it.
 
     Entry-wise work and Spectra's products are done where the entries lie. Every other matrix has an owner among the
@@ -280,7 +280,7 @@ def cost(work: Sequence[Work], cluster: Cluster) -> Cost:
     owned_flops, owned_bytes = map(sum, zip(*owned, strict=True)) if owned else (0.0, 0.0)
     busiest_flops, busiest_bytes = _busiest_owner(owned, cluster.world)
     sent = sum(load.sent for load in loads) + there / cluster.world + _summed(STEP_NUMBERS, cluster)
-    return Cost(
+    return StepCost(
         flops=sum(load.mean for load in loads) + owned_flops / cluster.world,
         busiest_flops=sum(load.most for load in loads) + busiest_flops,
         bytes_sent=sent + owned_bytes / cluster.world,
@@ -289,7 +289,7 @@ def cost(work: Sequence[Work], cluster: Cluster) -> Cost:
     )
 
 
-def gathering(work: Sequence[Work], cluster: Cluster) -> Cost:
+def gathering(work: Sequence[Work], cluster: Cluster) -> StepCost:
     """The cost were every matrix gathered on every rank that holds a piece of it, and worked on there redundantly.
 
     A matrix that one step needs whole twice is gathered twice. Experts that lie whole on a rank are worked on there.
@@ -307,7 +307,7 @@ def gathering(work: Sequence[Work], cluster: Cluster) -> Cost:
             size = sum(FLOAT * gathers * m * n for m, n in item.matrices)
             loads.append(_Load(whole, whole, size * (cut - 1) / cut))
     sent = sum(load.sent for load in loads) + _summed(STEP_NUMBERS, cluster)
-    return Cost(
+    return StepCost(
         flops=sum(load.mean for load in loads),
         busiest_flops=sum(load.most for load in loads),
         bytes_sent=sent,
@@ -320,7 +320,7 @@ def project(recipe: str, work: Sequence[Work], cluster: Cluster, hardware: Hardw
     """Set a recipe's cost against 6 operations a token for each of the ``active`` parameters that a token meets."""
     training = 6 * active * hardware.tokens / hardware.flops
 
-    def share(of: Cost) -> float:
+    def share(of: StepCost) -> float:
         seconds = of.seconds(hardware)
         return seconds / (training + seconds)
 

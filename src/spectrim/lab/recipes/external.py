@@ -1,4 +1,4 @@
-"""Optimizers from outside, by import path ``module:Class``: loaded, checked, and built over the lab's groups.
+"""External optimizers, by import path ``module:Class``: loaded, checked, and built over the lab's groups.
 
 The class keeps its own defaults but for the learning rate, which the lab schedules, and the weight decay, which all
 recipes share where the class takes one. A module that is not installed is looked for in the current directory, so that
@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from spectrim.lab.config import OptimizerConfig
 from spectrim.lab.errors import LabError, LabWarning
 
-__all__ = ["ANY", "build", "check_path", "default_lr", "is_outside", "load_class", "trust", "trusted"]
+__all__ = ["ANY", "build", "check_path", "default_lr", "is_external", "load_class", "trust", "trusted"]
 
 ANY = "*"
 """In place of an import path: every one."""
@@ -43,7 +43,7 @@ LAB_KEYS = ("lr", "weight_decay")
 """Arguments that the lab gives itself, from its own settings."""
 
 
-def is_outside(base: str) -> bool:
+def is_external(base: str) -> bool:
     """Whether a recipe's base is an import path."""
     return ":" in base
 

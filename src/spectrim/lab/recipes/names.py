@@ -1,6 +1,6 @@
 """Recipes by name: base[+shrink][+preclip][+clip], what each builds, and the hyperparameters it has.
 
-A base is one of :data:`BASES`, or the import path of an optimizer from outside, which takes +clip alone. The
+A base is one of :data:`BASES`, or the import path of an external optimizer, which takes +clip alone. The
 defaults of the former stand in one table, ``defaults.toml``, which ``benchmarks/learning_rates.py`` writes from the
 results of its grid; each entry says which result it comes from.
 """
@@ -22,7 +22,7 @@ __all__ = [
     "BASELINE",
     "BASES",
     "Defaults",
-    "Recipe",
+    "RecipeName",
     "build_optimizer",
     "default_hyperparameters",
     "own_hyperparameters",
@@ -72,7 +72,7 @@ BASES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class RecipeName:
     """A parsed recipe name."""
 
     base: str
@@ -84,9 +84,9 @@ class Recipe:
         return "+".join([self.base, *(modifier for modifier in MODIFIERS if modifier in self.modifiers)])
 
     @property
-    def is_outside(self) -> bool:
-        """Whether the base is an optimizer from outside."""
-        return external.is_outside(self.base)
+    def is_external(self) -> bool:
+        """Whether the base is an external optimizer."""
+        return external.is_external(self.base)
 
     @property
     def folder(self) -> str:
@@ -104,35 +104,35 @@ class Defaults(Config):
     source: str
 
 
-def parse_recipe(name: str) -> Recipe:
-    """Read a recipe's name; the module of an optimizer from outside is not imported for it.
+def parse_recipe(name: str) -> RecipeName:
+    """Read a recipe's name; the module of an external optimizer is not imported for it.
 
     Raises:
         LabError: base or modifier is unknown, the base does not have the modifier, or this version of spectrim does
             not have the base's optimizer.
     """
     base, *modifiers = name.split("+")
-    if external.is_outside(base):
+    if external.is_external(base):
         external.check_path(base)
     elif base not in BASES:
         raise LabError(
             f"unknown recipe {name!r}, expected base[+shrink][+preclip][+clip] with base one of {', '.join(BASES)}, "
-            f"or module:Class[+clip] for an optimizer from outside"
+            f"or module:Class[+clip] for an external optimizer"
         )
     else:
         optimizer_class(base)
-    allowed = ("clip",) if external.is_outside(base) else BASES[base].modifiers
+    allowed = ("clip",) if external.is_external(base) else BASES[base].modifiers
     for modifier in modifiers:
         if modifier not in allowed:
             raise LabError(f"unknown recipe {name!r}: {base} takes {', '.join('+' + known for known in allowed)}")
     if len(set(modifiers)) < len(modifiers):
         raise LabError(f"unknown recipe {name!r}: a modifier stands twice")
-    return Recipe(base=base, modifiers=frozenset(modifiers))
+    return RecipeName(base=base, modifiers=frozenset(modifiers))
 
 
-def own_hyperparameters(recipe: Recipe) -> tuple[str, ...]:
+def own_hyperparameters(recipe: RecipeName) -> tuple[str, ...]:
     """The hyperparameters that this recipe has and not every recipe does, by their names in the configuration."""
-    of_base = ("arguments",) if recipe.is_outside else BASES[recipe.base].own
+    of_base = ("arguments",) if recipe.is_external else BASES[recipe.base].own
     return (
         *of_base,
         *(key for modifier in MODIFIERS if modifier in recipe.modifiers for key in MODIFIER_KEYS[modifier]),
@@ -157,18 +157,18 @@ def defaults_table() -> dict[str, Defaults]:
     return {name: Defaults.parse(entry, source=f"defaults {name!r}") for name, entry in tomllib.loads(text).items()}
 
 
-def default_hyperparameters(recipe: Recipe) -> Defaults:
+def default_hyperparameters(recipe: RecipeName) -> Defaults:
     """The recipe's entry in the table; one that no grid has covered takes the nearest plainer recipe's.
 
     Plainer means without shrinking first, which moves the best learning rate least, then without pre-clipping.
     """
-    if recipe.is_outside:
+    if recipe.is_external:
         return Defaults(lr=external.default_lr(recipe.base), source=f"what {recipe.base} itself starts from")
     table = defaults_table()
     modifiers = set(recipe.modifiers)
     for dropped in (None, *MODIFIERS):
         modifiers.discard(dropped or "")
-        name = Recipe(base=recipe.base, modifiers=frozenset(modifiers)).name
+        name = RecipeName(base=recipe.base, modifiers=frozenset(modifiers)).name
         if name in table:
             entry = table[name]
             return entry if name == recipe.name else entry.model_copy(update={"source": f"as {name}: {entry.source}"})
@@ -190,18 +190,18 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if unset:
         defaults = default_hyperparameters(recipe)
         optimizer = optimizer.model_copy(update={name: getattr(defaults, name) for name in unset})
-    if recipe.is_outside:
+    if recipe.is_external:
         external.keywords(recipe.base, optimizer)
     return config.model_copy(update={"recipe": recipe.name, "optimizer": optimizer})
 
 
-def refuse_foreign(recipe: Recipe, settings: OptimizerConfig) -> None:
+def refuse_foreign(recipe: RecipeName, settings: OptimizerConfig) -> None:
     """Refuse a hyperparameter that is set but that the recipe does not have, and so would be ignored."""
     own = own_hyperparameters(recipe)
     everyones: dict[str, Any] = OptimizerConfig().model_dump()
     unset: tuple[Any, ...] = (None, {})
     for key, value in settings.model_dump().items():
-        if key in ("beta1", "beta2") and recipe.is_outside and value != everyones[key]:
+        if key in ("beta1", "beta2") and recipe.is_external and value != everyones[key]:
             raise LabError(f"{key}={value}: set the betas of {recipe.base!r} by optimizer.arguments.betas")
         if value in unset or everyones[key] not in unset or key in own or key in ("lr", "embedding_lr", "head_lr"):
             continue
@@ -223,7 +223,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     if "clip" in recipe.modifiers:
         clip["clip"] = "auto" if settings.clip_bound is None else settings.clip_bound / settings.lr
         clip |= {key: value for key in ("clip_form", "clip_scope") if (value := getattr(settings, key)) is not None}
-    if recipe.is_outside:
+    if recipe.is_external:
         return external.build(recipe.base, model, settings, clip={**clip, **timing} if clip else None)
 
     base = BASES[recipe.base]

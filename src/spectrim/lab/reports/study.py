@@ -8,7 +8,7 @@ from spectrim.lab.errors import LabError
 from spectrim.lab.files import parse_json
 
 if TYPE_CHECKING:
-    from spectrim.lab.reports.page.html import Part
+    from spectrim.lab.reports.page.html import PagePart
     from spectrim.lab.reports.page.sections import Study
 
 __all__ = ["PAGE", "report"]
@@ -42,7 +42,7 @@ def report(folders: Sequence[Path], out: Path) -> None:
     write_page(parts, out)
 
 
-def part_of(study: "Study") -> "Part":
+def part_of(study: "Study") -> "PagePart":
     """The page's part on a study; only the code for its kind is loaded."""
     if study.kind == "spectrum":
         from spectrim.lab.reports.spectra.spectrum_page import spectrum_part as make

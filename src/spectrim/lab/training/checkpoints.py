@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrim.lab.config import TrainConfig, describe_differences, without_places
+from spectrim.lab.config import TrainConfig, describe_differences, without_paths
 from spectrim.lab.errors import LabError, LabWarning
 from spectrim.lab.files import PARTIAL, remove_partial, write_atomically
 from spectrim.lab.training.processes import ONE_PROCESS, Parallel, drawn_seed
@@ -94,7 +94,7 @@ def save(
 
     def tidy() -> None:
         if first:
-            # An optimizer from outside may keep what only code could restore: say so now, not when there is work to
+            # An external optimizer may keep what only code could restore: say so now, not when there is work to
             # lose.
             try:
                 read(path, config=config, data_key=data_key)
@@ -220,7 +220,7 @@ def check_identity(state: dict[str, Any], path: Path, *, config: TrainConfig, da
     if state["step"] != step_of(path):
         raise RefusedError(f"it is of step {state['step']}")
     stored = TrainConfig.parse(state["config"], source="its configuration")
-    if changes := describe_differences(without_places(stored), without_places(config)):
+    if changes := describe_differences(without_paths(stored), without_paths(config)):
         raise RefusedError(f"it is of another run ({changes})")
     if state["data_key"] != data_key:
         raise RefusedError("it was trained on other text than the data holds now")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from spectrim.lab.config import TrainConfig, describe_differences, read_toml, without_places
+from spectrim.lab.config import TrainConfig, describe_differences, read_toml, without_paths
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import PARTIAL, create_text, write_text
 from spectrim.lab.logging.log import read_log
@@ -79,7 +79,7 @@ class RunFolder:
         stored = self.stored_config()
         if stored is None:
             raise LabError(f"{place} holds no config.toml, so there is no run in it to resume")
-        if changes := describe_differences(without_places(stored), without_places(config)):
+        if changes := describe_differences(without_paths(stored), without_paths(config)):
             raise LabError(f"{place} holds a run of another configuration: {changes}")
         if not self.has_checkpoints and (steps := self.steps_behind_a_checkpoint(config)):
             raise LabError(

@@ -18,7 +18,7 @@ from spectrim.lab.data.batches import Batches, validation_batches
 from spectrim.lab.data.prefetch import MicroBatches, move, prefetch
 from spectrim.lab.data.tokens import Tokens
 from spectrim.lab.errors import Interrupted
-from spectrim.lab.logging.log import Record, RunLog
+from spectrim.lab.logging.log import RunLog, StepRecord
 from spectrim.lab.training import checkpoints
 from spectrim.lab.training.clock import Clock
 from spectrim.lab.training.device import rounding_environment
@@ -26,14 +26,14 @@ from spectrim.lab.training.evaluate import evaluate, evaluation_steps, frequency
 from spectrim.lab.training.folder import RunFolder
 from spectrim.lab.training.interrupt import StopRequest
 from spectrim.lab.training.learning_rate import learning_rate_factor
-from spectrim.lab.training.monitoring import OnMeasure, observe
+from spectrim.lab.training.monitoring import OnMeasure, monitor_run
 from spectrim.lab.training.objective import language_loss
 from spectrim.lab.training.processes import ONE_PROCESS, Parallel
-from spectrim.lab.training.step_records import StepRecords
+from spectrim.lab.training.step_records import StepRecorder
 
 __all__ = ["OnStep", "run_steps"]
 
-OnStep = Callable[[Record], None]
+OnStep = Callable[[StepRecord], None]
 
 
 def run_steps(
@@ -101,17 +101,17 @@ def run_steps(
     with (
         StopRequest(told=parallel.is_first) as stop,
         open_log as log,
-        observe(config, model, optimizer, clock, start=start, state=watched, file=file, tell=tell) as observer,
+        monitor_run(config, model, optimizer, clock, start=start, state=watched, file=file, tell=tell) as run_monitor,
         prefetch(batches, range(start, steps), accumulate=config.accumulate, device=device) as stream,
     ):
 
-        def write(record: Record) -> None:
+        def write(record: StepRecord) -> None:
             if log is not None:
                 log.write(record)
                 if on_step is not None:
                     on_step(record)
 
-        records = StepRecords(device, write, parallel=parallel)
+        records = StepRecorder(device, write, parallel=parallel)
         for step, micro_batches in enumerate(stream, start=start):
             factor = learning_rate_factor(step, config)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -147,7 +147,7 @@ def run_steps(
             clock.lap("logging_ms")
             if saves:
                 # First the logs, then the checkpoint: they are never behind.
-                watched = observer.state_dict() if observer is not None else None
+                watched = run_monitor.state_dict() if run_monitor is not None else None
                 if log is not None:
                     log.sync()
                 state = {"model": model, "optimizer": optimizer, "monitor": watched}

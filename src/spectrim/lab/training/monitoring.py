@@ -17,21 +17,21 @@ from torch.optim import Optimizer
 from spectrim.lab.config import MonitorConfig, TrainConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import naming
-from spectrim.lab.logging.monitor_log import Measurement
+from spectrim.lab.logging.monitor_log import MonitorRecord
 from spectrim.lab.training.clock import Clock
 from spectrim.lab.training.evaluate import evaluation_steps
 from spectrim.monitor import JsonLines, Record, SpectralMonitor
 
-__all__ = ["Observer", "OnMeasure", "exact_patterns", "observe"]
+__all__ = ["OnMeasure", "RunMonitor", "exact_patterns", "monitor_run"]
 
-OnMeasure = Callable[[Measurement], None]
+OnMeasure = Callable[[MonitorRecord], None]
 
 # Its warnings are records too, which the lab shows in its own way.
 logging.getLogger("spectrim.monitor").addHandler(logging.NullHandler())
 
 
 @contextmanager
-def observe(
+def monitor_run(
     config: TrainConfig,
     model: nn.Module,
     optimizer: Optimizer,
@@ -41,7 +41,7 @@ def observe(
     state: Mapping[str, Any] | None,
     file: Path | None,
     tell: Sequence[OnMeasure] = (),
-) -> Iterator["Observer | None"]:
+) -> Iterator["RunMonitor | None"]:
     """A monitor on a run from ``start`` steps on, or None where the configuration turns it off.
 
     Args:
@@ -66,14 +66,14 @@ def observe(
             records = JsonLines(file, resume_step=start)
         except ValueError as error:
             raise LabError(str(error)) from None
-    observer = Observer(config, model, optimizer, clock, start=start, records=records, tell=tell)
+    run_monitor = RunMonitor(config, model, optimizer, clock, start=start, records=records, tell=tell)
     if state is not None:
-        observer.monitor.load_state_dict(state)
-    with observer.monitor:
-        yield observer
+        run_monitor.monitor.load_state_dict(state)
+    with run_monitor.monitor:
+        yield run_monitor
 
 
-class Observer:
+class RunMonitor:
     """A :class:`spectrim.SpectralMonitor` between two looks at the clock, and the sink of its records."""
 
     def __init__(
@@ -114,7 +114,7 @@ class Observer:
         if self._records is not None:
             self._records(record)
         for tell in self._tell:
-            tell(cast(Measurement, record))
+            tell(cast(MonitorRecord, record))
 
     def state_dict(self) -> dict[str, Any]:
         """The monitor's state, for a checkpoint; what it has found so far is then on disk. All ranks take part."""

@@ -1,7 +1,7 @@
 """The record of every step, told when its numbers are on the host.
 
 On a CPU that is at once. On a GPU the losses and gradient norms of :data:`READ_EVERY` steps are fetched together, and
-their records told when they have arrived, so that no step waits; :meth:`StepRecords.flush` waits for all of them.
+their records told when they have arrived, so that no step waits; :meth:`StepRecorder.flush` waits for all of them.
 """
 
 from collections.abc import Callable
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectrim.lab.logging.log import Record
+from spectrim.lab.logging.log import StepRecord
 from spectrim.lab.training.clock import Laps
 from spectrim.lab.training.processes import ONE_PROCESS, Parallel
 from spectrim.monitor.fetch import Fetch
 
-__all__ = ["READ_EVERY", "StepRecords"]
+__all__ = ["READ_EVERY", "StepRecorder"]
 
 READ_EVERY = {"cpu": 1, "cuda": 10}
 """Steps whose numbers are read together, by the type of the device."""
@@ -23,7 +23,7 @@ READ_EVERY = {"cpu": 1, "cuda": 10}
 Step = tuple[dict[str, Any], Laps]
 
 
-class StepRecords:
+class StepRecorder:
     """Completes records and hands them on, in the order of steps.
 
     Args:
@@ -33,7 +33,7 @@ class StepRecords:
     """
 
     def __init__(
-        self, device: torch.device, tell: Callable[[Record], None], *, parallel: Parallel = ONE_PROCESS
+        self, device: torch.device, tell: Callable[[StepRecord], None], *, parallel: Parallel = ONE_PROCESS
     ) -> None:
         self._tell, self._parallel = tell, parallel
         self._every = READ_EVERY.get(device.type, 1)

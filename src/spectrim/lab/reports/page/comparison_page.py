@@ -16,20 +16,20 @@ from spectrim.lab.reports.comparison_report import (
 )
 from spectrim.lab.reports.headline import comparison_headline, cost_of
 from spectrim.lab.reports.page.figures import cost_figures, swatches, target_figure
-from spectrim.lab.reports.page.html import Note, Part, Section, Table
+from spectrim.lab.reports.page.html import Note, PagePart, Section, Table
 from spectrim.lab.reports.page.loss_figure import loss_figure
 from spectrim.lab.reports.page.sections import Study, configuration, plan, reproduction, spectra
 
 __all__ = ["comparison_part"]
 
 
-def comparison_part(study: Study) -> Part:
+def comparison_part(study: Study) -> PagePart:
     """The page's part on a comparison."""
     summary = study.summary
     below = [f"{heading(summary)}."]
     if cost := cost_of(summary):
         below.insert(0, cost)
-    return Part(
+    return PagePart(
         title=f"Comparison {study.name}",
         headline=comparison_headline(summary),
         summary=below,

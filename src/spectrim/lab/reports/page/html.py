@@ -1,8 +1,8 @@
 """A report page: one HTML file that holds its figures, its tables and all it needs to show them.
 
-What a page says is plain data (:class:`Part`, made of :class:`Section`); this module alone knows HTML. Every text is
-escaped by the template. The page's own policy allows it no request and no script but the three written here, so text
-that got through would still not run.
+A page is plain data (:class:`PagePart`, made of :class:`Section`); only this module knows HTML. The template escapes
+every text. The page's own policy allows no request and no script but the three written here, so that text which
+escaped the template would still not run.
 """
 
 import base64
@@ -19,13 +19,13 @@ from spectrim.lab.files import finite, write_text
 
 __all__ = [
     "MARK",
-    "Choices",
     "Control",
     "Figure",
     "Frame",
     "Listing",
+    "Menus",
     "Note",
-    "Part",
+    "PagePart",
     "Section",
     "Swatch",
     "Table",
@@ -73,7 +73,7 @@ class Frame:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choices:
+class Menus:
     """Controls of a figure, and a frame for every choice of theirs."""
 
     controls: Sequence[Control]
@@ -136,7 +136,7 @@ class Figure:
     note: str = ""
     scales: tuple[str, ...] = ()
     close_up: tuple[float, float] | None = None
-    choices: Choices | None = None
+    choices: Menus | None = None
     small: bool = False
     height: int = 420
 
@@ -186,7 +186,7 @@ class Swatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class PagePart:
     """A study on the page."""
 
     title: str
@@ -197,7 +197,7 @@ class Part:
     sections: Sequence[Section] = field(default=())
 
 
-def render(parts: Sequence[Part]) -> str:
+def render(parts: Sequence[PagePart]) -> str:
     """The page, as HTML that needs nothing else."""
     import jinja2
     from markupsafe import Markup
@@ -239,7 +239,7 @@ def render(parts: Sequence[Part]) -> str:
     )
 
 
-def write_page(parts: Sequence[Part], path: Path) -> None:
+def write_page(parts: Sequence[PagePart], path: Path) -> None:
     """Write the page, whole or not at all."""
     write_text(path, render(parts))
 

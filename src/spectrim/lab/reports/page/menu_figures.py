@@ -6,16 +6,16 @@ Relied on by pages that show what was measured through training.
 from collections.abc import Sequence
 from typing import Any
 
-from spectrim.lab.logging.monitor_log import Course, Measurement
+from spectrim.lab.logging.monitor_log import MonitoredRun, MonitorRecord
 from spectrim.lab.reports.page.figures import colour, dashes, layout, plain, shown
-from spectrim.lab.reports.page.html import Choices, Figure, Frame, Table
+from spectrim.lab.reports.page.html import Figure, Frame, Menus, Table
 
 __all__ = ["add_line", "chosen_figure", "endings", "stages_of"]
 
 
 def chosen_figure(
-    courses: Sequence[Course],
-    choices: Choices,
+    runs: Sequence[MonitoredRun],
+    choices: Menus,
     *,
     title: str,
     alt: str,
@@ -31,13 +31,13 @@ def chosen_figure(
 
     start = choices.frames.get(choices.start) or next(iter(choices.frames.values()))
     drawing = go.Figure()
-    for course, curve in zip(courses, start.curves, strict=False):
-        add_line(drawing, course, *(curve or ([], [])), hover=hover)
-    for course, curve in zip(courses if limits else (), start.curves[len(courses) :], strict=True):
+    for run, curve in zip(runs, start.curves, strict=False):
+        add_line(drawing, run, *(curve or ([], [])), hover=hover)
+    for run, curve in zip(runs if limits else (), start.curves[len(runs) :], strict=True):
         places, values = curve or ([], [])
         drawing.add_scatter(
-            x=places, y=values, mode="lines", line={"color": colour(course.index), "width": 1.5, "dash": "dot"},
-            legendgroup=str(course.index), name=shown(course.name), hoverinfo="skip",
+            x=places, y=values, mode="lines", line={"color": colour(run.index), "width": 1.5, "dash": "dot"},
+            legendgroup=str(run.index), name=shown(run.name), hoverinfo="skip",
         )  # fmt: skip
     axis = dict(start.axis)
     layout(drawing, x=dict(x), y={"title": axis.pop("title.text"), **axis})
@@ -46,27 +46,27 @@ def chosen_figure(
         title=title,
         alt=alt,
         drawing=plain(drawing),
-        numbers=Table(caption=f"{title}: {choices.words}", rows=rows_of(courses, start, first)),
+        numbers=Table(caption=f"{title}: {choices.words}", rows=rows_of(runs, start, first)),
         note=note,
         choices=choices,
     )
 
 
-def add_line(drawing: Any, course: Course, x: Sequence[float], y: Sequence[float | None], *, hover: str) -> None:
+def add_line(drawing: Any, run: MonitoredRun, x: Sequence[float], y: Sequence[float | None], *, hover: str) -> None:
     """Draw the line of a run as its recipe is drawn everywhere; the places of few points are marked."""
-    line = {"color": colour(course.index), "dash": dashes(course.index)[0], "width": 2.25}
+    line = {"color": colour(run.index), "dash": dashes(run.index)[0], "width": 2.25}
     drawing.add_scatter(
         x=list(x), y=list(y), mode="lines+markers" if len(x) < 12 else "lines", line=line, marker={"size": 6},
-        legendgroup=str(course.index), name=shown(course.name), hovertemplate=hover,
+        legendgroup=str(run.index), name=shown(run.name), hovertemplate=hover,
     )  # fmt: skip
 
 
-def rows_of(courses: Sequence[Course], frame: Frame, first: str) -> list[list[str]]:
+def rows_of(runs: Sequence[MonitoredRun], frame: Frame, first: str) -> list[list[str]]:
     """The numbers of a frame: a row a place, a column a run."""
-    columns = [dict(zip(*curve, strict=True)) if curve else {} for curve in frame.curves[: len(courses)]]
+    columns = [dict(zip(*curve, strict=True)) if curve else {} for curve in frame.curves[: len(runs)]]
     places = sorted({place for column in columns for place in column})
     return [
-        [first, *(course.name for course in courses)],
+        [first, *(run.name for run in runs)],
         *([str(place), *(text(column.get(place)) for column in columns)] for place in places),
     ]
 
@@ -75,18 +75,18 @@ def text(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def endings(courses: Sequence[Course], choices: Choices) -> str:
+def endings(runs: Sequence[MonitoredRun], choices: Menus) -> str:
     """What is shown at first, in words: where every line begins and ends."""
     frame = choices.frames.get(choices.start)
     said = [f"At first {choices.words}."]
-    for course, curve in zip(courses, frame.curves if frame else (), strict=False):
+    for run, curve in zip(runs, frame.curves if frame else (), strict=False):
         known = [value for value in curve[1] if value is not None] if curve else []
         if known:
-            said.append(f"{course.name} goes from {known[0]:.3g} to {known[-1]:.3g}.")
+            said.append(f"{run.name} goes from {known[0]:.3g} to {known[-1]:.3g}.")
     return " ".join(said)
 
 
-def stages_of(runs: Sequence[Sequence[Measurement]]) -> tuple[list[str], list[list[Measurement | None]]]:
+def stages_of(runs: Sequence[Sequence[MonitorRecord]]) -> tuple[list[str], list[list[MonitorRecord | None]]]:
     """The stages that a slider goes through, and at each of them the record of every run.
 
     Runs that were measured after the same steps have a stage for each. Runs of other lengths were measured as often,

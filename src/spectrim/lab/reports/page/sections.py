@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from spectrim.lab.config import toml
 from spectrim.lab.errors import LabError
-from spectrim.lab.logging.monitor_log import Course, read_measurements
+from spectrim.lab.logging.monitor_log import MonitoredRun, read_measurements
 from spectrim.lab.models.architecture import name_of
 from spectrim.lab.planning.plan import build_on_meta
 from spectrim.lab.recipes.names import build_optimizer, parse_recipe
@@ -52,7 +52,7 @@ def spectra(study: Study) -> Section | None:
     runs = {recipe: study.run(recipe) for recipe in study.summary["recipes"]}
     return spectra_section(
         [
-            Course(name=recipe, index=index, records=read_measurements(run.monitor_file) if run else ())
+            MonitoredRun(name=recipe, index=index, records=read_measurements(run.monitor_file) if run else ())
             for index, (recipe, run) in enumerate(runs.items())
         ]
     )
@@ -109,7 +109,7 @@ def plan_rows(study: Study, recipe: str) -> tuple[list[str], str, list[list[str]
     except LabError:
         raise
     except Exception as error:
-        # An optimizer from outside may fail in any way on a model without weights.
+        # An external optimizer may fail in any way on a model without weights.
         raise LabError(f"{type(error).__name__}: {error}") from error
     header, *cells = description.cells()
     return list(header), description.summary(), [list(row) for row in cells]
@@ -117,9 +117,9 @@ def plan_rows(study: Study, recipe: str) -> tuple[list[str], str, list[list[str]
 
 def reproduction(study: Study) -> Section:
     """The command that makes the same results again."""
-    outside = [recipe for recipe in study.summary["recipes"] if parse_recipe(recipe).is_outside]
-    # Code from outside runs only where the command names it.
-    named = list(study.summary["recipes"]) if outside else []
+    recipes = list(study.summary["recipes"])
+    # Code of external optimizers runs only if the command names them.
+    named = recipes if any(parse_recipe(recipe).is_external for recipe in recipes) else []
     words = ["spectrim", study.kind, *named, "--config", "config.toml", "--name", f"{study.name}-again"]
     same = (
         "The configuration above, saved as config.toml, decides text, batches, initial weights and hyperparameters. "

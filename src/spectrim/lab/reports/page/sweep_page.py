@@ -2,7 +2,7 @@
 
 from spectrim.lab.reports.headline import sweep_headline
 from spectrim.lab.reports.page.figures import rate_figure, swatches
-from spectrim.lab.reports.page.html import Note, Part, Section, Table
+from spectrim.lab.reports.page.html import Note, PagePart, Section, Table
 from spectrim.lab.reports.page.sections import Study, configuration, plan, reproduction, spectra
 from spectrim.lab.reports.sweep_report import HEADINGS, remarks, rows
 from spectrim.lab.reports.sweep_report import NOTE as SWEEP_NOTE
@@ -10,9 +10,9 @@ from spectrim.lab.reports.sweep_report import NOTE as SWEEP_NOTE
 __all__ = ["sweep_part"]
 
 
-def sweep_part(study: Study) -> Part:
+def sweep_part(study: Study) -> PagePart:
     """The page's part on a sweep."""
-    return Part(
+    return PagePart(
         title=f"Sweep {study.name}",
         headline=sweep_headline(study.summary),
         summary=remarks(study.summary),

@@ -1,7 +1,7 @@
 """Spectra through training on a report page: what the monitor measured, of several runs, with a slider over time.
 
-Serves every page that has runs to show; a run is a :class:`spectrim.lab.logging.monitor_log.Course`. Runs without a
-monitor have no section.
+Any page can show them; a run is a :class:`spectrim.lab.logging.monitor_log.MonitoredRun`. Runs without a monitor have
+no section.
 """
 
 import math
@@ -10,9 +10,9 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from spectrim.lab.logging.monitor_log import Course, Measurement, layer_of, short_names
+from spectrim.lab.logging.monitor_log import MonitoredRun, MonitorRecord, layer_of, short_names
 from spectrim.lab.reports.page.figures import layout, plain
-from spectrim.lab.reports.page.html import Choices, Control, Figure, Frame, Note, Section, Table
+from spectrim.lab.reports.page.html import Control, Figure, Frame, Menus, Note, Section, Table
 from spectrim.lab.reports.page.menu_figures import add_line, chosen_figure, endings, stages_of
 from spectrim.lab.reports.page.quantities import QUANTITIES, Quantity, axis_of
 
@@ -37,16 +37,16 @@ MATRICES = 64
 """That a menu offers at most."""
 
 
-def spectra_section(courses: Sequence[Course], *, title: str = "Spectra through training") -> Section | None:
+def spectra_section(runs: Sequence[MonitoredRun], *, title: str = "Spectra through training") -> Section | None:
     """What was measured in these runs; None where nothing was."""
     # A record may hold a warning alone.
-    measured = [replace(course, records=[each for each in course.records if each["parameters"]]) for course in courses]
-    courses = [course for course in measured if course.records]
-    if not courses:
+    measured = [replace(run, records=[each for each in run.records if each["parameters"]]) for run in runs]
+    runs = [run for run in measured if run.records]
+    if not runs:
         return None
-    small = summary_figures(courses)
+    small = summary_figures(runs)
     notes = [Note(lines=[SUMMARY_NOTE])] if small else []
-    made = [spectrum_figure(courses), *notes, *small, layer_figure(courses), matrix_figure(courses)]
+    made = [spectrum_figure(runs), *notes, *small, layer_figure(runs), matrix_figure(runs)]
     return Section(title=title, items=[Note(lines=[NOTE]), *(item for item in made if item)])
 
 
@@ -65,14 +65,14 @@ SUMMARY_NOTE = (
 # -- Whole spectra -----------------------------------------------------------------------------------------------------
 
 
-def spectrum_figure(courses: Sequence[Course]) -> Figure | None:
+def spectrum_figure(runs: Sequence[MonitoredRun]) -> Figure | None:
     """Singular values of a matrix at a stage of training, a line a recipe; None without exact spectra."""
-    exact = {course.name: [record for record in course.records if record.get("spectra")] for course in courses}
+    exact = {run.name: [record for record in run.records if record.get("spectra")] for run in runs}
     names = ordered({name for records in exact.values() for record in records for name in record["spectra"]})
     if not names:
         return None
     kinds = [kind for kind in KINDS if any_has(exact, names, kind)]
-    stages, at = stages_of([exact[course.name] for course in courses])
+    stages, at = stages_of([exact[run.name] for run in runs])
     frames: Frames = {}
     for matrix, name in enumerate(names):
         for kind_index, kind in enumerate(kinds):
@@ -90,7 +90,7 @@ def spectrum_figure(courses: Sequence[Course]) -> Figure | None:
                 lines = [(end, (bound, bound)) if bound else None for end, bound in zip(ends, bounds, strict=True)]
                 frames[matrix, kind_index, stage] = Frame(curves=[*curves, *lines], axis=axis)
     short = short_names(names)
-    choices = Choices(
+    choices = Menus(
         controls=[
             Control(label="Matrix", options=[short[name] for name in names], start=busiest(names)),
             # What a step does to the weights is where recipes differ most.
@@ -98,15 +98,15 @@ def spectrum_figure(courses: Sequence[Course]) -> Figure | None:
             Control(label="Stage", options=stages, start=len(stages) - 1, slider=True),
         ],
         frames=frames,
-        tabled=len(courses),
+        tabled=len(runs),
     )
-    bounded = any(limit for frame in frames.values() for limit in frame.curves[len(courses) :])
+    bounded = any(limit for frame in frames.values() for limit in frame.curves[len(runs) :])
     return chosen_figure(
-        courses,
+        runs,
         choices,
         title="Singular values through training",
         alt="Lines of the singular values of one matrix from the largest to the smallest, one for each recipe, at a "
-        f"stage of training that the slider chooses. {endings(courses, choices)}",
+        f"stage of training that the slider chooses. {endings(runs, choices)}",
         x={"title": "rank of the singular value", "type": "log", **rank_ticks(frames)},
         hover="%{y:.3g}",
         mode="x unified",
@@ -117,11 +117,11 @@ def spectrum_figure(courses: Sequence[Course]) -> Figure | None:
     )
 
 
-def any_has(exact: Mapping[str, Sequence[Measurement]], names: Sequence[str], kind: str) -> bool:
+def any_has(exact: Mapping[str, Sequence[MonitorRecord]], names: Sequence[str], kind: str) -> bool:
     return any(kind in record["spectra"].get(name, {}) for each in exact.values() for record in each for name in names)
 
 
-def limit_of(record: Measurement | None, name: str) -> float | None:
+def limit_of(record: MonitorRecord | None, name: str) -> float | None:
     """What clipping allows the update's largest singular value, where the record says so."""
     limit: float | None = (record or {}).get("parameters", {}).get(name, {}).get("update_limit")
     return limit
@@ -148,37 +148,35 @@ def rank_ticks(frames: Mapping[tuple[int, ...], Frame]) -> dict[str, Any]:
 # -- Quantities over time ----------------------------------------------------------------------------------------------
 
 
-def summary_figures(courses: Sequence[Course]) -> list[Figure]:
+def summary_figures(runs: Sequence[MonitoredRun]) -> list[Figure]:
     """A small figure for each quantity that says something of the whole model."""
-    made = [summary_figure(courses, key, quantity) for key, quantity in QUANTITIES.items() if quantity.summary]
+    made = [summary_figure(runs, key, quantity) for key, quantity in QUANTITIES.items() if quantity.summary]
     return [figure for figure in made if figure]
 
 
-def summary_figure(courses: Sequence[Course], key: str, quantity: Quantity) -> Figure | None:
+def summary_figure(runs: Sequence[MonitoredRun], key: str, quantity: Quantity) -> Figure | None:
     """One quantity over training, of all matrices in layers together."""
     import plotly.graph_objects as go
 
     combine: Callable[[list[float]], float] = max if quantity.summary == "largest" else median
     curves = [
-        [(record["step"], combine(found)) for record in course.records if (found := values_in(record, key))]
-        for course in courses
+        [(record["step"], combine(found)) for record in run.records if (found := values_in(record, key))]
+        for run in runs
     ]
     known = [value for curve in curves for _, value in curve]
     if not known:
         return None
     drawing = go.Figure()
-    for course, curve in zip(courses, curves, strict=True):
+    for run, curve in zip(runs, curves, strict=True):
         if curve:
-            add_line(drawing, course, *zip(*curve, strict=True), hover=quantity.hover)
+            add_line(drawing, run, *zip(*curve, strict=True), hover=quantity.hover)
     axis = axis_of(known, log=quantity.log, percent=quantity.percent)
     # What the title says already.
     del axis["title.text"]
     layout(drawing, x={"title": "step", "rangemode": "tozero"}, y={"title": "", **axis})
     drawing.update_layout(hovermode="x unified")
     words = [
-        f"{course.name} ends at {quantity.write(curve[-1][1])}."
-        for course, curve in zip(courses, curves, strict=True)
-        if curve
+        f"{run.name} ends at {quantity.write(curve[-1][1])}." for run, curve in zip(runs, curves, strict=True) if curve
     ]
     steps = sorted({step for curve in curves for step, _ in curve})
     columns = [dict(curve) for curve in curves]
@@ -191,26 +189,26 @@ def summary_figure(courses: Sequence[Course], key: str, quantity: Quantity) -> F
         title=title,
         alt=f"Lines over training, one for each recipe: {title}. {' '.join(words)}",
         drawing=plain(drawing),
-        numbers=Table(caption=title, rows=[["step", *(course.name for course in courses)], *rows]),
+        numbers=Table(caption=title, rows=[["step", *(run.name for run in runs)], *rows]),
         small=True,
         height=260,
     )
 
 
-def values_in(record: Measurement, key: str) -> list[float]:
+def values_in(record: MonitorRecord, key: str) -> list[float]:
     """A quantity of every matrix in a layer, or where no matrix is in one, of all."""
     parameters = record["parameters"]
     inside = [name for name in parameters if layer_of(name)[0] is not None] or list(parameters)
     return [value for name in inside if (value := parameters[name].get(key)) is not None]
 
 
-def layer_figure(courses: Sequence[Course]) -> Figure | None:
+def layer_figure(runs: Sequence[MonitoredRun]) -> Figure | None:
     """The largest value of a quantity in each layer, at a stage of training."""
-    layers = sorted({layer for course in courses for layer in layers_of(course) if layer is not None})
+    layers = sorted({layer for run in runs for layer in layers_of(run) if layer is not None})
     if len(layers) < 2:
         return None
-    stages, at = stages_of([course.records for course in courses])
-    keys = present(courses)
+    stages, at = stages_of([run.records for run in runs])
+    keys = present(runs)
     frames: Frames = {}
     for key_index, key in enumerate(keys):
         tables = [[largest_by_layer(record, key) if record else {} for record in stage] for stage in at]
@@ -219,20 +217,20 @@ def layer_figure(courses: Sequence[Course]) -> Figure | None:
         for stage, values in enumerate(tables):
             curves = [(layers, [rounded(table.get(layer)) for layer in layers]) if table else None for table in values]
             frames[key_index, stage] = Frame(curves=curves, axis=axis)
-    choices = Choices(
+    choices = Menus(
         controls=[
             Control(label="Quantity", options=[QUANTITIES[key].name for key in keys], start=starting(keys)),
             Control(label="Stage", options=stages, start=len(stages) - 1, slider=True),
         ],
         frames=frames,
-        tabled=len(courses),
+        tabled=len(runs),
     )
     return chosen_figure(
-        courses,
+        runs,
         choices,
         title="Largest value in each layer",
         alt="Lines over the layers of the model, one for each recipe, of the largest value among a layer's matrices. "
-        + endings(courses, choices),
+        + endings(runs, choices),
         x={"title": "layer", "tickmode": "auto" if len(layers) > 12 else "linear", "dtick": 1},
         hover="%{y:.3g}",
         mode="x unified",
@@ -240,7 +238,7 @@ def layer_figure(courses: Sequence[Course]) -> Figure | None:
     )
 
 
-def largest_by_layer(record: Measurement, key: str) -> dict[int, float]:
+def largest_by_layer(record: MonitorRecord, key: str) -> dict[int, float]:
     found: dict[int, float] = {}
     for name, values in record["parameters"].items():
         layer, _ = layer_of(name)
@@ -249,23 +247,23 @@ def largest_by_layer(record: Measurement, key: str) -> dict[int, float]:
     return found
 
 
-def layers_of(course: Course) -> set[int | None]:
-    return {layer_of(name)[0] for record in course.records for name in record["parameters"]}
+def layers_of(run: MonitoredRun) -> set[int | None]:
+    return {layer_of(name)[0] for record in run.records for name in record["parameters"]}
 
 
-def matrix_figure(courses: Sequence[Course]) -> Figure | None:
+def matrix_figure(runs: Sequence[MonitoredRun]) -> Figure | None:
     """Any quantity of any matrix over training."""
-    names = ordered({name for course in courses for record in course.records for name in record["parameters"]})
+    names = ordered({name for run in runs for record in run.records for name in record["parameters"]})
     if len(names) > MATRICES:
         names = [names[round(index * (len(names) - 1) / (MATRICES - 1))] for index in range(MATRICES)]
-    keys = present(courses)
+    keys = present(runs)
     frames: Frames = {}
     for matrix, name in enumerate(names):
         for key_index, key in enumerate(keys):
             curves: list[Any] = []
-            for course in courses:
-                steps = [record["step"] for record in course.records]
-                values = [rounded(record["parameters"].get(name, {}).get(key)) for record in course.records]
+            for run in runs:
+                steps = [record["step"] for record in run.records]
+                values = [rounded(record["parameters"].get(name, {}).get(key)) for record in run.records]
                 curves.append((steps, values) if any(values) else None)
             known = [value for curve in curves if curve for value in curve[1] if value is not None]
             if known:
@@ -273,19 +271,19 @@ def matrix_figure(courses: Sequence[Course]) -> Figure | None:
     if not frames:
         return None
     short = short_names(names)
-    choices = Choices(
+    choices = Menus(
         controls=[
             Control(label="Matrix", options=[short[name] for name in names], start=busiest(names)),
             Control(label="Quantity", options=[QUANTITIES[key].name for key in keys], start=starting(keys)),
         ],
         frames=frames,
-        tabled=len(courses),
+        tabled=len(runs),
     )
     return chosen_figure(
-        courses,
+        runs,
         choices,
         title="One matrix over training",
-        alt=f"Lines over training, one for each recipe, of a quantity of one matrix. {endings(courses, choices)}",
+        alt=f"Lines over training, one for each recipe, of a quantity of one matrix. {endings(runs, choices)}",
         x={"title": "step", "rangemode": "tozero"},
         hover="%{y:.3g}",
         mode="x unified",
@@ -310,12 +308,12 @@ def busiest(names: Sequence[str]) -> int:
     return next((index for index in middle if "up" in names[index] or "fc" in names[index]), middle[0])
 
 
-def present(courses: Sequence[Course]) -> list[str]:
+def present(runs: Sequence[MonitoredRun]) -> list[str]:
     """The quantities that any matrix of any run has."""
     found = {
         key
-        for course in courses
-        for record in course.records
+        for run in runs
+        for record in run.records
         for values in record["parameters"].values()
         for key, value in values.items()
         if value is not None

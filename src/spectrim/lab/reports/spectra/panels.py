@@ -9,8 +9,8 @@ __all__ = [
     "INK",
     "QUANTITIES",
     "QUIET",
-    "Grid",
     "Matrix",
+    "PanelGrid",
     "Summary",
     "describe",
     "draw_grid",
@@ -44,7 +44,7 @@ Summary = dict[str, Any]
 Matrix = dict[str, Any]
 
 
-class Grid:
+class PanelGrid:
     """Matrices by kind and layer, in the model's order."""
 
     def __init__(self, matrices: Mapping[str, Matrix]) -> None:
@@ -63,15 +63,15 @@ class Grid:
         return width, 1.5 + PANEL[1] * len(self.kinds)
 
 
-def grid_of(matrices: Mapping[str, Matrix], having: str) -> Grid | None:
+def grid_of(matrices: Mapping[str, Matrix], having: str) -> PanelGrid | None:
     """The grid of the matrices of which this was measured; None where there is none."""
     found = {name: each for name, each in matrices.items() if each.get(having)}
-    return Grid(found) if found else None
+    return PanelGrid(found) if found else None
 
 
 def draw_grid(
     figure: Any,
-    grid: Grid,
+    grid: PanelGrid,
     draw: Callable[[Any, Matrix], None],
     *,
     title: str,

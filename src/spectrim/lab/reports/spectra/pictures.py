@@ -12,8 +12,8 @@ from spectrim.lab.reports.spectra.panels import (
     INK,
     QUANTITIES,
     QUIET,
-    Grid,
     Matrix,
+    PanelGrid,
     Summary,
     describe,
     draw_grid,
@@ -277,7 +277,7 @@ def stages(kind: str) -> Callable[[Any, str, Summary], None]:
             log_axis(axes.yaxis)
 
         draw_grid(
-            figure, Grid(having), draw, title=f"Spectra of the {kind} through training, {describe(name, subject)}",
+            figure, PanelGrid(having), draw, title=f"Spectra of the {kind} through training, {describe(name, subject)}",
             x="rank of the singular value (shaded: the spike, the top 1.5 %)", y="singular value / Frobenius norm",
             legend=[handle(f"step {step:,}", colours[step]) for step in steps],
         )  # fmt: skip
@@ -305,13 +305,13 @@ def stage_shares(figure: Any, name: str, subject: Summary) -> None:
         axes.set_ylim(0, 1.04)  # a share of 1 is still seen whole
 
     draw_grid(
-        figure, Grid(having), draw, title=f"The spike's share through training, {describe(name, subject)}",
+        figure, PanelGrid(having), draw, title=f"The spike's share through training, {describe(name, subject)}",
         x="step", y="share of the energy in the top 1.5 %",
         legend=[handle(*QUANTITIES["gradient"]), handle(*QUANTITIES["momentum"])],
     )  # fmt: skip
 
 
-def weights(figure: Any, subjects: Summary, grid: Grid) -> None:
+def weights(figure: Any, subjects: Summary, grid: PanelGrid) -> None:
     """Weight spectra of all subjects, laid over each other."""
     every = [each for subject in subjects.values() for each in subject["matrices"].values()]
     highest = max(each["weight"]["spectral_norm"] for each in every) or 1.0
@@ -335,8 +335,8 @@ def weights(figure: Any, subjects: Summary, grid: Grid) -> None:
     )  # fmt: skip
 
 
-def common_grid(subjects: Summary) -> Grid:
-    return Grid(
+def common_grid(subjects: Summary) -> PanelGrid:
+    return PanelGrid(
         {f"{name} {key}": each for name, subject in subjects.items() for key, each in subject["matrices"].items()}
     )
 
@@ -366,7 +366,7 @@ def grid_size(key: str) -> Callable[[Summary], tuple[float, float] | None]:
 def stage_size(kind: str) -> Callable[[Summary], tuple[float, float] | None]:
     def size(subject: Summary) -> tuple[float, float] | None:
         having = {key: each for key, each in subject["matrices"].items() if of_stage(subject, key, kind)}
-        return Grid(having).size if having else None
+        return PanelGrid(having).size if having else None
 
     return size
 

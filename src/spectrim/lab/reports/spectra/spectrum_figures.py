@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from spectrim.lab.logging.monitor_log import Course, short_names
+from spectrim.lab.logging.monitor_log import MonitoredRun, short_names
 from spectrim.lab.reports.page.figures import colour, layout, plain, shown
-from spectrim.lab.reports.page.html import Choices, Control, Figure, Frame, Table
+from spectrim.lab.reports.page.html import Control, Figure, Frame, Menus, Table
 from spectrim.lab.reports.page.menu_figures import chosen_figure, endings
 from spectrim.lab.reports.page.quantities import axis_of
 from spectrim.lab.reports.page.training_spectra import busiest, rank_ticks, thinned
@@ -27,9 +27,9 @@ SPECTRA = {
 }
 
 
-def courses_of(subjects: Subjects) -> list[Course]:
+def runs_of(subjects: Subjects) -> list[MonitoredRun]:
     """Subjects as what has a line in a figure."""
-    return [Course(name=name, index=index, records=()) for index, name in enumerate(subjects)]
+    return [MonitoredRun(name=name, index=index, records=()) for index, name in enumerate(subjects)]
 
 
 def names_of(subjects: Subjects, having: str = "weight") -> list[str]:
@@ -136,7 +136,7 @@ def spectrum_figure(subjects: Subjects) -> Figure:
                 axis["title.text"] = "singular value"
                 frames[place, kind_place] = Frame(curves=[*curves, *floors], axis=axis)
     short = short_names(names)
-    choices = Choices(
+    choices = Menus(
         controls=[
             Control(label="Matrix", options=[short[name] for name in names], start=busiest(names)),
             Control(label="Spectrum of", options=[SPECTRA[kind] for kind in kinds]),
@@ -144,13 +144,13 @@ def spectrum_figure(subjects: Subjects) -> Figure:
         frames=frames,
         tabled=len(subjects),
     )
-    courses = courses_of(subjects)
+    runs = runs_of(subjects)
     return chosen_figure(
-        courses,
+        runs,
         choices,
         title="Singular values",
         alt="Lines of the singular values of one matrix from the largest to the smallest, one for each model. "
-        + endings(courses, choices),
+        + endings(runs, choices),
         x={"title": "rank of the singular value", "type": "log", **rank_ticks(frames)},
         hover="%{y:.3g}",
         mode="x unified",
@@ -176,18 +176,18 @@ def direction_figure(subjects: Subjects) -> Figure | None:
     if not frames:
         return None
     short = short_names(names)
-    choices = Choices(
+    choices = Menus(
         controls=[Control(label="Matrix", options=[short[name] for name in names], start=busiest(names))],
         frames=frames,
         tabled=len(subjects),
     )
-    courses = courses_of(subjects)
+    runs = runs_of(subjects)
     return chosen_figure(
-        courses,
+        runs,
         choices,
         title="Relative variance of singular directions over batches",
         alt="Lines of the variance over batches of the gradient along a singular direction over its squared mean, "
-        f"against the rank of the direction. {endings(courses, choices)}",
+        f"against the rank of the direction. {endings(runs, choices)}",
         x={"title": "rank of the direction (middle of a group)", "type": "log", **rank_ticks(frames)},
         hover="%{y:.3g}",
         mode="x unified",
@@ -305,7 +305,7 @@ def line_figure(
     controls = [Control(label="Matrix", options=[short[name] for name in names], start=busiest(names))]
     if len(subjects) > 1:
         controls.append(Control(label="Model", options=list(subjects)))
-    choices = Choices(controls=controls, frames=frames, tabled=len(lines))
+    choices = Menus(controls=controls, frames=frames, tabled=len(lines))
     start = frames.get(choices.start) or next(iter(frames.values()))
     drawing = go.Figure()
     for (label, look), curve in zip(lines.items(), start.curves, strict=True):

@@ -3,9 +3,9 @@
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from spectrim.lab.logging.monitor_log import Course, read_measurements
+from spectrim.lab.logging.monitor_log import MonitoredRun, read_measurements
 from spectrim.lab.reports.page.figures import colour, dashes
-from spectrim.lab.reports.page.html import Listing, Note, Part, Section, Swatch, Table
+from spectrim.lab.reports.page.html import Listing, Note, PagePart, Section, Swatch, Table
 from spectrim.lab.reports.page.training_spectra import spectra_section
 from spectrim.lab.reports.shareable import SHORTENED, shareable, short
 from spectrim.lab.reports.spectra.reading import SIDE_BY_SIDE, headline, reading, side_by_side
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["spectrum_part"]
 
 
-def spectrum_part(study: "Study") -> Part:
+def spectrum_part(study: "Study") -> PagePart:
     """The page's part on spectra."""
-    return Part(
+    return PagePart(
         title=f"Spectra {study.name}",
         headline=headline(study.summary),
         summary=[],
@@ -142,11 +142,13 @@ def weights(study: "Study") -> Section:
 
 def through_training(study: "Study") -> Section | None:
     """What the runs' monitors measured, where the runs are still there."""
-    courses = []
+    runs = []
     for index, (name, subject) in enumerate(study.summary["subjects"].items()):
         folder = run_of(subject)
-        courses.append(Course(name=name, index=index, records=read_measurements(folder.monitor_file) if folder else ()))
-    return spectra_section(courses)
+        runs.append(
+            MonitoredRun(name=name, index=index, records=read_measurements(folder.monitor_file) if folder else ())
+        )
+    return spectra_section(runs)
 
 
 def run_of(subject: dict[str, Any]) -> RunFolder | None:

@@ -1,7 +1,7 @@
-"""Where the numbers of a measurement are: one tensor for all subjects of a team, with a place for each number.
+"""One buffer for all numbers that a measurement collects from the subjects of one team.
 
-A row of the board is what an :class:`~spectrim.monitor.measure.Order` asks for of one matrix. Ranks of shards fill the
-rows of the matrices that they own, and one sum completes the board everywhere.
+A row holds the numbers that a :class:`~spectrim.monitor.measure.MatrixRequest` asks for, for one matrix. Each rank
+fills the rows of the matrices that it owns; one sum over ranks completes the buffer everywhere.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from spectrim.distributed.collectives import Team
-from spectrim.monitor.measure import KINDS, Kind, Order, read
+from spectrim.monitor.measure import KINDS, Kind, MatrixRequest, read
 from spectrim.monitor.subjects import Subject
 
-__all__ = ["Board", "Found", "Lists", "Orders", "Slot", "boards_of"]
+__all__ = ["Lists", "MeasurementBuffer", "PartMeasurement", "Requests", "Slot", "buffers_of"]
 
 #: Of every subject: has it a gradient, and did a hook see it accumulated. Its parts' squared norms then follow.
 HEAD = 2
 
-#: The orders of all parts of a subject, by kind.
-Orders = dict[Kind, list[Order]]
+#: The requests for all parts of a subject, by kind.
+Requests = dict[Kind, list[MatrixRequest]]
 
 #: A :data:`~spectrim.monitor.measure.Reading` as plain lists, one value for each matrix of a part.
 Lists = dict[str, list[float]]
@@ -33,29 +33,29 @@ Lists = dict[str, list[float]]
 class Slot:
     """Where the numbers of one part are: ``rows`` matrices from ``start``."""
 
-    order: Order
+    request: MatrixRequest
     start: int
     rows: int
 
     @property
     def stop(self) -> int:
         """Where the next one's are."""
-        return self.start + self.rows * self.order.length
+        return self.start + self.rows * self.request.length
 
     def row(self, index: int) -> Slot:
         """The slot of one matrix of a stack."""
-        return Slot(self.order, self.start + index * self.order.length, 1)
+        return Slot(self.request, self.start + index * self.request.length, 1)
 
 
 @dataclass(eq=False)
-class Found:
-    """What was found of one part of a parameter, on the host.
+class PartMeasurement:
+    """The measured numbers of one part of a parameter, on the host.
 
     Attributes:
         readings: what was measured, by kind.
         spectra: all singular values, descending, of each matrix, by kind; of what was measured exactly.
         before: the squared norm of the gradient when it was accumulated, or None where no hook saw it.
-        limit, mark: of its clip, see :class:`~spectrim.monitor.clip.Clip`; None without one.
+        limit, mark: of its clip, see :class:`~spectrim.monitor.step_clip.Clip`; None without one.
     """
 
     subject: Subject
@@ -68,8 +68,8 @@ class Found:
     mark: float | None = None
 
 
-class Board:
-    """The numbers of some subjects.
+class MeasurementBuffer:
+    """A buffer for the numbers of subjects of one team.
 
     Args:
         team: whose subjects they are; None for parameters of this process.
@@ -77,7 +77,9 @@ class Board:
         orders_of: what is wanted of each.
     """
 
-    def __init__(self, team: Team | None, subjects: Sequence[Subject], orders_of: Callable[[Subject], Orders]) -> None:
+    def __init__(
+        self, team: Team | None, subjects: Sequence[Subject], requests_of: Callable[[Subject], Requests]
+    ) -> None:
         self.team, self.subjects = team, list(subjects)
         self._device = self.subjects[0].parameter.device
         self._heads: dict[Subject, int] = {}
@@ -87,10 +89,10 @@ class Board:
         for subject in self.subjects:
             self._heads[subject] = place
             place += HEAD + len(subject.names)
-            for kind, orders in orders_of(subject).items():
+            for kind, requests in requests_of(subject).items():
                 slots = self._slots[subject, kind] = []
-                for order, shape in zip(orders, subject.shapes, strict=True):
-                    slots.append(Slot(order, place, math.prod(shape[:-2])))
+                for request, shape in zip(requests, subject.shapes, strict=True):
+                    slots.append(Slot(request, place, math.prod(shape[:-2])))
                     place = slots[-1].stop
         self._length = place
 
@@ -129,15 +131,15 @@ class Board:
             self.team.sum(numbers, "monitor")
         return numbers
 
-    def read(self, numbers: Tensor, marks: Mapping[Subject, Sequence[float]]) -> list[Found]:
+    def read(self, numbers: Tensor, marks: Mapping[Subject, Sequence[float]]) -> list[PartMeasurement]:
         """What the numbers say, on the host: the parts of every subject that had a gradient.
 
         Args:
             numbers: :meth:`complete`, on the host.
             marks: that the parts' directions are held against, where they are clipped.
         """
-        found: list[Found] = []
-        asked: dict[Order, list[tuple[Found, Slot]]] = {}
+        found: list[PartMeasurement] = []
+        asked: dict[MatrixRequest, list[tuple[PartMeasurement, Slot]]] = {}
         heads = {
             subject: numbers[place : place + HEAD + len(subject.names)].tolist()
             for subject, place in self._heads.items()
@@ -146,37 +148,37 @@ class Board:
             if not has_gradient > 0:
                 continue
             for index, (name, shape) in enumerate(zip(subject.names, subject.shapes, strict=True)):
-                part = Found(subject, name, shape)
+                part = PartMeasurement(subject, name, shape)
                 part.before = norms[index] if was_seen > 0 else None
                 part.mark = marks[subject][index] if subject in marks else None
                 for kind in KINDS:
                     for slot in self.slots(subject, kind)[index : index + 1]:
-                        asked.setdefault(slot.order, []).append((part, slot))
+                        asked.setdefault(slot.request, []).append((part, slot))
                 found.append(part)
-        for order, parts in asked.items():
-            _read_together(order, parts, numbers)
+        for request, parts in asked.items():
+            _read_together(request, parts, numbers)
         return found
 
 
-def _read_together(order: Order, parts: Sequence[tuple[Found, Slot]], numbers: Tensor) -> None:
-    """Read the rows of all parts of one order at once."""
-    rows = torch.cat([numbers[slot.start : slot.stop].view(slot.rows, order.length) for _, slot in parts])
+def _read_together(request: MatrixRequest, parts: Sequence[tuple[PartMeasurement, Slot]], numbers: Tensor) -> None:
+    """Read the rows of all parts that have the same request at once."""
+    rows = torch.cat([numbers[slot.start : slot.stop].view(slot.rows, request.length) for _, slot in parts])
     marks = [math.nan if part.mark is None else part.mark for part, slot in parts for _ in range(slot.rows)]
-    reading = read(order, rows, limit=torch.tensor(marks, dtype=torch.float64))
+    reading = read(request, rows, limit=torch.tensor(marks, dtype=torch.float64))
     spectra = reading.pop("singular_values", None)
     lists = {name: values.tolist() for name, values in reading.items()}
     start = 0
     for part, slot in parts:
         stop = start + slot.rows
-        part.readings[order.kind] = {name: values[start:stop] for name, values in lists.items()}
+        part.readings[request.kind] = {name: values[start:stop] for name, values in lists.items()}
         if spectra is not None:
-            part.spectra[order.kind] = spectra[start:stop].tolist()
+            part.spectra[request.kind] = spectra[start:stop].tolist()
         start = stop
 
 
-def boards_of(subjects: Sequence[Subject], orders_of: Callable[[Subject], Orders]) -> list[Board]:
-    """A board for the subjects of every team, in order."""
+def buffers_of(subjects: Sequence[Subject], requests_of: Callable[[Subject], Requests]) -> list[MeasurementBuffer]:
+    """One buffer for the subjects of each team."""
     teams: dict[object, list[Subject]] = {}
     for subject in subjects:
         teams.setdefault(subject.team and subject.team.key, []).append(subject)
-    return [Board(same[0].team, same, orders_of) for same in teams.values()]
+    return [MeasurementBuffer(same[0].team, same, requests_of) for same in teams.values()]

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from spectrim.monitor.board import Found
+from spectrim.monitor.buffer import PartMeasurement
 from spectrim.monitor.subjects import parameter_name
 
-__all__ = ["Skips"]
+__all__ = ["SkipCounts"]
 
 
-class Skips:
+class SkipCounts:
     """Counts by the name of the parameter.
 
     An optimizer that counts its skipped steps is asked: for ``state[parameter]["skipped"]``, or else for
@@ -42,7 +42,7 @@ class Skips:
         devices = dict.fromkeys(tensor.device for tensor in held)
         return [torch.stack([tensor for tensor in held if tensor.device == device]) for device in devices]
 
-    def counts(self, found: Sequence[Found] = (), hosts: Sequence[Tensor] | None = None) -> dict[str, int]:
+    def counts(self, found: Sequence[PartMeasurement] = (), hosts: Sequence[Tensor] | None = None) -> dict[str, int]:
         """The counts so far.
 
         Args:
@@ -103,6 +103,6 @@ class Skips:
         return self.names.get(position) or parameter_name(self._optimizer.param_groups, position)
 
 
-def _is_unfit(part: Found) -> bool:
+def _is_unfit(part: PartMeasurement) -> bool:
     seen = sum(part.readings["gradient"]["energy"]) if "gradient" in part.readings else 0.0
     return not all(map(math.isfinite, (seen, 0.0 if part.before is None else part.before)))

@@ -21,7 +21,7 @@ from spectrim.monitor.measurement import as_float
 from spectrim.monitor.sketch import sample_stride
 from spectrim.monitor.subjects import Subject
 
-__all__ = ["SAMPLE", "Taken", "Values", "Watch"]
+__all__ = ["SAMPLE", "UpdateSampler", "UpdateSamples", "Values"]
 
 #: Entries of each matrix that are compared, at most; the root mean square of so many is good to 2 to 3 %.
 SAMPLE = 1024
@@ -30,7 +30,7 @@ SAMPLE = 1024
 Values = dict[str, dict[str, float]]
 
 
-class Watch:
+class UpdateSampler:
     """The samples of some subjects.
 
     Args:
@@ -38,35 +38,35 @@ class Watch:
     """
 
     def __init__(self, subjects: Sequence[Subject]) -> None:
-        places: dict[tuple[Any, ...], _Place] = {}
+        samples: dict[tuple[Any, ...], _TeamSample] = {}
         for subject in subjects:
             key = (subject.team and subject.team.key, subject.parameter.device)
-            places.setdefault(key, _Place(subject.team)).subjects.append(subject)
-        self._places = list(places.values())
+            samples.setdefault(key, _TeamSample(subject.team)).subjects.append(subject)
+        self._samples = list(samples.values())
         self._groups = {name: subject.position[0] for subject in subjects for name in subject.names}
         self._steps: list[tuple[int, _Rates]] = []
 
     def before(self) -> None:
         """Sample what the step is about to move, where it is not as the step before left it."""
-        for place in self._places:
-            place.begin()
+        for sample in self._samples:
+            sample.begin()
 
     def after(self, step: int, groups: Sequence[Mapping[str, Any]]) -> None:
         """Compare, after this step was taken at the groups' learning rates."""
-        for place in self._places:
-            place.compare()
-        self._steps.append((step, _Rates([group.get("lr", 1.0) for group in groups] if self._places else [])))
+        for sample in self._samples:
+            sample.compare()
+        self._steps.append((step, _Rates([group.get("lr", 1.0) for group in groups] if self._samples else [])))
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def take(self) -> Taken:
+    def take(self) -> UpdateSamples:
         """What was found since this was last called, where it is; ranks of shards call this together."""
         steps, self._steps = self._steps, []
-        names = [place.names for place in self._places]
-        sums = [place.total() for place in self._places] if steps else []
+        names = [sample.names for sample in self._samples]
+        sums = [sample.total() for sample in self._samples] if steps else []
         moved = [rates.moved for _, rates in steps if rates.moved is not None]
-        return Taken(steps, names, self._groups, sums, [torch.cat(moved)] if moved else [])
+        return UpdateSamples(steps, names, self._groups, sums, [torch.cat(moved)] if moved else [])
 
 
 @dataclass
@@ -89,7 +89,7 @@ class _Rates:
 
 
 @dataclass(frozen=True)
-class Taken:
+class UpdateSamples:
     """What was found of some steps in a row."""
 
     steps: list[tuple[int, _Rates]]
@@ -121,7 +121,7 @@ class Taken:
         return found
 
 
-class _Place:
+class _TeamSample:
     """The subjects of one team on one device."""
 
     def __init__(self, team: Team | None) -> None:
