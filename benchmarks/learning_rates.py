@@ -28,7 +28,7 @@ from spectrim.lab.logging.run_result import RunResult
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "learning_rates.json"
-DEFAULTS = HERE.parent / "src" / "spectrim" / "lab" / "defaults.toml"
+DEFAULTS = HERE.parent / "src" / "spectrim" / "lab" / "recipes" / "defaults.toml"
 
 # recipe: (learning rate, factor of embeddings and head on it, threshold times learning rate) where its search starts.
 # The threshold of a clip follows the factor, so that it means the same to every recipe: how much further embeddings and

@@ -22,7 +22,7 @@ from spectrim.lab.diagnosis.targets import TextOptions, find_targets
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import write_json
 from spectrim.lab.models.build import build_model
-from spectrim.lab.reports.spectra.reading import headline, reading
+from spectrim.lab.reports.spectra.spectrum_reading import headline, reading
 from spectrim.lab.reports.study import report
 from spectrim.lab.training.objective import language_loss
 from spectrim.lab.training.run import train

@@ -3,7 +3,7 @@
 from typing import Any
 
 from spectrim.lab.cli.flags import configure, show
-from spectrim.lab.cli.options import CacheDir, Data, Json, TextColumn, TokenizerPath, VocabularySize
+from spectrim.lab.cli.shared_options import CacheDir, Data, Json, TextColumn, TokenizerPath, VocabularySize
 
 __all__ = ["corpus_command"]
 

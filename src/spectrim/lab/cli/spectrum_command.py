@@ -71,7 +71,7 @@ def spectrum_command(
     """
     from spectrim.lab.diagnosis.spectrum import SpectrumOptions, check_out, default_out, spectrum, write_spectrum
     from spectrim.lab.diagnosis.targets import TextOptions
-    from spectrim.lab.reports.spectra.table import tables
+    from spectrim.lab.reports.spectra.matrix_table import tables
 
     out = out or default_out(paths)
     check_out(out)

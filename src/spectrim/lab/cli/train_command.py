@@ -14,7 +14,7 @@ from spectrim.lab.cli.flags import (
     trust_named,
     with_settings,
 )
-from spectrim.lab.cli.options import (
+from spectrim.lab.cli.shared_options import (
     RECIPES_HELP,
     Accumulate,
     BatchSize,

@@ -8,7 +8,7 @@ from spectrim.lab.reports.page.figures import colour, dashes
 from spectrim.lab.reports.page.html import Listing, Note, PagePart, Section, Swatch, Table
 from spectrim.lab.reports.page.training_spectra import spectra_section
 from spectrim.lab.reports.shareable import SHORTENED, shareable, short
-from spectrim.lab.reports.spectra.reading import SIDE_BY_SIDE, headline, reading, side_by_side
+from spectrim.lab.reports.spectra.matrix_table import CAPTION, WEIGHTS_CAPTION, gradient_rows, weight_rows
 from spectrim.lab.reports.spectra.spectrum_figures import (
     direction_figure,
     dot_figure,
@@ -16,7 +16,7 @@ from spectrim.lab.reports.spectra.spectrum_figures import (
     spectrum_figure,
     tail_figure,
 )
-from spectrim.lab.reports.spectra.table import CAPTION, WEIGHTS_CAPTION, gradient_rows, weight_rows
+from spectrim.lab.reports.spectra.spectrum_reading import SIDE_BY_SIDE, headline, reading, side_by_side
 from spectrim.lab.training.folder import RunFolder
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from spectrim.lab.reports.spectra.panels import Matrix, measured, place_of
-from spectrim.lab.reports.spectra.reading import reading
+from spectrim.lab.reports.spectra.spectrum_reading import reading
 
 __all__ = ["CAPTION", "WEIGHTS_CAPTION", "gradient_rows", "tables", "weight_rows"]
 
