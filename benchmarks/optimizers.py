@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-from spectrim.lab.bench import operator_bench, optimizer_bench
-from spectrim.lab.cli import bench_command
+from spectrim.lab.bench import bench_tables, operator_bench, optimizer_bench
 from spectrim.lab.files import write_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "optimizers.md"
@@ -55,7 +54,7 @@ read, so operators take the forms for accelerators: on a CPU this makes clipping
 
 
 def markdown(rows: Iterable[optimizer_bench.OptimizerRow]) -> str:
-    lines = [bench_command.optimizer_cells(row) for row in rows]
+    lines = [bench_tables.optimizer_cells(row) for row in rows]
     header = list(lines[0])
     body = [header, ["---", *("---:" for _ in header[1:])], *(list(line.values()) for line in lines)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in body)

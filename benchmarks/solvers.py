@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 
-from spectrim.lab.bench import operator_bench
-from spectrim.lab.cli import bench_command
+from spectrim.lab.bench import bench_tables, operator_bench
 from spectrim.lab.files import write_text
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -96,16 +95,16 @@ def main() -> None:
         curves = operator_bench.error_by_kappa(solvers, DTYPES)
         accuracy = accuracy_lines(solvers)
     DOCS.joinpath("images").mkdir(parents=True, exist_ok=True)
-    bench_command.save_errors(curves, DOCS / "images" / "solver_errors.svg")
+    bench_tables.save_errors(curves, DOCS / "images" / "solver_errors.svg")
     ratios = torch.tensor([row.faster_than_newton_schulz for row in rows if row.solver == "auto"])
     text = TEXT.format(
         machine=f"CPU, {arguments.threads} threads, torch {torch.__version__}, float32",
         repeats=arguments.repeats,
-        times=markdown([bench_command.clip_cells(row) for row in rows]),
+        times=markdown([bench_tables.clip_cells(row) for row in rows]),
         mean=ratios.log().mean().exp().item(),
         accuracy_shape="x".join(map(str, ACCURACY_SHAPE)),
         accuracy=markdown(accuracy),
-        spikes=markdown([bench_command.spike_cells(row) for row in spikes]),
+        spikes=markdown([bench_tables.spike_cells(row) for row in spikes]),
     )
     write_text(DOCS / "solvers.md", text)
 
