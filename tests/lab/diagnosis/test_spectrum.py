@@ -214,7 +214,7 @@ def test_gradients_are_held_no_further_than_the_memory_that_is_given(
         model, choose(model), batches, first=0, count=4, memory=4 * 4 * 2 * 32 * 32.0, device=torch.device("cpu"),
         on_batch=lambda: run.append(1),
     )  # fmt: skip
-    assert [len(names) for names in source.rounds] == [2, 2, 1, 1, 1]
+    assert [len(names) for names in source.chunks] == [2, 2, 1, 1, 1]
     assert sum(1 for _ in source.stacks()) == 7
     assert len(run) == 5 * 4
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
