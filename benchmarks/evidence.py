@@ -38,8 +38,8 @@ published setting is 0.01 for all widths and learning rates, and `clip="auto"` f
 
 The product decides, not the threshold: at both widths the best one is the same for every learning rate at which it
 was varied. On runs as short as the lab's it is larger than the published one, so the lab's own default is the
-searched one in `src/spectrim/lab/defaults.toml`. Over four times as many steps that advantage is gone at the better
-learning rate and a sixth of what it was at the other, so `clip="auto"` stays with what was published for runs of
+searched one in `src/spectrim/lab/recipes/defaults.toml`. Over four times as many steps that advantage is gone at the
+better learning rate and a sixth of what it was at the other, so `clip="auto"` stays with what was published for runs of
 useful length. On short runs a product that is too small costs far more than one that is too large.
 
 ## What is clipped

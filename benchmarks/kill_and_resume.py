@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from spectrim.lab.log import read_log
+from spectrim.lab.logging.log import read_log
 
 SIGNALS = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
 STARTED = 0.2

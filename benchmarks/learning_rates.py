@@ -24,11 +24,11 @@ from pathlib import Path
 
 from spectrim.lab.config import OptimizerConfig, TrainConfig
 from spectrim.lab.files import write_json, write_text
-from spectrim.lab.results import RunResult
+from spectrim.lab.logging.run_result import RunResult
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "learning_rates.json"
-DEFAULTS = HERE.parent / "src" / "spectrim" / "lab" / "defaults.toml"
+DEFAULTS = HERE.parent / "src" / "spectrim" / "lab" / "recipes" / "defaults.toml"
 
 # recipe: (learning rate, factor of embeddings and head on it, threshold times learning rate) where its search starts.
 # The threshold of a clip follows the factor, so that it means the same to every recipe: how much further embeddings and
@@ -112,7 +112,7 @@ def place(entry: dict) -> tuple[float, float, float | None]:
 def run_point(point: Point, steps: int | None, folder: Path, cache_dir: Path | None, threads: int) -> RunResult:
     import torch
 
-    from spectrim.lab.train import train
+    from spectrim.lab.training.run import train
 
     torch.set_num_threads(threads)
     return train(point.config(steps), folder / point.name, resume=True, cache_dir=cache_dir)

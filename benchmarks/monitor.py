@@ -23,8 +23,9 @@ from torch import nn
 
 import spectrim
 from spectrim.lab.files import write_json, write_text
-from spectrim.lab.measure import environment
-from spectrim.lab.model import PRESETS, build_model
+from spectrim.lab.models.architecture import PRESETS
+from spectrim.lab.models.build import build_model
+from spectrim.lab.training.device import environment
 from spectrim.monitor import Alarm, Record
 
 RESULTS = Path(__file__).parent / "results" / "monitor.json"

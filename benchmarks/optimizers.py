@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from spectrim.lab import bench_cli, bench_operators, bench_optimizers
+from spectrim.lab.bench import bench_tables, operator_bench, optimizer_bench
 from spectrim.lab.files import write_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "optimizers.md"
@@ -53,26 +53,26 @@ read, so operators take the forms for accelerators: on a CPU this makes clipping
 """
 
 
-def markdown(rows: Iterable[bench_optimizers.OptimizerRow]) -> str:
-    lines = [bench_cli.optimizer_cells(row) for row in rows]
+def markdown(rows: Iterable[optimizer_bench.OptimizerRow]) -> str:
+    lines = [bench_tables.optimizer_cells(row) for row in rows]
     header = list(lines[0])
     body = [header, ["---", *("---:" for _ in header[1:])], *(list(line.values()) for line in lines)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in body)
 
 
-def measure(part: str, repeats: int) -> list[bench_optimizers.OptimizerRow]:
+def measure(part: str, repeats: int) -> list[optimizer_bench.OptimizerRow]:
     if part == "compiled":
-        return bench_optimizers.bench_optimizers(blocks=1, repeats=5, contenders=COMPILED, compiled=True)
-    return bench_optimizers.bench_optimizers(blocks=1, repeats=repeats)
+        return optimizer_bench.bench_optimizers(blocks=1, repeats=5, contenders=COMPILED, compiled=True)
+    return optimizer_bench.bench_optimizers(blocks=1, repeats=repeats)
 
 
-def measured(part: str, folder: Path, options: list[str]) -> list[bench_optimizers.OptimizerRow]:
+def measured(part: str, folder: Path, options: list[str]) -> list[optimizer_bench.OptimizerRow]:
     """A part's rows, measured by a process of its own unless the folder has them."""
     path = folder / f"{part}.json"
     if not path.is_file():
         command = [sys.executable, __file__, "--part", part, "--rows", str(folder), *options]
         subprocess.run(command, check=True)
-    return [bench_optimizers.OptimizerRow(**row) for row in json.loads(path.read_text())]
+    return [optimizer_bench.OptimizerRow(**row) for row in json.loads(path.read_text())]
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="a folder for what is measured; what is there is not measured again")
     parser.add_argument("--part", choices=PARTS, help="measure this alone, into the folder")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary, bench_operators.threads(arguments.threads) as count:
+    with tempfile.TemporaryDirectory() as temporary, operator_bench.threads(arguments.threads) as count:
         folder = arguments.rows or Path(temporary)
         if arguments.part:
             rows = [asdict(row) for row in measure(arguments.part, arguments.repeats)]

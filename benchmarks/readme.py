@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from spectrim.lab.files import write_text
-from spectrim.lab.report import NOTE, heading, reading, table_lines
+from spectrim.lab.reports.comparison_report import NOTE, heading, reading, table_lines
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- results: benchmarks/readme.py -->", "<!-- end of results -->"

@@ -7,8 +7,9 @@ from textwrap import fill
 from torch import nn
 
 from spectrim.lab.files import write_text
-from spectrim.lab.plan import DEFAULT_HARDWARE, SCALING_RECIPES, build_on_meta, optimizer_on_meta, scaling_rows
-from spectrim.lab.scaling import Cluster, Projection, Work, active_parameters, project, read_work
+from spectrim.lab.planning.plan import DEFAULT_HARDWARE, SCALING_RECIPES, build_on_meta, optimizer_on_meta
+from spectrim.lab.planning.plan_tables import scaling_rows
+from spectrim.lab.planning.scaling import Cluster, Projection, Work, active_parameters, project, read_work
 from spectrim.optim.spectral.orthogonalize import Orthogonalize
 
 DOCS = Path(__file__).parent.parent / "docs"

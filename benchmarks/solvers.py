@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from spectrim.lab import bench_cli, bench_operators
+from spectrim.lab.bench import bench_tables, operator_bench
 from spectrim.lab.files import write_text
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -85,26 +85,26 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--shapes", default="small")
     arguments = parser.parse_args()
-    shapes = bench_operators.parse_shapes(arguments.shapes)
-    solvers = list(bench_operators.SOLVERS)
-    with bench_operators.threads(arguments.threads):
-        rows = bench_operators.bench_operators(
+    shapes = operator_bench.parse_shapes(arguments.shapes)
+    solvers = list(operator_bench.SOLVERS)
+    with operator_bench.threads(arguments.threads):
+        rows = operator_bench.bench_operators(
             shapes, solvers=solvers, dtypes=["float32"], spectra=["adam"], repeats=arguments.repeats, progress=print
         )
-        spikes = bench_operators.bench_spike(shapes, repeats=arguments.repeats)
-        curves = bench_operators.error_by_kappa(solvers, DTYPES)
+        spikes = operator_bench.bench_spike(shapes, repeats=arguments.repeats)
+        curves = operator_bench.error_by_kappa(solvers, DTYPES)
         accuracy = accuracy_lines(solvers)
     DOCS.joinpath("images").mkdir(parents=True, exist_ok=True)
-    bench_cli.save_errors(curves, DOCS / "images" / "solver_errors.svg")
+    bench_tables.save_errors(curves, DOCS / "images" / "solver_errors.svg")
     ratios = torch.tensor([row.faster_than_newton_schulz for row in rows if row.solver == "auto"])
     text = TEXT.format(
         machine=f"CPU, {arguments.threads} threads, torch {torch.__version__}, float32",
         repeats=arguments.repeats,
-        times=markdown([bench_cli.clip_cells(row) for row in rows]),
+        times=markdown([bench_tables.clip_cells(row) for row in rows]),
         mean=ratios.log().mean().exp().item(),
         accuracy_shape="x".join(map(str, ACCURACY_SHAPE)),
         accuracy=markdown(accuracy),
-        spikes=markdown([bench_cli.spike_cells(row) for row in spikes]),
+        spikes=markdown([bench_tables.spike_cells(row) for row in spikes]),
     )
     write_text(DOCS / "solvers.md", text)
 
@@ -113,11 +113,11 @@ def accuracy_lines(solvers: list[str]) -> list[dict[str, str]]:
     """One line for every spectrum, dtype and σ₁/c; one column for every solver."""
     lines = []
     for ratio in (1e-3, 1.0, 30.0, 1e3):
-        rows = bench_operators.bench_operators(
+        rows = operator_bench.bench_operators(
             [ACCURACY_SHAPE],
             solvers=solvers,
             dtypes=DTYPES,
-            spectra=list(bench_operators.SPECTRA),
+            spectra=list(operator_bench.SPECTRA),
             ratio=ratio,
             repeats=1,
             progress=print,

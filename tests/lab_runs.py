@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from spectrim.lab.log import Record, read_log
+from spectrim.lab.logging.log import StepRecord, read_log
 
 
 class StopError(Exception):
@@ -13,7 +13,7 @@ class StopError(Exception):
 
 
 def stop_after(step: int) -> Any:
-    def on_step(record: Record) -> None:
+    def on_step(record: StepRecord) -> None:
         if record["step"] == step:
             raise StopError
 

@@ -15,13 +15,12 @@ import torch
 import transformers.models.gpt2.modeling_gpt2
 import transformers.models.llama.modeling_llama  # noqa: F401 - once, before ranks are forked
 
-import spectrim.lab.sharded_checkpoint
-import spectrim.lab.sharding  # noqa: F401
-from spectrim.lab import outside
+import spectrim.lab.training.placement  # noqa: F401
 from spectrim.lab.config import TrainConfig, read_toml
 from spectrim.lab.errors import Interrupted, LabError
-from spectrim.lab.parallel import Parallel, open_parallel
-from spectrim.lab.train import train
+from spectrim.lab.recipes import external
+from spectrim.lab.training.processes import Parallel, open_parallel
+from spectrim.lab.training.run import train
 
 Train = Callable[..., Any]
 
@@ -78,7 +77,7 @@ def two(parallel: Parallel, run: Train, config: TrainConfig, folder: Path) -> No
 
     run(config, folder / "4-to-2", resume=True, parallel=parallel)
     sys.path.insert(0, str(folder))
-    outside.trust(["fatal:Fatal"])
+    external.trust(["fatal:Fatal"])
     run(changed(config, recipe="fatal:Fatal"), folder / "killed", resume=True, parallel=parallel)
     run(config, folder / "1-to-2", resume=True, parallel=parallel)
     stopped(parallel, run, config, folder / "2-to-1", after=3)
@@ -107,7 +106,7 @@ def killed(parallel: Parallel, run: Train, config: TrainConfig, folder: Path) ->
     """Rank 1 ends in the middle of the third step, so rank 0 must fail."""
     sys.path.insert(0, str(folder))
     os.environ["KILLED_IN"] = "step"
-    outside.trust(["fatal:Fatal"])
+    external.trust(["fatal:Fatal"])
     run(changed(config, recipe="fatal:Fatal"), folder / "killed", parallel=parallel)
 
 

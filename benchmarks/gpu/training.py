@@ -58,7 +58,7 @@ def read_tokens(path: Path | None, data: Sequence[str], sizes: Sizes, *, small: 
         steps = torch.randint(7, (40_000,), generator=g, dtype=torch.int32)
         return steps.cumsum(0).remainder(sizes.vocabulary).to(torch.int32)
     from spectrim.lab.config import DataConfig
-    from spectrim.lab.tokens import prepare_tokens, resolve_data
+    from spectrim.lab.data.tokens import prepare_tokens, resolve_data
 
     config = DataConfig(sources=tuple(data), vocabulary_size=sizes.vocabulary, sequence_length=sizes.length)
     tokens = prepare_tokens(resolve_data(config))

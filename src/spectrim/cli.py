@@ -1,6 +1,6 @@
 """The command ``spectrim``: starts without the lab's dependencies, and says how to get them.
 
-What a user can mend is one line on stderr and exit code 2. The commands themselves are in :mod:`spectrim.lab.commands`.
+What a user can mend is one line on stderr and exit code 2. The commands themselves are in :mod:`spectrim.lab.cli.app`.
 """
 
 import errno
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        from spectrim.lab.commands import app
+        from spectrim.lab.cli.app import app
         from spectrim.lab.errors import Interrupted, LabError
 
         try:

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrim.lab.compare import CompareConfig
 from spectrim.lab.config import DataConfig, MonitorConfig, OptimizerConfig, TrainConfig, differences, read_toml
 from spectrim.lab.errors import LabError
+from spectrim.lab.experiments.comparison import CompareConfig
 from spectrim.lab.files import write_text
 
 # What UTF-8 can carry; a path may hold anything of it.

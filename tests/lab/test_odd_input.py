@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from spectrim.cli import main
-from spectrim.lab import sweep as sweeping
 from spectrim.lab.config import DataConfig, TrainConfig
-from spectrim.lab.data_files import find_files
+from spectrim.lab.data.source_files import find_files
+from spectrim.lab.data.tokens import prepare_tokens
 from spectrim.lab.errors import Interrupted, LabError, LabWarning
+from spectrim.lab.experiments import sweep as sweeping
 from spectrim.lab.files import parse_json, read_lines
-from spectrim.lab.log import Record
-from spectrim.lab.model import build_model
-from spectrim.lab.places import matches
-from spectrim.lab.tokens import prepare_tokens
-from spectrim.lab.train import train
+from spectrim.lab.logging.log import StepRecord
+from spectrim.lab.models.build import build_model
+from spectrim.lab.paths import matches
+from spectrim.lab.training.run import train
 
 WORDS = " ".join(f"word{number % 97}" for number in range(3000))
 TINY = ["--preset", "tiny", "--batch-size", "2", "--sequence-length", "16", "--steps", "2", "--cache-dir", "cache"]
@@ -242,7 +242,7 @@ def flip(file: Path) -> None:
 def test_a_damaged_cache_of_tokens_is_made_anew(
     text_folder: Path, tmp_path: Path, spoil: object, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spectrim.lab.token_cache.LARGE", 10_000_000)
+    monkeypatch.setattr("spectrim.lab.data.token_cache.LARGE", 10_000_000)
     data = DataConfig(sources=(str(text_folder),), vocabulary_size=300, sequence_length=16)
     before = prepare_tokens(data, tmp_path)
     stored = np.array(before.train[0].arrays[0])
@@ -257,7 +257,7 @@ def test_a_damaged_cache_of_tokens_is_made_anew(
 def test_a_pointer_into_the_cache_that_is_damaged_is_not_followed(
     text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spectrim.lab.token_cache.LARGE", 1000)
+    monkeypatch.setattr("spectrim.lab.data.token_cache.LARGE", 1000)
     data = DataConfig(sources=(str(text_folder),), vocabulary_size=300, sequence_length=16)
     key = prepare_tokens(data, tmp_path).key
     [pointer] = (tmp_path / "tokens" / "by-file-times").iterdir()
@@ -281,7 +281,7 @@ def with_gradients_of(value: float, monkeypatch: pytest.MonkeyPatch, *, until: i
                 gradient.fill_(value)
         return torch.nn.utils.get_total_norm(gradients)
 
-    monkeypatch.setattr("spectrim.lab.loop.clip_gradient", spoil)
+    monkeypatch.setattr("spectrim.lab.training.loop.clip_gradient", spoil)
 
 
 def test_a_run_whose_every_gradient_was_skipped_says_that_nothing_was_trained(
@@ -313,7 +313,7 @@ def test_a_sweep_that_is_stopped_before_a_trial_ends_says_so_and_goes_on(
     original = sweeping.train
 
     def stopped(*arguments: object, on_step: object, **options: object) -> object:
-        def stop(record: Record) -> None:
+        def stop(record: StepRecord) -> None:
             raise Interrupted(15, " after step 1 of 2")
 
         return original(*arguments, on_step=stop, **options)  # type: ignore[arg-type]

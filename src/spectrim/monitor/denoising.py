@@ -15,8 +15,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from spectrim.monitor.gradient_stacks import Decomposed, Estimate, check_stack, decompose, jackknife
 from spectrim.monitor.sketch import sample_stride, wide
-from spectrim.monitor.stacks import Decomposed, Estimate, check_stack, decompose, jackknife
 from spectrim.operators import smooth_shrink
 
 __all__ = ["ENERGIES", "OPERATORS", "Operator", "Remains", "remains", "remains_at"]
@@ -65,7 +65,7 @@ def remains(
     Args:
         gradients: (K, m, n), one matrix's gradient on each of K >= 4 independent batches.
         energies: shares of E‖g‖_F² that are to be left, each in (0, 1).
-        decomposed: of :func:`~spectrim.monitor.stacks.decompose` on the wide stack, where that is at hand.
+        decomposed: of :func:`~spectrim.monitor.gradient_stacks.decompose` on the wide stack, where that is at hand.
 
     Raises:
         ValueError: a stack without energy, or a share outside its range.

@@ -1,7 +1,7 @@
 """What is measured of one matrix, as a row of numbers: worked out on its device, read on the host.
 
-An :class:`Order` says which numbers and in which places, so that rows of many matrices travel and are read as one
-tensor. Relied on by :mod:`measurement`.
+A :class:`MatrixRequest` says which numbers are wanted and in which order, so that the rows of many matrices are sent
+and read as one tensor.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from spectrim.monitor.sketch import (
 )
 from spectrim.operators._stack import as_matrices, energy
 
-__all__ = ["KINDS", "Kind", "Order", "Reading", "measure", "read"]
+__all__ = ["KINDS", "Kind", "MatrixRequest", "Reading", "measure", "read"]
 
 Kind = Literal["gradient", "momentum", "update", "direction", "weight"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is wanted of a matrix.
+class MatrixRequest:
+    """Which numbers to measure of a matrix.
 
     Attributes:
         kind: what it is. Of a gradient the entries are looked at too; of a direction, the update before its clip's
@@ -76,25 +76,27 @@ def _lanczos_field(small: int) -> tuple[int, ...]:
     return (probes, 2, steps)
 
 
-def measure(order: Order, X: Tensor) -> Tensor:
-    """The numbers ordered of a stack of matrices (B, m, n): (B, order.length), in float64. Waits for no device, unless
-    the order is exact."""
+def measure(request: MatrixRequest, X: Tensor) -> Tensor:
+    """The requested numbers of a stack of matrices (B, m, n): (B, request.length), in float64.
+
+    Waits for the device only if the request is exact.
+    """
     Y = wide(as_matrices(X))
     found: dict[str, Tensor] = {}
-    if order.kind == "gradient":
-        statistics = entry_statistics(Y, sample=None) if order.exact else entry_statistics(Y)
+    if request.kind == "gradient":
+        statistics = entry_statistics(Y, sample=None) if request.exact else entry_statistics(Y)
         found = dict(statistics._asdict())
-    elif order.kind != "direction":
+    elif request.kind != "direction":
         found["energy"] = energy(Y)
-    if order.exact:
+    if request.exact:
         found["singular_values"] = singular_values(Y)
-    elif order.kind != "direction":
-        found["krylov"] = krylov_gram(Y, order.rank, found["energy"])
-    elif "gram" in order.fields:
+    elif request.kind != "direction":
+        found["krylov"] = krylov_gram(Y, request.rank, found["energy"])
+    elif "gram" in request.fields:
         found["gram"] = gram_of_singular_values(Y)
     else:
         found["lanczos"] = lanczos_coefficients(Y)
-    return torch.cat([found[name].reshape(len(Y), -1) for name in order.fields], dim=-1)
+    return torch.cat([found[name].reshape(len(Y), -1) for name in request.fields], dim=-1)
 
 
 #: What the numbers of a stack of E matrices say, on the host: tensors of shape (E), by name. "energy" is ‖X‖_F², "norm"
@@ -103,22 +105,22 @@ def measure(order: Order, X: Tensor) -> Tensor:
 Reading = dict[str, Tensor]
 
 
-def read(order: Order, numbers: Tensor, *, limit: float | Tensor = math.nan) -> Reading:
-    """What rows of numbers (E, order.length) say.
+def read(request: MatrixRequest, numbers: Tensor, *, limit: float | Tensor = math.nan) -> Reading:
+    """Metrics from rows of numbers (E, request.length).
 
     Args:
-        order: by which they were measured.
+        request: by which they were measured.
         numbers: on the host.
         limit: the threshold that a direction's singular values are held against; one for all, or (E).
     """
-    parts = torch.split(numbers, [math.prod(shape) for shape in order.fields.values()], dim=-1)
-    found = {name: part.view(-1, *shape) for (name, shape), part in zip(order.fields.items(), parts, strict=True)}
+    parts = torch.split(numbers, [math.prod(shape) for shape in request.fields.values()], dim=-1)
+    found = {name: part.view(-1, *shape) for (name, shape), part in zip(request.fields.items(), parts, strict=True)}
     values = found.get("singular_values")
-    if order.kind == "direction":
+    if request.kind == "direction":
         bound = torch.as_tensor(limit, dtype=torch.float64).expand(len(numbers))
         if "lanczos" in found:
             return {"above": share_of(found["lanczos"], bound)}
         every = singular_values_of(found["gram"]) if values is None else values
         return {"above": torch.where(every.isnan(), math.nan, (every > bound[:, None]).double()).mean(-1)}
     leading = singular_values_of(found.pop("krylov")) if values is None else values
-    return {**found, "norm": leading[:, 0], "spike": leading[:, : order.rank].square().sum(-1)}
+    return {**found, "norm": leading[:, 0], "spike": leading[:, : request.rank].square().sum(-1)}

@@ -2,7 +2,7 @@
 
 Matrices of plain parameters are measured here, those of one shape in company. Matrices of sharded ones are put together
 at owners, as for a step, and measured there. Relied on by :class:`~spectrim.monitor.monitor.SpectralMonitor`; relies on
-:mod:`measure` for the numbers and on :mod:`board` for their places.
+:mod:`measure` for the numbers and on :mod:`buffer` for their places.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch.optim import Optimizer
 
 from spectrim.distributed.collectives import Team
 from spectrim.distributed.owners import Journey, rounds, units
-from spectrim.monitor.board import Board, Found, Orders, Slot, boards_of
-from spectrim.monitor.clip import Clip, clip_of
-from spectrim.monitor.measure import Kind, Order, measure
+from spectrim.monitor.buffer import MeasurementBuffer, PartMeasurement, Requests, Slot, buffers_of
+from spectrim.monitor.measure import Kind, MatrixRequest, measure
 from spectrim.monitor.metrics import rank_of_spike
+from spectrim.monitor.step_clip import Clip, clip_of
 from spectrim.monitor.subjects import Subject
 from spectrim.operators._stack import as_matrices, energy
 
-__all__ = ["Measurement", "Wanted", "as_float", "squared_norms"]
+__all__ = ["Measurement", "MeasurementRequest", "as_float", "squared_norms"]
 
 #: Where an optimizer keeps its momentum.
 MOMENTA = ("exp_avg", "momentum_buffer")
@@ -38,7 +38,7 @@ TensorsOf = Callable[[Sequence[Subject]], Sequence[Tensor | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class MeasurementRequest:
     """What a measurement is of.
 
     Attributes:
@@ -65,25 +65,29 @@ class Measurement:
     """
 
     def __init__(
-        self, subjects: Sequence[Subject], optimizer: Optimizer, wanted: Wanted, norms: Mapping[Subject, Tensor]
+        self,
+        subjects: Sequence[Subject],
+        optimizer: Optimizer,
+        wanted: MeasurementRequest,
+        norms: Mapping[Subject, Tensor],
     ) -> None:
         self._optimizer, self._wanted, self._norms = optimizer, wanted, norms
         self._clips = {subject: self._clips_of(subject) for subject in subjects}
-        self._boards = boards_of(subjects, self._orders_of)
+        self._buffers = buffers_of(subjects, self._requests_of)
         self._before: dict[Subject, Tensor] = {}
         self.count = 0
         """How many :meth:`tensors` there are."""
 
     def take_gradients(self) -> None:
         """Measure the gradients that the step is about to use, or has used."""
-        for board in self._boards:
-            board.put_heads(self._norms)
+        for buffer in self._buffers:
+            buffer.put_heads(self._norms)
         self._fill("gradient", _gradients)
 
     def take_weights(self) -> None:
         """Keep a copy of the weights that the step is about to move."""
         if "update" in self._wanted.kinds:
-            subjects = [subject for board in self._boards for subject in board.subjects]
+            subjects = [subject for buffer in self._buffers for subject in buffer.subjects]
             weights = _weights(subjects)
             copies = [torch.empty_like(weight) for weight in weights]
             if weights:
@@ -103,17 +107,17 @@ class Measurement:
         limits = [clip.limit for clips in self._clips.values() for clip in clips]
         there = [limit for limit in (*limits, self._wanted.loss_scale) if isinstance(limit, Tensor)]
         # On a device only where learning rates or the scale are.
-        found = [*(board.complete() for board in self._boards), *(limit.detach().reshape(1) for limit in there)]
+        found = [*(buffer.complete() for buffer in self._buffers), *(limit.detach().reshape(1) for limit in there)]
         self.count = len(found)
         return found
 
-    def read(self, hosts: Sequence[Tensor]) -> list[Found]:
+    def read(self, hosts: Sequence[Tensor]) -> list[PartMeasurement]:
         """What the numbers say.
 
         Args:
             hosts: :meth:`tensors`, on the host.
         """
-        boards, rest = hosts[: len(self._boards)], iter(hosts[len(self._boards) :])
+        buffers, rest = hosts[: len(self._buffers)], iter(hosts[len(self._buffers) :])
         limits = {
             subject: [float(next(rest)) if isinstance(clip.limit, Tensor) else clip.limit for clip in clips]
             for subject, clips in self._clips.items()
@@ -125,7 +129,7 @@ class Measurement:
             subject: [limit * clip.share for limit, clip in zip(of, self._clips[subject], strict=True)]
             for subject, of in limits.items()
         }
-        found = [p for board, numbers in zip(self._boards, boards, strict=True) for p in board.read(numbers, marks)]
+        found = [p for buffer, numbers in zip(self._buffers, buffers, strict=True) for p in buffer.read(numbers, marks)]
         for part in found:
             if part.before is not None:
                 part.before /= scale**2
@@ -135,7 +139,7 @@ class Measurement:
 
     # -- What is wanted ------------------------------------------------------------------------------------------------
 
-    def _orders_of(self, subject: Subject) -> Orders:
+    def _requests_of(self, subject: Subject) -> Requests:
         wanted = self._wanted
         kinds: dict[Kind, bool] = {
             "gradient": "gradient" in wanted.kinds,
@@ -144,14 +148,14 @@ class Measurement:
             "weight": "weight" in wanted.kinds,
             "momentum": "momentum" in wanted.kinds and not wanted.exact.isdisjoint(subject.names),
         }
-        return {kind: self._order(subject, kind) for kind, is_wanted in kinds.items() if is_wanted}
+        return {kind: self._request(subject, kind) for kind, is_wanted in kinds.items() if is_wanted}
 
-    def _order(self, subject: Subject, kind: Kind) -> list[Order]:
+    def _request(self, subject: Subject, kind: Kind) -> list[MatrixRequest]:
         found = []
         for name, shape in zip(subject.names, subject.shapes, strict=True):
             # Of weights the spike is not asked for.
             rank = 1 if kind == "weight" else rank_of_spike(shape, self._wanted.rank_ratio)
-            found.append(Order(kind, (shape[-2], shape[-1]), rank, name in self._wanted.exact))
+            found.append(MatrixRequest(kind, (shape[-2], shape[-1]), rank, name in self._wanted.exact))
         return found
 
     def _clips_of(self, subject: Subject) -> list[Clip]:
@@ -181,20 +185,20 @@ class Measurement:
 
     def _fill(self, kind: Kind, tensors_of: TensorsOf) -> None:
         """Measure one kind of matrix of all subjects that have it."""
-        for board in self._boards:
-            subjects = [subject for subject in board.subjects if board.slots(subject, kind)]
-            if board.team is None:
-                _fill_here(board, kind, subjects, tensors_of)
+        for buffer in self._buffers:
+            subjects = [subject for subject in buffer.subjects if buffer.slots(subject, kind)]
+            if buffer.team is None:
+                _fill_here(buffer, kind, subjects, tensors_of)
             else:
-                _fill_at_owners(board, board.team, kind, subjects, tensors_of)
+                _fill_at_owners(buffer, buffer.team, kind, subjects, tensors_of)
 
 
-def _fill_here(board: Board, kind: Kind, subjects: Sequence[Subject], tensors_of: TensorsOf) -> None:
+def _fill_here(buffer: MeasurementBuffer, kind: Kind, subjects: Sequence[Subject], tensors_of: TensorsOf) -> None:
     """Measure parts of one shape in company."""
     alike: dict[tuple[Any, ...], list[Subject]] = {}
     for subject in subjects:
-        slots = board.slots(subject, kind)
-        key = (tuple((slot.order, slot.rows) for slot in slots), subject.parameter.dtype, subject.parameter.device)
+        slots = buffer.slots(subject, kind)
+        key = (tuple((slot.request, slot.rows) for slot in slots), subject.parameter.dtype, subject.parameter.device)
         alike.setdefault(key, []).append(subject)
     for same in alike.values():
         parameter = same[0].parameter
@@ -203,15 +207,17 @@ def _fill_here(board: Board, kind: Kind, subjects: Sequence[Subject], tensors_of
         for start in range(0, len(same), length):
             some = same[start : start + length]
             there = [(s, t) for s, t in zip(some, tensors_of(some), strict=True) if t is not None]
-            together: dict[tuple[Order, int], list[tuple[Slot, Tensor]]] = {}
+            together: dict[tuple[MatrixRequest, int], list[tuple[Slot, Tensor]]] = {}
             for subject, tensor in there:
-                for slot, part in zip(board.slots(subject, kind), subject.parts(tensor), strict=True):
-                    together.setdefault((slot.order, slot.rows), []).append((slot, as_matrices(part)))
+                for slot, part in zip(buffer.slots(subject, kind), subject.parts(tensor), strict=True):
+                    together.setdefault((slot.request, slot.rows), []).append((slot, as_matrices(part)))
             for found in together.values():
-                _measure(board, *zip(*found, strict=True))
+                _measure(buffer, *zip(*found, strict=True))
 
 
-def _fill_at_owners(board: Board, team: Team, kind: Kind, subjects: Sequence[Subject], tensors_of: TensorsOf) -> None:
+def _fill_at_owners(
+    buffer: MeasurementBuffer, team: Team, kind: Kind, subjects: Sequence[Subject], tensors_of: TensorsOf
+) -> None:
     """Send shards to owners, which measure what they put together; a shard that is not there counts as zeros."""
     loads = [0] * team.size
     for some in rounds(subjects, lambda subject: subject.parameter.shape, team.size):
@@ -227,19 +233,19 @@ def _fill_at_owners(board: Board, team: Team, kind: Kind, subjects: Sequence[Sub
         for number, whole in journey.wholes().items():
             unit = journey.found[number]
             subject = some[unit.tensor]
-            for slot, part in zip(board.slots(subject, kind), subject.parts(whole), strict=True):
-                _measure(board, [slot if unit.index is None else slot.row(unit.index)], [as_matrices(part)])
+            for slot, part in zip(buffer.slots(subject, kind), subject.parts(whole), strict=True):
+                _measure(buffer, [slot if unit.index is None else slot.row(unit.index)], [as_matrices(part)])
 
 
-def _measure(board: Board, slots: Sequence[Slot], found: Sequence[Tensor]) -> None:
+def _measure(buffer: MeasurementBuffer, slots: Sequence[Slot], found: Sequence[Tensor]) -> None:
     """Measure matrices, or stacks of them, of one shape."""
-    order = slots[0].order
-    if order.kind == "momentum" and not order.exact:
+    request = slots[0].request
+    if request.kind == "momentum" and not request.exact:
         return
     stacked = torch.stack(list(found)) if len(found) > 1 else found[0].unsqueeze(0)
-    numbers = measure(order, stacked.flatten(0, -3)).view(len(found), -1)
+    numbers = measure(request, stacked.flatten(0, -3)).view(len(found), -1)
     for slot, rows in zip(slots, numbers, strict=True):
-        board.put(slot, rows)
+        buffer.put(slot, rows)
 
 
 def as_float(tensor: Tensor) -> Tensor:

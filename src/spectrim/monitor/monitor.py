@@ -3,7 +3,7 @@
 It is attached by hooks alone and only looks. A measurement spans one step: gradient norms as gradients are accumulated,
 gradients and a copy of the weights just before the optimizer's step, updates and weights just after. What a CUDA device
 has found is fetched without waiting, and told at a later step. Relies on :mod:`measurement` for the numbers,
-:mod:`watch` for what is known of every step, :mod:`fetch` for how both get to the host, :mod:`sinks` for where they go.
+:mod:`update_sampler` for updates of every step, :mod:`fetch` to copy both to the host, :mod:`sinks` to store records.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from torch.autograd import Variable
 from torch.optim import Optimizer
 
 from spectrim.monitor.alarm import Alarm, Rule, alerts_of
-from spectrim.monitor.board import Found
+from spectrim.monitor.buffer import PartMeasurement
 from spectrim.monitor.fetch import Fetch
 from spectrim.monitor.inner_step import is_inner_step
-from spectrim.monitor.measurement import Measurement, Wanted, squared_norms
+from spectrim.monitor.measurement import Measurement, MeasurementRequest, squared_norms
 from spectrim.monitor.metrics import RANK_RATIO
 from spectrim.monitor.record import Alert, Record, entry_of, rounded, spectra_of
 from spectrim.monitor.sinks import Out, sinks_of
-from spectrim.monitor.skips import Skips
+from spectrim.monitor.skip_counts import SkipCounts
 from spectrim.monitor.subjects import Subject, subjects_of
-from spectrim.monitor.watch import Taken, Watch
+from spectrim.monitor.update_sampler import UpdateSampler, UpdateSamples
 
 __all__ = ["KINDS", "SpectralMonitor"]
 
@@ -51,7 +51,7 @@ class _Pending:
 
     step: int
     fetch: Fetch
-    watched: Taken
+    watched: UpdateSamples
     measurement: Measurement | None
 
 
@@ -130,7 +130,7 @@ class SpectralMonitor:
         """The last record, on the process that writes."""
         self._model, self._optimizer, self._loss_scale = model, optimizer, loss_scale
         self._patterns = [exact] if isinstance(exact, str) else list(exact)
-        self._skips = Skips(optimizer)
+        self._skips = SkipCounts(optimizer)
         self._norms: dict[Subject, Tensor] = {}
         self._accumulated: list[Subject] = []
         self._measurement: Measurement | None = None
@@ -208,7 +208,7 @@ class SpectralMonitor:
     ) -> None:
         if kind is not None:
             # After a failure ranks may not meet any more, and what was not fetched is lost with the step.
-            self._watch = Watch([])
+            self._sampler = UpdateSampler([])
             self._pending.clear()
         self.close()
 
@@ -231,7 +231,7 @@ class SpectralMonitor:
         self._exact = exact
         mine = [subject for subject in self._subjects if subject.team is not None or _first()]
         self._mine = mine
-        self._watch = Watch(mine if self.alarm is not None else [])
+        self._sampler = UpdateSampler(mine if self.alarm is not None else [])
         self._norms.clear()
         self._arm(anew=True)
 
@@ -284,12 +284,12 @@ class SpectralMonitor:
         start = time.perf_counter()
         self._bind()
         step = self.steps_taken + 1
-        self._watch.before()
+        self._sampler.before()
         self._measurement = None
         if self._is_measured(step):
             exact = self._exact if self._is_exact(step) else frozenset[str]()
             scale = 1.0 if self._loss_scale is None else self._loss_scale()
-            wanted = Wanted(kinds=self.kinds, exact=exact, rank_ratio=self.rank_ratio, loss_scale=scale)
+            wanted = MeasurementRequest(kinds=self.kinds, exact=exact, rank_ratio=self.rank_ratio, loss_scale=scale)
             self._measurement = Measurement(self._mine, optimizer, wanted, self._norms)
             # A closure makes the gradients that its step uses.
             self._closure = any(value is not None for value in (*args[1:], kwargs.get("closure")))
@@ -304,7 +304,7 @@ class SpectralMonitor:
             return
         start = time.perf_counter()
         step = self.steps_taken = self.steps_taken + 1
-        self._watch.after(step, optimizer.param_groups)
+        self._sampler.after(step, optimizer.param_groups)
         measurement, self._measurement = self._measurement, None
         if measurement is not None:
             if self._closure:
@@ -312,7 +312,7 @@ class SpectralMonitor:
             measurement.take_step()
             self._norms.clear()
             self._fetch(step, measurement)
-        elif len(self._watch) >= WATCH_EVERY:
+        elif len(self._sampler) >= WATCH_EVERY:
             self._fetch_watch()
         self._arm()
         self._spend(start)
@@ -320,13 +320,13 @@ class SpectralMonitor:
 
     def _fetch(self, step: int, measurement: Measurement | None) -> None:
         """Begin to fetch, in one copy, all that is known of the steps since the last time."""
-        watched = self._watch.take()
+        watched = self._sampler.take()
         parts = [measurement.tensors(), self._skips.tensors()] if measurement is not None else [[], []]
         fetch = Fetch([tensor for part in (watched.tensors(), *parts) for tensor in part])
         self._pending.append(_Pending(step, fetch, watched, measurement))
 
     def _fetch_watch(self) -> None:
-        if len(self._watch):
+        if len(self._sampler):
             self._fetch(self.steps_taken, None)
 
     def _tell(self, *, wait: bool) -> None:
@@ -367,7 +367,7 @@ class SpectralMonitor:
 
     # -- Records -------------------------------------------------------------------------------------------------------
 
-    def _record(self, step: int, found: Sequence[Found], counts: Mapping[str, int]) -> Record:
+    def _record(self, step: int, found: Sequence[PartMeasurement], counts: Mapping[str, int]) -> Record:
         record: Record = {
             "step": step,
             "skipped": sum(counts.values()),

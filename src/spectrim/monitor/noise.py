@@ -1,7 +1,7 @@
 """The noise of a gradient: how g = G + N splits into the mean G over batches and the noise N of one batch.
 
-All estimates are from a stack of gradients, one a batch (:mod:`stacks`). What only infinitely many batches would show
-is debiased, or told with what noise alone would give: the mean of K batches still holds a K-th of the noise's energy.
+All estimates come from a stack of gradients, one for each batch (:mod:`gradient_stacks`). The mean of K batches still
+holds a K-th of the noise's energy: estimates are debiased, or given beside the value that noise alone would produce.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectrim.monitor.gradient_stacks import Estimate, check_stack, decompose, halves, jackknife
 from spectrim.monitor.sketch import wide
-from spectrim.monitor.stacks import Estimate, check_stack, decompose, halves, jackknife
 
 __all__ = ["NoiseStructure", "Overlap", "energies", "gaussian_localisation", "noise_structure", "overlap"]
 

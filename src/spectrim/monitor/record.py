@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import NotRequired, TypedDict
 
-from spectrim.monitor.board import Found, Lists
+from spectrim.monitor.buffer import Lists, PartMeasurement
 
 __all__ = ["Alert", "Record", "entry_of", "rounded", "spectra_of"]
 
@@ -40,7 +40,7 @@ class Record(TypedDict):
     """What the monitor took since the measurement before, this one included."""
 
 
-def entry_of(found: Found, skipped: int) -> dict[str, float | int | None]:
+def entry_of(found: PartMeasurement, skipped: int) -> dict[str, float | int | None]:
     """The metrics of one part of a parameter.
 
     Of a stack of E matrices, norms and root mean squares are of the whole stack, the spectral norm is the largest one,
@@ -72,7 +72,7 @@ def entry_of(found: Found, skipped: int) -> dict[str, float | int | None]:
     return {**{name: rounded(value) for name, value in entry.items()}, "skipped": skipped}
 
 
-def spectra_of(found: Found) -> dict[str, list[float | None]]:
+def spectra_of(found: PartMeasurement) -> dict[str, list[float | None]]:
     """The singular values of what was measured exactly, by kind; those of a stack together."""
     spectra: dict[str, list[float | None]] = {}
     for kind, matrices in found.spectra.items():
@@ -85,7 +85,7 @@ def spectra_of(found: Found) -> dict[str, list[float | None]]:
     return spectra
 
 
-def gradient_scale(found: Found) -> float:
+def gradient_scale(found: PartMeasurement) -> float:
     """By what a global clip divided the gradient since it was accumulated: it scales, and changes nothing else."""
     now = sum(found.readings["gradient"]["energy"])
     if found.before is None or not (0 < now < math.inf and 0 < found.before < math.inf):

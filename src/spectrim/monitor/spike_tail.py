@@ -1,7 +1,7 @@
 """The spike and the tail of a gradient's spectrum: who holds the energy, who varies, who fills Adam's second moment.
 
 The spike is the k = max(1, round(1.5 % of min(m, n))) leading singular directions, as the optimizer Spectra takes it
-(arXiv 2602.11185). All is measured on a stack of gradients, one a batch (:mod:`stacks`).
+(arXiv 2602.11185). All is measured on a stack of gradients, one a batch (:mod:`gradient_stacks`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectrim.monitor.gradient_stacks import Decomposed, check_stack, decompose, halves
 from spectrim.monitor.sketch import wide
-from spectrim.monitor.stacks import Decomposed, check_stack, decompose, halves
 
 __all__ = [
     "DirectionNoise",
@@ -131,7 +131,7 @@ def second_moment(gradients: Tensor, rank: int, *, decomposed: Decomposed | None
     Args:
         gradients: (K, m, n), one matrix's gradient on each of K >= 4 batches.
         rank: k, from 1 to min(m, n).
-        decomposed: of :func:`~spectrim.monitor.stacks.decompose` on the wide stack, where that is at hand.
+        decomposed: of :func:`~spectrim.monitor.gradient_stacks.decompose` on the wide stack, where that is at hand.
 
     The second moment is the plain mean over the batches: Adam's running mean has seen other weights on the way.
     """

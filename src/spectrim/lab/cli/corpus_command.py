@@ -1,0 +1,47 @@
+"""``spectrim corpus``: shows what a corpus holds."""
+
+from typing import Any
+
+from spectrim.lab.cli.flags import configure, show
+from spectrim.lab.cli.shared_options import CacheDir, Data, Json, TextColumn, TokenizerPath, VocabularySize
+
+__all__ = ["corpus_command"]
+
+
+def corpus_command(
+    data: Data = None,
+    text_column: TextColumn = None,
+    tokenizer: TokenizerPath = None,
+    vocabulary_size: VocabularySize = None,
+    cache_dir: CacheDir = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a corpus holds: documents, bytes and tokens of both sides of the split, and a sample."""
+    from spectrim.lab.config import DataConfig
+    from spectrim.lab.data.tokens import describe_tokens, prepare_tokens, resolve_data
+
+    flags = {"sources": data, "text_column": text_column, "tokenizer": tokenizer, "vocabulary_size": vocabulary_size}
+    config = configure(DataConfig, None, flags)
+    description = describe_tokens(prepare_tokens(resolve_data(config), cache_dir))
+    show(description, as_json, lambda: corpus_table(description))
+
+
+def corpus_table(description: dict[str, Any]) -> Any:
+    """Both sides of the split, of each weighted source if there are such, and the sample."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("side", "documents", "bytes", "tokens", "bytes per token")
+    parts = [
+        ("", description),
+        *((f"{part['source']}@{part['weight']:g}: ", part) for part in description.get("sources", [])),
+    ]
+    for name, part in parts:
+        for side in ("train", "validation"):
+            counts = part[side]
+            cells = ["?" if counts[key] is None else f"{counts[key]:,}" for key in ("documents", "bytes", "tokens")]
+            ratio = "?" if counts["bytes"] is None else f"{counts['bytes'] / counts['tokens']:.2f}"
+            table.add_row(Text(name + side), *cells, ratio)
+    sample = Text(f"\n{description['sample']} ...")
+    return Group(table, Text(f"vocabulary: {description['vocabulary_size']:,} tokens"), sample)

@@ -1,0 +1,116 @@
+"""Batches: which tokens a step sees, as a pure function of (seed, step).
+
+Nothing is remembered between steps, so a resumed run and every recipe of a comparison see the same batches. Weighted
+streams are mixed in blocks of :data:`BLOCK` windows: in each, every stream has its exact share, in an order drawn from
+(seed, block).
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from spectrim.lab.data.streams import TokenStream
+
+__all__ = ["BLOCK", "Batches", "shares", "validation_batches"]
+
+BLOCK = 1000
+"""Windows in which a mixture has its exact shares; a weight counts in thousandths of the sum of all."""
+
+Window = tuple[int, int]
+"""The index of a stream, and of a window in it."""
+
+
+class Batches:
+    """The training batches of one seed.
+
+    The tokens are cut into windows of ``sequence_length`` inputs and as many targets, one token on. An epoch of a
+    stream visits each of its windows once, in an order drawn from (seed, epoch); a batch may straddle two epochs.
+
+    Where several processes share a batch, ``part`` is (which, of how many): equal parts of its rows, in their order.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[TokenStream],
+        *,
+        batch_size: int,
+        sequence_length: int,
+        seed: int,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.streams = tuple(streams)
+        self.batch_size = batch_size
+        self.sequence_length = sequence_length
+        self.seed = seed
+        self.rows = batch_size // part[1]
+        self.first_row = part[0] * self.rows
+        self.windows = [stream.windows(sequence_length) for stream in self.streams]
+        self.shares = shares([stream.weight for stream in self.streams])
+        # Two epochs of each stream: the one a batch is in and, where it straddles, the next. Blocks likewise.
+        self._order = lru_cache(maxsize=2 * len(self.streams))(self._draw_order)
+        self._block = lru_cache(maxsize=2)(self._draw_block)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the batch with index ``step`` (from 0), each (rows, sequence_length), int64."""
+        first = step * self.batch_size + self.first_row
+        positions = range(first, first + self.rows)
+        return gather(self.streams, [self._window(position) for position in positions], self.sequence_length)
+
+    def _window(self, position: int) -> Window:
+        stream, ordinal = 0, position
+        if len(self.streams) > 1:
+            block, offset = divmod(position, BLOCK)
+            streams, ranks = self._block(block)
+            stream = int(streams[offset])
+            ordinal = block * self.shares[stream] + int(ranks[offset])
+        epoch, index = divmod(ordinal, self.windows[stream])
+        return stream, int(self._order(stream, epoch)[index])
+
+    def _draw_order(self, stream: int, epoch: int) -> npt.NDArray[np.int64]:
+        # The first stream's order is the one it has alone: a trailing zero does not change what is drawn.
+        return np.random.default_rng([self.seed, epoch, stream]).permutation(self.windows[stream])
+
+    def _draw_block(self, block: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The stream of every window of a block, and how many of that stream come before it in the block."""
+        drawn = np.random.default_rng([self.seed, block, len(self.streams)])
+        streams = drawn.permutation(np.repeat(np.arange(len(self.streams)), self.shares))
+        ranks = np.empty_like(streams)
+        for stream, share in enumerate(self.shares):
+            ranks[streams == stream] = np.arange(share)
+        return streams, ranks
+
+
+def shares(weights: Sequence[float]) -> list[int]:
+    """How many windows of a block each weight is worth; the sum is :data:`BLOCK`."""
+    exact = [BLOCK * weight / sum(weights) for weight in weights]
+    whole = [int(share) for share in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda index: whole[index] - exact[index])
+    for index in by_remainder[: BLOCK - sum(whole)]:
+        whole[index] += 1
+    return whole
+
+
+def validation_batches(
+    streams: Sequence[TokenStream], *, batches: int, batch_size: int, sequence_length: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The fixed validation set: windows spread evenly over each stream's text, as many as asked for or exist.
+
+    Every stream has its share of them, at least one.
+    """
+    windows: list[Window] = []
+    for index, share in enumerate(shares([stream.weight for stream in streams])):
+        available = streams[index].windows(sequence_length)
+        count = min(max(1, round(batches * batch_size * share / BLOCK)), available)
+        windows += [(index, window * available // count) for window in range(count)]
+    for start in range(0, len(windows), batch_size):
+        yield gather(streams, windows[start : start + batch_size], sequence_length)
+
+
+def gather(streams: Sequence[TokenStream], windows: Sequence[Window], length: int) -> tuple[Tensor, Tensor]:
+    rows = np.stack([streams[stream].window(window, length).astype(np.int64) for stream, window in windows])
+    batch = torch.from_numpy(rows)
+    return batch[:, :-1], batch[:, 1:]

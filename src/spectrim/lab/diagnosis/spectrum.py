@@ -1,0 +1,274 @@
+"""The spectra of trained models: weights, gradients, momentum and noise, from a run, a checkpoint or weights plus text.
+
+:func:`spectrum` measures; :func:`write_spectrum` lays numbers, pictures, a reading and a page in a new folder. A result
+is a function of the inputs and the options.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from spectrim.lab.data.batches import Batches
+from spectrim.lab.diagnosis.gradients import GradientSource
+from spectrim.lab.diagnosis.matrices import ChosenMatrix, choose
+from spectrim.lab.diagnosis.numbers import gradient_numbers, matrix_numbers, plain
+from spectrim.lab.diagnosis.stages import read_stages
+from spectrim.lab.diagnosis.targets import LoadedTarget, SpectrumTarget, TextOptions, find_targets
+from spectrim.lab.errors import LabError
+from spectrim.lab.files import write_folder_atomically, write_json, write_text
+from spectrim.lab.training.device import choose_device, environment
+from spectrim.lab.training.run_statistics import weight_norm
+from spectrim.monitor.gradient_stacks import FEWEST_BATCHES
+from spectrim.monitor.metrics import rank_of_spike
+
+__all__ = [
+    "NUMBERS",
+    "READING",
+    "ProgressListener",
+    "SpectrumOptions",
+    "check_out",
+    "default_out",
+    "spectrum",
+    "write_spectrum",
+]
+
+NUMBERS = "spectrum.json"
+READING = "reading.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectrumOptions:
+    """How spectra are taken."""
+
+    batches: int = 32
+    """Over which mean and noise of the gradient are taken; 0 for weights alone."""
+    layers: tuple[int, ...] = ()
+    parameters: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] = ()
+    seed: int | None = None
+    """Decides the batches; unset, they are those that the run's training would have gone on with."""
+    memory: float = 2e9
+    """Bytes of gradients that are held at once."""
+    text: TextOptions = field(default_factory=TextOptions)
+
+    def check(self) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+            LabError: a value outside its range.
+        """
+        if self.batches != 0 and self.batches < FEWEST_BATCHES:
+            raise LabError(f"--batches {self.batches}: noise needs at least {FEWEST_BATCHES}, 0 shows weights alone")
+        if self.layers and self.parameters:
+            raise LabError("--layers and --parameters both say which matrices; give one of them")
+        for threshold in self.thresholds:
+            if not threshold > 0:
+                raise LabError(f"--threshold {threshold:g}: expected a positive number")
+        if not self.memory > 0:
+            raise LabError(f"--memory {self.memory / 1e9:g}: expected a positive number of gigabytes")
+        if self.seed is not None and self.seed < 0:
+            raise LabError(f"--seed {self.seed}: expected a whole number from 0")
+
+
+class ProgressListener(Protocol):
+    """Is told about the progress of an analysis."""
+
+    def subject_started(self, name: str, batches: int, matrices: int) -> None:
+        """So many batches are going to be run, and so many matrices to be analysed."""
+
+    def batch_done(self) -> None:
+        """One more batch has been run."""
+
+    def matrix_done(self) -> None:
+        """One more matrix has been analysed."""
+
+
+def spectrum(
+    paths: Sequence[Path],
+    options: SpectrumOptions,
+    *,
+    cache_dir: Path | None = None,
+    listener: ProgressListener | None = None,
+) -> dict[str, Any]:
+    """Measure weights, gradients and noise of everything at these paths.
+
+    Args:
+        paths: folders of runs, of comparisons, or of weights in the manner of Hugging Face, and checkpoints of runs.
+        options: how.
+        cache_dir: where tokens are cached.
+        listener: told about progress.
+
+    Returns:
+        What ``spectrum.json`` holds; docs/spectrum.md describes it.
+
+    Raises:
+        LabError: a path or an option that cannot be served.
+    """
+    options.check()
+    subjects = find_targets(paths)
+    measured = {
+        subject.name: measure_subject(subject, options, cache_dir=cache_dir, listener=listener) for subject in subjects
+    }
+    return {
+        "kind": "spectrum",
+        "subjects": measured,
+        "config": {
+            "paths": [str(path) for path in paths],
+            "batches": options.batches,
+            "layers": list(options.layers),
+            "parameters": list(options.parameters),
+            "thresholds": list(options.thresholds),
+            "seed": options.seed,
+            "data": list(options.text.sources),
+        },
+        "environment": environment(choose_device("auto")),
+    }
+
+
+def measure_subject(
+    subject: SpectrumTarget, options: SpectrumOptions, *, cache_dir: Path | None, listener: ProgressListener | None
+) -> dict[str, Any]:
+    """Everything about one model."""
+    loaded = subject.load(options.text, with_text=options.batches > 0, cache_dir=cache_dir)
+    chosen = choose(loaded.model, layers=options.layers, patterns=options.parameters)
+    parameters = dict(loaded.model.named_parameters())
+    matrices: dict[str, dict[str, Any]] = {}
+    shapes: dict[str, tuple[int, int]] = {}
+    source = gradient_source(subject, loaded, chosen, options, listener) if options.batches else None
+    if listener:
+        batches = len(source.chunks) * options.batches if source else 0
+        listener.subject_started(subject.name, batches, len(chosen))
+    for each in chosen:
+        weight = each.read(parameters[each.parameter].detach())
+        m, n = weight.shape
+        shapes[each.name] = (m, n)
+        momentum = loaded.momenta.get(each.parameter)
+        matrices[each.name] = {
+            "kind": each.kind,
+            "layer": each.layer,
+            "role": each.role,
+            "shape": [m, n],
+            "spike_rank": rank_of_spike((m, n)),
+            "weight": matrix_numbers(weight),
+            "momentum": None if momentum is None else matrix_numbers(each.read(momentum)),
+        }
+        if listener and source is None:
+            listener.matrix_done()
+    if source is not None:
+        for each, gradients in source.stacks():
+            matrices[each.name] |= gradient_numbers(gradients, options.thresholds) or {}
+            if listener:
+                listener.matrix_done()
+    run = subject.run
+    stages = read_stages(run.monitor_file, chosen, shapes) if run is not None else []
+    if subject.kind == "checkpoint":
+        stages = [stage for stage in stages if stage["step"] <= (subject.step or 0)]
+    return {
+        "path": str(subject.path),
+        "kind": subject.kind,
+        "recipe": subject.config.recipe if subject.config else None,
+        "step": subject.step,
+        "steps": subject.config.steps if subject.config else None,
+        "weight_norm": weight_norm(loaded.model),
+        "momentum": loaded.momentum,
+        "text": None if source is None else text_numbers(loaded, source),
+        "matrices": plain(matrices),
+        "stages": plain(stages),
+    }
+
+
+def gradient_source(
+    subject: SpectrumTarget,
+    loaded: LoadedTarget,
+    chosen: Sequence[ChosenMatrix],
+    options: SpectrumOptions,
+    listener: ProgressListener | None,
+) -> GradientSource:
+    assert loaded.tokens is not None
+    config = subject.config
+    own = config.seed if config else 0
+    data = loaded.data
+    batches = Batches(
+        loaded.tokens.train,
+        seed=own if options.seed is None else options.seed,
+        batch_size=data.batch_size,
+        sequence_length=data.sequence_length,
+    )
+    on_batch: Callable[[], None] = listener.batch_done if listener else lambda: None
+    return GradientSource(
+        loaded.model,
+        chosen,
+        batches,
+        # Go on where training stopped: those batches are as new to the model as any.
+        first=(subject.step or 0) if options.seed is None else 0,
+        count=options.batches,
+        memory=options.memory,
+        device=torch.device(choose_device(config.device if config else "auto")),
+        precision=config.precision if config else "float32",
+        accumulate=config.accumulate if config and data.batch_size % config.accumulate == 0 else 1,
+        on_batch=on_batch,
+    )
+
+
+def text_numbers(loaded: LoadedTarget, source: GradientSource) -> dict[str, Any]:
+    """Which batches were run, and whether they were batches of their own."""
+    windows = sum(source.batches.windows)
+    return {
+        "batches": len(source.steps),
+        "first_batch": source.steps.start,
+        "batch_size": loaded.data.batch_size,
+        "sequence_length": loaded.data.sequence_length,
+        "seed": source.batches.seed,
+        "windows": windows,
+        "repeated": len(source.steps) * loaded.data.batch_size > windows,
+    }
+
+
+def default_out(paths: Sequence[Path]) -> Path:
+    """A folder next to the one thing that is looked at.
+
+    Raises:
+        LabError: there are several.
+    """
+    if len(paths) > 1:
+        raise LabError("--out is missing: name the folder that is to hold the spectra of all of them")
+    path = paths[0].absolute()
+    if path.name.startswith("step-") and path.parent.name == "checkpoints":
+        # Not among the checkpoints, which are the run's own.
+        run = path.parent.parent
+        return run.with_name(f"{run.name}-{path.stem}-spectrum")
+    return path.with_name(f"{path.name}-spectrum")
+
+
+def check_out(out: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        LabError: the folder is a file, or holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise LabError(f"--out {str(out)!r} exists and is not empty; choose another name")
+
+
+def write_spectrum(summary: dict[str, Any], out: Path) -> None:
+    """Write numbers, pictures, reading and page into a new folder, all of it or nothing.
+
+    Raises:
+        LabError: the folder holds something.
+    """
+    from spectrim.lab.reports.spectra.pictures import save_pictures
+    from spectrim.lab.reports.spectra.spectrum_reading import reading_text
+    from spectrim.lab.reports.study import PAGE, report
+
+    check_out(out)
+
+    def fill(folder: Path) -> None:
+        write_json(folder / NUMBERS, summary)
+        save_pictures(summary, folder)
+        write_text(folder / READING, reading_text(summary, out.name))
+
+    write_folder_atomically(out, fill)
+    report([out], out / PAGE)

@@ -1,0 +1,255 @@
+"""A comparison: recipes x seeds over the same text, batches and initial weights, each run in a folder of its own.
+
+``runs/NAME/RECIPE/seed-S/`` is a run like any other. Calling a comparison again does only what is missing, so an
+interrupted one goes on and a finished one only rewrites its report; recipes and seeds may be added, nothing else may
+change under the same name.
+
+Runs have equal numbers of steps, or with ``equal="time"`` as many as fit into equal seconds. Either way the report says
+both: where a recipe ends, and where it stands when AdamW has used its time.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import Field, field_validator
+
+from spectrim.lab.config import (
+    OptimizerConfig,
+    PositiveFloat,
+    Seed,
+    SharedConfig,
+    TrainConfig,
+    describe_differences,
+    merge,
+    read_toml,
+    without_paths,
+)
+from spectrim.lab.data.tokens import prepare_tokens
+from spectrim.lab.errors import LabError
+from spectrim.lab.experiments.equal_time import fit_steps
+from spectrim.lab.experiments.results import summarise
+from spectrim.lab.files import create_text, write_text
+from spectrim.lab.logging.dynamics import read_dynamics
+from spectrim.lab.logging.log import StepRecord, read_log
+from spectrim.lab.logging.monitor_log import MonitorRecord
+from spectrim.lab.logging.run_result import RunResult
+from spectrim.lab.recipes.names import BASELINE, parse_recipe
+from spectrim.lab.training.folder import RunFolder, is_nothing
+from spectrim.lab.training.run import prepare, train
+
+__all__ = ["DEFAULT_RECIPES", "CompareConfig", "ComparisonListener", "compare"]
+
+DEFAULT_RECIPES = (BASELINE, "adamw+clip", "spectra", "muon")
+
+RATES = ("lr", "embedding_lr", "head_lr", "clip_bound")
+
+Rates = dict[str, PositiveFloat]
+
+
+class CompareConfig(SharedConfig):
+    """What is compared, and what all runs have in common."""
+
+    recipes: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_RECIPES
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    lr: Rates = Field(default={})
+    """Learning rates by recipe, where not the recipe's default."""
+    embedding_lr: Rates = Field(default={})
+    head_lr: Rates = Field(default={})
+    clip_bound: Rates = Field(default={})
+    overrides: dict[str, dict[str, Any]] = Field(default={})
+    """Any key of the table ``optimizer`` by recipe; the four rates above win over it."""
+    equal: Literal["tokens", "time"] = "tokens"
+    """What all recipes have the same of: steps, or training time."""
+    seconds: PositiveFloat | None = None
+    """With equal time: how long; unset, the time that AdamW takes for ``steps``."""
+
+    @field_validator("recipes", "seeds")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("each may stand once only")
+        return values
+
+    def runs(self, steps: Mapping[str, int] | None = None) -> Iterator[TrainConfig]:
+        """Every run, complete with its hyperparameters; one seed of all recipes before the next seed.
+
+        Args:
+            steps: of each recipe, where they are not the same for all.
+        """
+        shared = {key: getattr(self, key) for key in SharedConfig.model_fields}
+        for seed in self.seeds:
+            for recipe in self.recipes:
+                rates = {key: by[recipe] for key in RATES if recipe in (by := getattr(self, key))}
+                values = merge(self.optimizer.model_dump(), self.overrides.get(recipe, {})) | rates
+                shared["optimizer"] = OptimizerConfig.parse(values, source=f"overrides of {recipe!r}")
+                if steps is not None:
+                    shared["steps"] = steps[recipe]
+                yield prepare(TrainConfig(**shared, recipe=recipe, seed=seed))
+
+
+class ComparisonListener(Protocol):
+    """What a comparison tells whoever watches it."""
+
+    def calibration_started(self, config: TrainConfig) -> None:
+        """A recipe is about to be timed, for a comparison at equal time."""
+
+    def run_started(self, config: TrainConfig) -> None:
+        """A run begins, or goes on from its last checkpoint."""
+
+    def step(self, record: StepRecord) -> None:
+        """A step is done."""
+
+    def measured(self, record: MonitorRecord) -> None:
+        """The run's monitor has measured, or warns."""
+
+    def run_finished(self, config: TrainConfig, result: RunResult) -> None:
+        """A run is done, now or in an earlier call."""
+
+
+def compare(
+    config: CompareConfig,
+    out: Path,
+    *,
+    cache_dir: Path | None = None,
+    monitor: ComparisonListener | None = None,
+    compiled: bool = False,
+) -> dict[str, Any]:
+    """Do every run that is not done yet, and write the report of all.
+
+    Args:
+        config: what to compare.
+        out: the comparison's folder; new, or with a comparison of the same settings in it.
+        cache_dir: where tokens are cached, :func:`spectrim.lab.data.tokens.default_cache_dir` unless given.
+        monitor: told about progress.
+        compiled: as for :func:`spectrim.lab.training.run.train`.
+
+    Returns:
+        What ``results.json`` holds: "recipes" as in :func:`spectrim.lab.experiments.results.summarise`, "config" and
+        "environment".
+
+    Raises:
+        LabError: the input cannot be served. ``out`` is then as it was.
+    """
+    from spectrim.lab.reports.comparison_report import write_report
+    from spectrim.lab.reports.study import PAGE, report
+
+    config = canonical(config, out)
+    check_folder(config, out)
+    tokens = prepare_tokens(config.data, cache_dir)
+    budget = None
+    if config.equal == "time":
+        # Recipes are timed first, in the comparison's folder; it is one from then on, also if that is interrupted.
+        claim(config, out)
+        firsts = list(config.model_copy(update={"seeds": config.seeds[:1]}).runs())
+        on_calibration = monitor.calibration_started if monitor else None
+        budget = fit_steps(
+            firsts, out, seconds=config.seconds, cache_dir=cache_dir, on_calibration=on_calibration, compiled=compiled
+        )
+    steps = budget.steps if budget else None
+    runs = [(run, RunFolder(out / parse_recipe(run.recipe).folder / f"seed-{run.seed}")) for run in config.runs(steps)]
+    check_runs(runs, tokens.key)
+    claim(config, out)
+    write_text(out / "config.toml", config.to_toml())
+
+    results: dict[str, list[RunResult]] = {recipe: [] for recipe in config.recipes}
+    for run, folder in runs:
+        result = folder.result()
+        if result is None:
+            if monitor:
+                monitor.run_started(run)
+            on_step, on_measure = (monitor.step, monitor.measured) if monitor else (None, None)
+            told: dict[str, Any] = {"on_step": on_step, "on_measure": on_measure}
+            result = train(run, folder.path, resume=True, cache_dir=cache_dir, compiled=compiled, **told)
+        if monitor:
+            monitor.run_finished(run, result)
+        results[run.recipe].append(with_dynamics(result, folder))
+    summary = {
+        "recipes": summarise(results),
+        "config": config.model_dump(mode="json"),
+        "environment": results[config.recipes[0]][0].environment,
+        **({"budget": budget.model_dump(mode="json")} if budget else {}),
+    }
+    write_report(summary, out)
+    report([out], out / PAGE)
+    return summary
+
+
+def with_dynamics(result: RunResult, folder: RunFolder) -> RunResult:
+    """The result with what the run's log says of its course, if the log is still there."""
+    if result.dynamics is not None or not folder.log_file.is_file():
+        return result
+    return result.model_copy(update={"dynamics": read_dynamics(read_log(folder.log_file))})
+
+
+def canonical(config: CompareConfig, out: Path) -> CompareConfig:
+    """The configuration with recipe names in their canonical spelling; data, model and precision resolved.
+
+    A precision that is left open is that of the comparison in ``out``, if there is one.
+
+    Raises:
+        LabError: a recipe is unknown, stands twice under two spellings, or a hyperparameter belongs to none of the
+            recipes.
+    """
+    spelling = {name: parse_recipe(name).name for name in config.recipes}
+    update: dict[str, Any] = {"recipes": tuple(spelling.values())}
+    if len(set(update["recipes"])) < len(spelling):
+        raise LabError(f"recipes {', '.join(spelling)}: two of them are the same")
+    for key in (*RATES, "overrides"):
+        rates = {parse_recipe(name).name: value for name, value in getattr(config, key).items()}
+        for name in rates:
+            if name not in update["recipes"]:
+                flag = "--" + key.replace("_", "-").removesuffix("s")
+                raise LabError(f"{flag} {name}: not in this comparison, expected one of {', '.join(update['recipes'])}")
+        update[key] = rates
+    if config.seconds is not None and config.equal != "time":
+        raise LabError(f"seconds={config.seconds:g}: only a comparison at equal time has a time, see --equal")
+    if config.equal == "time" and config.seconds is None and BASELINE not in update["recipes"]:
+        raise LabError(f"equal time without {BASELINE!r} among the recipes: give the time with --seconds")
+    config = config.model_copy(update=update)
+    if config.precision == "auto" and (out / "config.toml").is_file():
+        config = config.model_copy(update={"precision": stored_config(out).precision})
+    first, *_ = config.runs()  # all of them, so that each is checked
+    return config.model_copy(update={key: getattr(first, key) for key in ("data", "model", "precision")})
+
+
+def stored_config(out: Path) -> CompareConfig:
+    file = out / "config.toml"
+    return CompareConfig.parse(read_toml(file), source=f"config {str(file)!r}")
+
+
+def check_folder(config: CompareConfig, out: Path) -> None:
+    """Refuse to mix two comparisons in one folder. Writes nothing."""
+    file = out / "config.toml"
+    if out.exists() and not file.is_file() and (not out.is_dir() or not all(map(is_nothing, out.iterdir()))):
+        raise LabError(f"{str(out)!r} exists and is no comparison; choose another --name")
+    if not file.is_file():
+        return
+    stored = stored_config(out)
+    for key in ("recipes", "seeds"):
+        dropped = [value for value in getattr(stored, key) if value not in getattr(config, key)]
+        if dropped:
+            listed = ", ".join(map(str, dropped))
+            raise LabError(f"comparison {str(out)!r} has {key} {listed} too; name them again, or choose another --name")
+    # Recipes and seeds may grow; the rates are compared run by run, defaults included.
+    free = {key: getattr(config, key) for key in ("recipes", "seeds", "overrides", *RATES)}
+    if changes := describe_differences(without_paths(stored.model_copy(update=free)), without_paths(config)):
+        raise LabError(f"comparison {str(out)!r} has other settings: {changes}; choose another --name")
+
+
+def claim(config: CompareConfig, out: Path) -> None:
+    """Make the folder one of this comparison, or find that it is, whoever begins one there at the same time."""
+    if not create_text(out / "config.toml", config.to_toml()):
+        check_folder(config, out)
+
+
+def check_runs(runs: list[tuple[TrainConfig, RunFolder]], data_key: str) -> None:
+    """Refuse runs that were begun with other settings or on other text. Writes nothing."""
+    for run, folder in runs:
+        before = folder.stored_config()
+        if before is not None and (changes := describe_differences(without_paths(before), without_paths(run))):
+            raise LabError(f"run {str(folder.path)!r} has other settings: {changes}; choose another --name")
+        if (finished := folder.result()) is not None and finished.data_key != data_key:
+            raise LabError(
+                f"{str(folder.path)!r} was trained on other text than the data holds now; choose another --name"
+            )

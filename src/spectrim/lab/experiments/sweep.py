@@ -1,0 +1,365 @@
+"""A sweep: for each recipe a search of its own over its learning rate and its own hyperparameters, with equal budgets.
+
+``runs/NAME/trials/RECIPE/trial-0003/`` is a run like any other. The searches are optuna studies in one journal file,
+which any number of worker processes share, on one machine or on several with a common file system. A worker holds a
+lock on its trial; a trial whose worker was killed has a lock that is free, and the next worker goes on with it from its
+last checkpoint, so that nothing is lost and nothing unfinished counts as done.
+"""
+
+import fcntl
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from spectrim.lab.config import describe_differences, read_toml, without_paths
+from spectrim.lab.data.tokens import prepare_tokens
+from spectrim.lab.errors import Interrupted, LabError
+from spectrim.lab.experiments.search_space import Categorical, spread_points, starting_point
+from spectrim.lab.experiments.sweep_settings import SweepConfig, canonical
+from spectrim.lab.files import create_text, write_text
+from spectrim.lab.logging.log import StepRecord
+from spectrim.lab.recipes import external
+from spectrim.lab.recipes.names import parse_recipe, shown
+from spectrim.lab.training.folder import RunFolder, is_nothing
+from spectrim.lab.training.run import train
+
+__all__ = ["Sweep", "open_sweep"]
+
+LR_POINTS, OWN_POINTS = 5, 3
+"""Points of a grid along the learning rate, and along the first other hyperparameter."""
+
+
+def open_sweep(config: SweepConfig, out: Path, *, cache_dir: Path | None = None) -> "Sweep":
+    """Begin a sweep in the folder ``out``, or go on with the one that is there; safe to call repeatedly.
+
+    Recipes may be added and trials raised, nothing else may change under the same name.
+
+    Raises:
+        LabError: the input cannot be served. ``out`` is then as it was.
+    """
+    config = canonical(config)
+    file = out / "config.toml"
+    check_sweep(config, out)
+    key = prepare_tokens(config.data, cache_dir).key
+    for path in sorted((out / "trials").glob("*/trial-*")):
+        if (finished := RunFolder(path).result()) is not None and finished.data_key != key:
+            raise LabError(f"{str(path)!r} was trained on other text than the data holds now; choose another --name")
+    create_text(file, config.to_toml())
+    sweep = Sweep(out)
+    with sweep.locked():
+        # Another process may have begun a sweep here, or added to it, since this one looked.
+        check_sweep(config, out)
+        write_text(file, config.to_toml())
+        sweep.config = config
+        for recipe in config.recipes:
+            sweep.enqueue(recipe)
+    return sweep
+
+
+def check_sweep(config: SweepConfig, out: Path) -> None:
+    """Refuse to mix two sweeps in one folder. Writes nothing."""
+    file = out / "config.toml"
+    if out.exists() and not file.is_file() and (not out.is_dir() or not all(map(is_nothing, out.iterdir()))):
+        raise LabError(f"{str(out)!r} exists and is no sweep; choose another --name")
+    if not file.is_file():
+        return
+    stored = SweepConfig.parse(read_toml(file), source=f"config {str(file)!r}")
+    if dropped := [recipe for recipe in stored.recipes if recipe not in config.recipes]:
+        raise LabError(f"sweep {str(out)!r} has recipes {', '.join(dropped)} too; name them again")
+    if config.trials < stored.trials:
+        raise LabError(f"sweep {str(out)!r} has {stored.trials} trials a recipe, {config.trials} are fewer")
+    space, overrides = ({**getattr(config, key), **getattr(stored, key)} for key in ("space", "overrides"))
+    free = {"recipes": config.recipes, "trials": config.trials, "space": space, "overrides": overrides}
+    if changes := describe_differences(without_paths(stored.model_copy(update=free)), without_paths(config)):
+        raise LabError(f"sweep {str(out)!r} has other settings: {changes}; choose another --name")
+
+
+@dataclass
+class Claim:
+    """A trial that this process works on."""
+
+    recipe: str
+    trial: Any
+    lock: IO[str]
+
+
+class Diverged(Exception):  # noqa: N818 - an outcome, not an error
+    """A validation loss is not finite, or ends above where training began."""
+
+
+class Sweep:
+    """A sweep's folder, and the work that is left in it."""
+
+    def __init__(self, out: Path) -> None:
+        """Open the sweep in a folder that :func:`open_sweep` has made.
+
+        Raises:
+            LabError: there is none.
+        """
+        if not (out / "config.toml").is_file():
+            raise LabError(f"{str(out)!r} holds no sweep: begin one with spectrim sweep RECIPE... --name {out.name}")
+        self.out = out
+        self.compiled = False
+        """Whether trials are trained with their model compiled."""
+        self.config = SweepConfig.parse(read_toml(out / "config.toml"), source=f"config {str(out / 'config.toml')!r}")
+
+    # -- What there is -------------------------------------------------------------------------------------------------
+
+    def folder(self, recipe: str, number: int) -> RunFolder:
+        """The run of a trial."""
+        return RunFolder(self.out / "trials" / parse_recipe(recipe).folder / f"trial-{number:04d}")
+
+    def budget(self, recipe: str) -> int:
+        """Trials that a recipe has in all."""
+        return len(self.grid(recipe)) if self.config.method == "grid" else self.config.trials
+
+    @property
+    def spread(self) -> int:
+        """Trials of a recipe that are spread evenly, its default among them; the search follows what they found."""
+        return max(4, self.config.trials // 2)
+
+    def grid(self, recipe: str) -> list[dict[str, Any]]:
+        """Every point of the recipe's grid: learning rates times the first other hyperparameter, and all choices."""
+        points: list[dict[str, Any]] = [{}]
+        ranges = 0
+        for key, dimension in self.config.dimensions(recipe).items():
+            if not isinstance(dimension, Categorical):
+                ranges += key != "lr"
+                if ranges > 1:
+                    continue  # stays at the recipe's default
+            values = dimension.grid(LR_POINTS if key == "lr" else OWN_POINTS)
+            points = [{**point, key: value} for point in points for value in values]
+        return points
+
+    def study(self, recipe: str) -> Any:
+        """The optuna study of a recipe."""
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(self.out / "study.journal")))
+        return optuna.create_study(
+            study_name=recipe, storage=storage, direction="minimize", load_if_exists=True, pruner=self.pruner()
+        )
+
+    def pruner(self) -> Any:
+        """Stops trials that fall behind, after half of a run: a high learning rate gains when it comes down."""
+        import optuna
+
+        steps, trials = self.config.steps, self.config.trials
+        if self.config.method == "grid" or self.config.pruner == "none":
+            return optuna.pruners.NopPruner()
+        if self.config.pruner == "hyperband":
+            return optuna.pruners.HyperbandPruner(min_resource=max(1, steps // 9), max_resource=steps)
+        return optuna.pruners.MedianPruner(n_startup_trials=max(3, trials // 3), n_warmup_steps=steps // 2)
+
+    # -- What is to be done --------------------------------------------------------------------------------------------
+
+    def enqueue(self, recipe: str) -> None:
+        """Give a new study the points that it begins with: its grid, or its defaults and points all over."""
+        study = self.study(recipe)
+        if study.get_trials(deepcopy=False):
+            return
+        if self.config.method == "grid":
+            points = self.grid(recipe)
+        else:
+            space, trials = self.config.dimensions(recipe), self.config.trials
+            points = [starting_point(parse_recipe(recipe), space)]
+            points += spread_points(space, min(trials, self.spread) - 1, seed=self.config.seed)
+        for point in points:
+            study.enqueue_trial(point)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else chooses trials meanwhile."""
+        (self.out / "locks").mkdir(exist_ok=True)
+        with (self.out / "locks" / "choice").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def try_lock(self, recipe: str, number: int) -> IO[str] | None:
+        """The lock on a trial, if no living process has it. It is free again as soon as its holder ends, however."""
+        file = (self.out / "locks" / f"{parse_recipe(recipe).folder}-{number:04d}").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return None
+        return file
+
+    def remaining(self, recipe: str) -> int:
+        """Trials of a recipe that are not done, begun or not."""
+        done = sum(
+            trial.state.name in ("COMPLETE", "PRUNED") for trial in self.study(recipe).get_trials(deepcopy=False)
+        )
+        return max(0, self.budget(recipe) - done)
+
+    def claim(self, only: str | None = None) -> Claim | None:
+        """Take a trial to work on: one whose worker is dead, else a new one of the recipe with the fewest."""
+        import optuna
+
+        with self.locked():
+            recipes = self.config.recipes if only is None else (only,)
+            studies = {recipe: self.study(recipe) for recipe in recipes}
+            begun: dict[str, int] = {}
+            for recipe, study in studies.items():
+                trials = study.get_trials(deepcopy=False)
+                begun[recipe] = sum(trial.state.name in ("COMPLETE", "PRUNED", "RUNNING") for trial in trials)
+                for trial in trials:
+                    if trial.state.name == "RUNNING" and (lock := self.try_lock(recipe, trial.number)) is not None:
+                        return Claim(recipe, self.with_point(recipe, optuna.trial.Trial(study, trial._trial_id)), lock)
+            for recipe in sorted(recipes, key=lambda name: begun[name]):
+                if begun[recipe] < self.budget(recipe):
+                    # Another seed for every trial: workers that ask one after the other must not be told the same.
+                    studies[recipe].sampler = optuna.samplers.TPESampler(
+                        seed=(self.config.seed * 1_000_003 + begun[recipe]) % 2**32,
+                        n_startup_trials=self.spread,
+                        multivariate=True,
+                        constant_liar=True,
+                    )
+                    trial = studies[recipe].ask()
+                    lock = self.try_lock(recipe, trial.number)
+                    assert lock is not None
+                    return Claim(recipe, self.with_point(recipe, trial), lock)
+        return None
+
+    def with_point(self, recipe: str, trial: Any) -> Any:
+        """The trial with all of its hyperparameters chosen; those that it has are kept."""
+        searched = self.grid(recipe)[0] if self.config.method == "grid" else self.config.dimensions(recipe)
+        for key, dimension in self.config.dimensions(recipe).items():
+            if key not in searched:
+                continue  # a grid leaves it at the recipe's default
+            if isinstance(dimension, Categorical):
+                trial.suggest_categorical(key, list(dimension.values))
+            else:
+                trial.suggest_float(key, dimension.low, dimension.high, log=dimension.log)
+        return trial
+
+    # -- Doing it ------------------------------------------------------------------------------------------------------
+
+    def work(
+        self,
+        *,
+        only: str | None = None,
+        limit: int | None = None,
+        cache_dir: Path | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> int:
+        """Do trials until none is left, or ``limit`` of them; returns how many.
+
+        Args:
+            only: a recipe; by default all recipes, evenly.
+            limit: at most so many.
+            cache_dir: where tokens are cached.
+            say: told a line about every trial.
+        """
+        if only is not None and (only := parse_recipe(only).name) not in self.config.recipes:
+            raise LabError(f"recipe {only!r} is not in this sweep, expected one of {', '.join(self.config.recipes)}")
+        done = 0
+        while (limit is None or done < limit) and (claim := self.claim(only)) is not None:
+            try:
+                outcome = self.run_trial(claim, cache_dir)
+            finally:
+                claim.lock.close()
+            done += 1
+            point = ", ".join(f"{key}={shown(value)}" for key, value in claim.trial.params.items())
+            say(f"{claim.recipe} trial {claim.trial.number + 1} of {self.budget(claim.recipe)}: {outcome} at {point}")
+        return done
+
+    def run_trial(self, claim: Claim, cache_dir: Path | None) -> str:
+        """Train one trial to its end, or until it is pruned; returns the outcome in words."""
+        import optuna
+
+        study, trial = self.study(claim.recipe), claim.trial
+        complete, pruned, failed = (optuna.trial.TrialState[name] for name in ("COMPLETE", "PRUNED", "FAIL"))
+        config = self.config.run(claim.recipe, trial.params)
+        frozen = {item.number: item for item in study.get_trials(deepcopy=False)}[trial.number]
+        reported = set(frozen.intermediate_values)
+
+        def on_step(record: StepRecord) -> None:
+            if "val_loss" not in record or record["step"] == config.steps:
+                return
+            if not math.isfinite(record["val_loss"]):
+                raise Diverged
+            if record["step"] not in reported:
+                trial.report(record["val_loss"], record["step"])
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        try:
+            folder = self.folder(claim.recipe, trial.number)
+            result = train(
+                config, folder.path, resume=True, cache_dir=cache_dir, on_step=on_step, compiled=self.compiled
+            )
+            if result.final_loss is None or (result.dynamics is not None and result.dynamics.diverged):
+                raise Diverged
+        except Diverged:
+            trial.set_user_attr("diverged", True)
+            study.tell(trial, state=pruned)
+            return "diverged"
+        except optuna.TrialPruned:
+            study.tell(trial, state=pruned)
+            return "pruned"
+        except (Interrupted, OSError):
+            # Stopped, or the disk is full: the trial is left to be gone on with.
+            raise
+        except Exception:
+            study.tell(trial, state=failed)
+            raise
+        study.tell(trial, result.final_loss, state=complete)
+        return f"loss {result.final_loss:.4f}"
+
+    def run_workers(self, workers: int, *, threads: int | None = None, cache_dir: Path | None = None) -> None:
+        """Do all that is left in so many processes; torch's threads are shared out evenly unless given."""
+        from multiprocessing import get_context
+
+        threads = threads or max(1, (os.cpu_count() or 1) // workers)
+        context = get_context("spawn")
+        # A module in the current directory would stand for one of Python's own while a worker starts.
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
+        given = (self.out, threads, cache_dir, external.trusted(), self.compiled)
+        processes = [context.Process(target=worker, args=given) for _ in range(workers)]
+        for process in processes:
+            process.start()
+        try:
+            for process in processes:
+                process.join()
+        except (KeyboardInterrupt, Interrupted):
+            # Each ends its step, and keeps it in a checkpoint.
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.join()
+            raise
+
+
+def worker(out: Path, threads: int, cache_dir: Path | None, trusted: frozenset[str], compiled: bool) -> None:
+    """The main function of a worker process."""
+    import torch
+
+    external.trust(trusted)
+
+    # Ctrl-C is for the process that started this one, which hands it on once: twice would end it within a step.
+    os.setpgrp()
+    torch.set_num_threads(threads)
+    try:
+        sweep = Sweep(out)
+        sweep.compiled = compiled
+        sweep.work(cache_dir=cache_dir, say=say_on_stderr)
+    except LabError as error:
+        print(f"spectrim: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as error:
+        sys.exit(128 + error.number)
+
+
+def say_on_stderr(line: str) -> None:
+    """One line on stderr, at once."""
+    print(line, file=sys.stderr, flush=True)

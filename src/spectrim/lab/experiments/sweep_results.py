@@ -1,0 +1,149 @@
+"""The results of a sweep: every trial, the best one of each recipe, and the loss at each learning rate.
+
+They are read from the sweep's folder, at any time, also while trials are running. ``spectrim compare --from-sweep``
+takes the winners from here.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spectrim.lab.config import SharedConfig, merge
+from spectrim.lab.errors import LabError
+from spectrim.lab.experiments.search_space import as_settings
+from spectrim.lab.experiments.sweep import Sweep
+from spectrim.lab.logging.log import read_log
+from spectrim.lab.recipes.names import parse_recipe
+from spectrim.lab.reports.sweep_report import TOLERANCE, write_summary
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["collect", "settings_of_winners", "winners", "write_sweep_report"]
+
+
+def collect(sweep: Sweep) -> dict[str, Any]:
+    """What ``results.json`` holds: for each recipe its trials, its winner, and its curve over the learning rate."""
+    recipes = {recipe: collect_recipe(sweep, recipe) for recipe in sweep.config.recipes}
+    environment: dict[str, Any] = next((entry["environment"] for entry in recipes.values() if entry["environment"]), {})
+    for entry in recipes.values():
+        del entry["environment"]
+    return {"recipes": recipes, "config": sweep.config.model_dump(mode="json"), "environment": environment}
+
+
+def collect_recipe(sweep: Sweep, recipe: str) -> dict[str, Any]:
+    trials: list[dict[str, Any]] = []
+    environment: dict[str, Any] | None = None
+    for item in sweep.study(recipe).get_trials(deepcopy=False):
+        state = "diverged" if item.user_attrs.get("diverged") else STATES[item.state.name]
+        if state == "waiting":
+            continue
+        folder = sweep.folder(recipe, item.number)
+        result = folder.result() if state == "complete" else None
+        environment = environment or (dict(result.environment) if result else None)
+        steps = len(read_log(folder.log_file)) if folder.log_file.is_file() else 0
+        last = item.intermediate_values[max(item.intermediate_values)] if item.intermediate_values else None
+        trials.append(
+            {
+                "number": item.number,
+                "state": state,
+                "point": dict(item.params),
+                "lr": stored.optimizer.lr if (stored := folder.stored_config()) else None,
+                "final_loss": item.value if state == "complete" else None,
+                "last_loss": last,
+                "steps": steps,
+                "folder": folder.path.relative_to(sweep.out).as_posix(),
+            }
+        )
+    complete = [trial for trial in trials if trial["state"] == "complete"]
+    best = min(complete, key=lambda trial: trial["final_loss"]) if complete else None
+    curve = rate_curve(complete, exact=sweep.config.method == "grid")
+    tokens_per_step = sweep.config.data.batch_size * sweep.config.data.sequence_length
+    return {
+        "budget": sweep.budget(recipe),
+        **{state: sum(trial["state"] == state for trial in trials) for state in dict.fromkeys(STATES.values())},
+        "diverged": sum(trial["state"] == "diverged" for trial in trials),
+        "tokens": tokens_per_step * sum(trial["steps"] for trial in trials),
+        "best": best,
+        "at_edge": edges(sweep, recipe, best["point"]) if best else [],
+        "curve": {"lr": [lr for lr, _ in curve], "final_loss": [loss for _, loss in curve]},
+        "good_rates": good_rates(curve),
+        "trials": trials,
+        "environment": environment,
+    }
+
+
+STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "RUNNING": "running", "FAIL": "failed", "WAITING": "waiting"}
+
+
+def rate_curve(complete: list[dict[str, Any]], *, exact: bool) -> list[tuple[float, float]]:
+    """The lowest loss at each learning rate, or in each factor of two of them, with the rate it was found at."""
+    best: dict[Any, tuple[float, float]] = {}
+    for trial in complete:
+        bin_ = f"{trial['lr']:.6g}" if exact else round(math.log2(trial["lr"]))
+        point = (trial["lr"], trial["final_loss"])
+        best[bin_] = min(best.get(bin_, point), point, key=lambda pair: pair[1])
+    return sorted(best.values())
+
+
+def good_rates(curve: list[tuple[float, float]]) -> float | None:
+    """See :data:`NOTE`."""
+    if not curve:
+        return None
+    losses = [loss for _, loss in curve]
+    low = high = losses.index(min(losses))
+    while low > 0 and losses[low - 1] <= min(losses) + TOLERANCE:
+        low -= 1
+    while high + 1 < len(losses) and losses[high + 1] <= min(losses) + TOLERANCE:
+        high += 1
+    return curve[high][0] / curve[low][0]
+
+
+def edges(sweep: Sweep, recipe: str, point: dict[str, Any]) -> list[str]:
+    """The hyperparameters of a winner that lie at the edge of what was searched: the best may lie beyond."""
+    dimensions = sweep.config.dimensions(recipe)
+    return [key for key, value in point.items() if dimensions[key].at_edge(value)]
+
+
+def settings_of_winners(folder: Path, recipes: Sequence[str] | None = None) -> dict[str, Any]:
+    """What a comparison of a sweep's winners is configured with: the sweep's own settings, and theirs.
+
+    Raises:
+        LabError: there is no sweep, it lacks one of the recipes, or has not found its winner yet.
+    """
+    sweep = Sweep(folder)
+    names = [parse_recipe(name).name for name in recipes or sweep.config.recipes]
+    for name in names:
+        if name not in sweep.config.recipes:
+            raise LabError(
+                f"recipe {name!r} is not in sweep {str(folder)!r}, expected {', '.join(sweep.config.recipes)}"
+            )
+    settings = sweep.config.model_dump(mode="json")
+    # Whether trials were monitored says nothing about the comparison.
+    shared = {key: settings[key] for key in SharedConfig.model_fields if key != "monitor"}
+    return {**shared, "recipes": names, "overrides": winners(sweep, names)}
+
+
+def winners(sweep: Sweep, recipes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """For each of these recipes the values of the table ``optimizer`` that won, fixed ones included.
+
+    Raises:
+        LabError: a recipe has no finished trial, or trials that are not done yet.
+    """
+    found = {}
+    for recipe in recipes:
+        entry = collect_recipe(sweep, recipe)
+        if entry["best"] is None or sweep.remaining(recipe):
+            left = sweep.remaining(recipe)
+            problem = f"{left} trials of {recipe!r} are not done" if left else f"no trial of {recipe!r} reached its end"
+            raise LabError(f"sweep {str(sweep.out)!r}: {problem}")
+        found[recipe] = merge(sweep.config.overrides.get(recipe, {}), as_settings(entry["best"]["point"]))
+    return found
+
+
+def write_sweep_report(sweep: Sweep) -> dict[str, Any]:
+    """Write results.json, summary.md and the picture into the sweep's folder; returns what results.json holds."""
+    summary = collect(sweep)
+    write_summary(summary, sweep.out)
+    return summary

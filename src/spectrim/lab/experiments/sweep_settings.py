@@ -1,0 +1,96 @@
+"""What a sweep searches and how: its settings, and the space of every recipe made complete. Relied on by the sweep."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from spectrim.lab.config import MonitorConfig, OptimizerConfig, PositiveInt, Seed, SharedConfig, TrainConfig, merge
+from spectrim.lab.errors import LabError
+from spectrim.lab.experiments.search_space import MULTIPLIER, Dimension, as_settings, default_space, parse_dimension
+from spectrim.lab.recipes.names import parse_recipe
+from spectrim.lab.training.run import prepare
+
+__all__ = ["ALL", "SweepConfig", "canonical"]
+
+ALL = "*"
+"""In a space, in place of a recipe: every recipe."""
+
+
+class SweepConfig(SharedConfig):
+    """What is searched, how, and what all trials have in common."""
+
+    recipes: Annotated[tuple[str, ...], Field(min_length=1)]
+    trials: PositiveInt = 12
+    """Of each recipe. A grid has as many as it has points."""
+    seed: Seed = 0
+    """Of every trial, and of the search."""
+    method: Literal["optuna", "grid"] = "optuna"
+    pruner: Literal["median", "hyperband", "none"] = "median"
+    monitor: MonitorConfig = MonitorConfig(every=0)
+    """Off unless asked for: trials are many, and their losses are all that is looked at."""
+    overrides: dict[str, dict[str, Any]] = Field(default={})
+    """Fixed keys of the table ``optimizer`` by recipe."""
+    space: dict[str, dict[str, str]] = Field(default={})
+    """Ranges by recipe and key, see :mod:`spectrim.lab.experiments.search_space`; what is not given is the recipe's
+    default."""
+
+    @field_validator("recipes")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("each may stand once only")
+        return values
+
+    def dimensions(self, recipe: str) -> dict[str, Dimension]:
+        """What is searched for a recipe; the configuration is canonical."""
+        return {key: parse_dimension(key, text) for key, text in self.space[recipe].items()}
+
+    def run(self, recipe: str, point: dict[str, Any]) -> TrainConfig:
+        """The run at a point of the recipe's space."""
+        shared = {key: getattr(self, key) for key in SharedConfig.model_fields}
+        settings = merge(merge(self.optimizer.model_dump(), self.overrides.get(recipe, {})), as_settings(point))
+        shared["optimizer"] = OptimizerConfig.parse(settings, source=f"sweep of {recipe!r}")
+        return prepare(TrainConfig(**shared, recipe=recipe, seed=self.seed))
+
+
+def canonical(config: SweepConfig) -> SweepConfig:
+    """The configuration with canonical recipe names, absolute data paths, and every space complete.
+
+    Raises:
+        LabError: a recipe, range or setting is not served.
+    """
+    parsed = {name: parse_recipe(name) for name in config.recipes}
+    names = tuple(recipe.name for recipe in parsed.values())
+    if len(set(names)) < len(names):
+        raise LabError(f"recipes {', '.join(parsed)}: two of them are the same")
+    update: dict[str, Any] = {"recipes": names}
+    for key in ("overrides", "space"):
+        table = {
+            name if name == ALL else parse_recipe(name).name: entry for name, entry in getattr(config, key).items()
+        }
+        for name in table:
+            if name not in (*names, ALL) or (name == ALL and key == "overrides"):
+                raise LabError(
+                    f"--{key.removesuffix('s')} {name}: not in this sweep, expected one of {', '.join(names)}"
+                )
+        update[key] = table
+    everyones = update["space"].pop(ALL, {})
+    for recipe in parsed.values():
+        given = everyones | update["space"].get(recipe.name, {})
+        everywhere = {key for key, value in config.optimizer.model_dump().items() if value is not None}
+        fixed = everywhere | update["overrides"].get(recipe.name, {}).keys()
+        if fixed & {"embedding_lr", "head_lr"}:
+            fixed.add(MULTIPLIER)
+        # Somebody who names a second hyperparameter has decided what is searched beside the learning rate.
+        defaults = default_space(recipe)
+        kept = {"lr": defaults["lr"]} if given.keys() - {"lr"} else defaults
+        update["space"][recipe.name] = {**{key: kept[key] for key in kept if key not in fixed}, **given}
+        if not update["space"][recipe.name]:
+            raise LabError(f"recipe {recipe.name!r} has nothing left to search: every key of its space is fixed")
+    config = config.model_copy(update=update)
+    settled = {}
+    for name in names:
+        point = {key: dimension.grid(3)[0] for key, dimension in config.dimensions(name).items()}
+        run = config.run(name, point)
+        settled = {key: getattr(run, key) for key in ("data", "model", "precision")}
+    return config.model_copy(update=settled)

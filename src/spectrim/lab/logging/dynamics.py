@@ -1,0 +1,89 @@
+"""What a run's log says about its course: the time that its steps took, whether it diverged, and its loss spikes.
+
+Read from the log, so that it can be told of any run, finished or not. Relied on by
+:mod:`spectrim.lab.experiments.results`.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from statistics import median
+from typing import Any
+
+from spectrim.lab.config import Config
+
+__all__ = ["Dynamics", "count_spikes", "read_dynamics", "step_seconds"]
+
+SPIKE_WINDOW = 50
+"""Losses before a step that it is held against."""
+SPIKE_HISTORY = 20
+"""Losses that there must be before a step can be a spike."""
+SPIKE_DEVIATIONS = 5.0
+"""Robust standard deviations above the median; noise of a normal distribution is there once in three million steps."""
+ROBUST = 1.4826
+"""Times the median absolute deviation is the standard deviation, for a normal distribution."""
+
+
+class Dynamics(Config):
+    """A run's course."""
+
+    seconds: tuple[float, ...]
+    """Time of all steps up to each evaluation: model, optimizer and what is around them, without evaluations and
+    checkpoints."""
+    unevenness: float
+    """Time of all steps over steps times the median step: far above 1, the machine was busy with something else, or the
+    optimizer works in bursts."""
+    diverged: bool
+    """The last validation loss is not finite or above the loss that training began with, or most steps were skipped."""
+    loss_spikes: int
+    """See :func:`count_spikes`."""
+    skipped: int = 0
+    """Steps whose gradient was not finite: nothing moves in one."""
+
+
+def read_dynamics(records: Sequence[dict[str, Any]]) -> Dynamics | None:
+    """The course of a run by the records of its log; None if it was never evaluated."""
+    evaluated = [index for index, record in enumerate(records) if "val_loss" in record]
+    if not evaluated:
+        return None
+    each = [step_seconds(record) for record in records]
+    total = list(accumulate(each))
+    skipped = sum(record.get("grad_norm", 0.0) is None for record in records)
+    final, start = records[evaluated[-1]]["val_loss"], records[0]["loss"]
+    return Dynamics(
+        seconds=tuple(round(total[index], 6) for index in evaluated),
+        unevenness=total[-1] / (len(each) * median(each)),
+        diverged=final is None or (start is not None and final > start) or 2 * skipped > len(records),
+        loss_spikes=count_spikes([record["loss"] for record in records]),
+        skipped=skipped,
+    )
+
+
+STEP_PARTS = ("forward_backward_ms", "gradient_clip_ms", "optimizer_ms", "logging_ms", "rest_ms")
+"""As in :func:`spectrim.lab.training.run_statistics.step_times`."""
+
+
+def step_seconds(record: dict[str, Any]) -> float:
+    """The time of one step, without evaluation and checkpoint."""
+    return float(sum(record.get(key, 0.0) for key in STEP_PARTS)) / 1000
+
+
+def count_spikes(losses: Sequence[float | None]) -> int:
+    """How often the training loss jumps up; steps in a row are one spike.
+
+    A step spikes if its loss is not finite, or lies more than :data:`SPIKE_DEVIATIONS` robust standard deviations above
+    the median of the :data:`SPIKE_WINDOW` finite losses before it that are no spikes themselves.
+    """
+    spikes, spiking = 0, False
+    calm: list[float] = []
+    for loss in losses:
+        jumped = loss is None
+        if loss is not None and len(calm) >= SPIKE_HISTORY:
+            window = calm[-SPIKE_WINDOW:]
+            middle = median(window)
+            deviation = ROBUST * median(abs(value - middle) for value in window)
+            jumped = loss > middle + SPIKE_DEVIATIONS * deviation
+        spikes += jumped and not spiking
+        spiking = jumped
+        if loss is not None and not jumped:
+            calm.append(loss)
+    return spikes

@@ -1,0 +1,44 @@
+"""The result of one run, as ``result.json`` stores it."""
+
+from spectrim.lab.config import Config
+from spectrim.lab.logging.dynamics import Dynamics
+
+__all__ = ["Curve", "RunResult"]
+
+
+class Curve(Config):
+    """Validation loss against tokens seen; a loss that was not finite is None."""
+
+    tokens: tuple[int, ...]
+    val_loss: tuple[float | None, ...]
+
+
+class RunResult(Config):
+    """What one finished run ended with."""
+
+    recipe: str
+    seed: int
+    lr: float
+    embedding_lr: float
+    head_lr: float
+    clip_bound: float | None = None
+    final_loss: float | None
+    step_ms: float
+    forward_backward_ms: float
+    optimizer_ms: float
+    rest_ms: float
+    rest_share: float
+    overhead_share: float | None = None
+    """The lab's own share of the time: ``rest_share`` without the gradient's clip."""
+    state_bytes: int
+    weight_norm: float | None
+    largest_singular_value: float | None
+    parameters: int
+    curve: Curve
+    val_loss_by_frequency: dict[str, float | None] | None = None
+    """At the end, by ranks of the target's frequency in the training text; None in results of older versions."""
+    data_key: str
+    """Hash of the tokens that the run was trained on."""
+    environment: dict[str, str | int]
+    dynamics: Dynamics | None = None
+    """Read from the log where runs are compared."""

@@ -1,0 +1,73 @@
+"""What TensorBoard shows of a run beside its log: settings, and what the monitor measured, under tags that it groups.
+
+TensorBoard groups charts by what stands before a tag's first slash, in alphabetical order: after losses and gradients
+come the largest values of the whole model, then a group a matrix, layer by layer.
+"""
+
+from spectrim.lab.config import TrainConfig
+from spectrim.lab.logging.event_files import EventFile
+from spectrim.lab.logging.monitor_log import MonitorRecord, layer_of, short_names
+from spectrim.lab.models.architecture import name_of
+
+__all__ = ["describe", "measured_scalars"]
+
+METRICS = {"loss/validation": "validation loss", "loss/train": "training loss"}
+"""That stand beside the hyperparameters, by their last value: at the end of a run the final loss."""
+
+FIRST = ("recipe", "seed", "lr", "clip_bound", "model")
+"""By which runs are told apart most often."""
+
+WORDS = ("recipe", "model", "precision", "schedule", "scale", "shrink_form", "clip_form", "clip_scope", "arguments")
+SWITCHES = ("nesterov",)
+
+
+def describe(events: EventFile, config: TrainConfig) -> None:
+    """Write the settings of a run: as a text, and the main ones as hyperparameters."""
+    events.add_text("configuration", "\n".join(f"    {line}" for line in config.to_toml().splitlines()), 0)
+    values = hyperparameters(config)
+    columns = {name: str if name in WORDS else bool if name in SWITCHES else float for name in values}
+    known = {name: value for name, value in values.items() if value is not None}
+    events.add_hyperparameters(known, columns=columns, first=FIRST, metrics=METRICS)
+
+
+def hyperparameters(config: TrainConfig) -> dict[str, str | float | bool | None]:
+    """What runs are told apart by; None for what is not set."""
+    model, optimizer = config.model, config.optimizer.model_dump(mode="json")
+    arguments = ", ".join(f"{key}={value}" for key, value in optimizer.pop("arguments").items())
+    return {
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "steps": config.steps,
+        "model": name_of(model.model_dump()),
+        "batch_size": config.data.batch_size,
+        "sequence_length": config.data.sequence_length,
+        "precision": config.precision,
+        "schedule": config.schedule.shape,
+        "warmup_fraction": config.schedule.warmup_fraction,
+        **optimizer,
+        "arguments": arguments or None,
+    }
+
+
+def measured_scalars(record: MonitorRecord) -> dict[str, float]:
+    """The numbers of a record by their tags, such as "spectra · layer 00 · mlp.up_proj/gradient stable rank"."""
+    parameters = record["parameters"]
+    scalars: dict[str, float] = {"monitor/skipped steps": record["skipped"]}
+    if not parameters:
+        return scalars
+    scalars["monitor/time in ms"] = record["ms"]
+    names = short_names(parameters, digits=2)
+    for name, values in parameters.items():
+        for key, value in values.items():
+            if value is not None:
+                scalars[f"spectra · {names[name]}/{key.replace('_', ' ')}"] = value
+    inside = [name for name in parameters if layer_of(name)[0] is not None] or list(parameters)
+    for key in LARGEST:
+        known = [value for name in inside if (value := parameters[name].get(key)) is not None]
+        if known:
+            scalars[f"spectra/largest {key.replace('_', ' ')}"] = max(known)
+    return scalars
+
+
+LARGEST = ("update_to_weight", "update_spectral_norm", "gradient_spectral_norm", "weight_spectral_norm")
+"""Quantities whose largest value, over all matrices in layers, has a chart of its own."""

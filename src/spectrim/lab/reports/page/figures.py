@@ -1,0 +1,243 @@
+"""The figures of a report page, drawn by plotly from what ``results.json`` holds: bars, rates, what all have in common.
+
+A recipe has the colour and dashes that :mod:`spectrim.lab.reports.plots` gives it. Colours of text and grid are the
+page's, light or dark. Curves of the loss are in :mod:`spectrim.lab.reports.page.loss_figure`.
+"""
+
+import math
+from html import escape
+from typing import Any
+
+from spectrim.lab.reports.page.html import Figure, Swatch, Table
+from spectrim.lab.reports.plots import COLOURS, STYLES
+
+__all__ = [
+    "colour",
+    "cost_figures",
+    "dashes",
+    "layout",
+    "number",
+    "plain",
+    "rate_figure",
+    "shown",
+    "swatches",
+    "target_figure",
+]
+
+Summary = dict[str, Any]
+
+# Black would vanish on a dark page; this grey is seen on both.
+PAGE_COLOURS = tuple("#8a8a8a" if colour == "#000000" else colour for colour in COLOURS)
+DASHES = {"-": ("solid", ""), "--": ("dash", "8 4"), "-.": ("dashdot", "8 3 2 3"), ":": ("dot", "2 3")}
+"""Plotly's and SVG's words for matplotlib's."""
+
+PARTS = {"forward_backward_ms": "forward + backward", "optimizer_ms": "optimizer", "rest_ms": "rest"}
+OPACITY = {"forward_backward_ms": 1.0, "optimizer_ms": 0.6, "rest_ms": 0.35}
+
+
+def swatches(summary: Summary) -> list[Swatch]:
+    """How each recipe is drawn."""
+    return [
+        Swatch(recipe=name, colour=colour(index), dashes=dashes(index)[1])
+        for index, name in enumerate(summary["recipes"])
+    ]
+
+
+def colour(index: int) -> str:
+    """The colour of the recipe at this place."""
+    return PAGE_COLOURS[index % len(PAGE_COLOURS)]
+
+
+def dashes(index: int) -> tuple[str, str]:
+    """The dashes of the recipe at this place, in plotly's word and in SVG's."""
+    return DASHES[STYLES[index // len(PAGE_COLOURS) % len(STYLES)]]
+
+
+def target_figure(summary: Summary) -> Figure:
+    """Tokens after which each recipe reaches AdamW's final loss, as a share of AdamW's."""
+    import plotly.graph_objects as go
+
+    drawing, rows, words = go.Figure(), [["recipe", "share of AdamW's tokens"]], []
+    for index, (name, entry) in enumerate(summary["recipes"].items()):
+        share = entry["tokens_to_adamw"]
+        text = "never" if share is None else f"{share:.0%}"
+        bar(drawing, index, name, 0 if share is None else share, text)
+        rows.append([name, text])
+        words.append(f"{name}: {text}.")
+    layout(drawing, x={"title": "share of AdamW's tokens", "tickformat": ".0%", "rangemode": "tozero"}, bars=True)
+    return Figure(
+        title="Share of AdamW's tokens after which its final loss is reached",
+        alt=f"Bars of the share of AdamW's tokens after which a recipe reaches AdamW's final loss. {' '.join(words)}",
+        drawing=plain(drawing),
+        numbers=Table(caption="Share of AdamW's tokens after which its final loss is reached", rows=rows),
+        note="Shorter is better. Where the mean curve first is at AdamW's final loss, linear between evaluations.",
+        height=bars_height(summary),
+    )
+
+
+def cost_figures(summary: Summary) -> list[Figure]:
+    """Time of a step in its parts, and the optimizer's memory."""
+    import plotly.graph_objects as go
+
+    recipes = summary["recipes"]
+    drawing, words = go.Figure(), []
+    rows = [["recipe", *(f"{label}, ms" for label in PARTS.values()), "whole step, ms"]]
+    for index, (name, entry) in enumerate(recipes.items()):
+        for key, label in PARTS.items():
+            bar(drawing, index, name, entry[key], "", opacity=OPACITY[key], what=f"{label}: {entry[key]:.1f} ms")
+        rows.append([name, *(f"{entry[key]:.1f}" for key in PARTS), f"{entry['step_ms']:.1f}"])
+        words.append(f"{name}: {entry['step_ms']:.0f} ms, of which the optimizer {entry['optimizer_ms']:.0f} ms.")
+    layout(drawing, x={"title": "milliseconds per step", "rangemode": "tozero"}, bars=True)
+    drawing.update_layout(barmode="stack")
+    time = Figure(
+        title="Time of a step",
+        alt=f"Stacked bars of the time of a step. {' '.join(words)}",
+        drawing=plain(drawing),
+        numbers=Table(caption="Time of a step, medians, means over seeds", rows=rows),
+        note="From full colour to faint: forward and backward, optimizer, rest. Medians over steps, without "
+        "evaluations and checkpoints; medians of parts need not add up to that of the whole.",
+        height=bars_height(summary),
+    )
+    drawing, words = go.Figure(), []
+    rows = [["recipe", "optimizer state, MB"]]
+    for index, (name, entry) in enumerate(recipes.items()):
+        text = f"{entry['state_bytes'] / 1e6:.2f}"
+        bar(drawing, index, name, entry["state_bytes"] / 1e6, f"{text} MB")
+        rows.append([name, text])
+        words.append(f"{name}: {text} MB.")
+    layout(drawing, x={"title": "MB of optimizer state", "rangemode": "tozero"}, bars=True)
+    memory = Figure(
+        title="Memory of the optimizer",
+        alt=f"Bars of the memory that the optimizer's state takes. {' '.join(words)}",
+        drawing=plain(drawing),
+        numbers=Table(caption="Memory of the optimizer's state", rows=rows),
+        height=bars_height(summary),
+    )
+    return [time, memory]
+
+
+def rate_figure(summary: Summary) -> Figure:
+    """Of a sweep: the lowest loss at each learning rate, and every trial."""
+    import plotly.graph_objects as go
+
+    drawing, words, finite = go.Figure(), [], []
+    rows = [["trial", "state", "learning rate", "loss", "point"]]
+    for index, (name, entry) in enumerate(summary["recipes"].items()):
+        group, look = str(index), {"color": colour(index)}
+        line = {**look, "width": 2.25, "dash": dashes(index)[0]}
+        drawing.add_scatter(
+            x=entry["curve"]["lr"], y=entry["curve"]["final_loss"], mode="lines", line=line, legendgroup=group,
+            name=shown(name), hoverinfo="skip",
+        )  # fmt: skip
+        for state, symbol in (("complete", "circle"), ("pruned", "x-thin")):
+            trials = [trial for trial in entry["trials"] if trial["state"] == state]
+            best = [trial is entry["best"] or trial == entry["best"] for trial in trials]
+            marker: dict[str, Any] = {**look, "symbol": symbol, "size": [14 if it else 8 for it in best]}
+            marker["line"] = {"width": 2 if state == "pruned" else 0, **look}
+            drawing.add_scatter(
+                x=[trial["lr"] for trial in trials], y=[loss_of(trial) for trial in trials], mode="markers",
+                marker=marker, legendgroup=group, name=shown(name),
+                text=[shown(f"{name}, trial {trial['number']}, {state}: {point(trial)}") for trial in trials],
+                hovertemplate="%{text}<br>loss %{y:.4f}<extra></extra>",
+            )  # fmt: skip
+        finite += [trial["final_loss"] for trial in entry["trials"] if trial["final_loss"] is not None]
+        for trial in entry["trials"]:
+            loss = loss_of(trial)
+            rows.append(
+                [f"{name} {trial['number']}", trial["state"], number(trial["lr"]),
+                 "-" if loss is None else f"{loss:.4f}", point(trial)]
+            )  # fmt: skip
+        if entry["best"]:
+            words.append(f"{name}: lowest {entry['best']['final_loss']:.4f} at {entry['best']['lr']:.2g}.")
+    layout(
+        drawing,
+        x={"title": "peak learning rate", "type": "log", **rate_ticks(summary)},
+        y={"title": "final validation loss (nats per token)"},
+    )
+    drawing.update_layout(hovermode="closest")
+    close_up = None
+    if finite:
+        # Losses far above the best would press the rest together; they are in the whole range.
+        low, high = min(finite), sorted(finite)[int(0.9 * (len(finite) - 1))]
+        margin = max(0.05 * (high - low), 0.01)
+        close_up = (low - margin, high + 2 * margin)
+    return Figure(
+        title="Lowest loss at each learning rate",
+        alt=f"Lines of the lowest loss at each learning rate, one for each recipe. {' '.join(words)}",
+        drawing=plain(drawing),
+        numbers=Table(caption="Every trial", rows=rows, words=True),
+        note="Dots: trials, the best of each recipe larger. Crosses: pruned, at their last loss.",
+        scales=("y",),
+        close_up=close_up,
+    )
+
+
+def rate_ticks(summary: Summary) -> dict[str, Any]:
+    """Ticks at 1, 2 and 5 times the powers of ten that the learning rates span, written out."""
+    known = [trial["lr"] for entry in summary["recipes"].values() for trial in entry["trials"] if trial["lr"]]
+    if not known:
+        return {}
+    powers = range(math.floor(math.log10(min(known))), math.ceil(math.log10(max(known))) + 1)
+    ticks = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 5)]
+    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+
+
+def bar(drawing: Any, index: int, name: str, value: float, text: str, *, opacity: float = 1, what: str = "") -> None:
+    """A recipe's horizontal bar; one trace each, so that a recipe can be hidden."""
+    drawing.add_bar(
+        **{"x": [value], "y": [shown(name).replace(":", ":<br>")], "orientation": "h", "name": shown(name)},
+        **{"marker": {"color": colour(index), "opacity": opacity}, "legendgroup": str(index), "width": 0.6},
+        **{"text": [text], "textposition": "outside", "cliponaxis": False},
+        hovertemplate=f"{shown(name)}<br>{what or text}<extra></extra>",
+    )
+
+
+def bars_height(summary: Summary) -> int:
+    return 90 + 44 * len(summary["recipes"])
+
+
+def layout(drawing: Any, *, x: dict[str, Any], y: dict[str, Any] | None = None, bars: bool = False) -> None:
+    """What all figures have in common; a transparent ground lets the page's own through."""
+    axis = {"automargin": True, "ticks": "outside", "ticklen": 6, "tickcolor": "rgba(0,0,0,0)", "zeroline": False}
+    title = {"text": x.pop("title"), "standoff": 12}
+    vertical = {"autorange": "reversed", "showgrid": False, "type": "category"} if bars else {}
+    if y:
+        vertical["title"] = {"text": y.pop("title"), "standoff": 12}
+    drawing.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        showlegend=False,
+        font={"family": "system-ui, sans-serif", "size": 13},
+        margin={"l": 8, "r": 44 if bars else 16, "t": 16, "b": 8},
+        xaxis={**axis, "showgrid": True, "title": title, **x},
+        yaxis={**axis, "showgrid": True, **vertical, **(y or {})},
+    )
+
+
+def plain(drawing: Any) -> dict[str, Any]:
+    """Data and layout as plain values."""
+    values = drawing.to_plotly_json()
+    values["layout"].pop("template", None)
+    return {"data": list(values["data"]), "layout": values["layout"]}
+
+
+def shown(text: str) -> str:
+    """A user's text as plotly is to show it, which reads markup in every text."""
+    return escape(text)
+
+
+def number(value: float) -> str:
+    """A count in full, or a measure in three digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def loss_of(trial: Summary) -> float | None:
+    loss: float | None = trial["final_loss"] if trial["state"] == "complete" else trial["last_loss"]
+    return loss
+
+
+def point(trial: Summary) -> str:
+    return ", ".join(
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in trial["point"].items()
+    )

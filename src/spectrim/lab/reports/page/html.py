@@ -1,0 +1,281 @@
+"""A report page: one HTML file that holds its figures, its tables and all it needs to show them.
+
+A page is plain data (:class:`PagePart`, made of :class:`Section`); only this module knows HTML. The template escapes
+every text. The page's own policy allows no request and no script but the three written here, so that text which
+escaped the template would still not run.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar
+
+from spectrim.lab.files import finite, write_text
+
+__all__ = [
+    "MARK",
+    "Control",
+    "Figure",
+    "Frame",
+    "Listing",
+    "Menus",
+    "Note",
+    "PagePart",
+    "Section",
+    "Swatch",
+    "Table",
+    "render",
+    "write_page",
+]
+
+MARK = '<meta name="generator" content="spectrim report">'
+"""Stands in every page, and in no file that a user wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of text under a header; their first cells name them."""
+
+    kind: ClassVar[str] = "table"
+    caption: str
+    rows: Sequence[Sequence[str]]
+    """The header first."""
+    words: bool = False
+    """Whether the cells are words, which are read from the left."""
+    folded: bool = False
+    """Whether it is shown only once it is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """A menu of what a figure can show, or a slider over it."""
+
+    label: str
+    options: Sequence[str]
+    start: int = 0
+    """The option that is shown at first. In print it is what a menu says, and the last of a slider."""
+    slider: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What a figure shows at one choice of its controls."""
+
+    curves: Sequence[tuple[Sequence[float], Sequence[float | None]] | None]
+    """Horizontal and vertical places of every trace of the drawing; None for one that has none here."""
+    axis: Mapping[str, Any]
+    """Of plotly's vertical axis, by dotted keys; frames of a figure have the same keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Menus:
+    """Controls of a figure, and a frame for every choice of theirs."""
+
+    controls: Sequence[Control]
+    frames: Mapping[tuple[int, ...], Frame]
+    """By the place of every control's option; where there is none, nothing was measured."""
+    tabled: int
+    """Of so many traces, the first ones, are the numbers in the table."""
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """What is shown at first."""
+        return tuple(control.start for control in self.controls)
+
+    @property
+    def words(self) -> str:
+        """What is shown at first, in words."""
+        return ", ".join(control.options[control.start] for control in self.controls)
+
+    def packed(self) -> dict[str, Any]:
+        """As the page's script reads it: places and axes that frames share stand there once."""
+        places: dict[tuple[float, ...], int] = {}
+        axes: dict[str, int] = {}
+        frames = {
+            "-".join(map(str, key)): {
+                "axis": axes.setdefault(json.dumps(finite(dict(frame.axis))), len(axes)),
+                "curves": [
+                    curve and [places.setdefault(tuple(curve[0]), len(places)), curve[1]] for curve in frame.curves
+                ],
+            }
+            for key, frame in self.frames.items()
+        }
+        return {
+            "options": [control.options for control in self.controls],
+            "frames": frames,
+            "places": list(places),
+            "axes": [json.loads(axis) for axis in axes],
+            "tabled": self.tabled,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A drawing of plotly, what it shows in words, and the numbers behind it.
+
+    Attributes:
+        drawing: "data" and "layout" as plotly has them. The ``legendgroup`` of a trace is the place of its recipe in
+            the part, so that hiding the recipe hides it.
+        alt: for whoever does not see it.
+        scales: axes ("x", "y") that a reader may turn logarithmic.
+        close_up: the range of losses that is shown at first, where the whole one shows less.
+        choices: what else it can show; the drawing and the numbers are those of its start.
+        small: whether two of them stand side by side where there is room.
+    """
+
+    kind: ClassVar[str] = "figure"
+    title: str
+    alt: str
+    drawing: dict[str, Any]
+    numbers: Table
+    note: str = ""
+    scales: tuple[str, ...] = ()
+    close_up: tuple[float, float] | None = None
+    choices: Menus | None = None
+    small: bool = False
+    height: int = 420
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """Lines of text; with ``bullets`` as a list. What stands in `backticks` is code."""
+
+    kind: ClassVar[str] = "note"
+    lines: Sequence[str]
+    bullets: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Text to copy: a command, or a file."""
+
+    kind: ClassVar[str] = "listing"
+    title: str
+    text: str
+    file_name: str = ""
+    """Under which it can be saved."""
+    folded: bool = False
+
+    @property
+    def address(self) -> str:
+        """The text as a link that saves it, which needs no network."""
+        return "data:text/plain;charset=utf-8;base64," + base64.b64encode(self.text.encode()).decode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A titled part of a study's report."""
+
+    title: str
+    items: Sequence[Table | Figure | Note | Listing]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swatch:
+    """How a recipe is drawn, for the switches that hide it."""
+
+    recipe: str
+    colour: str
+    dashes: str
+    """As SVG's ``stroke-dasharray`` has them; empty for a solid line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PagePart:
+    """A study on the page."""
+
+    title: str
+    headline: str
+    summary: Sequence[str]
+    """Sentences below the headline."""
+    swatches: Sequence[Swatch]
+    sections: Sequence[Section] = field(default=())
+
+
+def render(parts: Sequence[PagePart]) -> str:
+    """The page, as HTML that needs nothing else."""
+    import jinja2
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(resource), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.undefined = jinja2.StrictUndefined
+    environment.filters |= {"code": code, "breakable": breakable}
+    scripts = [get_plotlyjs(), resource("page.js")]
+    figures = {
+        address(index, section_index, item_index): item
+        for index, part in enumerate(parts)
+        for section_index, section in enumerate(part.sections)
+        for item_index, item in enumerate(section.items)
+        if isinstance(item, Figure)
+    }
+    drawings = {
+        key: {
+            **figure.drawing,
+            "closeUp": figure.close_up,
+            "height": figure.height,
+            "choices": figure.choices and figure.choices.packed(),
+        }
+        for key, figure in figures.items()
+    }
+    title = parts[0].title if len(parts) == 1 else f"{len(parts)} studies: {', '.join(part.title for part in parts)}"
+    return environment.get_template("page.html.j2").render(
+        mark=Markup(MARK),
+        title=title,
+        parts=parts,
+        address=address,
+        policy=policy(scripts),
+        style=Markup(resource("page.css")),
+        scripts=[Markup(script) for script in scripts],
+        # Within a script element no entity is read: "<" must not stand there at all.
+        drawings=Markup(json.dumps(finite(drawings), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")),
+    )
+
+
+def write_page(parts: Sequence[PagePart], path: Path) -> None:
+    """Write the page, whole or not at all."""
+    write_text(path, render(parts))
+
+
+def address(*places: int) -> str:
+    """The id of what stands at this place: of a part, a section of it, an item of that."""
+    return "-".join(["part", *map(str, places)])
+
+
+def policy(scripts: Sequence[str]) -> str:
+    """A content security policy: no request, and no script but these.
+
+    Plotly sets styles of elements as it draws, and makes pictures of figures in memory.
+    """
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts
+    )
+    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"
+
+
+def resource(name: str) -> str:
+    return (resources.files("spectrim.lab.reports.page") / name).read_text(encoding="utf-8")
+
+
+def code(text: str) -> Any:
+    """The text with what stands in `backticks` as code, everything escaped."""
+    from markupsafe import Markup, escape
+
+    pieces = re.split(r"`([^`]*)`", text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(piece) if index % 2 else escape(piece) for index, piece in enumerate(pieces)
+    )
+
+
+def breakable(name: str) -> Any:
+    """A long name that may be broken where its parts meet, everything escaped."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(piece) for piece in re.split(r"(?<=[.:/])", name))

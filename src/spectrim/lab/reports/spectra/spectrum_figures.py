@@ -1,0 +1,348 @@
+"""The figures of a report page on spectra: dots for every matrix, and lines of one that a menu chooses."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from spectrim.lab.logging.monitor_log import MonitoredRun, short_names
+from spectrim.lab.reports.page.figures import colour, layout, plain, shown
+from spectrim.lab.reports.page.html import Control, Figure, Frame, Menus, Table
+from spectrim.lab.reports.page.menu_figures import chosen_figure, endings
+from spectrim.lab.reports.page.quantities import axis_of
+from spectrim.lab.reports.page.training_spectra import busiest, rank_ticks, thinned
+
+__all__ = ["direction_figure", "dot_figure", "line_figure", "operator_figure", "spectrum_figure", "tail_figure"]
+
+Subjects = Mapping[str, dict[str, Any]]
+Matrix = dict[str, Any]
+Curve = tuple[Sequence[float], Sequence[float | None]] | None
+
+GREY = "#8a8a8a"
+
+SPECTRA = {
+    "gradient": "gradient of one batch",
+    "mean_gradient": "mean gradient",
+    "noise": "noise of one batch",
+    "momentum": "momentum",
+    "weight": "weights",
+}
+
+
+def runs_of(subjects: Subjects) -> list[MonitoredRun]:
+    """Subjects as what has a line in a figure."""
+    return [MonitoredRun(name=name, index=index, records=()) for index, name in enumerate(subjects)]
+
+
+def names_of(subjects: Subjects, having: str = "weight") -> list[str]:
+    """Every matrix of any subject of which this was measured, in the models' order."""
+    return list(
+        dict.fromkeys(
+            name for subject in subjects.values() for name, each in subject["matrices"].items() if each.get(having)
+        )
+    )
+
+
+def dot_figure(
+    subjects: Subjects,
+    title: str,
+    x: str,
+    series: Mapping[str, Callable[[Matrix], float | None]],
+    *,
+    having: str = "gradient",
+    reference: tuple[str, Callable[[Matrix], float]] | None = None,
+    share: bool = False,
+    note: str = "",
+    small: bool = False,
+) -> Figure | None:
+    """A row for each matrix, and on it a dot for every subject and series; ``reference`` is a tick for all subjects.
+
+    None where no subject has what is to be shown.
+    """
+    import plotly.graph_objects as go
+
+    names = names_of(subjects, having)
+    if not names:
+        return None
+    short = short_names(names)
+    drawing = go.Figure()
+    symbols = ("circle", "square-open", "diamond-open")
+    rows = [["matrix", *(f"{name}: {label}" if len(subjects) > 1 else label for name in subjects for label in series)]]
+    table = {name: [short[name]] for name in names}
+    words = []
+    for index, (subject_name, subject) in enumerate(subjects.items()):
+        stroke = {"color": colour(index)}
+        for (label, read), symbol in zip(series.items(), symbols, strict=False):
+            found = {
+                name: read(subject["matrices"][name])
+                for name in names
+                if (subject["matrices"].get(name) or {}).get(having)
+            }
+            known = {name: value for name, value in found.items() if value is not None}
+            drawing.add_scatter(
+                x=list(known.values()), y=[short[name] for name in known], mode="markers", legendgroup=str(index),
+                name=shown(f"{subject_name}: {label}"), hovertemplate="%{y}: %{x:.3g}",
+                marker={**stroke, "symbol": symbol, "size": 9, "line": {**stroke, "width": 1.8}},
+            )  # fmt: skip
+            for name in names:
+                table[name].append(f"{known[name]:.3g}" if name in known else "-")
+            if known:
+                words.append(f"{subject_name}, {label}: from {min(known.values()):.3g} to {max(known.values()):.3g}.")
+    if reference is not None:
+        label, at = reference
+        marks = {
+            name: at(next(each["matrices"][name] for each in subjects.values() if name in each["matrices"]))
+            for name in names
+        }
+        drawing.add_scatter(
+            x=list(marks.values()), y=[short[name] for name in names], mode="markers", name=shown(label),
+            hovertemplate=f"{shown(label)}: %{{x:.3g}}<extra></extra>",
+            marker={"symbol": "line-ns", "size": 12, "color": GREY, "line": {"width": 2, "color": GREY}},
+        )  # fmt: skip
+        rows[0].append(label)
+        for name in names:
+            table[name].append(f"{marks[name]:.3g}")
+    axis: dict[str, Any] = {"title": x, "rangemode": "tozero"}
+    if share:
+        axis |= {"range": [-0.01, 1.03], "tickformat": ".0%"}
+    layout(drawing, x=axis, bars=True)
+    drawing.update_layout(hovermode="closest", margin={"r": 16})
+    drawing.update_yaxes(showgrid=True, categoryarray=[short[name] for name in names], categoryorder="array")
+    return Figure(
+        title=title,
+        alt=f"Dots for every matrix: {title}. {' '.join(words)}",
+        drawing=plain(drawing),
+        numbers=Table(caption=title, rows=[*rows, *table.values()]),
+        note=note,
+        small=small,
+        height=90 + 20 * len(names),
+    )
+
+
+def spectrum_figure(subjects: Subjects) -> Figure:
+    """Singular values of any matrix, of any of its spectra; under a mean gradient what noise alone gives."""
+    names = names_of(subjects)
+    kinds = [
+        kind
+        for kind in SPECTRA
+        if any(each.get(kind) for subject in subjects.values() for each in subject["matrices"].values())
+    ]
+    frames: dict[tuple[int, ...], Frame] = {}
+    for place, name in enumerate(names):
+        for kind_place, kind in enumerate(kinds):
+            found = [(subject["matrices"].get(name) or {}).get(kind) for subject in subjects.values()]
+            curves = [thinned(each["spectrum"]) if each else None for each in found]
+            floors = [thinned(each["floor"]) if each and "floor" in each else None for each in found]
+            axis = log_axis([*curves, *floors])
+            if axis:
+                axis["title.text"] = "singular value"
+                frames[place, kind_place] = Frame(curves=[*curves, *floors], axis=axis)
+    short = short_names(names)
+    choices = Menus(
+        controls=[
+            Control(label="Matrix", options=[short[name] for name in names], start=busiest(names)),
+            Control(label="Spectrum of", options=[SPECTRA[kind] for kind in kinds]),
+        ],
+        frames=frames,
+        tabled=len(subjects),
+    )
+    runs = runs_of(subjects)
+    return chosen_figure(
+        runs,
+        choices,
+        title="Singular values",
+        alt="Lines of the singular values of one matrix from the largest to the smallest, one for each model. "
+        + endings(runs, choices),
+        x={"title": "rank of the singular value", "type": "log", **rank_ticks(frames)},
+        hover="%{y:.3g}",
+        mode="x unified",
+        limits=True,
+        first="rank",
+        note="Both axes are logarithmic. Dotted, under a mean gradient: what noise alone would give there at this "
+        "number of batches.",
+    )
+
+
+def direction_figure(subjects: Subjects) -> Figure | None:
+    """Relative variance of the singular directions of any matrix."""
+    names = names_of(subjects, "directions")
+    frames: dict[tuple[int, ...], Frame] = {}
+    for place, name in enumerate(names):
+        found = [(subject["matrices"].get(name) or {}).get("directions") for subject in subjects.values()]
+        curves = [groups_of(each, "relative") for each in found]
+        bounds = [groups_of(each, "at_least") for each in found]
+        axis = log_axis([*curves, *bounds])
+        if axis:
+            axis["title.text"] = "variance over squared mean"
+            frames[(place,)] = Frame(curves=[*curves, *bounds], axis=axis)
+    if not frames:
+        return None
+    short = short_names(names)
+    choices = Menus(
+        controls=[Control(label="Matrix", options=[short[name] for name in names], start=busiest(names))],
+        frames=frames,
+        tabled=len(subjects),
+    )
+    runs = runs_of(subjects)
+    return chosen_figure(
+        runs,
+        choices,
+        title="Relative variance of singular directions over batches",
+        alt="Lines of the variance over batches of the gradient along a singular direction over its squared mean, "
+        f"against the rank of the direction. {endings(runs, choices)}",
+        x={"title": "rank of the direction (middle of a group)", "type": "log", **rank_ticks(frames)},
+        hover="%{y:.3g}",
+        mode="x unified",
+        limits=True,
+        first="rank",
+        note="Directions from one half of the batches, measured on the other. Dotted: bounds from below, where the "
+        "mean is lost in noise.",
+    )
+
+
+def groups_of(groups: Sequence[Mapping[str, Any]] | None, key: str) -> Curve:
+    """Middles of the groups of ranks and their values; None where there is none."""
+    if not groups or not any(group[key] for group in groups):
+        return None
+    return [round((group["first"] * group["last"]) ** 0.5, 2) for group in groups], [group[key] for group in groups]
+
+
+def tail_figure(subjects: Subjects) -> Figure | None:
+    """Density of the noise's entries and the fits to it, of any matrix."""
+
+    def curves(matrix: Matrix) -> list[Curve]:
+        drawn = matrix["tails"]["histogram"]
+        return [(drawn["size"], drawn[key]) for key in ("observed", "gaussian", "student", "contaminated")]
+
+    return line_figure(
+        subjects,
+        "tails",
+        curves,
+        title="Entries of the noise, and fits to their density",
+        lines={
+            "entries": {"mode": "markers", "marker": {"color": GREY, "size": 6}},
+            "Gaussian": line("#56B4E9", "dash"),
+            "Student": line("#D55E00", "solid"),
+            "Cauchy-contaminated": line("#009E73", "dashdot"),
+        },
+        x={
+            "title": "|N| over its standard deviation", "type": "log",
+            "tickvals": [0.01, 0.1, 1, 10, 100, 1000], "ticktext": ["0.01", "0.1", "1", "10", "100", "1000"],
+        },
+        y="density",
+        floor=1e-8,
+        note="Both axes are logarithmic. All entries of a matrix together: entries of unlike variance have a heavy "
+        "tail together, though none of them has one.",
+    )  # fmt: skip
+
+
+def operator_figure(subjects: Subjects) -> Figure | None:
+    """Signal squared over noise that operators leave of any matrix, against the energy left."""
+    operators = {
+        "soft clip": ("spectral soft clip", line("#0072B2", "solid")),
+        "hard clip": ("spectral hard clip", line("#56B4E9", "dash")),
+        "shrink": ("entries shrunk", line("#D55E00", "solid")),
+        "clamp": ("entries clamped", line("#E69F00", "dash")),
+        "norm": ("norm bounded", line(GREY, "dot")),
+    }
+
+    def curves(matrix: Matrix) -> list[Curve]:
+        found: list[Curve] = []
+        for key in operators:
+            points = [(100 * each["energy"], each["gain"]) for each in matrix["operators"] if each["operator"] == key]
+            places, values = zip(*[(100.0, 1.0), *points], strict=True)
+            found.append(([round(place, 1) for place in places], list(values)))
+        return found
+
+    return line_figure(
+        subjects,
+        "operators",
+        curves,
+        title="What clipping and shrinking leave: signal squared over noise",
+        lines={label: {**look, "mode": "lines+markers"} for label, look in operators.values()},
+        x={
+            "title": "energy left (%), from weak to strong", "type": "log", "autorange": "reversed",
+            "tickvals": [100, 50, 20, 10, 5], "ticktext": ["100", "50", "20", "10", "5"],
+        },
+        y="signal² over noise left",
+        floor=1e-4,
+        note="1 is what scaling does, which a learning rate does as well. Below it, an operator takes more of the mean "
+        "than of the noise.",
+    )  # fmt: skip
+
+
+def line(stroke: str, dash: str) -> dict[str, Any]:
+    return {"mode": "lines", "line": {"color": stroke, "dash": dash, "width": 2.25}}
+
+
+def line_figure(
+    subjects: Subjects,
+    having: str,
+    curves: Callable[[Matrix], list[Curve]],
+    *,
+    title: str,
+    lines: Mapping[str, Mapping[str, Any]],
+    x: dict[str, Any],
+    y: str,
+    floor: float,
+    note: str,
+) -> Figure | None:
+    """Named lines of one matrix of one model, which menus choose; values below ``floor`` are left out."""
+    import plotly.graph_objects as go
+
+    names = names_of(subjects, having)
+    if not names:
+        return None
+    frames: dict[tuple[int, ...], Frame] = {}
+    for place, name in enumerate(names):
+        for subject_place, subject in enumerate(subjects.values()):
+            matrix = subject["matrices"].get(name) or {}
+            if not matrix.get(having):
+                continue
+            found = [above(curve, floor) for curve in curves(matrix)]
+            if axis := log_axis(found):
+                axis["title.text"] = y
+                frames[(place, subject_place) if len(subjects) > 1 else (place,)] = Frame(curves=found, axis=axis)
+    short = short_names(names)
+    controls = [Control(label="Matrix", options=[short[name] for name in names], start=busiest(names))]
+    if len(subjects) > 1:
+        controls.append(Control(label="Model", options=list(subjects)))
+    choices = Menus(controls=controls, frames=frames, tabled=len(lines))
+    start = frames.get(choices.start) or next(iter(frames.values()))
+    drawing = go.Figure()
+    for (label, look), curve in zip(lines.items(), start.curves, strict=True):
+        places, values = curve or ([], [])
+        drawing.add_scatter(x=list(places), y=list(values), name=label, hovertemplate="%{y:.3g}", **look)
+    axis = dict(start.axis)
+    layout(drawing, x=x, y={"title": axis.pop("title.text"), **axis})
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"}
+    drawing.update_layout(hovermode="x unified", showlegend=True, legend=legend, margin={"t": 48})
+    columns = [dict(zip(*curve, strict=True)) if curve else {} for curve in start.curves]
+    places = sorted({place for column in columns for place in column})
+    rows = [[str(place), *(text(column.get(place)) for column in columns)] for place in places]
+    return Figure(
+        title=title,
+        alt=f"{title}: lines of {', '.join(lines)}. At first {choices.words}.",
+        drawing=plain(drawing),
+        numbers=Table(caption=f"{title}: {choices.words}", rows=[["at", *lines], *rows]),
+        note=note,
+        choices=choices,
+    )
+
+
+def above(curve: Curve, floor: float) -> Curve:
+    """The curve in four digits, without what is too small to be drawn."""
+    if curve is None:
+        return None
+    places, values = curve
+    kept = [None if value is None or value < floor else float(f"{value:.4g}") for value in values]
+    return [float(f"{place:.4g}") for place in places], kept
+
+
+def text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def log_axis(curves: Sequence[Curve]) -> dict[str, Any] | None:
+    """An axis that holds all of these curves; None where there is nothing on it."""
+    known = [value for curve in curves if curve for value in curve[1] if value]
+    # Singular values below a millionth of the largest are rounding.
+    return axis_of([value for value in known if value > 1e-6 * max(known)], log=True) if known else None

@@ -1,0 +1,217 @@
+"""What the report page says of ``spectrim spectrum``: the reading, figures, every number, and how to do it again."""
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from spectrim.lab.logging.monitor_log import MonitoredRun, read_measurements
+from spectrim.lab.reports.page.figures import colour, dashes
+from spectrim.lab.reports.page.html import Listing, Note, PagePart, Section, Swatch, Table
+from spectrim.lab.reports.page.training_spectra import spectra_section
+from spectrim.lab.reports.shareable import SHORTENED, shareable, short
+from spectrim.lab.reports.spectra.matrix_table import CAPTION, WEIGHTS_CAPTION, gradient_rows, weight_rows
+from spectrim.lab.reports.spectra.spectrum_figures import (
+    direction_figure,
+    dot_figure,
+    operator_figure,
+    spectrum_figure,
+    tail_figure,
+)
+from spectrim.lab.reports.spectra.spectrum_reading import SIDE_BY_SIDE, headline, reading, side_by_side
+from spectrim.lab.training.folder import RunFolder
+
+if TYPE_CHECKING:
+    from spectrim.lab.reports.page.sections import Study
+
+__all__ = ["spectrum_part"]
+
+
+def spectrum_part(study: "Study") -> PagePart:
+    """The page's part on spectra."""
+    return PagePart(
+        title=f"Spectra {study.name}",
+        headline=headline(study.summary),
+        summary=[],
+        swatches=[
+            Swatch(recipe=name, colour=colour(index), dashes=dashes(index)[1])
+            for index, name in enumerate(study.summary["subjects"])
+        ],
+        sections=study.sections(SECTIONS),
+    )
+
+
+def words(study: "Study") -> Section:
+    subjects = study.summary["subjects"]
+    if len(subjects) > 1:
+        items = [Note(lines=[SIDE_BY_SIDE]), Note(lines=side_by_side(study.summary), bullets=True)]
+        return Section(title="Side by side", items=items)
+    return Section(title="Reading", items=[Note(lines=reading(next(iter(subjects.values()))), bullets=True)])
+
+
+def words_on_each(study: "Study") -> Section | None:
+    """Of several subjects the whole readings, which would stand in the figures' way."""
+    subjects = study.summary["subjects"]
+    if len(subjects) == 1:
+        return None
+    items: list[Note] = []
+    for name, subject in subjects.items():
+        items += [Note(lines=[f"{name}:"]), Note(lines=reading(subject), bullets=True)]
+    return Section(title="Reading of each", items=items)
+
+
+def spike_and_tail(study: "Study") -> Section:
+    subjects = study.summary["subjects"]
+    made = [
+        dot_figure(
+            subjects,
+            "Share of the energy in the top 1.5% of the singular directions",
+            "share of the energy",
+            {
+                "gradient of one batch": lambda each: each["gradient"]["spike_share"],
+                "mean gradient": lambda each: each["mean_gradient"]["spike_share"],
+                "momentum": lambda each: (each.get("momentum") or {}).get("spike_share"),
+            },
+            share=True,
+            note="Discs: the gradient of one batch. Squares: the mean gradient. Diamonds: the optimizer's momentum.",
+        ),
+        spectrum_figure(subjects),
+        direction_figure(subjects),
+        dot_figure(
+            subjects,
+            "The spike in Adam's second moment",
+            "share",
+            {
+                "of the sum of E[g²]": lambda each: each["second_moment"]["share"],
+                "in the median entry": lambda each: each["second_moment"]["median_share"],
+                "tail's update": lambda each: each["second_moment"]["contraction"],
+            },
+            share=True,
+            note="Discs: what the spike holds of the sum of E[g²] over entries. Squares: in the median entry. "
+            "Diamonds: the tail's update, as a share of what it would be without a spike.",
+        ),
+    ]
+    return Section(title="Spike and tail", items=[figure for figure in made if figure])
+
+
+def noise(study: "Study") -> Section | None:
+    subjects = study.summary["subjects"]
+    made = [
+        dot_figure(
+            subjects,
+            "Overlap of the noise's leading directions with those of the mean gradient",
+            "‖UᵀU'‖²/k",
+            {
+                "left": lambda each: each["noise"]["left"]["share"]["value"],
+                "right": lambda each: each["noise"]["right"]["share"]["value"],
+            },
+            reference=("by chance, left", lambda each: each["noise"]["left"]["expected"]),
+            having="noise",
+            share=True,
+            note="Discs: left directions (outputs). Squares: right directions (inputs). Ticks: by chance.",
+        ),
+        dot_figure(
+            subjects,
+            "Localisation of the noise, max|N|/‖N‖₂",
+            "localisation",
+            {"noise": lambda each: each["noise"]["localisation"]["value"]},
+            reference=("Gaussian of this shape", lambda each: each["noise"]["gaussian_localisation"]),
+            having="noise",
+            note="1 would be noise on a single entry. Ticks: about what Gaussian entries have.",
+        ),
+        tail_figure(subjects),
+        operator_figure(subjects),
+    ]
+    items = [figure for figure in made if figure]
+    return Section(title="Structure of the noise", items=items) if items else None
+
+
+def weights(study: "Study") -> Section:
+    subjects = study.summary["subjects"]
+    made = [
+        dot_figure(subjects, title, axis, {"weights": lambda each, key=key: each["weight"][key]}, having="weight")  # type: ignore[misc]
+        for key, title, axis in (
+            ("spectral_norm", "Largest singular value of the weights", "largest singular value"),
+            ("stable_rank", "Stable rank of the weights", "stable rank"),
+        )
+    ]
+    totals = [["model", "norm of all weights"]]
+    totals += [[name, f"{subject['weight_norm']:.4g}"] for name, subject in subjects.items()]
+    return Section(
+        title="Weights", items=[Table(caption="Norm of all weights", rows=totals), *(each for each in made if each)]
+    )
+
+
+def through_training(study: "Study") -> Section | None:
+    """What the runs' monitors measured, where the runs are still there."""
+    runs = []
+    for index, (name, subject) in enumerate(study.summary["subjects"].items()):
+        folder = run_of(subject)
+        runs.append(
+            MonitoredRun(name=name, index=index, records=read_measurements(folder.monitor_file) if folder else ())
+        )
+    return spectra_section(runs)
+
+
+def run_of(subject: dict[str, Any]) -> RunFolder | None:
+    from pathlib import Path
+
+    path: Path = Path(subject["path"])
+    return {"run": RunFolder(path), "checkpoint": RunFolder(path.parent.parent)}.get(subject["kind"])
+
+
+def numbers(study: "Study") -> Section:
+    tables = [
+        Table(caption=f"Gradients of {name}", rows=rows)
+        for name, subject in study.summary["subjects"].items()
+        if len(rows := gradient_rows(subject)) > 1
+    ]
+    notes = [CAPTION] if tables else []
+    weights = Table(caption=f"Weights: {WEIGHTS_CAPTION}", rows=weight_rows(study.summary))
+    return Section(title="All numbers", items=[*tables, weights, Note(lines=[*notes, "spectrum.json holds the rest."])])
+
+
+def configuration(study: "Study") -> Section:
+    config, environment = shareable(study.summary["config"]), study.summary["environment"]
+    facts: list[tuple[str, str]] = []
+    for name, subject in study.summary["subjects"].items():
+        text = subject["text"]
+        facts.append((name, f"{subject['kind']} {short(subject['path'])}" + step_of(subject)))
+        if text:
+            facts.append(
+                (
+                    f"batches of {name}",
+                    f"{text['batches']} of {text['batch_size']} x {text['sequence_length']} tokens, from batch "
+                    f"{text['first_batch']}, seed {text['seed']}",
+                )
+            )
+    facts += [(key, str(value)) for key, value in environment.items()]
+    command = ["spectrim", "spectrum", *config["paths"], "--batches", str(config["batches"])]
+    for flag, key in (("--parameters", "parameters"), ("--threshold", "thresholds"), ("--data", "data")):
+        for value in config[key]:
+            command += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    if config["layers"]:
+        command += ["--layers", ",".join(map(str, config["layers"]))]
+    if config["seed"] is not None:
+        command += ["--seed", str(config["seed"])]
+    command += ["--out", f"{study.name}-again"]
+    return Section(
+        title="Configuration",
+        items=[
+            Table(caption="What was measured, and where", rows=[["setting", "value"], *map(list, facts)], words=True),
+            Note(
+                lines=[
+                    f"The same command gives the same numbers where torch, threads and device are the same. {SHORTENED}"
+                ]
+            ),
+            Listing(title="Command", text=shlex.join(command)),
+        ],
+    )
+
+
+def step_of(subject: dict[str, Any]) -> str:
+    if subject["step"] is None:
+        return ""
+    return f", step {subject['step']:,} of {subject['steps']:,}"
+
+
+SECTIONS = (words, spike_and_tail, noise, weights, through_training, words_on_each, numbers, configuration)
+"""In the order of reading."""

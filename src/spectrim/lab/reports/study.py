@@ -1,0 +1,107 @@
+"""The page of finished comparisons, sweeps and spectra, written from what their folders hold."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spectrim.lab.errors import LabError
+from spectrim.lab.files import parse_json
+
+if TYPE_CHECKING:
+    from spectrim.lab.reports.page.html import PagePart
+    from spectrim.lab.reports.page.sections import Study
+
+__all__ = ["PAGE", "report"]
+
+PAGE = "report.html"
+"""The page's name beside ``summary.md``."""
+
+
+def report(folders: Sequence[Path], out: Path) -> None:
+    """Write one page on all of these comparisons, sweeps and spectra.
+
+    Args:
+        folders: as ``compare``, ``sweep`` and ``spectrum`` wrote them; ``results.json`` or ``spectrum.json`` is read,
+            and the runs for their plan.
+        out: a new file, or a page that spectrim wrote.
+
+    Raises:
+        LabError: a folder holds no results, or ``out`` is somebody's file.
+    """
+    from spectrim.lab.reports.page.html import MARK, write_page
+
+    if out.is_dir() or (out.exists() and MARK not in head(out)):
+        raise LabError(f"--out {str(out)!r} exists and is no page of spectrim's; choose another name")
+    parts = []
+    for study in map(read_study, folders):
+        try:
+            parts.append(part_of(study))
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            file = "spectrum.json" if study.kind == "spectrum" else "results.json"
+            raise LabError(f"{str(study.folder / file)!r} is not what {WRITERS} write: {error!r}") from error
+    write_page(parts, out)
+
+
+def part_of(study: "Study") -> "PagePart":
+    """The page's part on a study; only the code for its kind is loaded."""
+    if study.kind == "spectrum":
+        from spectrim.lab.reports.spectra.spectrum_page import spectrum_part as make
+    elif study.kind == "sweep":
+        from spectrim.lab.reports.page.sweep_page import sweep_part as make
+    else:
+        from spectrim.lab.reports.page.comparison_page import comparison_part as make
+    return make(study)
+
+
+def head(file: Path) -> str:
+    """The first characters of a file, which hold the page's head."""
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        return stream.read(4096)
+
+
+def read_study(folder: Path) -> "Study":
+    """What a folder holds.
+
+    Raises:
+        LabError: it holds no results of a comparison, a sweep or spectra.
+    """
+    from spectrim.lab.reports.page.sections import Study
+
+    file = folder / "results.json"
+    spectra = folder / "spectrum.json"
+    if spectra.is_file() and not file.is_file():
+        summary = read_object(spectra)
+        if summary.get("kind") != "spectrum" or not all(
+            isinstance(summary.get(key), dict) for key in ("subjects", "config", "environment")
+        ):
+            raise LabError(f"{str(spectra)!r} is not what {WRITERS} write")
+        return Study(kind="spectrum", name=folder.resolve().name, folder=folder, summary=summary)
+    if not file.is_file():
+        kind = "a single run" if (folder / "result.json").is_file() else "nothing of the kind"
+        raise LabError(
+            f"{str(folder)!r} holds {kind}; expected the folder of a finished comparison or sweep, with results.json, "
+            f"or of spectra, with spectrum.json"
+        )
+    summary = read_object(file)
+    parts = [summary.get(key) for key in ("recipes", "config", "environment")]
+    if not all(isinstance(part, dict) for part in parts) or not summary["recipes"]:
+        raise LabError(f"{str(file)!r} is not what {WRITERS} write")
+    return Study(
+        kind="compare" if "seeds" in summary["config"] else "sweep",
+        name=folder.resolve().name,
+        folder=folder,
+        summary=summary,
+    )
+
+
+WRITERS = "compare, sweep and spectrum"
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON file; what is no object in it has no keys.
+
+    Raises:
+        LabError: it is not JSON.
+    """
+    value = parse_json(file.read_bytes(), repr(str(file)))
+    return value if isinstance(value, dict) else {}

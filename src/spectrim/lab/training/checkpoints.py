@@ -1,0 +1,331 @@
+"""Checkpoints: everything that a run needs to go on bit for bit, in one file that is whole or not there.
+
+A run on several processes has a folder instead (:mod:`spectrim.lab.training.sharded_checkpoints`), under the same
+rules; what the one has written the other can go on from.
+
+Files are written beside their place and renamed, checked by their checksums, and read with ``weights_only=True``, so
+that a foreign file can be refused but never executed. A checkpoint says which run it is of; one of another run is as
+foreign as a damaged one, and the newest that is whole is used.
+"""
+
+import re
+import shutil
+import warnings
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.lab.config import TrainConfig, describe_differences, without_paths
+from spectrim.lab.errors import LabError, LabWarning
+from spectrim.lab.files import PARTIAL, remove_partial, write_atomically
+from spectrim.lab.training.processes import ONE_PROCESS, Parallel, drawn_seed
+
+__all__ = ["KEPT", "load_latest", "restore", "save"]
+
+FORMAT = "spectrim-checkpoint-2"
+SHARDED_FORMAT = "spectrim-sharded-checkpoint-1"
+KEPT = 2
+"""Checkpoints kept in a run: the last one, and one to fall back on."""
+
+
+class RefusedError(Exception):
+    """Why a file is not a checkpoint of this run."""
+
+
+def save(
+    folder: Path,
+    *,
+    step: int,
+    config: TrainConfig,
+    data_key: str,
+    machine: dict[str, str | int],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    monitor: dict[str, Any] | None = None,
+    parallel: Parallel = ONE_PROCESS,
+) -> Path:
+    """Write the state after ``step`` updates; checkpoints before the last :data:`KEPT` are deleted.
+
+    Args:
+        folder: where checkpoints are kept.
+        step: updates made so far.
+        config: of the run.
+        data_key: of the tokens that it is trained on.
+        machine: what rounding depends on beside the configuration; a change is told when the run is resumed.
+        model: its weights are saved.
+        optimizer: its state is saved.
+        monitor: the state of the run's monitor, plain values; None without one. Earlier versions had none.
+        parallel: all ranks take part.
+
+    Raises:
+        LabError: the optimizer's state holds more than plain values and tensors; told at a run's first checkpoint.
+        OSError: the disk is full, say. What was there before is still there.
+    """
+    header: dict[str, Any] = {
+        "format": FORMAT if parallel.ranks == 1 else SHARDED_FORMAT,
+        "step": step,
+        "config": config.model_dump(mode="json"),
+        "data_key": data_key,
+        "machine": machine,
+        "monitor": monitor,
+    }
+    first = parallel.from_first(lambda: not list_checkpoints(folder))
+    if parallel.ranks == 1:
+        path = folder / f"step-{step:08d}.pt"
+        state = {
+            **header,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "random_state": torch.get_rng_state(),
+            "accelerator_random_state": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        }
+        if path.is_dir():
+            delete(path)  # one that was refused when the run was resumed
+        write_atomically(path, lambda file: torch.save(state, file))
+    else:
+        from spectrim.lab.training.sharded_checkpoints import save_shards
+
+        path = folder / f"step-{step:08d}"
+        save_shards(path, header, model=model, optimizer=optimizer, parallel=parallel)
+
+    def tidy() -> None:
+        if first:
+            # An external optimizer may keep what only code could restore: say so now, not when there is work to
+            # lose.
+            try:
+                read(path, config=config, data_key=data_key)
+            except RefusedError as reason:
+                delete(path)
+                raise LabError(
+                    f"the state of {type(optimizer).__name__} cannot be kept in a checkpoint: {reason}"
+                ) from None
+        # Those after this step, which were refused when the run was resumed, may be anybody's.
+        before = [old for old in list_checkpoints(folder) if step_of(old) <= step]
+        for old in before[KEPT:]:
+            delete(old)
+
+    parallel.from_first(tidy)
+    return path
+
+
+def load_latest(
+    folder: Path,
+    *,
+    config: TrainConfig,
+    data_key: str,
+    machine: dict[str, str | int],
+    parallel: Parallel = ONE_PROCESS,
+) -> dict[str, Any] | None:
+    """The newest checkpoint of this run, or None where there is no file at all.
+
+    Files that are refused on the way to it, and a machine other than the checkpoint's, are told as :class:`LabWarning`.
+
+    Raises:
+        LabError: there are files, and none of them is a whole checkpoint of this run.
+    """
+    if parallel.ranks == 1:
+        return find_latest(folder, config=config, data_key=data_key, machine=machine)[1]
+    # One rank checks and chooses, so that all go on from the same.
+    path = parallel.from_first(lambda: find_latest(folder, config=config, data_key=data_key, machine=machine)[0])
+    return None if path is None else open_state(path)
+
+
+def find_latest(
+    folder: Path, *, config: TrainConfig, data_key: str, machine: dict[str, str | int]
+) -> tuple[Path | None, dict[str, Any] | None]:
+    """The path of the newest checkpoint, and what it holds."""
+    remove_partial(folder)
+    refused: list[str] = []
+    for path in list_checkpoints(folder):
+        try:
+            state = read(path, config=config, data_key=data_key)
+        except RefusedError as reason:
+            refused.append(f"checkpoint {str(path)!r} is refused: {reason}")
+            continue
+        for message in refused:
+            warnings.warn(f"{message}; going on from step {state['step']}", LabWarning, stacklevel=3)
+        older = {
+            "ranks": 1,
+            "parallel": "one process",
+            "kernels": "torch",
+            "compiled": "no",
+        }  # what was not written once
+        saved, here = ({**older, **each} for each in (state["machine"], machine))
+        for key, value in here.items():
+            if (before := saved.get(key)) != value:
+                message = f"{key} was {before} until step {state['step']} and is {value} now: rounding may differ"
+                warnings.warn(message, LabWarning, stacklevel=3)
+        return path, state
+    if refused:
+        raise LabError(f"{'; '.join(refused)}; there is no other: move it away to begin again from the first step")
+    return None, None
+
+
+def read(path: Path, *, config: TrainConfig, data_key: str) -> dict[str, Any]:
+    """A file or folder that is whole and of this run.
+
+    Raises:
+        RefusedError: it is not.
+    """
+    try:
+        state = open_whole(path)
+        check_identity(state, path, config=config, data_key=data_key)
+        return state
+    except (RefusedError, MemoryError):
+        raise
+    except Exception as error:
+        # What is no archive, or holds anything but plain values and tensors, or not those it should, may fail in any
+        # way.
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+        raise RefusedError(f"it cannot be read ({reason or type(error).__name__})") from None
+
+
+def open_whole(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, checked by its checksums and by what there must be in it.
+
+    Raises:
+        RefusedError: something is missing or damaged. Others may come of what is no checkpoint at all.
+    """
+    if not state_file(path).is_file():
+        raise RefusedError("its part 'state.pt' is missing" if path.is_dir() else "it is no file")
+    if (damaged := damaged_entry(state_file(path))) is not None:
+        raise RefusedError(f"its part {damaged!r} is damaged")
+    state = open_state(path)
+    expected, kinds = (SHARDED_FORMAT, SHARDED_KINDS) if path.is_dir() else (FORMAT, KINDS)
+    if not isinstance(state, dict) or state.get("format") != expected:
+        raise RefusedError(f"it is not of format {expected!r}")
+    for key, kind in kinds.items():
+        if not isinstance(state.get(key), kind):
+            raise RefusedError(f"its {key!r} is missing or damaged")
+    if path.is_dir():
+        from spectrim.lab.training.sharded_checkpoints import damaged_part
+
+        if (part := damaged_part(path, state["files"])) is not None:
+            raise RefusedError(f"its part {part!r} is missing or damaged")
+    return state
+
+
+HEADER = {"step": int, "config": dict, "data_key": str, "machine": dict}
+KINDS = {**HEADER, "model": dict, "optimizer": dict, "random_state": Tensor}
+SHARDED_KINDS = {**HEADER, "files": dict, "plain": dict}
+"""What there must be in a checkpoint."""
+
+
+def check_identity(state: dict[str, Any], path: Path, *, config: TrainConfig, data_key: str) -> None:
+    """Refuse the checkpoint of another step, run or text."""
+    if state["step"] != step_of(path):
+        raise RefusedError(f"it is of step {state['step']}")
+    stored = TrainConfig.parse(state["config"], source="its configuration")
+    if changes := describe_differences(without_paths(stored), without_paths(config)):
+        raise RefusedError(f"it is of another run ({changes})")
+    if state["data_key"] != data_key:
+        raise RefusedError("it was trained on other text than the data holds now")
+
+
+def damaged_entry(file: Path) -> str | None:
+    """The name of an entry of an archive that is not as it was written."""
+    with zipfile.ZipFile(file) as archive:
+        return archive.testzip()
+
+
+def open_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds; of a folder all but the tensors."""
+    state: dict[str, Any] = torch.load(state_file(path), map_location="cpu", weights_only=True)
+    return {**state, "folder": path} if path.is_dir() else state
+
+
+def read_parts(path: Path, keys: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """The weights in a checkpoint, and of the optimizer's state what has one of these keys, by parameter.
+
+    No optimizer is built, so that nobody's code is run.
+    """
+    state, wanted = open_state(path), frozenset(keys)
+    if path.is_dir():
+        from spectrim.lab.training.sharded_checkpoints import read_tensors
+
+        return read_tensors(path, wanted)
+    saved = state["optimizer"]
+    names = {
+        index: name
+        for group in saved["param_groups"]
+        for index, name in zip(group["params"], group.get("param_names", ()), strict=False)
+    }
+    moments = {
+        names[index]: {key: value for key, value in entry.items() if key in wanted and isinstance(value, Tensor)}
+        for index, entry in saved["state"].items()
+        if index in names
+    }
+    return state["model"], moments
+
+
+def restore(
+    state: dict[str, Any],
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parallel: Parallel = ONE_PROCESS,
+) -> int:
+    """Load a checkpoint into model and optimizer; returns its step.
+
+    From one process to one process, the global random states are loaded too; every other run needs but seed and step.
+
+    Raises:
+        LabError: what it holds does not fit them.
+    """
+    step = int(state["step"])
+    try:
+        load(state, step, model=model, optimizer=optimizer, parallel=parallel)
+    except (LabError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise LabError(f"the checkpoint of step {step} does not fit model and optimizer: {reason}") from error
+    return step
+
+
+def load(
+    state: dict[str, Any], step: int, *, model: nn.Module, optimizer: torch.optim.Optimizer, parallel: Parallel
+) -> None:
+    if "folder" in state:
+        from spectrim.lab.training.sharded_checkpoints import load_shards
+
+        load_shards(state["folder"], state["plain"], model=model, optimizer=optimizer, parallel=parallel)
+        torch.manual_seed(drawn_seed(int(state["config"]["seed"]), step, 0))
+        return
+    if parallel.ranks > 1:
+        from spectrim.lab.training.sharded_checkpoints import load_whole
+
+        load_whole(state, model=model, optimizer=optimizer)
+        return
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random_state"])
+    if state["accelerator_random_state"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["accelerator_random_state"])
+
+
+def delete(path: Path) -> None:
+    """Remove a checkpoint; a folder first loses its name, so that half of one never has it."""
+    if path.is_dir():
+        path = path.rename(path.parent / f".{path.name}{PARTIAL}")
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Newest first."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+(\.pt)?", path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
+
+
+def state_file(path: Path) -> Path:
+    return path / "state.pt" if path.is_dir() else path

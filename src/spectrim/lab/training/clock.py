@@ -1,0 +1,80 @@
+"""How long the parts of a step take: by the host's clock, or on a GPU by events that the device passes.
+
+An event is recorded and nobody waits for it: its time is read once the device has come by. Relied on by
+:mod:`spectrim.lab.training.loop`.
+"""
+
+import time
+from typing import Any
+
+import torch
+
+__all__ = ["Clock", "Laps"]
+
+
+class Clock:
+    """Splits time into named shares.
+
+    Args:
+        device: that the work is done on. On CUDA a lap ends when the device gets there, on its current stream.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = self._now()
+        self._laps: list[tuple[str, Any]] = []
+        self._moves: list[tuple[str, str, float]] = []
+
+    def lap(self, name: str) -> None:
+        """Add the time since the last lap to a share."""
+        self._laps.append((name, self._now()))
+
+    def move(self, name: str, to: str, milliseconds: float) -> None:
+        """Count so much of one share, or all of it if it is less, as another.
+
+        On a device this does nothing, since what the host takes there is not what the device does.
+        """
+        if self._device.type != "cuda":
+            self._moves.append((name, to, milliseconds))
+
+    def read(self) -> "Laps":
+        """The laps since the last reading."""
+        laps = Laps(self._start, self._laps, self._moves)
+        if self._laps:
+            self._start = self._laps[-1][1]
+        self._laps, self._moves = [], []
+        return laps
+
+    def _now(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+
+class Laps:
+    """Shares of time that are known once the device has passed the last of them."""
+
+    def __init__(self, start: Any, laps: list[tuple[str, Any]], moves: list[tuple[str, str, float]]) -> None:
+        self._start, self._laps, self._moves = start, laps, moves
+
+    def milliseconds(self) -> dict[str, float]:
+        """By name, rounded to a microsecond; waits for the device where it has not come that far."""
+        shares: dict[str, float] = {}
+        before = self._start
+        if self._laps and not isinstance(before, float):
+            self._laps[-1][1].synchronize()
+        for name, now in self._laps:
+            shares[name] = shares.get(name, 0.0) + between(before, now)
+            before = now
+        for name, to, milliseconds in self._moves:
+            moved = min(max(milliseconds, 0.0), shares.get(name, 0.0))
+            shares[name] = shares.get(name, 0.0) - moved
+            shares[to] = shares.get(to, 0.0) + moved
+        return {name: round(share, 3) for name, share in shares.items()}
+
+
+def between(before: Any, now: Any) -> float:
+    """Milliseconds from one reading of the clock to the next."""
+    return float(1000 * (now - before) if isinstance(before, float) else before.elapsed_time(now))

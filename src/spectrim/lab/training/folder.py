@@ -1,0 +1,155 @@
+"""The folder of a run, and the rule that nothing in it which a user made is overwritten."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from spectrim.lab.config import TrainConfig, describe_differences, read_toml, without_paths
+from spectrim.lab.errors import LabError
+from spectrim.lab.files import PARTIAL, create_text, write_text
+from spectrim.lab.logging.log import read_log
+from spectrim.lab.logging.run_result import RunResult
+
+__all__ = ["RunFolder", "is_nothing"]
+
+LOCK = ".lock"
+"""What the process that trains here holds a lock on; it stays."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps what: the one place that knows the names."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """Every setting, accepted back by ``--config``."""
+        return self.path / "config.toml"
+
+    @property
+    def log_file(self) -> Path:
+        """One JSON object a step; TensorBoard's event files lie beside it."""
+        return self.path / "log.jsonl"
+
+    @property
+    def monitor_file(self) -> Path:
+        """One JSON object a measurement of :class:`spectrim.SpectralMonitor`, where the run has one."""
+        return self.path / "monitor.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """See :mod:`spectrim.lab.training.checkpoints`."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The trained model as a Hugging Face folder."""
+        return self.path / "model"
+
+    @property
+    def result_file(self) -> Path:
+        """Written last: a run that has it is finished."""
+        return self.path / "result.json"
+
+    def stored_config(self) -> TrainConfig | None:
+        """The configuration that is here, if any."""
+        if not self.config_file.is_file():
+            return None
+        return TrainConfig.parse(read_toml(self.config_file), source=f"config {str(self.config_file)!r}")
+
+    def check(self, config: TrainConfig, *, resume: bool) -> None:
+        """Refuse to train here if that would overwrite anything. Writes nothing.
+
+        Data that was moved is the same run's: whether its text is the same is told by the checkpoints.
+
+        Raises:
+            LabError: the folder is a file, or holds something and ``resume`` is off, or holds something else than a run
+                of this very configuration, or the run's checkpoints are gone.
+        """
+        place = f"--out {str(self.path)!r}"
+        if self.path.exists() and not self.path.is_dir():
+            raise LabError(f"{place} is a file, expected a folder or a new name")
+        if not self.path.exists() or all(map(is_nothing, self.path.iterdir())):
+            return
+        if not resume:
+            raise LabError(f"{place} is not empty; choose another folder, or continue the run in it with --resume")
+        stored = self.stored_config()
+        if stored is None:
+            raise LabError(f"{place} holds no config.toml, so there is no run in it to resume")
+        if changes := describe_differences(without_paths(stored), without_paths(config)):
+            raise LabError(f"{place} holds a run of another configuration: {changes}")
+        if not self.has_checkpoints and (steps := self.steps_behind_a_checkpoint(config)):
+            raise LabError(
+                f"{place} has a log of {steps} steps and no checkpoint to go on from: bring its checkpoints back, or "
+                f"choose another folder to begin again"
+            )
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether anything lies where checkpoints do, whole or damaged."""
+        return any(self.checkpoints.glob("step-*"))
+
+    def steps_behind_a_checkpoint(self, config: TrainConfig) -> int:
+        """The steps in the log if it shows that there was a checkpoint; 0 if all of them may be made again."""
+        if not self.log_file.is_file() or self.result_file.is_file():
+            return 0
+        records = read_log(self.log_file)
+        saved = len(records) > config.checkpoint_every or any("checkpoint_ms" in record for record in records)
+        return len(records) if saved else 0
+
+    def create(self, config: TrainConfig, *, resume: bool = False) -> None:
+        """Make the folder with its configuration, as the only process that does.
+
+        Raises:
+            LabError: another process has been faster, and ``resume`` is off.
+        """
+        if not create_text(self.config_file, config.to_toml()) and not resume:
+            raise LabError(f"another process has begun a run in {str(self.path)!r}")
+
+    def update(self, config: TrainConfig) -> None:
+        """Write down where the data lies now; for the process that has the lock."""
+        if self.stored_config() != config:
+            write_text(self.config_file, config.to_toml())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training here; ends with the process, however that ends.
+
+        Raises:
+            LabError: another process is at it.
+        """
+        if os.name != "posix":
+            yield
+            return
+        import fcntl
+
+        # A file of its own, which nobody ever replaces: a lock is on a file and not on its name.
+        with (self.path / LOCK).open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LabError(f"another process is training in {str(self.path)!r}") from None
+            except OSError:
+                pass  # a file system without locks
+            yield
+
+    def result(self) -> RunResult | None:
+        """The result of a finished run, or None.
+
+        Raises:
+            LabError: the file is damaged.
+        """
+        if not self.result_file.is_file():
+            return None
+        try:
+            return RunResult.model_validate_json(self.result_file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise LabError(f"{str(self.result_file)!r} is not the result of a run") from None
+
+
+def is_nothing(entry: Path) -> bool:
+    """Whether a folder is as good as empty with this in it: a lock, or what a killed process has not finished."""
+    return entry.name == LOCK or entry.name.endswith(PARTIAL)

@@ -1,0 +1,237 @@
+"""One run: from a configuration to a folder with its log, its checkpoints, its model and its result.
+
+A run is a function of its configuration. Stopped at any moment and resumed, it ends with the same weights and the
+same log as if it had not been stopped. On several processes it is the same run, but for rounding.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from spectrim.lab.config import TrainConfig, leaves
+from spectrim.lab.data.tokens import Tokens, prepare_tokens, resolve_data
+from spectrim.lab.errors import LabError
+from spectrim.lab.files import remove_partial, write_folder_atomically, write_json
+from spectrim.lab.logging.dynamics import read_dynamics
+from spectrim.lab.logging.log import read_log
+from spectrim.lab.logging.run_result import Curve, RunResult
+from spectrim.lab.models.architecture import resolve_model
+from spectrim.lab.models.build import build_model, save_model
+from spectrim.lab.recipes.names import build_optimizer, resolve
+from spectrim.lab.training.device import check_device, choose_device, choose_precision, environment, training_device
+from spectrim.lab.training.folder import RunFolder
+from spectrim.lab.training.loop import OnStep, run_steps
+from spectrim.lab.training.monitoring import OnMeasure, exact_patterns
+from spectrim.lab.training.processes import ONE_PROCESS, Parallel
+from spectrim.lab.training.run_statistics import largest_singular_value, state_bytes, step_times, weight_norm
+
+__all__ = ["prepare", "train"]
+
+
+def prepare(config: TrainConfig) -> TrainConfig:
+    """Check a configuration and fill in what is left to defaults, so that it says everything about its run.
+
+    Raises:
+        LabError: a recipe, model or device that there is not, or settings that contradict each other.
+    """
+    check_device(config.device)
+    # Data first: a source may need the network, which the models' library is kept from.
+    data = resolve_data(config.data, weights=config.model.weights)
+    settled: dict[str, Any] = {"data": data, "model": resolve_model(config.model)}
+    settled["precision"] = choose_precision(config.precision, config.device)
+    return resolve(config.model_copy(update=settled))
+
+
+def train(
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    cache_dir: Path | None = None,
+    on_step: OnStep | None = None,
+    on_measure: OnMeasure | None = None,
+    parallel: Parallel = ONE_PROCESS,
+    compiled: bool = False,
+) -> RunResult:
+    """Train one model into the folder ``out``, or finish the run that was begun there.
+
+    Args:
+        config: what to train; see :func:`prepare`.
+        out: a new or empty folder, or with ``resume`` the folder of a run with this configuration.
+        resume: go on from the last checkpoint; a finished run is returned as it is.
+        cache_dir: where tokens are cached, :func:`spectrim.lab.data.tokens.default_cache_dir` unless given.
+        on_step: called with every record that is logged.
+        on_measure: called with every record of the monitor, see :class:`spectrim.SpectralMonitor`.
+        parallel: this process among all that train this model, each of which calls this function with the same
+            arguments (:func:`spectrim.lab.training.processes.open_parallel`). Rank 0 writes.
+        compiled: let ``torch.compile`` compile the model's training step. Like ``parallel`` it is none of the run's
+            settings: weights have the same names, and a run may be resumed with it or without. Evaluation stays eager.
+
+    Raises:
+        LabError: the input cannot be served, or ranks disagree about it. ``out`` is then as it was.
+        Interrupted: Ctrl-C or SIGTERM came. The run goes on from there with ``resume``.
+        OSError: the disk is full, say. What was written before is whole.
+    """
+    folder = RunFolder(out)
+    if config.precision == "auto" and (resume or parallel.has_begun(out)) and (stored := folder.stored_config()):
+        config = config.model_copy(update={"precision": stored.precision})
+    config = prepare(config)
+    device = training_device(config.device)
+    if parallel.ranks > 1 and ":" in config.device:
+        raise LabError(f"device {config.device!r} with {parallel.ranks} processes: each has its own, give cuda")
+    parallel.agree(
+        {"--out": str(out), "--resume": resume, "--compile": compiled, **dict(leaves(config.model_dump(mode="json")))}
+    )
+    parallel.check_batch(config.data.batch_size, config.accumulate)
+
+    def may_go_on() -> bool:
+        return resume or parallel.has_begun(out)
+
+    def begin() -> RunResult | None:
+        folder.check(config, resume=may_go_on())
+        parallel.mark_begun(out)
+        return folder.result()
+
+    if (finished := parallel.from_first(begin)) is not None:
+        return finished
+    tokens = parallel.first_then_all(lambda: prepare_tokens(config.data, cache_dir))
+    parallel.agree({"data_key": tokens.key})
+
+    def build() -> nn.Module:
+        return build_model(
+            config.model,
+            vocabulary_size=tokens.vocabulary_size,
+            sequence_length=config.data.sequence_length,
+            seed=config.seed,
+            end_of_document=tokens.end,
+            padded=tokens.padded,
+        )
+
+    # The caller's random state is left alone, and the run's own depends on nothing but its seed.
+    with torch.random.fork_rng(), on(device):
+        torch.manual_seed(config.seed)
+        model, module, whole_model = place(build, parallel, device)
+        if compiled:
+            # A wrapper that is called in training alone: the model, its names and its evaluation do not know of it.
+            module = cast(nn.Module, torch.compile(module, dynamic=False))
+        optimizer = build_optimizer(model, config)
+        exact_patterns(model, config.monitor)  # which refuses a layer that is not there
+        with ExitStack() as stack:
+
+            def claim() -> RunResult | None:
+                folder.create(config, resume=may_go_on())
+                stack.enter_context(folder.lock())
+                # Another process may have come and gone since this one looked.
+                folder.check(config, resume=True)
+                if not folder.has_checkpoints:
+                    folder.update(config)
+                remove_partial(out)
+                return folder.result()
+
+            if (finished := parallel.from_first(claim)) is not None:
+                return finished
+            run_steps(
+                config,
+                folder,
+                tokens,
+                model,
+                optimizer,
+                device,
+                on_step,
+                on_measure=on_measure,
+                parallel=parallel,
+                module=module,
+                compiled=compiled,
+            )
+            whole = whole_model()
+
+            def finish() -> RunResult:
+                write_folder_atomically(folder.model, lambda partial: save_model(whole, tokens, partial))
+                result = measure(config, folder, tokens, whole, optimizer, parallel, compiled=compiled)
+                folder.update(config)
+                write_json(folder.result_file, result.model_dump(mode="json"))
+                return result
+
+            return parallel.from_first(finish)
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes a GPU the one that everything is done on meanwhile."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def place(
+    build: Callable[[], nn.Module], parallel: Parallel, device: torch.device
+) -> tuple[nn.Module, nn.Module, Callable[[], nn.Module]]:
+    """The model on its device, what is called in training, and how rank 0 comes by the whole model in the end."""
+    model = build()
+    if parallel.ranks == 1:
+        model = model.to(device)
+        return model, model, lambda: model
+    from spectrim.lab.training.placement import spread, whole_state
+
+    module = spread(model, parallel, device)
+
+    def whole_model() -> nn.Module:
+        state = whole_state(model)
+        if not parallel.is_first:
+            return model
+        whole = build()
+        whole.load_state_dict(state)
+        return whole
+
+    return model, module, whole_model
+
+
+def measure(
+    config: TrainConfig,
+    folder: RunFolder,
+    tokens: Tokens,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parallel: Parallel = ONE_PROCESS,
+    *,
+    compiled: bool = False,
+) -> RunResult:
+    """The result of a run whose steps are all done; times and losses come from its log."""
+    records = read_log(folder.log_file)
+    evaluated = [record for record in records if "val_loss" in record]
+    dynamics = read_dynamics(records)
+    if dynamics is not None and dynamics.skipped == len(records):
+        # The loss of a model that was never trained is no result.
+        evaluated = [{**record, "val_loss": None} for record in evaluated]
+    settings = config.optimizer
+    assert settings.lr is not None
+    assert settings.embedding_lr is not None
+    assert settings.head_lr is not None
+    return RunResult(
+        recipe=config.recipe,
+        seed=config.seed,
+        lr=settings.lr,
+        embedding_lr=settings.embedding_lr,
+        head_lr=settings.head_lr,
+        clip_bound=settings.clip_bound,
+        final_loss=evaluated[-1]["val_loss"],
+        state_bytes=state_bytes(optimizer),
+        weight_norm=weight_norm(model),
+        largest_singular_value=largest_singular_value(model),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        curve=Curve(
+            tokens=tuple(record["tokens"] for record in evaluated),
+            val_loss=tuple(record["val_loss"] for record in evaluated),
+        ),
+        data_key=tokens.key,
+        val_loss_by_frequency=evaluated[-1].get("val_loss_by_frequency"),
+        environment={
+            **environment(choose_device(config.device)),
+            "precision": config.precision,
+            "compiled": "yes" if compiled else "no",
+            **parallel.describe(),
+        },
+        dynamics=dynamics,
+        **step_times(records),
+    )

@@ -1,0 +1,108 @@
+"""How many steps each parameter skipped because its gradient was not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from spectrim.monitor.buffer import PartMeasurement
+from spectrim.monitor.subjects import parameter_name
+
+__all__ = ["SkipCounts"]
+
+
+class SkipCounts:
+    """Counts by the name of the parameter.
+
+    An optimizer that counts its skipped steps is asked: for ``state[parameter]["skipped"]``, or else for
+    ``skipped_steps()``. Of others, which do not skip, the gradients that are not finite are counted on measured steps.
+
+    Args:
+        optimizer: whose steps they are.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer: Any = optimizer
+        self.names: dict[tuple[int, int], str] = {}
+        """Of parameters by their place in the groups."""
+        self._before: dict[str, int] = {}
+        self._counted_before: dict[str, int] = {}
+        self._seen: dict[str, int] = {}
+        self.total = 0
+        """The sum of all, as of the last measurement."""
+
+    def tensors(self) -> list[Tensor]:
+        """What the optimizer has counted in its state, where it is."""
+        held = list(self._in_state().values())
+        devices = dict.fromkeys(tensor.device for tensor in held)
+        return [torch.stack([tensor for tensor in held if tensor.device == device]) for device in devices]
+
+    def counts(self, found: Sequence[PartMeasurement] = (), hosts: Sequence[Tensor] | None = None) -> dict[str, int]:
+        """The counts so far.
+
+        Args:
+            found: by a measurement.
+            hosts: :meth:`tensors` on the host, where they are there already.
+        """
+        if held := self._in_state():
+            tensors = self.tensors() if hosts is None else hosts
+            numbers = iter([int(number) for tensor in tensors for number in tensor.tolist()])
+            devices = dict.fromkeys(tensor.device for tensor in held.values())
+            # In the state, so they go on where it does.
+            counts = {name: next(numbers) for device in devices for name, t in held.items() if t.device == device}
+        else:
+            if callable(getattr(self._optimizer, "skipped_steps", None)):
+                self._seen = self._asked()
+            else:
+                unfit = {part.subject.name for part in found if _is_unfit(part)}
+                self._seen |= {name: self._seen.get(name, 0) + 1 for name in unfit}
+            counts = {
+                name: self._before.get(name, 0) + self._seen.get(name, 0) - self._counted_before.get(name, 0)
+                for name in self._before.keys() | self._seen.keys()
+            }
+        self.total = sum(counts.values())
+        return counts
+
+    def state_dict(self) -> dict[str, int]:
+        """The counts so far, as plain values."""
+        return self.counts()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Count on from these."""
+        self._before, self._seen = dict(state), {}
+        # What the optimizer has counted by itself may be in the state that was loaded into it, or not.
+        self._counted_before = self._asked() if callable(getattr(self._optimizer, "skipped_steps", None)) else {}
+        self.total = sum(state.values())
+
+    def _places(self) -> dict[tuple[int, int], Tensor]:
+        groups = self._optimizer.param_groups
+        return {(g, i): p for g, group in enumerate(groups) for i, p in enumerate(group["params"])}
+
+    def _in_state(self) -> dict[str, Tensor]:
+        """The counts in the optimizer's state, by name."""
+        found = {}
+        for position, parameter in self._places().items():
+            # .get: the state of torch's optimizers is a defaultdict, and asking it by key would create an entry.
+            count = self._optimizer.state.get(parameter, {}).get("skipped")
+            if isinstance(count, Tensor):
+                found[self._name(position)] = count.detach().reshape(())
+        return found
+
+    def _asked(self) -> dict[str, int]:
+        """What the optimizer says, by the names that the monitor has."""
+        groups = self._optimizer.param_groups
+        own = {parameter_name(groups, position): self._name(position) for position in self._places()}
+        return {own.get(name, name): int(count) for name, count in self._optimizer.skipped_steps().items()}
+
+    def _name(self, position: tuple[int, int]) -> str:
+        return self.names.get(position) or parameter_name(self._optimizer.param_groups, position)
+
+
+def _is_unfit(part: PartMeasurement) -> bool:
+    seen = sum(part.readings["gradient"]["energy"]) if "gradient" in part.readings else 0.0
+    return not all(map(math.isfinite, (seen, 0.0 if part.before is None else part.before)))

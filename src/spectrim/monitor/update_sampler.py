@@ -1,0 +1,205 @@
+"""An estimate of every update's root mean square after every step, from a fixed sample of entries.
+
+A thousand entries of every matrix are copied after each step and compared with those after the step before; the sums
+stay on the device until they are read, for many steps in one go. Of a sharded matrix every rank samples what it holds.
+Relied on by :class:`~spectrim.monitor.monitor.SpectralMonitor`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spectrim.distributed.collectives import Team
+from spectrim.monitor.measurement import as_float
+from spectrim.monitor.sketch import sample_stride
+from spectrim.monitor.subjects import Subject
+
+__all__ = ["SAMPLE", "UpdateSampler", "UpdateSamples", "Values"]
+
+#: Entries of each matrix that are compared, at most; the root mean square of so many is good to 2 to 3 %.
+SAMPLE = 1024
+
+#: By the name of a matrix, its "update_rms" and "lr" in a step.
+Values = dict[str, dict[str, float]]
+
+
+class UpdateSampler:
+    """The samples of some subjects.
+
+    Args:
+        subjects: what is watched; of plain parameters, only what this process reports.
+    """
+
+    def __init__(self, subjects: Sequence[Subject]) -> None:
+        samples: dict[tuple[Any, ...], _TeamSample] = {}
+        for subject in subjects:
+            key = (subject.team and subject.team.key, subject.parameter.device)
+            samples.setdefault(key, _TeamSample(subject.team)).subjects.append(subject)
+        self._samples = list(samples.values())
+        self._groups = {name: subject.position[0] for subject in subjects for name in subject.names}
+        self._steps: list[tuple[int, _Rates]] = []
+
+    def before(self) -> None:
+        """Sample what the step is about to move, where it is not as the step before left it."""
+        for sample in self._samples:
+            sample.begin()
+
+    def after(self, step: int, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Compare, after this step was taken at the groups' learning rates."""
+        for sample in self._samples:
+            sample.compare()
+        self._steps.append((step, _Rates([group.get("lr", 1.0) for group in groups] if self._samples else [])))
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def take(self) -> UpdateSamples:
+        """What was found since this was last called, where it is; ranks of shards call this together."""
+        steps, self._steps = self._steps, []
+        names = [sample.names for sample in self._samples]
+        sums = [sample.total() for sample in self._samples] if steps else []
+        moved = [rates.moved for _, rates in steps if rates.moved is not None]
+        return UpdateSamples(steps, names, self._groups, sums, [torch.cat(moved)] if moved else [])
+
+
+@dataclass
+class _Rates:
+    """The learning rates of all groups in a step; those on a device as one tensor, for a scheduler writes to them."""
+
+    rates: list[float | Tensor]
+    moved: Tensor | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.rates = [float(lr) if not isinstance(lr, Tensor) or lr.device.type == "cpu" else lr for lr in self.rates]
+        there = {id(lr): lr.detach().reshape(1) for lr in self.rates if isinstance(lr, Tensor)}
+        self._place = {key: index for index, key in enumerate(there)}
+        self.moved = torch.cat(list(there.values())) if there else None
+
+    def values(self, moved: Iterator[float]) -> list[float]:
+        """All of them; what was on a device is taken from there."""
+        found = [next(moved) for _ in self._place]
+        return [found[self._place[id(lr)]] if isinstance(lr, Tensor) else lr for lr in self.rates]
+
+
+@dataclass(frozen=True)
+class UpdateSamples:
+    """What was found of some steps in a row."""
+
+    steps: list[tuple[int, _Rates]]
+    names: list[list[str]]
+    groups: dict[str, int]
+    sums: list[Tensor]
+    moved: list[Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        """What is to be read, where it is."""
+        return [*self.sums, *self.moved]
+
+    def read(self, hosts: Sequence[Tensor]) -> list[tuple[int, Values]]:
+        """The values of every step.
+
+        Args:
+            hosts: :meth:`tensors`, on the host.
+        """
+        moved = iter(hosts[-1].tolist() if self.moved else ())
+        rows = [host.view(len(self.steps), -1).sqrt().tolist() for host in hosts[: len(self.sums)]]
+        found: list[tuple[int, Values]] = []
+        for index, (step, rates) in enumerate(self.steps):
+            lrs = rates.values(moved)
+            values: Values = {}
+            for names, row in zip(self.names, rows, strict=True):
+                for name, rms in zip(names, row[index], strict=True):
+                    values[name] = {"update_rms": rms, "lr": lrs[self.groups[name]]}
+            found.append((step, values))
+        return found
+
+
+class _TeamSample:
+    """The subjects of one team on one device."""
+
+    def __init__(self, team: Team | None) -> None:
+        self.team = team
+        self.subjects: list[Subject] = []
+        self.sums: list[Tensor] = []
+        self._sample: Tensor | None = None
+        self._seen: list[tuple[int, int]] = []
+        self._views: list[Tensor] = []
+        self._lengths: Tensor | None = None
+        self._factors: Tensor | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return [name for subject in self.subjects for name in subject.names]
+
+    def begin(self) -> None:
+        """Have the entries as they are now."""
+        locals_ = self._locals()
+        # The version changes where anything but the step has written to a weight (not through .data, which hides it).
+        if self._sample is None or self._seen != _seen(locals_):
+            self._sample = self._take(locals_)
+
+    def compare(self) -> None:
+        """Add the sums of squares of what moved since the sample was taken, and keep a new one."""
+        before = self._sample
+        locals_ = self._locals()
+        self._sample = self._take(locals_)
+        assert before is not None
+        assert self._lengths is not None
+        moved = functional.mse_loss(as_float(self._sample), as_float(before), reduction="none")
+        self.sums.append(torch.segment_reduce(moved, "sum", lengths=self._lengths, unsafe=True))
+
+    def total(self) -> Tensor:
+        """The mean squares of all steps since the last call, in a row, of what all ranks hold."""
+        assert self._factors is not None
+        total = (torch.stack(self.sums).double() * self._factors).flatten()
+        self.sums.clear()
+        if self.team is not None:
+            self.team.sum(total, "monitor")
+        return total
+
+    def _locals(self) -> list[Tensor]:
+        return [subject.local(subject.parameter.detach()) for subject in self.subjects]
+
+    def _take(self, locals_: list[Tensor]) -> Tensor:
+        """The entries, all in a row."""
+        seen = _seen(locals_)
+        # The views stay good as long as the memory that they look at is the parameter's.
+        if [address for address, _ in seen] != [address for address, _ in self._seen]:
+            self._look_at(locals_)
+        self._seen = seen
+        return torch.cat([view.reshape(-1) for view in self._views])
+
+    def _look_at(self, locals_: list[Tensor]) -> None:
+        parts = [part for s, t in zip(self.subjects, locals_, strict=True) for part in s.local_parts(t)]
+        self._views = [sampled(part) for part in parts]
+        sizes = [math.prod(shape) for subject in self.subjects for shape in subject.shapes]
+        counted = [subject.counts for subject in self.subjects for _ in subject.names]
+        factors = [
+            part.numel() / max(1, view.numel()) / size if counts else 0.0
+            for part, view, size, counts in zip(parts, self._views, sizes, counted, strict=True)
+        ]
+        device = parts[0].device
+        self._factors = torch.tensor(factors, dtype=torch.float64, device=device)
+        self._lengths = torch.tensor([view.numel() for view in self._views], device=device)
+
+
+def _seen(locals_: list[Tensor]) -> list[tuple[int, int]]:
+    return [(tensor.data_ptr(), tensor._version) for tensor in locals_]
+
+
+def sampled(part: Tensor) -> Tensor:
+    """A view of entries that lie evenly over the rows and columns of (..., m, n)."""
+    for view in (part, part.mT):
+        if view.is_contiguous():
+            return view.view(-1)[:: sample_stride(part.numel(), view.shape[-1], SAMPLE)]
+    # A grid, for entries that no single stride reaches.
+    side = max(1, math.isqrt(max(1, part.numel() // SAMPLE)))
+    rows, columns = part.shape[-2:]
+    return part[..., :: min(rows, side), :: min(columns, side)] if part.numel() else part

@@ -1,0 +1,82 @@
+"""The benchmark of operators: it measures what it says, and refuses what it does not know."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("typer")
+
+from spectrim.lab.bench import operator_bench
+from spectrim.lab.cli.bench_command import bench_app
+from spectrim.lab.errors import LabError
+from spectrim.operators._product import product
+
+
+def run(*arguments: str) -> int:
+    return bench_app(["operators", *arguments], prog_name="spectrim bench", standalone_mode=False) or 0
+
+
+def test_it_prints_a_table_and_writes_json_and_a_picture(tmp_path, capsys):
+    rows, plot = tmp_path / "rows.json", tmp_path / "errors.svg"
+    code = run("--shapes", "70x90,2x66x80", "--solver", "auto,newton_schulz", "--repeats", "1", "--threads", "1",
+               "--json", str(rows), "--plot", str(plot))  # fmt: skip
+    assert code == 0
+    out = capsys.readouterr().out
+    assert "1 threads" in out
+    assert "2x66x80" in out
+    result = json.loads(rows.read_text())
+    assert [row["solver"] for row in result["clip"]] == ["auto", "newton_schulz"] * 2
+    assert result["clip"][0]["error"] < 1e-3 < result["clip"][1]["error"]
+    assert all(row["gigaflops"] > 0 and row["megabytes"] > 0 for row in result["clip"])
+    assert result["spike"][0]["rank"] == 1
+    assert plot.read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--shapes", "7"), ("--shapes", "gpt5"), ("--solver", "svd"), ("--dtype", "int8"), ("--spectrum", "odd"),
+     ("--ratio", "0"), ("--plot", "errors.txt")],
+)  # fmt: skip
+def test_unknown_values_are_named_with_what_is_allowed(option, value):
+    with pytest.raises(LabError, match=rf"{value}.*expected"):
+        run(option, value)
+
+
+def test_products_and_their_traffic_are_counted():
+    X, Y = torch.ones(2, 3, 5), torch.ones(2, 5, 7)
+    with operator_bench.Counter() as counter:
+        X @ Y
+    assert counter.flops == 2 * 2 * 3 * 5 * 7
+    assert counter.bytes == 4 * 2 * (3 * 5 + 5 * 7 + 3 * 7)
+    with operator_bench.Counter() as counter:
+        product(torch.ones(80, 90), torch.ones(90, 70))
+    assert counter.flops == 2 * 80 * 90 * 70
+
+
+@pytest.mark.parametrize("spectrum", operator_bench.SPECTRA)
+def test_every_spectrum_has_a_largest_singular_value_of_one(spectrum):
+    X = operator_bench.matrix(spectrum, (2, 20, 30))
+    assert X.shape == (2, 20, 30)
+    torch.testing.assert_close(torch.linalg.matrix_norm(X, ord=2), torch.ones(2, dtype=torch.float64))
+
+
+def test_the_benchmark_of_optimizers_prints_a_table_and_writes_json(tmp_path, capsys):
+    rows = tmp_path / "rows.json"
+    arguments = ["optimizers", "--block", "tiny", "--blocks", "1", "--repeats", "2", "--json", str(rows)]
+    code = bench_app([*arguments, "--contender", "spectra,muon"], prog_name="spectrim bench", standalone_mode=False)
+    assert not code
+    out = capsys.readouterr().out
+    assert "torch.Muon" in out
+    measured = {row["name"]: row for row in json.loads(rows.read_text())["optimizers"]}
+    assert list(measured) == ["torch.AdamW fused", "torch.Muon", "spectra", "muon"]
+    assert measured["torch.AdamW fused"]["to_fused_adamw"] == 1
+    entries = 2 * 64 * 96
+    assert measured["torch.AdamW fused"]["state_bytes"] == 2 * 4 * entries + 2 * 4  # two moments, and a count each
+    assert measured["spectra"]["state_bytes"] <= 0.51 * measured["torch.AdamW fused"]["state_bytes"]
+    assert measured["muon"]["orthogonality"] < 1e-3 < measured["torch.Muon"]["orthogonality"]
+
+
+def test_an_unknown_contender_is_answered_with_those_there_are():
+    with pytest.raises(LabError, match=r"'adam'.*'adamw\+clip'"):
+        bench_app(["optimizers", "--contender", "adam"], prog_name="spectrim bench", standalone_mode=False)

@@ -1,0 +1,111 @@
+"""The rooms of the lab import in one direction, and a report loads only what it draws. Read from import statements."""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src"
+LAB = SOURCE / "spectrim" / "lab"
+
+ROOMS = {
+    "recipes": set(),
+    "data": set(),
+    "models": {"data"},
+    "logging": {"models"},
+    "training": {"recipes", "data", "models", "logging"},
+    "planning": {"recipes", "models"},
+    "reports": {"recipes", "models", "logging", "training", "planning"},
+    "experiments": {"recipes", "data", "logging", "training", "reports"},
+    "diagnosis": {"recipes", "data", "models", "logging", "training", "reports"},
+    "bench": {"data", "models", "logging", "training"},
+    "cli": {
+        "recipes",
+        "data",
+        "models",
+        "logging",
+        "training",
+        "planning",
+        "reports",
+        "experiments",
+        "diagnosis",
+        "bench",
+    },
+}
+"""What each may import, beside modules of the package ``lab`` itself."""
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module(path): path for path in (SOURCE / "spectrim").rglob("*.py")}
+
+
+def room(name: str) -> str:
+    """The room of a module; "" for one of the package itself."""
+    parts = name.split(".")
+    return parts[2] if len(parts) > 2 and (LAB / parts[2]).is_dir() else ""
+
+
+@cache
+def imported(name: str) -> frozenset[str]:
+    """The modules of spectrim that a module imports anywhere in it, functions and type checking included."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (whole & MODULES.keys()) or {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return frozenset(found & MODULES.keys())
+
+
+def reached(name: str) -> set[str]:
+    """Every module that the import of one may lead to."""
+    found, waiting = set(), [name]
+    while waiting:
+        if (current := waiting.pop()) not in found:
+            found.add(current)
+            waiting += imported(current)
+    return found
+
+
+def crossings() -> Iterator[tuple[str, str]]:
+    for name in MODULES:
+        if name.startswith("spectrim.lab"):
+            for other in imported(name):
+                if other.startswith("spectrim.lab.") and room(name) != room(other) != "":
+                    yield name, other
+
+
+def test_every_room_is_in_the_table_and_no_room_of_it_is_missing() -> None:
+    assert {path.parent.name for path in LAB.glob("*/__init__.py")} == ROOMS.keys()
+
+
+def test_a_room_imports_only_what_the_table_allows() -> None:
+    wrong = [
+        f"{name} imports {other}" for name, other in crossings() if room(other) not in ROOMS.get(room(name), set())
+    ]
+    assert not wrong
+
+
+def test_the_core_does_not_import_the_lab() -> None:
+    core = [name for name in MODULES if not name.startswith("spectrim.lab") and name != "spectrim.cli"]
+    assert not [f"{name} imports {other}" for name in core for other in imported(name) if "spectrim.lab" in other]
+
+
+@pytest.mark.parametrize(
+    ("page", "others"),
+    [
+        ("reports.page.comparison_page", ("sweep", "spectra.", "diagnosis")),
+        ("reports.page.sweep_page", ("comparison", "spectra.", "diagnosis")),
+        ("reports.spectra.spectrum_page", ("sweep", "comparison", "headline")),
+    ],
+)
+def test_the_page_of_one_kind_of_result_loads_no_code_of_another(page: str, others: tuple[str, ...]) -> None:
+    loaded = reached(f"spectrim.lab.{page}")
+    assert "spectrim.lab.reports.page.html" in loaded
+    assert not [name for name in sorted(loaded) for other in others if other in name]
