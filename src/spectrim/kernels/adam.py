@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +27,9 @@ from .rounding import HIGH, LOW, SECOND, seed_of, write_rounded
 from .runs import Run, check_per_matrix, flat
 from .shrinking import ShrinkForm, shrunk
 
-__all__ = ["adam", "adam_directions", "adamw_step", "bias_correction"]
+__all__ = ["adam", "adam_directions", "adamw_step", "bias_correction", "stepped_by"]
+
+StepForm = Literal["torch", "kernel", "formula"]
 
 
 def adam(
@@ -93,6 +96,25 @@ def adam_directions(
     clear_if_skipped(out, found)
 
 
+def stepped_by(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    shrinks: bool = False,
+) -> StepForm:
+    """What takes AdamW's step: torch's fused kernel, a kernel of ours, or operations one by one, the formula."""
+    fused = fused_serves(params, grads, exp_avgs, exp_avg_sqs)
+    # Torch's own kernel already takes one pass where nothing is shrunk and one dtype serves.
+    if fused and not shrinks:
+        return "torch"
+    if kernel_runs("adamw_step", params, grads, exp_avgs, exp_avg_sqs, scalars=steps):
+        return "kernel"
+    return "torch" if fused else "formula"
+
+
 def adamw_step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -110,6 +132,7 @@ def adamw_step(
     runs: Sequence[Run] | None = None,
     form: ShrinkForm = "redescending",
     seeds: Sequence[int] | None = None,
+    by: StepForm | None = None,
 ) -> None:
     """AdamW's step of every parameter, its gradient shrunk first where there are ``taus``.
 
@@ -120,15 +143,15 @@ def adamw_step(
         lr, weight_decay: one for all, or one for each parameter.
         taus, runs, form: as for :func:`~.shrinking.shrunk`.
         seeds: one for each tensor, by which weights in bfloat16 are rounded by chance; without them, to nearest.
+        by: what :func:`stepped_by` found, where the caller has asked already.
     """
     if not params:
         return
     if taus is not None:
         check_per_matrix("taus", taus, grads, runs)
     lrs, decays = spread(lr, len(params)), spread(weight_decay, len(params))
-    plain = taus is None and fused_serves(params, grads, exp_avgs, exp_avg_sqs)
-    # Torch's own kernel already takes one pass where nothing is shrunk and one dtype serves.
-    if not plain and kernel_runs("adamw_step", params, grads, exp_avgs, exp_avg_sqs, scalars=steps):
+    by = by or stepped_by(params, grads, exp_avgs, exp_avg_sqs, steps, shrinks=taus is not None)
+    if by == "kernel":
         from .device import adam as device
 
         lists = map(list, (params, grads, exp_avgs, exp_avg_sqs, steps))
@@ -137,7 +160,7 @@ def adamw_step(
         return
     if taus is not None:
         grads = shrunk(grads, taus, runs, form, working(exp_avgs[0]))
-    if fused_serves(params, grads, exp_avgs, exp_avg_sqs):
+    if by == "torch":
         for rate, decay, chosen in of_equal_numbers(lrs, decays):
             some = [[tensors[i] for i in chosen] for tensors in (params, grads, exp_avgs, exp_avg_sqs, steps)]
             _fused(some, rate, beta1, beta2, eps, decay, found)

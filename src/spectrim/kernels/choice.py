@@ -14,6 +14,7 @@ Compiling changes nothing in this: the operators are opaque to a compiler, and d
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from .lists import is_dense
+from .lists import lie_alike, same_shapes
 
 __all__ = ["MEASURED", "kernel_runs", "switched_on", "use"]
 
@@ -78,7 +79,12 @@ def switched_on(kernel: str, device: torch.device) -> bool:
         return False
     if device.type != ("cpu" if _interpreted else "cuda"):
         return False
-    return _switch is True or kernel in MEASURED.get(torch.cuda.get_device_name(device), ())
+    return _switch is True or kernel in MEASURED.get(_name_of(device.index), ())
+
+
+@functools.cache
+def _name_of(index: int | None) -> str:
+    return torch.cuda.get_device_name(index)
 
 
 def kernel_runs(kernel: str, *lists: Sequence[Tensor], scalars: Sequence[Tensor] = ()) -> bool:
@@ -92,17 +98,11 @@ def kernel_runs(kernel: str, *lists: Sequence[Tensor], scalars: Sequence[Tensor]
     if not lists[0] or not switched_on(kernel, lists[0][0].device):
         return False
     device = lists[0][0].device
-    if not all(scalar.dtype == torch.float32 and scalar.device == device for scalar in scalars):
+    if scalars and (
+        {tensor.dtype for tensor in scalars} != {torch.float32} or {tensor.device for tensor in scalars} != {device}
+    ):
         return False
-    shapes = [tensor.shape for tensor in lists[0]]
-    for tensors in lists:
-        if [tensor.shape for tensor in tensors] != shapes:
-            return False
-        if not all(tensor.dtype in FLOATS and tensor.device == device for tensor in tensors):
-            return False
-    if all(tensor.is_contiguous() for tensors in lists for tensor in tensors):
-        return True
-    return all(
-        is_dense(tensors[0]) and all(tensor.stride() == tensors[0].stride() for tensor in tensors)
-        for tensors in zip(*lists, strict=True)
-    )
+    everything = [tensor for tensors in lists for tensor in tensors]
+    if not {tensor.dtype for tensor in everything} <= FLOATS or {tensor.device for tensor in everything} != {device}:
+        return False
+    return same_shapes(lists) and ({tensor.is_contiguous() for tensor in everything} == {True} or lie_alike(lists))

@@ -46,18 +46,26 @@ def fused_serves(*lists: Sequence[Tensor]) -> bool:
     dtype, device = first.dtype, first.device
     if dtype not in (torch.float32, torch.float64) or device.type not in FUSED_DEVICES:
         return False
-    for tensors in zip(*lists, strict=True):
-        shape, stride = tensors[0].shape, None
-        if not tensors[0].is_contiguous():
-            stride = tensors[0].stride()
-            if not is_dense(tensors[0]):
-                return False
-        for tensor in tensors:
-            if tensor.dtype != dtype or tensor.device != device or tensor.shape != shape or tensor.is_neg():
-                return False
-            if tensor.stride() != stride if stride else not tensor.is_contiguous():
-                return False
-    return True
+    everything = [tensor for tensors in lists for tensor in tensors]
+    if {tensor.dtype for tensor in everything} != {dtype} or {tensor.device for tensor in everything} != {device}:
+        return False
+    if {tensor.is_neg() for tensor in everything} != {False} or not same_shapes(lists):
+        return False
+    return {tensor.is_contiguous() for tensor in everything} == {True} or lie_alike(lists)
+
+
+def same_shapes(lists: Sequence[Sequence[Tensor]]) -> bool:
+    """True if the lists have tensors of the same shapes at the same places."""
+    shapes = [tensor.shape for tensor in lists[0]]
+    return all([tensor.shape for tensor in tensors] == shapes for tensors in lists[1:])
+
+
+def lie_alike(lists: Sequence[Sequence[Tensor]]) -> bool:
+    """True if the tensors at each place fill one run of memory each, in the same order of dimensions."""
+    return all(
+        is_dense(tensors[0]) and all(tensor.stride() == tensors[0].stride() for tensor in tensors)
+        for tensors in zip(*lists, strict=True)
+    )
 
 
 def is_dense(tensor: Tensor) -> bool:

@@ -13,9 +13,15 @@ from torch import Tensor
 from .choice import switched_on
 from .lists import is_dense
 
-__all__ = ["combine", "frobenius_norms"]
+__all__ = ["clip_scales", "combine", "frobenius_norms", "program_numbers"]
 
 Stacks = Sequence[Tensor]
+
+#: A norm below counts as this one, so that a matrix of zeros divides by something; its square root and that of its
+#: reciprocal are float32 numbers.
+SMALLEST = 1e-60
+#: And a threshold above as this one.
+LARGEST = 3e38
 
 #: Dtypes that the kernels take.
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -63,6 +69,62 @@ def frobenius_norms(stacks: Stacks) -> Tensor:
         return device.square_sums(list(stacks)).sqrt_()  # type: ignore[no-any-return]
     norms = [torch.linalg.vector_norm(stack, dim=(-2, -1), dtype=torch.float64) for stack in stacks]
     return norms[0] if len(norms) == 1 else torch.cat(norms)
+
+
+def clip_scales(
+    stacks: Stacks, threshold: float | Tensor, *, size: float, most: float, least: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a clip at c needs of every matrix X: unit = size/√(‖X‖_F² + c²), low = c · unit, and c.
+
+    Args:
+        stacks: (E, m, n), float32.
+        threshold: c > 0 for all matrices, a number or a scalar tensor; or a vector, (all E together,).
+        size: the Frobenius norm of [X; cI] in units.
+        most: c counts as no more than so many times ‖X‖_F.
+        least: low is at least so much of the size.
+
+    Returns:
+        unit in float64, low and c in float32, (all E together,).
+    """
+    if _kernel_takes("clip_scales", stacks):
+        from .device import stacks as device
+
+        tensor, number = (threshold.contiguous(), 1.0) if isinstance(threshold, Tensor) else (None, float(threshold))
+        found: tuple[Tensor, Tensor, Tensor] = device.clip_scales(
+            list(stacks), tensor, number, size, most, least, SMALLEST
+        )
+        return found
+    norm = frobenius_norms(stacks).clamp_min(SMALLEST)
+    bound = (most * norm).clamp_max(LARGEST)
+    c = torch.minimum(bound, threshold) if isinstance(threshold, Tensor) else bound.clamp_max(threshold)
+    unit = size / torch.hypot(norm, c)
+    return unit, (c * unit).clamp_min(size * least).float(), c.float()
+
+
+def program_numbers(
+    stack: Tensor, low: Tensor | None, table: Tensor, powers: Tensor, ends: Tensor | None, *, smallest: float
+) -> Tensor:
+    """Numbers for every matrix X of a stack, from a table: those of the row that serves its interval, scaled by ‖X‖_F.
+
+    Args:
+        stack: (E, m, n).
+        low: (E,), or None where the table has one row. Row i serves ‖X‖_F/low⁴ up to ends[i], the last one all above.
+        table: (numbers, rows), float32.
+        powers: (numbers, 1): of max(‖X‖_F, smallest), by which each number is multiplied.
+        ends: (rows - 1,), rising.
+
+    Returns:
+        (numbers, E), float32, contiguous.
+    """
+    if _kernel_takes("program_numbers", [stack]):
+        from .device import stacks as device
+
+        return device.program_numbers(stack, low, table, powers, ends, smallest)  # type: ignore[no-any-return]
+    norm: Tensor = torch.linalg.vector_norm(stack, dim=(-2, -1), dtype=torch.float32).clamp_min(smallest)
+    if low is not None and ends is not None:
+        table = table.index_select(1, torch.bucketize(norm / low**4, ends))
+    result: Tensor = norm**powers * table
+    return result
 
 
 def _kernel_takes(kernel: str, *lists: Stacks) -> bool:

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from .choice import switched_on
 
-__all__ = ["gram_product", "product_less", "symmetric_product", "takes_halves"]
+__all__ = ["gram_product", "product_by_halves", "product_less", "symmetric_product", "takes_halves"]
+
+HALVES = (torch.float16, torch.bfloat16)
 
 #: Above this many entries of a matrix a kernel's offsets would not fit 32 bits.
 MOST_ENTRIES = 2**31
@@ -46,11 +48,7 @@ def symmetric_product(
     if B is not None and A.shape != B.shape:
         raise ValueError(f"A has shape {tuple(A.shape)}: expected that of B, {tuple(B.shape)}")
     if takes_halves(A, B, C):
-        from .device import symmetric as device
-
-        numbers = [1.0 if isinstance(value, Tensor) else float(value) for value in (alpha, beta, gamma)]
-        vectors = [value.contiguous() if isinstance(value, Tensor) else None for value in (alpha, beta, gamma)]
-        return device.symmetric_product(A, B, C, *vectors, *numbers)  # type: ignore[no-any-return]
+        return product_by_halves(A, B, C, alpha, beta, gamma)
     right = A.mT if B is None else B
     if C is not None and not isinstance(alpha, Tensor) and not isinstance(beta, Tensor):
         product = torch.baddbmm(C, A, right, alpha=alpha, beta=beta)
@@ -63,6 +61,22 @@ def symmetric_product(
     if isinstance(gamma, Tensor) or gamma != 0:
         product.diagonal(dim1=-2, dim2=-1).add_(gamma.view(-1, 1) if isinstance(gamma, Tensor) else gamma)
     return product
+
+
+def product_by_halves(
+    A: Tensor,
+    B: Tensor | None,
+    C: Tensor | None = None,
+    alpha: float | Tensor = 1.0,
+    beta: float | Tensor = 1.0,
+    gamma: float | Tensor = 0.0,
+) -> Tensor:
+    """:func:`symmetric_product` by the kernel, for stacks that fit and that :func:`takes_halves`."""
+    from .device import symmetric as device
+
+    numbers = [1.0 if isinstance(value, Tensor) else float(value) for value in (alpha, beta, gamma)]
+    vectors = [value.contiguous() if isinstance(value, Tensor) else None for value in (alpha, beta, gamma)]
+    return device.symmetric_product(A, B, C, *vectors, *numbers)  # type: ignore[no-any-return]
 
 
 def gram_product(A: Tensor, out: Tensor, gamma: Tensor | None = None) -> None:
@@ -98,10 +112,14 @@ def _by_matrix(value: float | Tensor) -> float | Tensor:
 
 def takes_halves(*matrices: Tensor | None) -> bool:
     """True if the kernels are to run: half precision, of fewer entries than offsets of 32 bits reach."""
-    given = [matrix for matrix in matrices if matrix is not None]
-    if torch.compiler.is_compiling() or not switched_on("symmetric_product", given[0].device):
+    first = matrices[0]
+    assert first is not None
+    if first.dtype not in HALVES or not switched_on("symmetric_product", first.device):
         return False
-    return given[0].dtype in (torch.float16, torch.bfloat16) and all(
-        sum((n - 1) * s for n, s in zip(matrix.shape[1:], matrix.stride()[1:], strict=True)) < MOST_ENTRIES
-        for matrix in given
-    )
+    for matrix in matrices:
+        if matrix is not None:
+            _, m, n = matrix.shape
+            _, row, column = matrix.stride()
+            if m * row + n * column >= MOST_ENTRIES:
+                return False
+    return True

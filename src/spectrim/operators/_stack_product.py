@@ -18,6 +18,7 @@ from ._precision import full_accumulation, true_float32
 
 __all__ = [
     "arithmetic",
+    "by_kernel",
     "gram",
     "half_product",
     "product_added",
@@ -52,12 +53,12 @@ def product_added(C: Tensor, A: Tensor, B: Tensor) -> Tensor:
 
 def symmetric_product(A: Tensor, B: Tensor) -> Tensor:
     """A @ B of symmetric matrices (E, m, m) that commute, as polynomials in one matrix do: the result is symmetric."""
-    return kernels.symmetric_product(A, B) if kernels.takes_halves(A, B) else half_product(A, B)
+    return kernels.product_by_halves(A, B) if by_kernel(A, B) else half_product(A, B)
 
 
 def gram(A: Tensor, out: Tensor, plus: Tensor | None = None) -> None:
     """out ← A Aᵀ + plus I, for A (E, m, k) of any strides, and plus (E,)."""
-    if kernels.takes_halves(A):
+    if by_kernel(A):
         kernels.gram_product(A, out, plus)
         return
     if torch.compiler.is_compiling() or A.device.type == "cpu":
@@ -70,8 +71,8 @@ def gram(A: Tensor, out: Tensor, plus: Tensor | None = None) -> None:
 
 def square_plus_scaled(B: Tensor, R: Tensor, factor: Tensor) -> Tensor:
     """(B² + R) times a factor for each matrix, (E,); uses up R."""
-    if kernels.takes_halves(B, R):
-        return kernels.symmetric_product(B, B, C=R, alpha=factor, beta=factor)
+    if by_kernel(B, R):
+        return kernels.product_by_halves(B, B, R, factor, factor)
     return product_added(R, B, B).mul_(factor.view(-1, 1, 1))
 
 
@@ -83,11 +84,16 @@ def square_plus(R: Tensor, beta: Tensor, alpha: Tensor, square: Tensor | None = 
         beta, alpha: (E,).
         square: R², which is used up, where it is known.
     """
-    if square is None and kernels.takes_halves(R):
-        return kernels.symmetric_product(R, R, C=R, beta=beta, gamma=alpha)
+    if square is None and by_kernel(R):
+        return kernels.product_by_halves(R, R, R, 1.0, beta, alpha)
     Q = (symmetric_product(R, R) if square is None else square).addcmul_(R, beta.view(-1, 1, 1))
     Q.diagonal(dim1=-2, dim2=-1).add_(alpha[:, None])
     return Q
+
+
+def by_kernel(*matrices: Tensor) -> bool:
+    """True if kernels are to compute products of these stacks. Not while compiling: nothing is gained there."""
+    return not torch.compiler.is_compiling() and kernels.takes_halves(*matrices)
 
 
 def _multiply(A: Tensor, B: Tensor) -> Tensor:

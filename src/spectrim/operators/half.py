@@ -19,12 +19,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from spectrim.kernels.stacks import combine, frobenius_norms
-from spectrim.kernels.symmetric import product_less, takes_halves
+from spectrim.kernels.stacks import SMALLEST, clip_scales, combine, frobenius_norms, program_numbers
+from spectrim.kernels.symmetric import product_less
 
 from ._constants import constant
 from ._stack_product import (
     arithmetic,
+    by_kernel,
     gram,
     half_product,
     product_added,
@@ -41,8 +42,6 @@ SIZE = 2**3.5  # Frobenius norm of a matrix in half precision: the square of its
 NO_CLIP = 24.0  # c over the Frobenius norm from which on clipping changes less than 1e-3
 LEAST = 2.0**-11  # c over the Frobenius norm that is told from none
 LEAST_SIZE = 2.0**-24  # of ‖R²‖_F: the least in float16, so that a matrix of zeros divides by something
-SMALLEST = 1e-300  # a norm below counts as this one
-LARGEST = 3e38  # and a threshold above as this one
 
 
 @torch.no_grad()
@@ -75,13 +74,10 @@ def half_clip(
     work = _Work(stacks, overwrite)
     if not work.X:
         return list(stacks)
-    norm = work.norms()
-    c = _thresholds([thresholds[i] for i in work.filled], work.counts, (NO_CLIP * norm).clamp_max(LARGEST))
-    unit = SIZE / torch.hypot(norm, c)
-    low = (c * unit).clamp_min(SIZE * LEAST).float()
+    unit, low, c = work.scales([thresholds[i] for i in work.filled])
     with arithmetic(work.X[0].device, work.dtype):
         gain = work.iterate(CLIP, unit, low)
-    return work.results(c.float() * gain)
+    return work.results(c * gain)
 
 
 @torch.no_grad()
@@ -107,7 +103,7 @@ def half_polar(stacks: Sequence[Tensor], *, steps: int | None = None, overwrite:
     work = _Work(stacks, overwrite)
     if not work.X:
         return list(stacks)
-    unit = SIZE / work.norms()
+    unit = SIZE / frobenius_norms(work.X).clamp_min_(SMALLEST)
     with arithmetic(work.X[0].device, work.dtype):
         gain = work.iterate(POLAR if steps is None else rough_polar(steps), unit, None)
     return work.results(gain)
@@ -133,9 +129,18 @@ class _Work:
         self.dtype = torch.float16 if self.X and min(self.X[0].shape[1:]) >= SMALL_SIDE else torch.float32
         self.Y: list[Tensor] = []
 
-    def norms(self) -> Tensor:
-        """Frobenius norms (E,) in float64, which holds them and their reciprocals for all float32 numbers."""
-        return frobenius_norms(self.X).clamp_min_(SMALLEST)
+    def scales(self, thresholds: Sequence[float | Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The factor on X, the lower end of its interval, and the threshold of every matrix, (E,)."""
+        first = thresholds[0]
+        if all(c is first or (not isinstance(c, Tensor) and c == first) for c in thresholds) and (
+            not isinstance(first, Tensor) or first.ndim == 0 or len(thresholds) == 1
+        ):
+            c = first
+        else:
+            like = torch.empty(0, device=self.X[0].device)
+            parts = zip(thresholds, self.counts, strict=True)
+            c = torch.cat([c.expand(n) if isinstance(c, Tensor) else like.new_full((n,), c) for c, n in parts])
+        return clip_scales(self.X, c, size=SIZE, most=NO_CLIP, least=LEAST)
 
     def iterate(self, name: str, unit: Tensor, low: Tensor | None) -> Tensor:
         """Run a program on Y = unit X, or on [Y; low I], for unit in float64 and low in float32, (E,).
@@ -148,8 +153,7 @@ class _Work:
         self.Y = _scaled(self.X, unit, self.dtype)
         R = self.grams(None if low is None else low.square())
         square = symmetric_product(R, R)
-        size = torch.linalg.vector_norm(square, dim=(-2, -1), dtype=torch.float32)
-        numbers = iter(_numbers(size, low, name).unbind())
+        numbers = iter(_numbers(square, low, name).unbind())
         counts = stages(name)
         B = None
         for stage, count in enumerate(counts):
@@ -198,7 +202,7 @@ class _Work:
         Returns:
             S − I, in S's memory.
         """
-        if takes_halves(S):
+        if by_kernel(S):
             for i, (s, u) in enumerate(zip(*(torch.split(x, self.counts) for x in (S, unit)), strict=True)):
                 X, Y = self.X[i], self.Y[i]
                 self.Y[i] = product_less(s, Y, X, u) if _wide(Y) else product_less(s, Y.mT, X.mT, u).mT
@@ -246,43 +250,26 @@ def _compose(parts: list[Tensor], count: int, numbers: Iterator[Tensor]) -> Tens
     return P
 
 
-def _numbers(size: Tensor, low: Tensor | None, name: str) -> Tensor:
-    """What each matrix needs of a program, (numbers, E), for size = ‖R²‖_F and the lower end of its interval, (E,)."""
+def _numbers(square: Tensor, low: Tensor | None, name: str) -> Tensor:
+    """What each matrix needs of a program, (numbers, E), for R² and the lower end of its interval, (E,)."""
     if torch.compiler.is_compiling():
-        result: Tensor = torch.ops.spectrim.half_numbers(size, low, name)
+        result: Tensor = torch.ops.spectrim.half_numbers(square, low, name)
         return result
-    return _look_up(size, low, name)
+    return _look_up(square, low, name)
 
 
-def _look_up(size: Tensor, low: Tensor | None, name: str) -> Tensor:
+def _look_up(square: Tensor, low: Tensor | None, name: str) -> Tensor:
     rows, powers, lows = program(name)
-    table = constant((name, "numbers"), size, lambda: list(zip(*rows, strict=True)))
-    size = size.clamp_min(LEAST_SIZE)
-    if low is not None:
-        # Row i serves l = low/‖R²‖_F^¼ >= lows[i], and the last one all that is left.
-        ends = constant((name, "ends"), size, lambda: [(SLACK * low**2) ** -2 for low in lows[:-1]])
-        table = table.index_select(1, torch.bucketize(size / low**4, ends))
-    return size ** constant((name, "powers"), size, lambda: [[-power / 2] for power in powers]) * table
+    table = constant((name, "numbers"), square, lambda: list(zip(*rows, strict=True)))
+    exponents = constant((name, "powers"), square, lambda: [[-power / 2] for power in powers])
+    # Row i serves l = low/‖R²‖_F^¼ >= lows[i], and the last one all that is left.
+    ends = low if low is None else constant((name, "ends"), square, lambda: [(SLACK * x**2) ** -2 for x in lows[:-1]])
+    return program_numbers(square, low, table, exponents, ends, smallest=LEAST_SIZE)
 
 
 torch.library.custom_op("spectrim::half_numbers", _look_up, mutates_args=()).register_fake(
-    lambda size, low, name: size.new_empty(len(program(name).powers), len(size))
+    lambda square, low, name: square.new_empty(len(program(name).powers), len(square), dtype=torch.float32)
 )
-
-
-def _thresholds(values: Sequence[float | Tensor], counts: Sequence[int], most: Tensor) -> Tensor:
-    """One threshold for each matrix, (E,), but at most ``most``. A number is not sent to the device."""
-    first = values[0]
-    if all(value is first or (not isinstance(value, Tensor) and value == first) for value in values):
-        if not isinstance(first, Tensor):
-            return most.clamp_max(first)
-        if first.ndim == 0 or len(values) == 1:
-            return torch.minimum(most, first)
-    parts = [
-        c.expand(count) if isinstance(c, Tensor) else most.new_full((count,), c)
-        for c, count in zip(values, counts, strict=True)
-    ]
-    return torch.minimum(most, torch.cat(parts))
 
 
 def _scaled(

@@ -20,9 +20,11 @@ from torch.optim.optimizer import ParamsT
 
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.entries import Entry, parameter_name, role_and_layout
+from spectrim.optim.layout import Layout
 from spectrim.optim.loading import load_state
 from spectrim.optim.options import complete_options, finish_group, is_zero
 from spectrim.optim.recipe import Recipe
+from spectrim.optim.roles import Role
 from spectrim.optim.rule import Rule, rule_of
 from spectrim.optim.schedule import varies_with_steps
 from spectrim.optim.screening import screen
@@ -204,10 +206,18 @@ class SpectralOptimizer(Optimizer):
                 if kind not in rules:
                     steps = self._steps_on_device(group)
                     rules[kind] = rule_of(group, self.recipe, role, vector=layout == "vector", index=index, steps=steps)
-                entries.append(self._entry(parameter, group, (index, place), rules[kind]))
+                entries.append(self._entry(parameter, group, (index, place), role, layout, rules[kind]))
         return entries
 
-    def _entry(self, parameter: Tensor, group: Mapping[str, Any], position: tuple[int, int], rule: Rule) -> Entry:
+    def _entry(
+        self,
+        parameter: Tensor,
+        group: Mapping[str, Any],
+        position: tuple[int, int],
+        role: Role,
+        layout: Layout,
+        rule: Rule,
+    ) -> Entry:
         state = self.state[parameter]
         fit_state(state, rule, parameter, self._name, position)
         if isinstance(parameter, DTensor):
@@ -221,7 +231,6 @@ class SpectralOptimizer(Optimizer):
                 f"the gradient of {self._name(position)} has shape {tuple(grad.shape)}: expected the parameter's, "
                 f"{tuple(parameter.shape)}"
             )
-        role, layout = role_and_layout(group, parameter)
         return Entry(
             parameter=parameter,
             grad=grad,

@@ -74,6 +74,7 @@ def fit_state(
     Raises:
         RuntimeError: state of another shape. Kernels over storage would read and write past its end.
     """
+    wanted = state_dtype_of(rule, parameter)
     for key in rule.direction.keys:
         value = state[key]
         if value.shape != parameter.shape:
@@ -81,8 +82,8 @@ def fit_state(
                 f"{name_of(position)} has shape {tuple(parameter.shape)} and its state {key!r} has "
                 f"{tuple(value.shape)}: make a new optimizer after changing a parameter's shape"
             )
-        if value.dtype != torch.bfloat16 and value.dtype != state_dtype_of(rule, parameter):
-            state[key] = value.to(state_dtype_of(rule, parameter))
+        if value.dtype not in (torch.bfloat16, wanted):
+            state[key] = value.to(wanted)
 
 
 def drop_orphans(state: dict[Any, Any], groups: list[dict[str, Any]]) -> None:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spectrim.kernels.adam import adamw_step
+from spectrim.kernels.adam import adamw_step, stepped_by
 from spectrim.kernels.choice import kernel_runs
-from spectrim.kernels.lists import Found, fused_serves
+from spectrim.kernels.lists import Found
 from spectrim.kernels.magnitudes import mean_roots
 from spectrim.kernels.runs import Run
 from spectrim.kernels.update import apply_updates
@@ -94,8 +94,9 @@ def step_adamw(entries: Sequence[Entry], grads: Sequence[Tensor], scaled: Shrink
     moments = [[entry.state[key] for entry in entries] for key in ("exp_avg", "exp_avg_sq")]
     if not params:
         return True
-    served = scaled is not None or fused_serves(params, grads, *moments)
-    if not served and not kernel_runs("adamw_step", params, grads, *moments):
+    counts = [entry.state["step"] for entry in entries]
+    by = stepped_by(params, grads, moments[0], moments[1], counts, shrinks=scaled is not None)
+    if by == "formula" and scaled is None:
         return False
     rules = [entry.rule for entry in entries]
     _, beta1, beta2, eps = rules[0].direction.numbers
@@ -104,13 +105,14 @@ def step_adamw(entries: Sequence[Entry], grads: Sequence[Tensor], scaled: Shrink
         grads,
         moments[0],
         moments[1],
-        [entry.state["step"] for entry in entries],
+        counts,
         lr=[rule.lr for rule in rules],
         beta1=beta1,
         beta2=beta2,
         eps=eps,
         weight_decay=[rule.weight_decay for rule in rules],
         found=entries[0].found,
+        by=by,
         **({} if scaled is None else scaled._asdict()),
     )
     return True

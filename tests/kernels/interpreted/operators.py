@@ -65,6 +65,14 @@ CALLS = {
         lambda: ([torch.rand(3, 5, 4)], [torch.rand(3, 5, 4)], TAUS, [torch.rand(3, 5, 4).half()], TAUS),
     ),
     "square_sums": (stacks.square_sums, lambda: ([torch.rand(2, 5, 4), torch.rand(1, 3, 3)],)),
+    "clip_scales": (
+        stacks.clip_scales,
+        lambda: ([torch.rand(2, 5, 4), torch.rand(1, 3, 3)], TAUS, 1.0, 11.0, 24.0, 1e-3, 1e-60),
+    ),
+    "program_numbers": (
+        stacks.program_numbers,
+        lambda: (torch.rand(3, 5, 5), TAUS, torch.rand(4, 3), torch.rand(4, 1), torch.rand(2), 1e-7),
+    ),
 }
 
 

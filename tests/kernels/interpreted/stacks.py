@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spectrim.kernels.device.symmetric import product_less
-from spectrim.kernels.stacks import combine, frobenius_norms
+from spectrim.kernels.stacks import clip_scales, combine, frobenius_norms, program_numbers
 from spectrim.operators.half import half_clip, half_polar
 
 
@@ -45,6 +45,38 @@ def test_norms_of_all_float32_sizes(form, size):
     norms = frobenius_norms(x)
     expected = torch.cat([torch.linalg.matrix_norm(stack.double()) for stack in x])
     torch.testing.assert_close(norms, expected, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("threshold", [1e-30, 2.0, 1e38])
+@pytest.mark.parametrize("kind", ["number", "scalar", "vector"])
+def test_scales_of_a_clip(form, threshold, kind):
+    X = [torch.randn(2, 30, 40) * 1e20, torch.randn(2, 9, 7) * 1e-30, torch.zeros(1, 3, 3)]
+    X[0][1] = float("nan")
+    c = {"number": threshold, "scalar": torch.tensor(threshold), "vector": torch.full((5,), threshold)}[kind]
+    unit, low, most = clip_scales(X, c, size=11.0, most=24.0, least=1e-4)
+    norm = torch.cat([torch.linalg.matrix_norm(stack.double()) for stack in X]).clamp_min(1e-60)
+    expected = torch.minimum(24 * norm, torch.tensor(threshold, dtype=torch.float64))
+    factor = 11.0 / torch.hypot(norm, expected)
+    close = {"rtol": 1e-6, "atol": 0.0, "equal_nan": True}
+    torch.testing.assert_close(unit, factor, **close)
+    torch.testing.assert_close(most, expected.float(), **close)
+    torch.testing.assert_close(low, (factor * expected).clamp_min(11.0 * 1e-4).float(), **close)
+
+
+def test_numbers_from_the_row_that_serves(form):
+    X = torch.randn(6, 20, 20).half() * torch.tensor([1e-3, 0.1, 1.0, 1.0, 1.0, 0.0]).half().view(6, 1, 1)
+    low = torch.tensor([0.1, 0.5, 1.0, 2.0, 5.0, 1.0])
+    table, powers, ends = (
+        torch.randn(4, 5),
+        torch.tensor([[0.0], [-0.5], [-1.0], [-0.25]]),
+        torch.tensor([0.1, 1.0, 5.0, 50.0]),
+    )
+    found = program_numbers(X, low, table, powers, ends, smallest=1e-7)
+    norm = torch.linalg.matrix_norm(X.double()).clamp_min(1e-7)
+    rows = torch.bucketize(norm / low.double() ** 4, ends.double())
+    assert len(rows.unique()) > 2
+    torch.testing.assert_close(found.double(), table.double()[:, rows] * norm ** powers.double(), rtol=1e-4, atol=1e-6)
+    assert found.is_contiguous()
 
 
 @pytest.mark.parametrize("shape", [(128, 256), (150, 70), (256, 128)])

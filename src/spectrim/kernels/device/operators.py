@@ -1,6 +1,5 @@
 """How a kernel becomes an operator of torch, how it is launched, and what all kernels over lists are given."""
 
-import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -80,9 +79,37 @@ def launch(kernel: Any, programs: int | tuple[int, ...], device: torch.device, *
     grid = programs if isinstance(programs, tuple) else (programs,)
     if 0 in grid:
         return
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        # Stated, since Triton's own default is about to change.
+    if device.type != "cuda":
         kernel[grid](*args, **constants, enable_fp_fusion=True)
+    elif device.index is None or device.index == torch.cuda.current_device():
+        _launch(kernel, grid, args, constants)
+    else:
+        with torch.cuda.device(device):
+            _launch(kernel, grid, args, constants)
+
+
+#: What was compiled, by all that Triton compiles anew for.
+_compiled: dict[tuple[Any, ...], Any] = {}
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], constants: dict[str, Any]) -> None:
+    """Launch a kernel as compiled for the likes of these arguments: Triton's own look-up takes the host longer."""
+    key: list[Any] = [id(kernel), torch.cuda.current_device(), *constants.values()]
+    for value, parameter in zip(args, kernel.params, strict=False):
+        kind = type(value)
+        if kind is Tensor or isinstance(value, Tensor):
+            key += (value.dtype, value.data_ptr() % 16 == 0)
+        elif parameter.is_constexpr or kind not in (int, float):
+            key.append(value)
+        elif kind is int:
+            key += (value == 1, value % 16 == 0, value >= 2**31)
+    found = _compiled.get(tuple(key))
+    if found is None:
+        # Stated, since Triton's own default is about to change.
+        _compiled[tuple(key)] = kernel[grid](*args, **constants, enable_fp_fusion=True)
+        return
+    rest = [constants[name] for name in kernel.arg_names[len(args) :]]
+    found[(*grid, 1, 1)[:3]](*args, *rest)
 
 
 def aligned(rows: Sequence[Sequence[int]]) -> bool:

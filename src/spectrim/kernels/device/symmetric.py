@@ -109,7 +109,7 @@ class Tiles(NamedTuple):
 
 def _tiles(size: int) -> Tiles:
     """Large tiles as soon as there are several of them."""
-    return Tiles(128, 128, 64, 8, 3) if size > 128 else Tiles(64, 64, 64, 4, 3)
+    return Tiles(128, 128, 64, 8, 4) if size > 128 else Tiles(64, 64, 64, 4, 3)
 
 
 def _fake(a: Tensor, b: Tensor | None, c: Tensor | None, *rest: Any) -> Tensor:
@@ -231,7 +231,9 @@ def _remainder_kernel(
         right += DEPTH * y_row
     inside = (rows[:, None] < size) & (columns[None, :] < width)
     whole = x + matrix * x_matrix + safe_rows[:, None] * x_row + safe_columns[None, :] * x_column
-    total -= (tl.load(whole) * tl.load(factors + matrix)).to(tl.float32)
+    # By the root twice: the factor itself may be no float32 number.
+    root = tl.sqrt(tl.load(factors + matrix).to(tl.float64)).to(tl.float32)
+    total -= tl.load(whole) * root * root
     target = out + matrix * out_matrix + rows[:, None] * out_row + columns[None, :] * out_column
     if WHOLE:
         tl.store(target, total.to(out.dtype.element_ty))
@@ -240,7 +242,7 @@ def _remainder_kernel(
 
 
 def _remainder_tiles(size: int, width: int) -> Tiles:
-    return Tiles(128, 128, 64, 8, 3) if min(size, width) > 128 else Tiles(64, 64, 64, 4, 3)
+    return Tiles(128, 128, 64, 4, 3) if min(size, width) > 128 else Tiles(64, 64, 64, 4, 3)
 
 
 def _remainder_cost(s: Tensor, y: Tensor, x: Tensor, factors: Tensor) -> Cost:
