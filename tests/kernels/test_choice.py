@@ -31,12 +31,12 @@ def test_kernels_are_off_until_they_are_switched_on_and_off_again():
 
 
 def test_a_kernel_is_on_by_default_where_it_was_measured_to_win(monkeypatch):
-    monkeypatch.setitem(choice.MEASURED, "NVIDIA Fast", frozenset({"screen"}))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Fast")
+    monkeypatch.setitem(choice.MEASURED, (99, 0), frozenset({"screen"}))
+    monkeypatch.setattr(choice, "_capability", lambda index: (99, 0))
     with FakeTensorMode():
         assert choice.switched_on("screen", torch.device("cuda"))
         assert not choice.switched_on("settle", torch.device("cuda"))
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Other")
+        monkeypatch.setattr(choice, "_capability", lambda index: (98, 0))
         assert not choice.switched_on("screen", torch.device("cuda"))
 
 

@@ -27,8 +27,8 @@ from .lists import lie_alike, same_shapes
 
 __all__ = ["MEASURED", "kernel_runs", "switched_on", "use"]
 
-#: Devices, as ``torch.cuda.get_device_name`` has them, and the operations whose kernel was measured to win there.
-MEASURED: dict[str, frozenset[str]] = {}
+#: Capabilities of NVIDIA devices, and the operations whose kernel was measured to win there: docs/gpu.md.
+MEASURED: dict[tuple[int, int], frozenset[str]] = {}
 
 FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
@@ -79,12 +79,14 @@ def switched_on(kernel: str, device: torch.device) -> bool:
         return False
     if device.type != ("cpu" if _interpreted else "cuda"):
         return False
-    return _switch is True or kernel in MEASURED.get(_name_of(device.index), ())
+    return _switch is True or kernel in MEASURED.get(_capability(device.index), ())
 
 
 @functools.cache
-def _name_of(index: int | None) -> str:
-    return torch.cuda.get_device_name(index)
+def _capability(index: int | None) -> tuple[int, int]:
+    """The capability of a device; (0, 0), which has no kernels, where there is none but fake tensors, or where it is
+    none of NVIDIA's."""
+    return torch.cuda.get_device_capability(index) if torch.cuda.is_available() and not torch.version.hip else (0, 0)
 
 
 def kernel_runs(kernel: str, *lists: Sequence[Tensor], scalars: Sequence[Tensor] = ()) -> bool:
