@@ -238,12 +238,12 @@ def _listed(matrices: Sequence[int]) -> list[SpikeMatrix]:
 
 def _parts(matrix: SpikeMatrix) -> int:
     """Rows of all parts of W."""
-    return matrix.columns * triton.cdiv(matrix.rows, SPLIT)
+    return matrix.columns * -(-matrix.rows // SPLIT)
 
 
 def _width(matrices: Sequence[SpikeMatrix]) -> int:
     """The number of columns to which what has k of them is padded."""
-    return max(16, triton.next_power_of_2(max(matrix.rank for matrix in matrices)))
+    return max(16, 1 << (max(matrix.rank for matrix in matrices) - 1).bit_length())
 
 
 def _calls(matrices: Sequence[SpikeMatrix], k: int) -> Iterator[tuple[int, int]]:
@@ -277,12 +277,13 @@ def _cost(
     listed = _listed(matrices)
     k = _width(listed)
     calls = len(list(_calls(listed, k)))
-    read = steps * 2 * size(buffers)  # of M, besides making it and using it; the tail is rarely formed
+    # M is read once more in every power step but the first, and once for W in each. The tail is rarely formed.
+    read = (2 * steps - 1) * size(buffers)
     thin_bytes = 4 * k * sum(steps * (9 * own.rows + 6 * _parts(own)) for own in listed)
     flops = 6 * k * sum((2 * steps + 1) * own.rows * own.columns for own in listed)
     return Cost(
         1 + calls * (10 * steps + 3),
-        size(grads) + 2 * size(buffers) + read + 2 * size(weights) + 2 * size(bases, records) + thin_bytes,
+        size(grads) + 3 * size(buffers) + read + 2 * size(weights) + 2 * size(bases, records) + thin_bytes,
         {"tf32": flops},
     )
 

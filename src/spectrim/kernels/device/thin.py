@@ -284,7 +284,7 @@ def _shape(
     tl.store(record_at, record)
     norm = tl.maximum(norm, share * record)
     aim = tl.load(numbers + tl.program_id(0) * NUMBERS + 2).to(tl.float64, bitcast=True).to(tl.float32)
-    tl.store(scales + tl.program_id(0), tl.where(norm > floor, aim / norm, 0.0))
+    tl.store(scales + tl.program_id(0), tl.where(norm > floor, aim / tl.maximum(norm, floor), 0.0))
 
 
 class Thin:

@@ -106,10 +106,13 @@ class ShapeSpike(SpectralOperator):
             else:
                 matrices += [SpikeMatrix(len(taken), *numbers) for numbers in own]
                 taken.append(entry)
+        buffers, bases, records = ([entry.state[key] for entry in taken] for key in (*direction.keys, *self.keys))
         if taken and spike_step(
             [entry.parameter for entry in taken],
             [entry.grad for entry in taken],
-            *([entry.state[key] for entry in taken] for key in ("momentum_buffer", *self.keys)),
+            buffers,
+            bases,
+            records,
             matrices,
             lr=[entry.rule.lr for entry in taken],
             weight_decay=[entry.rule.weight_decay for entry in taken],
@@ -181,7 +184,7 @@ def _matrices(
     sizes = (rows,) if split is None else split
     ranks = [spike_rank((size, columns), rank_ratio) for size in sizes]
     stride = sum(ranks)
-    found = []
+    found: list[tuple[int, ...]] = []
     for expert in range(experts):
         row = expert * rows
         for number, (size, rank) in enumerate(zip(sizes, ranks, strict=True)):
