@@ -229,3 +229,18 @@ def test_two_runs_agree_to_the_bit():
             twin.step()
     first, second = map(tensors, twins)
     assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_a_compiled_step_is_one_graph():
+    optimizer = warm(group((16, 24)))
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.01)
+    twin = copy.deepcopy(optimizer)
+    twin.param_groups[0]["params"][0].grad = optimizer.param_groups[0]["params"][0].grad.clone()
+    with use(True):
+        torch._dynamo.reset()
+        compiled = torch.compile(twin.step, backend="aot_eager", fullgraph=True)
+        for _ in range(2):
+            optimizer.step()
+            compiled()
+    for key, value in tensors(optimizer).items():
+        torch.testing.assert_close(tensors(twin)[key], value, rtol=0, atol=0)

@@ -35,6 +35,7 @@ from .thin import (
     ROWS_OF,
     STRIDE,
     WEIGHT,
+    blocks_of,
     columns_of,
     field,
     place,
@@ -238,7 +239,7 @@ def _listed(matrices: Sequence[int]) -> list[SpikeMatrix]:
 
 def _parts(matrix: SpikeMatrix) -> int:
     """Rows of all parts of W."""
-    return matrix.columns * -(-matrix.rows // SPLIT)
+    return matrix.columns * blocks_of(matrix.rows, SPLIT)
 
 
 def _width(matrices: Sequence[SpikeMatrix]) -> int:
@@ -334,7 +335,7 @@ def spike_step(
             bits |= own[0] | own[1] | own[2] | n
             rows.append([*own, rates[tensor], m, n, rank, stride, row, column, part])
             numbers.append([lrs[tensor], weight_decays[tensor], rms * (m * n) ** 0.5])
-            row, column, part = row + m, column + n, part + n * triton.cdiv(m, SPLIT)
+            row, column, part = row + m, column + n, part + n * blocks_of(m, SPLIT)
         extents.append((row, column, part))
     table = upload(device, rows, numbers)
     most = [max(extent[i] for extent in extents) for i in range(3)]
@@ -365,7 +366,7 @@ def spike_step(
             tile = TILES["product"]
             launch(
                 _product,
-                (triton.cdiv(grid.rows, tile.rows), grid.matrices),
+                (blocks_of(grid.rows, tile.rows), grid.matrices),
                 device,
                 work.table,
                 work.found,
@@ -382,7 +383,7 @@ def spike_step(
             )
             work.orthonormalize()
             tile = TILES["transposed"]
-            most_parts = max(triton.cdiv(own.columns, tile.columns) * triton.cdiv(own.rows, SPLIT) for own in some)
+            most_parts = max(blocks_of(own.columns, tile.columns) * blocks_of(own.rows, SPLIT) for own in some)
             launch(
                 _transposed,
                 (most_parts, grid.matrices),
@@ -400,7 +401,7 @@ def spike_step(
         tile = TILES["tail"]
         launch(
             _tail,
-            (triton.cdiv(grid.rows, tile.rows), grid.matrices),
+            (blocks_of(grid.rows, tile.rows), grid.matrices),
             device,
             work.table,
             work.found,
@@ -415,7 +416,7 @@ def spike_step(
         tile = TILES["update"]
         launch(
             _update,
-            (triton.cdiv(grid.rows, tile.rows), grid.matrices),
+            (blocks_of(grid.rows, tile.rows), grid.matrices),
             device,
             work.table,
             work.numbers,

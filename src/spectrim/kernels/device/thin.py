@@ -15,7 +15,7 @@ from torch import Tensor
 from ..spike import DEAD_DIRECTION, DEPENDENT, EMPTY_TAIL, PLAIN_TAIL, SHIFT, SMALLEST
 from .operators import launch
 
-__all__ = ["Thin", "columns_of", "field", "place", "skipped"]
+__all__ = ["Thin", "blocks_of", "columns_of", "field", "place", "skipped"]
 
 #: Bytes that the thin matrices of one call may take.
 WORKSPACE_BYTES = 256 * 2**20
@@ -42,6 +42,11 @@ LEAST_ROOT = tl.constexpr(DEPENDENT)
 DEAD = tl.constexpr(DEAD_DIRECTION)
 PLAIN = tl.constexpr(PLAIN_TAIL)
 EMPTY = tl.constexpr(EMPTY_TAIL)
+
+
+def blocks_of(size: int, block: int) -> int:
+    """How many blocks cover a size; Triton's own function takes longer than a launch."""
+    return -(-size // block)
 
 
 @triton.jit
@@ -322,9 +327,9 @@ class Thin:
         self.u, self.w, self.scratch, self.options, self.k, self.split = u, w, scratch, options, k, split
         self.matrices, self.tile, self.tail_tile = matrices, tile, tail_tile
         self.chunks, self.blocks, self.column_blocks = (
-            triton.cdiv(size, step) for size, step in ((rows, CHUNK), (rows, THIN_ROWS), (columns, THIN_ROWS))
+            blocks_of(size, step) for size, step in ((rows, CHUNK), (rows, THIN_ROWS), (columns, THIN_ROWS))
         )
-        self.energy_blocks, self.tail_blocks = triton.cdiv(rows, tile), triton.cdiv(rows, tail_tile)
+        self.energy_blocks, self.tail_blocks = blocks_of(rows, tile), blocks_of(rows, tail_tile)
         sizes = [k * k * self.chunks, k * k, k * self.column_blocks, k, 1, self.energy_blocks, self.tail_blocks]
         wide = torch.empty(sum(sizes) * matrices, dtype=torch.float64, device=u.device)
         self.grams, self.roots, self.squares, self.lengths, self.tails, self.energies, self.tail_energies = wide.split(

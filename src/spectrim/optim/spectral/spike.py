@@ -98,9 +98,11 @@ class ShapeSpike(SpectralOperator):
         taken: list[Entry] = []
         rest: list[Entry] = []
         matrices: list[SpikeMatrix] = []
+        # A compiler looks through the cache, and warns of it.
+        matrices_of = _matrices if torch.compiler.is_compiling() else _kept_matrices
         for entry in entries:
             split = None if entry.split is None else tuple(entry.split)
-            own = _matrices(tuple(entry.parameter.shape), entry.layout, split, self.rank_ratio)
+            own = matrices_of(tuple(entry.parameter.shape), entry.layout, split, self.rank_ratio)
             if own is None:
                 rest.append(entry)
             else:
@@ -171,7 +173,6 @@ class ShapeSpike(SpectralOperator):
         return [(M + left @ right.mT, norm.view(own.shape)) for M, (left, right, own), norm in found]
 
 
-@lru_cache(4096)
 def _matrices(
     shape: tuple[int, ...], layout: Layout, split: tuple[int, ...] | None, rank_ratio: float
 ) -> list[tuple[int, ...]] | None:
@@ -192,6 +193,9 @@ def _matrices(
             found.append((row * columns, size, columns, rank, basis, stride, expert * len(sizes) + number))
             row += size
     return found
+
+
+_kept_matrices = lru_cache(4096)(_matrices)
 
 
 def spike_rank(shape: Shape, rank_ratio: float) -> int:
