@@ -15,7 +15,17 @@ from torch import Tensor
 from .choice import kernel_runs
 from .lists import Found, Number, rates
 
-__all__ = ["DEAD_DIRECTION", "DEPENDENT", "EMPTY_TAIL", "PLAIN_TAIL", "SHIFT", "SMALLEST", "SpikeMatrix", "spike_step"]
+__all__ = [
+    "DEAD_DIRECTION",
+    "DEPENDENT",
+    "EMPTY_TAIL",
+    "MOST_DIRECTIONS",
+    "PLAIN_TAIL",
+    "SHIFT",
+    "SMALLEST",
+    "SpikeMatrix",
+    "spike_step",
+]
 
 EMPTY_TAIL = 1e-10  # a tail with less of the energy than this is rounding: nothing to shrink the spike to
 PLAIN_TAIL = 0.03  # a tail of this much energy against the spike's is no small difference of large numbers
@@ -24,8 +34,8 @@ DEPENDENT = 1e-6  # a column of which less than this is left, once the ones befo
 SHIFT = 1e-13  # added to a unit diagonal: far below float32's rounding, and above float64's
 SMALLEST = 1e-300  # divides a column of zeros
 
-#: The most directions for which a kernel holds its small matrices in registers.
-MOST_DIRECTIONS = 128
+#: The most directions of a matrix that kernels take, for they hold k x k matrices in registers.
+MOST_DIRECTIONS = 64
 
 
 class SpikeMatrix(NamedTuple):

@@ -213,6 +213,9 @@ def test_what_no_kernel_takes_goes_over_stacks(stacked):
     both(warm(group((24, 16), layout="transposed"), group((16, 24))))
     assert stacked == [2, 2, 1]
     stacked.clear()
+    both(warm(group((70, 70), (16, 24)), rank_ratio=0.93))
+    assert stacked == [2, 2, 1]
+    stacked.clear()
     both(warm(group((24, 16), clip=0.5)))
     both(warm(group((24, 16), shrink=3.0)))
     both(warm(group((24, 16), nesterov=True)))

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from spectrim.kernels.choice import switched_on
-from spectrim.kernels.spike import SpikeMatrix, spike_step
+from spectrim.kernels.spike import MOST_DIRECTIONS, SpikeMatrix, spike_step
 from spectrim.operators.spike import follow_and_shape_stacks, start_basis
 from spectrim.optim.directions import Momentum
 from spectrim.optim.layout import Layout
@@ -177,13 +177,15 @@ def _matrices(
     shape: tuple[int, ...], layout: Layout, split: tuple[int, ...] | None, rank_ratio: float
 ) -> list[tuple[int, ...]] | None:
     """The logical matrices of a parameter as :class:`~spectrim.kernels.spike.SpikeMatrix` has them after the tensor's
-    place; None where they are no runs of rows."""
+    place; None where they are no runs of rows, or have too many directions for kernels."""
     if layout not in ("matrix", "stack", "flatten"):
         return None
     experts, rows = shape[:2] if layout == "stack" else (1, shape[0])
     columns = math.prod(shape) // (experts * rows)
     sizes = (rows,) if split is None else split
     ranks = [spike_rank((size, columns), rank_ratio) for size in sizes]
+    if max(ranks) > MOST_DIRECTIONS:
+        return None
     stride = sum(ranks)
     found: list[tuple[int, ...]] = []
     for expert in range(experts):
