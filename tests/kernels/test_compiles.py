@@ -9,15 +9,23 @@ from triton.compiler import ASTSource
 from spectrim.kernels import choice, use
 from spectrim.kernels.adam import adam_directions, adamw_step
 from spectrim.kernels.ademamix import ademamix_directions
-from spectrim.kernels.device import operators, screen, settle, symmetric
+from spectrim.kernels.device import operators, screen, settle, spike, symmetric, thin
 from spectrim.kernels.magnitudes import magnitudes_and_roots
 from spectrim.kernels.momentum import momentum_directions
 from spectrim.kernels.settling import settle as settled
+from spectrim.kernels.spike import SpikeMatrix, spike_step
 from spectrim.kernels.symmetric import symmetric_product
 from spectrim.kernels.update import apply_updates
 
 TARGET = GPUTarget("cuda", 90, 32)
-NAMES = {torch.int64: "i64", torch.int32: "i32", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+NAMES = {
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+}
 
 
 def compiled(kernel, programs, device, *args, num_warps=4, num_stages=3, **constants):
@@ -50,7 +58,7 @@ def assembly(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(choice, "_interpreted", True)  # so that CPU tensors are taken
     codes = []
-    for module in (operators, screen, settle, symmetric):
+    for module in (operators, screen, settle, spike, symmetric, thin):
         monkeypatch.setattr(module, "launch", lambda *args, **constants: codes.append(compiled(*args, **constants)))
     with use(True):
         yield codes
@@ -113,3 +121,20 @@ def test_symmetric_products_on_tensor_cores(assembly, dtype, size):
         if size % 64 == 0:
             assert "cp.async" in code
             assert "st.global.v4" in code
+
+
+@pytest.mark.parametrize(("rank", "dtype"), [(12, BFLOAT), (31, torch.float32), (61, torch.float32)])
+def test_a_step_of_spectra(assembly, rank, dtype):
+    lists = [[torch.zeros(256, 256, dtype=kind)] for kind in (dtype, dtype, torch.float32)]
+    basis, record = torch.zeros(256, rank), torch.zeros(1)
+    numbers = {"lr": [0.1], "weight_decay": [0.1], "decay": 0.9, "average": False, "steps": 2, "found": FOUND}
+    scaling = {"rms": 0.2, "keep": 0.9, "share": 0.25, "floor": 1e-30}
+    assert spike_step(*lists, [basis], [record], [SpikeMatrix(0, 0, 256, 256, rank, 0, rank, 0)], **numbers, **scaling)
+    assert len(assembly) == 23
+    for code in assembly:
+        assert ".local" not in code
+        names = [name for name in ("_product", "_transposed", "_tail", "_update") if f".entry {name}(" in code]
+        if names:
+            # Matrices are read by 16 bytes, and multiplied on tensor cores.
+            assert "ld.global.v4" in code or "cp.async.cg" in code
+            assert "mma" in code

@@ -14,10 +14,12 @@ from spectrim.kernels.costs import COSTS
 from spectrim.kernels.magnitudes import largest_magnitudes, magnitudes_and_roots
 from spectrim.kernels.momentum import momentum_directions
 from spectrim.kernels.settling import settle
+from spectrim.kernels.spike import SpikeMatrix, spike_step
 from spectrim.kernels.symmetric import symmetric_product
 from spectrim.kernels.update import apply_updates
 
 SHAPES = [(2304, 768), (768, 768), (3072, 768), (768, 3072)] * 12
+LLAMA = [(2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192)] * 16
 ENTRIES = sum(rows * columns for rows, columns in SHAPES)
 #: Kernels of torch's fused AdamW on these shapes, as an H100 counted them.
 FUSED_ADAMW = 6
@@ -107,3 +109,21 @@ def test_a_symmetric_product_costs_little_more_than_half(fake):
     assert counter.launches == 1
     flops = COSTS["spectrim::symmetric_product"](R, None, None).flops
     assert 0.5 < flops["float16"] / (2 * 12 * 3072**3) < 0.53
+
+
+@pytest.mark.parametrize("shapes", [SHAPES, LLAMA], ids=["gpt2-small", "llama-1b"])
+def test_a_step_of_spectra_passes_over_memory_seven_times_in_fourteen_launches(fake, shapes):
+    weights, grads, buffers = ([torch.empty(shape, device="cuda") for shape in shapes] for _ in range(3))
+    ranks = [round(0.015 * min(shape)) for shape in shapes]
+    bases = [torch.empty(shape[1], rank, device="cuda") for shape, rank in zip(shapes, ranks, strict=True)]
+    records = [torch.empty(1, device="cuda") for _ in shapes]
+    matrices = [SpikeMatrix(i, 0, *shapes[i], rank, 0, rank, 0) for i, rank in enumerate(ranks)]
+    numbers = {"lr": [1e-3] * len(shapes), "weight_decay": [0.1] * len(shapes), "decay": 0.95, "average": False}
+    scaling = {"rms": 0.2, "keep": 0.9, "share": 0.25, "floor": 1e-30}
+    with Counter() as counter:
+        assert spike_step(weights, grads, buffers, bases, records, matrices, steps=1, **numbers, **scaling)
+    assert counter.launches == 14
+    assert not counter.others
+    # Momentum is made (12 bytes an entry), read for the products with U, and read with the weights (12); what has k
+    # columns adds less than a tenth.
+    assert 28 < counter.bytes / sum(rows * columns for rows, columns in shapes) < 28 * 1.1

@@ -19,9 +19,9 @@ from torch import Tensor
 from spectrim.distributed.collectives import Team
 from spectrim.distributed.grid import Grid
 from spectrim.distributed.runs import Runs, count, overlaps, put, take
+from spectrim.kernels.spike import DEAD_DIRECTION, EMPTY_TAIL, PLAIN_TAIL
 from spectrim.operators._product import product
 from spectrim.operators._stack import energy, reading_is_free
-from spectrim.operators.spike import DEAD_DIRECTION, EMPTY_TAIL, PLAIN_TAIL
 
 __all__ = ["Block", "Correction", "shape_spikes"]
 

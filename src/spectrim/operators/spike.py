@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spectrim.kernels.spike import DEAD_DIRECTION, DEPENDENT, EMPTY_TAIL, PLAIN_TAIL, SHIFT, SMALLEST
+
 from ._constants import constant
 from ._precision import float32_product
 from ._product import product
@@ -36,13 +38,7 @@ __all__ = [
 ]
 
 START_STEPS = 4  # power steps where no basis is at hand
-EMPTY_TAIL = 1e-10  # a tail with less of the energy than this is rounding: nothing to shrink the spike to
-PLAIN_TAIL = 0.03  # a tail of this much energy against the spike's is no small difference of large numbers
 TAIL_ENTRIES = 2**26  # entries of the tail formed at a time, or one row
-DEAD_DIRECTION = 1e-6  # a direction that carries less of the norm than this is rounding too
-DEPENDENT = 1e-6  # a column of which less than this is left, once the ones before it are taken out, is rounding
-SHIFT = 1e-13  # added to a unit diagonal: far below float32's rounding, and above float64's
-SMALLEST = 1e-300  # divides a column of zeros
 
 
 class Spike(NamedTuple):

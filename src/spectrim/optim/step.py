@@ -25,7 +25,7 @@ from spectrim.optim.entries import Entry, by_flag
 from spectrim.optim.layout import matrix_shapes
 from spectrim.optim.rounding import round_stochastically_
 from spectrim.optim.rule import Rule, Shrink
-from spectrim.optim.spectral.base import Part, StepContext
+from spectrim.optim.spectral.base import ADAMW_RMS, LEAST_NORM, Part, StepContext
 from spectrim.optim.stacks import Stack, buckets, parts_of
 
 __all__ = [
@@ -37,13 +37,6 @@ __all__ = [
     "step_adamw",
     "step_entries",
 ]
-
-#: The root mean square of a typical AdamW update, which matched scales aim at (arXiv 2602.11185 and torch.optim.Muon
-#: alike).
-ADAMW_RMS = 0.2
-
-#: Norms up to here count as zero: below lie numbers that float32 holds with few digits.
-LEAST_NORM = 1e-30
 
 
 def step_entries(entries: Sequence[Entry]) -> None:
@@ -66,8 +59,29 @@ def step_entries(entries: Sequence[Entry]) -> None:
         for some in by_flag(same):
             if not step_adamw(some, [entry.grad for entry in some]):
                 shaped += some
-    for bucket in buckets(shaped):
+    for bucket in buckets(by_operators(shaped)):
         step_bucket(bucket)
+
+
+def by_operators(entries: Sequence[Entry]) -> list[Entry]:
+    """Step what operators can by kernels of their own, whole; returns the entries that are left."""
+    alike: dict[tuple[Any, ...], list[Entry]] = {}
+    structures: dict[int, tuple[Any, ...]] = {}
+    left = []
+    for entry in entries:
+        rule = entry.rule
+        if rule.operator is None:
+            left.append(entry)
+            continue
+        if id(rule) not in structures:
+            structures[id(rule)] = rule.structure
+        alike.setdefault(structures[id(rule)], []).append(entry)
+    for same in alike.values():
+        operator = same[0].rule.operator
+        assert operator is not None
+        for some in by_flag(same):
+            left += operator.step_by_kernels(some)
+    return left
 
 
 def step_bucket(bucket: Sequence[Stack[Any]]) -> None:

@@ -6,7 +6,7 @@ from torch._inductor.utils import run_and_get_code
 
 from spectrim.kernels import use
 from spectrim.kernels.adam import adam_directions, adamw_step
-from spectrim.kernels.device import adam, ademamix, momentum, screen, settle, stacks, symmetric, update
+from spectrim.kernels.device import adam, ademamix, momentum, screen, settle, spike, stacks, symmetric, update
 from spectrim.kernels.magnitudes import largest_magnitudes, magnitudes_and_roots
 from spectrim.kernels.settling import settle as settled
 from spectrim.kernels.symmetric import symmetric_product
@@ -45,6 +45,18 @@ CALLS = {
     "apply_updates": (
         update.apply_updates,
         lambda: (some(), some(), *LR, [0.1] * 3, 1.0, TAUS, RUNS, FOUND, [1, 2, 3], steps()),
+    ),
+    "spike_step": (
+        spike.spike_step,
+        lambda: (
+            *(some() for _ in range(3)),
+            some(4, 2),
+            some(1),
+            *LR,
+            [0.1] * 3,
+            [number for i in range(3) for number in (i, 0, 5, 4, 2, 0, 2, 0)],
+            *(0.9, False, 2, [0.2, 0.9, 0.25, 1e-30], FOUND),
+        ),
     ),
     "screen": (screen.screen, lambda: (some(), RUNS[:6], None, True, True)),
     "settle": (settle.settle, lambda: (torch.rand(3), steps(), steps(), FOUND)),

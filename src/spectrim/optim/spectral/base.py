@@ -14,11 +14,28 @@ from torch import Tensor
 if TYPE_CHECKING:
     from spectrim.distributed.collectives import Team
     from spectrim.distributed.grid import Grid
+    from spectrim.optim.entries import Entry
 
-__all__ = ["Part", "Precision", "SpectralOperator", "StepContext", "in_place", "runs_in_half"]
+__all__ = [
+    "ADAMW_RMS",
+    "LEAST_NORM",
+    "Part",
+    "Precision",
+    "SpectralOperator",
+    "StepContext",
+    "in_place",
+    "runs_in_half",
+]
 
 Precision = Literal["auto", "exact", "half"]
 Shape = Sequence[int]
+
+#: The root mean square of a typical AdamW update, which matched scales aim at (arXiv 2602.11185 and torch.optim.Muon
+#: alike).
+ADAMW_RMS = 0.2
+
+#: Norms up to here count as zero: below lie numbers that float32 holds with few digits.
+LEAST_NORM = 1e-30
 
 #: What an operator may need besides the stacks that it works on; beside a bucket it makes 512 MB.
 WORKSPACE_BYTES = 320 * 2**20
@@ -78,6 +95,11 @@ class SpectralOperator(ABC):
     @abstractmethod
     def whole(self, parts: Sequence[Part], context: StepContext) -> None:
         """Work on stacks of whole matrices, in place. Nothing is read from a device."""
+
+    def step_by_kernels(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """Take the whole step of entries of one structure, flag, device and dtypes, as far as kernels of the operator's
+        own do; returns the rest."""
+        return entries
 
     def flops(self, m: int, n: int) -> float:
         """Operations for one m x n matrix on an accelerator, products alone; what ``spectrim plan`` counts."""

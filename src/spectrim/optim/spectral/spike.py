@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from spectrim.kernels.choice import switched_on
+from spectrim.kernels.spike import MOST_DIRECTIONS, SpikeMatrix, spike_step
 from spectrim.operators.spike import follow_and_shape_stacks, start_basis
-from spectrim.optim.spectral.base import Part, Shape, SpectralOperator, StepContext
+from spectrim.optim.directions import Momentum
+from spectrim.optim.layout import Layout
+from spectrim.optim.spectral.base import ADAMW_RMS, LEAST_NORM, Part, Shape, SpectralOperator, StepContext
 
 if TYPE_CHECKING:
     from spectrim.distributed.collectives import Team
     from spectrim.distributed.grid import Grid
+    from spectrim.optim.entries import Entry
 
 __all__ = ["ShapeSpike", "spike_rank"]
 
@@ -78,6 +85,52 @@ class ShapeSpike(SpectralOperator):
         return scaled
 
     @override
+    def step_by_kernels(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        rule, found = entries[0].rule, entries[0].found
+        direction = rule.direction
+        plain = rule.scale == "rms" and rule.clip is None and rule.pre_clip is None and rule.shrink is None
+        if not plain or rule.maximize or rule.narrow_state or rule.still:
+            return entries
+        if not switched_on("spike_step", entries[0].parameter.device) or not isinstance(direction, Momentum):
+            return entries
+        if direction.nesterov or direction.sign:
+            return entries
+        taken: list[Entry] = []
+        rest: list[Entry] = []
+        matrices: list[SpikeMatrix] = []
+        # A compiler looks through the cache, and warns of it.
+        matrices_of = _matrices if torch.compiler.is_compiling() else _kept_matrices
+        for entry in entries:
+            split = None if entry.split is None else tuple(entry.split)
+            own = matrices_of(tuple(entry.parameter.shape), entry.layout, split, self.rank_ratio)
+            if own is None:
+                rest.append(entry)
+            else:
+                matrices += [SpikeMatrix(len(taken), *numbers) for numbers in own]
+                taken.append(entry)
+        buffers, bases, records = ([entry.state[key] for entry in taken] for key in (*direction.keys, *self.keys))
+        if taken and spike_step(
+            [entry.parameter for entry in taken],
+            [entry.grad for entry in taken],
+            buffers,
+            bases,
+            records,
+            matrices,
+            lr=[entry.rule.lr for entry in taken],
+            weight_decay=[entry.rule.weight_decay for entry in taken],
+            decay=direction.decay,
+            average=direction.average,
+            steps=FIRST_POWER_STEPS if rule.first else 1,
+            rms=ADAMW_RMS,
+            keep=self.momentum**RECORD_POWER,
+            share=LEAST_SHARE,
+            floor=LEAST_NORM,
+            found=found,
+        ):
+            return rest
+        return entries
+
+    @override
     def start(self, shapes: Sequence[Shape], *, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """The basis (..., n, k) that a parameter starts from: fixed numbers, the bases of its parts side by side; and
         for each part the record (..., parts) of its norm."""
@@ -118,6 +171,33 @@ class ShapeSpike(SpectralOperator):
         scaled = self._recorded(states, norms, [norm.numel() for norm in norms])
         found = zip(blocks, corrections, scaled, strict=True)
         return [(M + left @ right.mT, norm.view(own.shape)) for M, (left, right, own), norm in found]
+
+
+def _matrices(
+    shape: tuple[int, ...], layout: Layout, split: tuple[int, ...] | None, rank_ratio: float
+) -> list[tuple[int, ...]] | None:
+    """The logical matrices of a parameter as :class:`~spectrim.kernels.spike.SpikeMatrix` has them after the tensor's
+    place; None where they are no runs of rows, or have too many directions for kernels."""
+    if layout not in ("matrix", "stack", "flatten"):
+        return None
+    experts, rows = shape[:2] if layout == "stack" else (1, shape[0])
+    columns = math.prod(shape) // (experts * rows)
+    sizes = (rows,) if split is None else split
+    ranks = [spike_rank((size, columns), rank_ratio) for size in sizes]
+    if max(ranks) > MOST_DIRECTIONS:
+        return None
+    stride = sum(ranks)
+    found: list[tuple[int, ...]] = []
+    for expert in range(experts):
+        row = expert * rows
+        for number, (size, rank) in enumerate(zip(sizes, ranks, strict=True)):
+            basis = expert * columns * stride + sum(ranks[:number])
+            found.append((row * columns, size, columns, rank, basis, stride, expert * len(sizes) + number))
+            row += size
+    return found
+
+
+_kept_matrices = lru_cache(4096)(_matrices)
 
 
 def spike_rank(shape: Shape, rank_ratio: float) -> int:
