@@ -81,32 +81,45 @@ def launch(kernel: Any, programs: int | tuple[int, ...], device: torch.device, *
         return
     if device.type != "cuda":
         kernel[grid](*args, **constants, enable_fp_fusion=True)
-    elif device.index is None or device.index == torch.cuda.current_device():
-        _launch(kernel, grid, args, constants)
+    elif (current := torch.cuda.current_device()) == device.index or device.index is None:
+        _launch(kernel, grid, current, args, constants)
     else:
         with torch.cuda.device(device):
-            _launch(kernel, grid, args, constants)
+            _launch(kernel, grid, device.index, args, constants)
 
 
 #: What was compiled, by all that Triton compiles anew for.
 _compiled: dict[tuple[Any, ...], Any] = {}
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], constants: dict[str, Any]) -> None:
+#: Which parameters of a kernel are constants to Triton. Kernels are never forgotten, so their ids are theirs.
+_constants: dict[int, tuple[bool, ...]] = {}
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], device: int, args: tuple[Any, ...], constants: dict[str, Any]) -> None:
     """Launch a kernel as compiled for the likes of these arguments: Triton's own look-up takes the host longer."""
-    key: list[Any] = [id(kernel), torch.cuda.current_device(), *constants.values()]
-    for value, parameter in zip(args, kernel.params, strict=False):
+    key: list[Any] = [id(kernel), device, *constants.values()]
+    if id(kernel) not in _constants:
+        _constants[id(kernel)] = tuple(parameter.is_constexpr for parameter in kernel.params)
+    addresses = 0
+    for value, constant in zip(args, _constants[id(kernel)], strict=False):
         kind = type(value)
-        if kind is Tensor or isinstance(value, Tensor):
-            key += (value.dtype, value.data_ptr() % 16 == 0)
-        elif parameter.is_constexpr or kind not in (int, float):
+        if constant:
             key.append(value)
         elif kind is int:
-            key += (value == 1, value % 16 == 0, value >= 2**31)
-    found = _compiled.get(tuple(key))
+            key.append((value == 1, value % 16 == 0, value >= 2**31))
+        elif kind is not float:
+            if kind is Tensor or isinstance(value, Tensor):
+                addresses |= value.data_ptr()
+                value = value.dtype
+            key.append(value)
+    if addresses % 16:
+        kernel[grid](*args, **constants, enable_fp_fusion=True)
+        return
+    found = _compiled.get(known := tuple(key))
     if found is None:
         # Stated, since Triton's own default is about to change.
-        _compiled[tuple(key)] = kernel[grid](*args, **constants, enable_fp_fusion=True)
+        _compiled[known] = kernel[grid](*args, **constants, enable_fp_fusion=True)
         return
     rest = [constants[name] for name in kernel.arg_names[len(args) :]]
     found[(*grid, 1, 1)[:3]](*args, *rest)
