@@ -28,8 +28,8 @@ __all__ = [
 ]
 
 
-#: Rows of a product from which on half of it by a kernel is faster than all of it by torch: at 512 it took twice as long
-#: on an H200, at 768 it gained what torch takes for sums and shifts besides.
+#: Rows of a product from which on half of it by a kernel is faster than all of it by torch: on an H200 it took twice as
+#: long at 512, and at 768 it gained what torch takes for sums and shifts besides.
 LEAST_SIDE = 640
 
 
