@@ -38,14 +38,17 @@ class Contender:
         make: parameters and learning rate to the optimizer.
         weights: dtype of the weights.
         captured: whether its step can be asked for in a CUDA graph, with a learning rate in a tensor.
+        memory: what a step may take beside state, in megabytes.
     """
 
     make: Callable[[Params, float | Tensor], Optimizer]
     weights: torch.dtype = torch.float32
     captured: bool = True
+    memory: int = 512
 
     def __call__(self, params: Params) -> Optimizer:
-        """The optimizer at a learning rate of 1e-3."""
+        """The optimizer at a learning rate of 1e-3. Sets the memory of all steps from here on."""
+        spectrim.set_step_memory(self.memory)
         return self.make(params, 1e-3)
 
 
@@ -86,6 +89,10 @@ CONTENDERS: dict[str, Contender] = {
     "muon steps5": muon(orthogonalize_steps=5),
     "adamw+clip bf16": adamw(torch.bfloat16, state_dtype="float32", **AUTO),
     "adamw bf16": adamw(torch.bfloat16, state_dtype="float32"),
+    "adamw+clip 1 GB": Contender(make=lambda params, lr: spectrim.AdamW(params, lr=lr, **AUTO), memory=1024),
+    "muon steps5 1 GB": Contender(
+        make=lambda params, lr: spectrim.Muon(params, lr=lr, orthogonalize_steps=5), memory=1024
+    ),
     "adamw+clip exact": adamw(precision="exact", **AUTO),
     "muon": muon(),
     "muon exact": muon(precision="exact"),
@@ -95,7 +102,8 @@ CONTENDERS: dict[str, Contender] = {
     "ademamix+clip": Contender(make=lambda params, lr: spectrim.AdEMAMix(params, lr=lr, **AUTO)),
     "momentum+clip": Contender(make=lambda params, lr: spectrim.Momentum(params, lr=lr, **AUTO)),
     "spectra+clip": spectra(**AUTO),
-    "wrapper clip": Contender(make=wrapped_adamw),
+    # The wrapper reads its flag once a step.
+    "wrapper clip": Contender(make=wrapped_adamw, captured=False),
 }
 
 

@@ -99,6 +99,7 @@ def captured(device: Device, contender: Contender) -> Row:
     for _ in range(2):
         params = parameters(shapes, device, contender.weights)
         rate = torch.full((), RATES[0], device=device.torch)
+        spectrim.set_step_memory(contender.memory)
         sides.append((params, rate, contender.make(params, rate)))
     start = [param.detach().clone() for param in sides[0][0]]
     eager = sides[0][2].step

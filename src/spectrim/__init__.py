@@ -28,6 +28,7 @@ from spectrim.optim import (
     clip_grad_spectral_,
     describe,
     param_groups,
+    set_step_memory,
     shrink_grad_,
 )
 
@@ -51,6 +52,7 @@ __all__ = [
     "hard_clip",
     "orthogonalize",
     "param_groups",
+    "set_step_memory",
     "shape_spike",
     "shrink_grad_",
     "smooth_shrink",

@@ -3,6 +3,7 @@
 from spectrim.optim.describe import describe
 from spectrim.optim.grads import clip_grad_spectral_, shrink_grad_
 from spectrim.optim.groups import param_groups
+from spectrim.optim.memory import set_step_memory
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.recipe import Recipe
 from spectrim.optim.recipes import AdamW, AdEMAMix, Momentum, Muon, Signum, Spectra
@@ -21,5 +22,6 @@ __all__ = [
     "clip_grad_spectral_",
     "describe",
     "param_groups",
+    "set_step_memory",
     "shrink_grad_",
 ]

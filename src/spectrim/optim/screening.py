@@ -142,12 +142,13 @@ def _on_device(
     for some, sizes in by_device:
         if found is not None:
             others = found.to(sizes.device, non_blocking=True)
-        counts = [entry.state["step"] for entry in some if not _is_absent(entry)]
+        absent = [entry for entry in some if _is_absent(entry)] if sharded else []
+        elsewhere = set(map(id, absent))
+        counts = [entry.state["step"] for entry in some if not absent or id(entry) not in elsewhere]
         blamed = [entry.state["skipped"] for entry in some]
         found = settle(sizes, counts, blamed, others, limit=_limit(some))
         for entry in some:
             entry.found = found
-        absent = [entry for entry in some if _is_absent(entry)]
         flag_absent(absent, found)
         for entry in absent:
             assert entry.found is not None

@@ -14,15 +14,14 @@ from torch import Tensor
 
 from spectrim.optim.entries import AnyEntry, Entry
 from spectrim.optim.layout import Layout, matrices
+from spectrim.optim.memory import stack_bytes
 from spectrim.optim.spectral.base import Part
 
 __all__ = ["BUCKET_BYTES", "Stack", "bucket_bytes", "buckets", "parts_of"]
 
 #: How many bytes of matrices, in float32, go through an operator at once; one matrix always may. On the host only small
-#: ones gain from company: a large one fills the cores by itself.
+#: ones gain from company: a large one fills the cores by itself. Elsewhere :mod:`~spectrim.optim.memory` says.
 BUCKET_BYTES = {"cpu": 4 * 2**20}
-#: Elsewhere so many that a step, with what operators need besides, takes at most 512 MB beyond the state.
-BUCKET_BYTES_ELSEWHERE = 192 * 2**20
 
 T = TypeVar("T")
 
@@ -92,7 +91,7 @@ def buckets(entries: Sequence[AnyEntry], limit: int | None = None) -> Iterator[l
 
 def bucket_bytes(tensor: Tensor) -> int:
     """How many bytes a bucket holds on a tensor's device."""
-    return BUCKET_BYTES.get(tensor.device.type, BUCKET_BYTES_ELSEWHERE)
+    return BUCKET_BYTES.get(tensor.device.type, stack_bytes())
 
 
 def _packed(shapes: Sequence[list[AnyEntry]], limit: int) -> Iterator[list[Stack[AnyEntry]]]:
@@ -102,7 +101,7 @@ def _packed(shapes: Sequence[list[AnyEntry]], limit: int) -> Iterator[list[Stack
         size = max(1, 4 * same[0].parameter.numel())
         while same:
             count = min(len(same), room // size)
-            if count == 0 and bucket:
+            if count < 1 and bucket:
                 yield bucket
                 bucket, room = [], limit
                 continue

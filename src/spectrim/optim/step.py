@@ -43,18 +43,20 @@ def step_entries(entries: Sequence[Entry]) -> None:
     """Step parameters that need this rank alone; their steps are counted already."""
     plain: dict[tuple[Any, ...], list[Entry]] = {}
     shaped: list[Entry] = []
-    # Of every rule once: groups of one optimizer may differ in their betas.
-    numbers: dict[int, tuple[Any, ...]] = {}
+    # Of every rule once: groups of one optimizer may differ in their betas. None where it is not plain AdamW.
+    numbers: dict[int, tuple[Any, ...] | None] = {}
     for entry in entries:
         rule = entry.rule
         if not entry.parameter.numel():
             continue
-        if not rule.is_adamw or rule.shrink is not None or rule.maximize:
-            shaped.append(entry)
-            continue
         if id(rule) not in numbers:
-            numbers[id(rule)] = rule.direction.numbers
-        plain.setdefault(numbers[id(rule)], []).append(entry)
+            is_plain = rule.is_adamw and rule.shrink is None and not rule.maximize
+            numbers[id(rule)] = rule.direction.numbers if is_plain else None
+        own = numbers[id(rule)]
+        if own is None:
+            shaped.append(entry)
+        else:
+            plain.setdefault(own, []).append(entry)
     for same in plain.values():
         for some in by_flag(same):
             if not step_adamw(some, [entry.grad for entry in some]):

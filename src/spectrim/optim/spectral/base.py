@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from spectrim.optim.memory import workspace_bytes
+
 if TYPE_CHECKING:
     from spectrim.distributed.collectives import Team
     from spectrim.distributed.grid import Grid
@@ -36,9 +38,6 @@ ADAMW_RMS = 0.2
 
 #: Norms up to here count as zero: below lie numbers that float32 holds with few digits.
 LEAST_NORM = 1e-30
-
-#: What an operator may need besides the stacks that it works on; beside a bucket it makes 512 MB.
-WORKSPACE_BYTES = 320 * 2**20
 
 #: Devices whose float16 products are several times as fast as their float32 ones; "meta" stands for such a one.
 HALF_DEVICES = ("cuda", "meta")
@@ -172,7 +171,7 @@ def in_place(
 
     Args:
         workspace: bytes that the function needs for one m x n matrix besides; so many matrices go to it at once as stay
-            within :data:`WORKSPACE_BYTES`, or one.
+            within :func:`~spectrim.optim.memory.workspace_bytes`, or one.
     """
     families: dict[int, list[Tensor]] = {}
     for part in parts:
@@ -188,14 +187,14 @@ def in_place(
 def _within(stacks: Sequence[Tensor], workspace: Callable[[int, int], int]) -> list[list[Tensor]]:
     """Stacks cut, and gathered again, into lists that need no more than the workspace."""
     calls: list[list[Tensor]] = [[]]
-    room = WORKSPACE_BYTES
+    room = workspace_bytes()
     for stack in stacks:
         each = max(1, workspace(stack.shape[-2], stack.shape[-1]))
         while len(stack):
             count = min(len(stack), room // each)
-            if count == 0 and calls[-1]:
+            if count < 1 and calls[-1]:
                 calls.append([])
-                room = WORKSPACE_BYTES
+                room = workspace_bytes()
                 continue
             count = max(1, count)
             calls[-1].append(stack[:count])
