@@ -23,7 +23,7 @@ from spectrim.optim.entries import Entry, parameter_name, role_and_layout
 from spectrim.optim.loading import load_state
 from spectrim.optim.options import complete_options, finish_group, is_zero
 from spectrim.optim.recipe import Recipe
-from spectrim.optim.rule import Rule, rule_of
+from spectrim.optim.rule import Applied, Rule, rule_of
 from spectrim.optim.schedule import varies_with_steps
 from spectrim.optim.screening import screen
 from spectrim.optim.sharded.agreement import Agreement
@@ -89,6 +89,10 @@ class SpectralOptimizer(Optimizer):
     def rule(self, group: Mapping[str, Any], parameter: Tensor) -> str:
         """What happens to a parameter of this group, in a few words; ``describe`` shows it."""
         return self.rule_of(group, parameter).label
+
+    def applied(self, group: Mapping[str, Any], parameter: Tensor) -> Applied:
+        """Learning rate, decay and threshold of the next step of a parameter of this group; ``describe`` shows them."""
+        return self.rule_of(group, parameter).applied
 
     def rule_of(self, group: Mapping[str, Any], parameter: Tensor) -> Rule:
         """The rule that a parameter of this group follows in the next step."""

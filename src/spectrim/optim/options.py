@@ -155,6 +155,8 @@ def finish_group(group: dict[str, Any], defaults: Mapping[str, Any], index: int)
             lr * group["lr_scale"] if isinstance(lr, float | int | Tensor) and group["lr_scale"] != 1.0 else lr
         )
     group.setdefault("steps_taken", 0)
+    # The default decay leaves vectors alone; one that their group states is meant for them.
+    group.setdefault("decays_vectors", "weight_decay" in group)
     for key, value in defaults.items():
         group.setdefault(key, value)
     for key in (*defaults, "lr_scale", "split"):
@@ -178,6 +180,7 @@ def _warn_of_near_miss(key: str, defaults: Mapping[str, Any], where: str) -> Non
 #: What groups hold besides options: what torch and its schedulers keep there, and what grouping says.
 _KNOWN = {
     *("params", "param_names", "role", "layout", "split", "lr_scale", "steps_taken", "largest_lr", "recipe"),
+    "decays_vectors",
     *("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "name"),
 }
 

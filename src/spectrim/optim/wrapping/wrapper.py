@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 from spectrim.optim.entries import Entry, parameter_name, role_and_layout
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.options import ClippingOptions, is_zero
-from spectrim.optim.rule import Rule
+from spectrim.optim.rule import Applied, Rule
+from spectrim.optim.schedule import clip_threshold
 from spectrim.optim.screening import screen
 from spectrim.optim.sharded.agreement import Agreement
 from spectrim.optim.sharded.entry import ShardedEntry, sharded_entry
@@ -125,9 +126,23 @@ class SpectralClipping(Optimizer):
         """What happens to a parameter of this group, in a few words; ``describe`` shows it."""
         role, layout = role_and_layout(group, parameter)
         name = type(self.base).__name__
+        if group.get("weight_decay") and self.manner(group, parameter).coupling:
+            name += " with decay in its gradient"
         if group["clip"] is None or not in_scope(group, role):
             return name
         return f"{name} → {'clip norm' if layout == 'vector' else 'clip'}"
+
+    def applied(self, group: Mapping[str, Any], parameter: Tensor) -> Applied:
+        """Learning rate, decay and threshold of the next step of a parameter of this group; ``describe`` shows them.
+
+        A decay that the base adds to the gradient is no decay here: like the gradient, it goes through the clip.
+        """
+        role, _ = role_and_layout(group, parameter)
+        lr = float(group["lr"])
+        limit = clip_threshold({**group, "lr": lr}) if in_scope(group, role) else None
+        manner = self.manner(group, parameter)
+        decay = manner.decay + (manner.fixed_decay / lr if lr else 0.0)
+        return Applied(lr, decay, None if limit is None else float(limit))
 
     def manner(self, group: Mapping[str, Any], parameter: Tensor) -> Manner:
         """How the base steps a parameter of this group."""
