@@ -121,7 +121,7 @@ def test_prints_as_an_aligned_table_with_totals() -> None:
     assert totals == "AdamW: 3 tensors, 100 parameters, 0 bytes of state"
 
 
-# -- What is told is what happens ---------------------------------------------------------------------------------------
+# -- What is told is what happens --------------------------------------------------------------------------------------
 
 
 class Parts(nn.Module):

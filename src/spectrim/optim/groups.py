@@ -24,7 +24,7 @@ from spectrim.optim.roles import ROLES, Reading, Role
 
 __all__ = ["describe", "param_groups"]
 
-_GROUPING = ("role", "layout", "split", "lr_scale", "weight_decay")
+_GROUPING = ("role", "layout", "split", "lr_factor", "weight_decay")
 # The options of the named optimizers, each of which an override may set for some parameters.
 _OPTIONS = (
     *("lr", "betas", "eps", "momentum", "nesterov", "alpha", "slow_warmup_steps", "rank_ratio", "scale"),
@@ -50,12 +50,12 @@ def param_groups(
         head_lr: factor on the learning rate of output heads. A weight tied to an embedding is an embedding.
         split: pattern of names -> sizes along the outputs, for fused projections that the library does not know. It
             applies to the matrices that the pattern matches, not to biases.
-        overrides: pattern of names -> values that replace what was read: "role", "layout", "split", "lr_scale",
+        overrides: pattern of names -> values that replace what was read: "role", "layout", "split", "lr_factor",
             "weight_decay", or an optimizer's option such as "clip".
 
     Returns:
         Groups with "params" as (name, parameter) pairs, "role" (matrix, embedding, head, vector), "layout" (see
-        :mod:`layout`), "split" (sizes along the outputs, or None), "lr_scale" (factor on the optimizer's lr) and, for
+        :mod:`layout`), "split" (sizes along the outputs, or None), "lr_factor" (factor on the optimizer's lr) and, for
         vectors, "weight_decay" 0. Every trainable parameter is in exactly one group, a tied one under its first name.
 
     Raises:
@@ -69,7 +69,7 @@ def param_groups(
     declared = _Patterns("overrides", overrides or {}, aliases)
     for pattern, override in declared.values.items():
         _check_keys(override, pattern)
-    lr_scales = {"embedding": _factor("embedding_lr", embedding_lr), "head": _factor("head_lr", head_lr)}
+    lr_factors = {"embedding": _factor("embedding_lr", embedding_lr), "head": _factor("head_lr", head_lr)}
 
     groups: dict[str, dict[str, Any]] = {}
     unread: list[str] = []
@@ -89,7 +89,7 @@ def param_groups(
             "role": reading.role,
             "layout": reading.layout,
             "split": reading.split,
-            "lr_scale": lr_scales.get(reading.role, 1.0),
+            "lr_factor": lr_factors.get(reading.role, 1.0),
             **({"weight_decay": 0.0} if reading.role == "vector" else {}),
             **{key: value for key, value in override.items() if key not in ("role", "layout", "split")},
         }

@@ -24,7 +24,7 @@ from spectrim.optim.loading import load_state
 from spectrim.optim.options import complete_options, finish_group, is_zero
 from spectrim.optim.recipe import Recipe
 from spectrim.optim.rule import Applied, Rule, rule_of
-from spectrim.optim.schedule import varies_with_steps
+from spectrim.optim.schedule import remember_rates, varies_with_steps
 from spectrim.optim.screening import screen
 from spectrim.optim.sharded.agreement import Agreement
 from spectrim.optim.sharded.entry import ShardedEntry, sharded_entry
@@ -63,7 +63,11 @@ class SpectralOptimizer(Optimizer):
         extra = dict(extra)
         self._process_group: dist.ProcessGroup | None = extra.pop("process_group", None)
         self._begin()
-        super().__init__(params, complete_options(options, extra))
+        defaults = complete_options(options, extra)
+        # Of a recipe with a momentum that is what schedulers are to cycle; torch's take the first of "betas" where an
+        # optimizer's defaults have any.
+        self._unlisted = {"betas": defaults.pop("betas")} if "momentum" in defaults else {}
+        super().__init__(params, defaults)
 
     def _begin(self) -> None:
         """What no checkpoint holds."""
@@ -76,7 +80,7 @@ class SpectralOptimizer(Optimizer):
         """Add a group, completing its options from the defaults. A group that is refused leaves nothing behind."""
         index = len(self.param_groups)
         group = dict(param_group)
-        finish_group(group, self.defaults, index)
+        finish_group(group, {**self.defaults, **self._unlisted}, index)
         group["recipe"] = self.recipe.name
         super().add_param_group(group)
         try:
@@ -132,11 +136,12 @@ class SpectralOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_process_group", None)
+        self.__dict__.setdefault("_unlisted", {})
         self._begin()
 
     def __getstate__(self) -> dict[str, Any]:
         # Process groups do not travel.
-        return {**super().__getstate__(), "_process_group": None}
+        return {**super().__getstate__(), "_process_group": None, "_unlisted": self._unlisted}
 
     def state_of(self, parameter: Tensor, group: Mapping[str, Any], name: str) -> dict[str, Tensor]:
         """New state of a parameter of a group; it is not kept."""
@@ -196,9 +201,9 @@ class SpectralOptimizer(Optimizer):
     def _collect(self) -> list[Entry]:
         """All parameters that take part in the step, with the rules that they follow and with their state."""
         self._make_state()
+        remember_rates(self.param_groups)
         entries: list[Entry] = []
         for index, group in enumerate(self.param_groups):
-            _remember_rate(group)
             rules: dict[tuple[str, bool], Rule] = {}
             for place, parameter in enumerate(group["params"]):
                 if parameter.grad is None and not (isinstance(parameter, DTensor) and parameter.requires_grad):
@@ -258,13 +263,6 @@ class SpectralOptimizer(Optimizer):
         if not steps or reading_is_free(steps[0]):
             return None
         return torch.stack(steps).amax()
-
-
-def _remember_rate(group: dict[str, Any]) -> None:
-    """Keep the largest learning rate that a group has had: thresholds refer to it where nothing else says the peak."""
-    lr = group["lr"]
-    if not isinstance(lr, Tensor) and lr > group["largest_lr"]:
-        group["largest_lr"] = float(lr)
 
 
 def _autocast_off(entries: Iterable[Entry]) -> ExitStack:

@@ -37,8 +37,10 @@ class Shrink(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """The numbers of a parameter's next step, as ``describe`` shows them: a step without a gradient leaves the weight at
-    1 − lr · weight_decay of itself."""
+    """The numbers of a parameter's next step, as ``describe`` shows them.
+
+    Without a gradient the weight is multiplied by 1 − lr · weight_decay.
+    """
 
     lr: float
     weight_decay: float

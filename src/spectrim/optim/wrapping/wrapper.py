@@ -19,14 +19,14 @@ from spectrim.optim.entries import Entry, parameter_name, role_and_layout
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.options import ClippingOptions, is_zero
 from spectrim.optim.rule import Applied, Rule
-from spectrim.optim.schedule import clip_threshold
+from spectrim.optim.schedule import clip_threshold, remember_rates
 from spectrim.optim.screening import screen
 from spectrim.optim.sharded.agreement import Agreement
 from spectrim.optim.sharded.entry import ShardedEntry, sharded_entry
 from spectrim.optim.sharded.rounds import Loads
 from spectrim.optim.skips import SkipWatch
 from spectrim.optim.wrapping.changes import clip_changes, in_scope, rule_of_changes
-from spectrim.optim.wrapping.clipping_options import CLIPPING_KEYS, clipping_defaults, clipping_values
+from spectrim.optim.wrapping.clipping_options import ADDED_KEYS, CLIPPING_KEYS, clipping_defaults, clipping_values
 from spectrim.optim.wrapping.held import Held
 from spectrim.optim.wrapping.held_shard import hold_shard
 from spectrim.optim.wrapping.probe import Manner, check_base, find_manner
@@ -170,12 +170,20 @@ class SpectralClipping(Optimizer):
     def _share(self, base: Optimizer) -> None:
         """Hold the base's groups and state, completing the groups: all of them, or none where one is refused."""
         self.param_groups, self.state = base.param_groups, base.state
-        new = [index for index, group in enumerate(self.param_groups) if "steps_taken" not in group]
+        for group in self.param_groups:
+            if "steps_taken" in group and "lr_factor" not in group and "lr_scale" in group:
+                # A checkpoint of when the factor was called so.
+                group["lr_factor"] = group.pop("lr_scale")
+        new = [i for i, group in enumerate(self.param_groups) if not all(key in group for key in ADDED_KEYS)]
         values = [clipping_values(base, index, self._clipping) for index in new]
         for index in new:
             self._check_parameters(index)
         for index, added in zip(new, values, strict=True):
-            self.param_groups[index].update(added)
+            group = self.param_groups[index]
+            # Of a checkpoint that lacks only some, the rest stays.
+            group.update(
+                added if "steps_taken" not in group else {key: added[key] for key in added if key not in group}
+            )
 
     def _check_parameters(self, index: int) -> None:
         group = self.param_groups[index]
@@ -233,6 +241,7 @@ class SpectralClipping(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._share(self.base)
+        remember_rates(self.param_groups)
         collected = self._collected()
         sharded = [entry for entry in collected if isinstance(entry, ShardedEntry)]
         if sharded:
@@ -336,6 +345,6 @@ class SpectralClipping(Optimizer):
 
 def _switches(group: Mapping[str, Any]) -> str:
     """The base's options on which the manner may depend: not the numbers that a schedule moves, save the decay."""
-    ours = (*CLIPPING_KEYS, "role", "layout")
+    ours = (*ADDED_KEYS, "role", "layout")
     base = [(key, value) for key, value in group.items() if key not in ours]
     return repr([(key, value) for key, value in base if isinstance(value, bool | str) or "decay" in key])
