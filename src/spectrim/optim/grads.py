@@ -28,6 +28,7 @@ from spectrim.operators import (
     soft_clip,
 )
 from spectrim.optim.entries import role_and_layout
+from spectrim.optim.flat import check_whole
 from spectrim.optim.gradient import map_matrices, shrink_entries, squared_norm
 from spectrim.optim.groups import param_groups
 from spectrim.optim.layout import Layout, matrices
@@ -205,6 +206,7 @@ def _gradients(parameters: Parameters) -> Iterator[_Gradient]:
             name = names[index] if names else f"group {group_index}, parameter {index}"
             if isinstance(item, tuple):
                 name, item = item
+            check_whole(item, repr(name))
             sharded = isinstance(item, DTensor)
             if item.grad is None and not (sharded and item.requires_grad):
                 continue

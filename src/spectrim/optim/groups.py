@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from spectrim.optim.describe import describe
+from spectrim.optim.flat import check_whole
 from spectrim.optim.layout import LAYOUTS, Layout, default_layout, matrix_shapes
 from spectrim.optim.options import SpectralOptions
 from spectrim.optim.reading import read_model
@@ -44,8 +45,8 @@ def param_groups(
     """Group a model's trainable parameters by what they are, ready for an optimizer.
 
     Args:
-        model: any module; models of transformers and PEFT are known in detail. Wrappers (DDP, FSDP, ``torch.compile``,
-            activation checkpointing) are looked through.
+        model: any module; models of transformers and PEFT are known in detail. Wrappers (DDP, FSDP2, ``torch.compile``,
+            activation checkpointing) are looked through; flat shards of FSDP1 and DeepSpeed ZeRO are refused.
         embedding_lr: factor on the learning rate of embeddings.
         head_lr: factor on the learning rate of output heads. A weight tied to an embedding is an embedding.
         split: pattern of names -> sizes along the outputs, for fused projections that the library does not know. It
@@ -59,8 +60,8 @@ def param_groups(
         vectors, "weight_decay" 0. Every trainable parameter is in exactly one group, a tied one under its first name.
 
     Raises:
-        ValueError: a trainable parameter that is complex or quantised, or whose role cannot be told, a pattern that
-            matches nothing, or a value that does not fit; the message names it.
+        ValueError: a trainable parameter that is flattened, complex or quantised, or whose role cannot be told, a
+            pattern that matches nothing, or a value that does not fit; the message names it.
 
     Patterns are globs over whole names ("*" matches any characters, dots too); the first that matches wins.
     """
@@ -78,6 +79,7 @@ def param_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        check_whole(parameter, f"parameter {name!r}")
         _check_dtype(name, parameter)
         shape = tuple(parameter.shape)
         override = declared.first(name) or {}

@@ -20,6 +20,7 @@ from torch.optim.optimizer import ParamsT
 
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.entries import Entry, parameter_name, role_and_layout
+from spectrim.optim.flat import check_group, count_matrices, warn_of_long_vectors
 from spectrim.optim.loading import load_state
 from spectrim.optim.options import complete_options, finish_group, is_zero
 from spectrim.optim.recipe import Recipe
@@ -83,12 +84,14 @@ class SpectralOptimizer(Optimizer):
         finish_group(group, {**self.defaults, **self._unlisted}, index)
         group["recipe"] = self.recipe.name
         super().add_param_group(group)
+        group = self.param_groups[index]
         try:
-            for position, parameter in enumerate(self.param_groups[index]["params"]):
+            for position, parameter in enumerate(group["params"]):
                 check_parameter(parameter, self._name((index, position)))
         except ValueError:
             self.param_groups.pop()
             raise
+        group["matrices"] = count_matrices(group["params"])
 
     def rule(self, group: Mapping[str, Any], parameter: Tensor) -> str:
         """What happens to a parameter of this group, in a few words; ``describe`` shows it."""
@@ -248,11 +251,14 @@ class SpectralOptimizer(Optimizer):
         for group_index, group in enumerate(self.param_groups):
             for index, parameter in enumerate(group["params"]):
                 if not self.state.get(parameter) and (parameter.requires_grad or parameter.grad is not None):
+                    check_group(group, f"group {group_index}")
                     name = self._name((group_index, index))
                     self.state[parameter] = self.state_of(parameter, group, name)
                     made = True
         if made:
             drop_orphans(self.state, self.param_groups)
+            if self.recipe.operator is not None or any(group["clip"] is not None for group in self.param_groups):
+                warn_of_long_vectors(self.param_groups)
 
     def _steps_on_device(self, group: Mapping[str, Any]) -> Tensor | None:
         """How many steps a group has taken, where only the device knows and a threshold depends on it."""

@@ -182,7 +182,7 @@ def _warn_of_near_miss(key: str, defaults: Mapping[str, Any], where: str) -> Non
 #: What groups hold besides options: what torch and its schedulers keep there, and what grouping says.
 _KNOWN = {
     *("params", "param_names", "role", "layout", "split", "lr_factor", "steps_taken", "first_lr", "recipe"),
-    *("largest_lr", "decays_vectors", "lr_scale"),
+    *("largest_lr", "decays_vectors", "matrices", "lr_scale"),
     *("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "name"),
 }
 

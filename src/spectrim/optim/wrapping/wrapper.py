@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from spectrim.optim.entries import Entry, parameter_name, role_and_layout
+from spectrim.optim.flat import check_group, check_whole, count_matrices
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.options import ClippingOptions, is_zero
 from spectrim.optim.rule import Applied, Rule
@@ -180,6 +181,7 @@ class SpectralClipping(Optimizer):
             self._check_parameters(index)
         for index, added in zip(new, values, strict=True):
             group = self.param_groups[index]
+            group.setdefault("matrices", count_matrices(group["params"]))
             # Of a checkpoint that lacks only some, the rest stays.
             group.update(
                 added if "steps_taken" not in group else {key: added[key] for key in added if key not in group}
@@ -188,6 +190,7 @@ class SpectralClipping(Optimizer):
     def _check_parameters(self, index: int) -> None:
         group = self.param_groups[index]
         for position, parameter in enumerate(group["params"]):
+            check_whole(parameter, self._name((index, position)))
             if not parameter.is_floating_point():
                 name, kind = self._name((index, position)), f"{type(parameter).__name__} of {parameter.dtype}"
                 raise ValueError(f"{name} is a {kind}: expected one of a real floating-point dtype")
@@ -284,6 +287,7 @@ class SpectralClipping(Optimizer):
         """Every parameter that has a gradient, and the sharded ones of which another rank may have one."""
         collected: list[Entry] = []
         for group_index, group in enumerate(self.param_groups):
+            check_group(group, f"group {group_index} of {type(self.base).__name__}")
             rules: dict[tuple[str, bool], Rule] = {}
             for index, parameter in enumerate(group["params"]):
                 position, grad = (group_index, index), parameter.grad
