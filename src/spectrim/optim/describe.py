@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectrim.optim.layout import matrix_shapes
+from spectrim.optim.layout import matrix_shapes, sizes_of
 
 __all__ = ["Description", "Row", "describe"]
 
@@ -194,6 +194,8 @@ def _matrix(parameter: Tensor, group: Mapping[str, Any]) -> str:
         text = f"{len(shapes)} x {text}"
     if len(shapes[0]) == 3:
         text = f"{shapes[0][0]} x {text}" if equal else f"{shapes[0][0]} x [{text}]"
+    if group.get("split") and sizes_of(group["split"])[1]:
+        text += ", interleaved"
     if layout in ("transposed", "transposed_stack"):
         return f"{text}, transposed"
     return f"{text}, flattened" if layout == "flatten" else text

@@ -18,7 +18,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from spectrim.optim.describe import describe
 from spectrim.optim.flat import check_whole
-from spectrim.optim.layout import LAYOUTS, Layout, default_layout, matrix_shapes
+from spectrim.optim.layout import INTERLEAVED, LAYOUTS, Layout, Split, default_layout, matrix_shapes
 from spectrim.optim.options import SpectralOptions
 from spectrim.optim.reading import read_model
 from spectrim.optim.roles import ROLES, Reading, Role
@@ -39,7 +39,7 @@ def param_groups(
     *,
     embedding_lr: float = 1.0,
     head_lr: float = 1.0,
-    split: Mapping[str, Sequence[int]] | None = None,
+    split: Mapping[str, Split] | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Group a model's trainable parameters by what they are, ready for an optimizer.
@@ -50,7 +50,8 @@ def param_groups(
         embedding_lr: factor on the learning rate of embeddings.
         head_lr: factor on the learning rate of output heads. A weight tied to an embedding is an embedding.
         split: pattern of names -> sizes along the outputs, for fused projections that the library does not know. It
-            applies to the matrices that the pattern matches, not to biases.
+            applies to the matrices that the pattern matches, not to biases. Where the outputs of the projections take
+            turns, "interleaved" and then how many of each come at a time.
         overrides: pattern of names -> values that replace what was read: "role", "layout", "split", "lr_factor",
             "weight_decay", or an optimizer's option such as "clip".
 
@@ -171,7 +172,7 @@ def _aliases(model: nn.Module) -> dict[str, list[str]]:
 def _declared(
     reading: Reading | None,
     override: Mapping[str, Any],
-    split: Sequence[int] | None,
+    split: Split | None,
     shape: tuple[int, ...],
     name: str,
 ) -> Reading | None:
@@ -209,10 +210,16 @@ def _layout_for(role: str, reading: Reading | None, shape: tuple[int, ...]) -> L
     return "flatten" if len(shape) > 3 else default_layout(shape)
 
 
-def _sizes(split: object, name: str) -> tuple[int, ...]:
-    if not isinstance(split, Sequence) or not all(type(size) is int for size in split):
-        raise ValueError(f"split={split!r} for {name!r}: expected sizes along the outputs, such as (768, 768, 768)")
-    return tuple(split)
+def _sizes(split: object, name: str) -> tuple[int | str, ...]:
+    """A split as plain values."""
+    found = tuple(split) if isinstance(split, Sequence) and not isinstance(split, str) else ()
+    sizes = found[1:] if found[:1] == (INTERLEAVED,) else found
+    if not sizes or not all(type(size) is int for size in sizes):
+        raise ValueError(
+            f"split={split!r} for {name!r}: expected sizes along the outputs, such as (768, 768, 768), or of one turn, "
+            f'such as ("interleaved", 256, 64, 64)'
+        )
+    return found
 
 
 def _check_keys(override: Mapping[str, Any], pattern: str) -> None:
