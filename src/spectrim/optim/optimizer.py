@@ -34,6 +34,7 @@ from spectrim.optim.sharded.step import step_shards
 from spectrim.optim.skips import SkipWatch
 from spectrim.optim.state import check_parameter, drop_orphans, fit_state, new_state
 from spectrim.optim.step import step_entries
+from spectrim.optim.unsaid import warn_of_unsaid_roles
 
 __all__ = ["SpectralOptimizer"]
 
@@ -69,6 +70,8 @@ class SpectralOptimizer(Optimizer):
         # optimizer's defaults have any.
         self._unlisted = {"betas": defaults.pop("betas")} if "momentum" in defaults else {}
         super().__init__(params, defaults)
+        if self.recipe.operator is not None:
+            warn_of_unsaid_roles(type(self).__name__, self.param_groups)
 
     def _begin(self) -> None:
         """What no checkpoint holds."""
