@@ -21,7 +21,8 @@ def largest_singular_value(grad: Tensor, layout: Layout, split: Split | None) ->
 
     An estimate from below, by power steps, within 2 %. Nothing is read.
     """
-    views = matrices(grad, layout, split)
+    # Contiguous, so that convolutions in channels_last have their matrices too.
+    views = matrices(grad.contiguous(), layout, split)
     if not views:
         return squared_norm(grad).sqrt()
     found = [grad.new_zeros((), dtype=torch.float32)]

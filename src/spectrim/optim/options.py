@@ -242,9 +242,20 @@ _CHECKS: dict[str, _Check] = {
 }
 
 
+def _spells_number(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
 def _check(group: Mapping[str, Any], where: str) -> None:
     def refuse(key: str, expected: str) -> None:
-        raise ValueError(f"{key}={group[key]!r} for {where}: expected {expected}")
+        # YAML takes 2e-3 for text, and so do forms and environment variables.
+        text = "; this is text, not a number" if _spells_number(group[key]) else ""
+        raise ValueError(f"{key}={group[key]!r} for {where}: expected {expected}{text}")
 
     for key, choices in _CHOICES.items():
         value = group.get(key)
