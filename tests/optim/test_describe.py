@@ -224,6 +224,14 @@ def test_a_large_update_ends_at_the_described_threshold(recipe: str) -> None:
         assert float(size) == pytest.approx(row.lr * expected, rel=2e-3), row
 
 
+@pytest.mark.parametrize("recipe", ["adamw+clip", "wrapped adamw"])
+def test_the_threshold_is_told_for_a_rate_that_no_step_has_had_yet(recipe: str) -> None:
+    optimizer = RECIPES[recipe]([nn.Parameter(torch.ones(4, 4))])
+    assert describe(optimizer).rows[0].threshold == pytest.approx(0.01 / 0.1)
+    optimizer.param_groups[0]["lr"] = 0.4
+    assert describe(optimizer).rows[0].threshold == pytest.approx(0.01 / 0.4)
+
+
 def test_a_frozen_parameter_is_called_frozen_and_does_not_move() -> None:
     layer = nn.Linear(4, 4)
     layer.bias.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What users and frameworks give an optimizer besides parameters: taken as torch takes it, or refused in plain words."""
+"""What users and frameworks give an optimizer besides parameters: taken as torch takes it, or refused plainly."""
 
 import collections
 import warnings

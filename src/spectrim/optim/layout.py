@@ -82,7 +82,9 @@ def matrices(tensor: Tensor, layout: Layout, split: Split | None = None, *, lead
             raise ValueError(
                 f"split={tuple(split)}: interleaved sizes must sum to a divisor of {outputs}, the outputs of {shape}"
             )
-        return [part.flatten(-3, -2) for part in _turns(whole, sizes)]
+        # Copies even where a view would do, so that to write them back is one thing.
+        copies = [part.clone(memory_format=torch.contiguous_format) for part in _turns(whole, sizes)]
+        return [copy.flatten(-3, -2) for copy in copies]
     if period != outputs:
         raise ValueError(f"split={tuple(split)}: sizes must sum to {outputs}, the outputs of shape {shape}")
     return list(torch.split(whole, list(sizes), dim=-2))

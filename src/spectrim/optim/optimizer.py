@@ -102,7 +102,10 @@ class SpectralOptimizer(Optimizer):
 
     def applied(self, group: Mapping[str, Any], parameter: Tensor) -> Applied:
         """Learning rate, decay and threshold of the next step of a parameter of this group; ``describe`` shows them."""
-        return self.rule_of(group, parameter).applied
+        role, layout = role_and_layout(group, parameter)
+        # Only a device may know how many steps were taken; here it is asked.
+        steps = self._steps_on_device(group)
+        return rule_of(group, self.recipe, role, vector=layout == "vector", steps=steps).applied
 
     def rule_of(self, group: Mapping[str, Any], parameter: Tensor) -> Rule:
         """The rule that a parameter of this group follows in the next step."""

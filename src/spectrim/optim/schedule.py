@@ -42,11 +42,13 @@ def peak_lr_of(group: Mapping[str, Any]) -> float:
     """The learning rate that a group's thresholds refer to.
 
     The one that the group states; else the ``max_lr`` or ``initial_lr`` that torch's schedulers leave in the group, or
-    what the group was made with, or the largest that it has stepped with, where that is larger.
+    what the group was made with, or the largest that it has stepped with or is about to, where that is larger.
     """
     if group.get("peak_lr") is not None:
         return float(group["peak_lr"])
-    return max(_expected_peak(group), float(group["largest_lr"]))
+    lr = group["lr"]
+    coming = 0.0 if isinstance(lr, Tensor) and not reading_is_free(lr) else float(lr)
+    return max(_known_peak(group), float(group["largest_lr"]), coming)
 
 
 def remember_rates(groups: Sequence[dict[str, Any]]) -> None:
@@ -57,12 +59,11 @@ def remember_rates(groups: Sequence[dict[str, Any]]) -> None:
         lr = group["lr"]
         if isinstance(lr, Tensor) and not reading_is_free(lr):
             continue
-        peak, before = peak_lr_of(group), group["largest_lr"]
-        if lr > before:
-            group["largest_lr"] = float(lr)
+        peak, before = _known_peak(group), group["largest_lr"]
+        group["largest_lr"] = max(float(lr), before)
         depends = group["clip"] == "auto" or (group["clip"] is not None and group["warmup_steps"] > 0)
         # Rounding of a schedule is no rise; and what has been told is not told again.
-        if depends and lr > peak * (1 + 1e-6) and before <= _known_peak(group):
+        if depends and lr > peak * (1 + 1e-6) and before <= peak * (1 + 1e-6):
             beyond.append(f"{float(lr):g} in group {index}, beyond {peak:g}")
     if beyond:
         warnings.warn(
@@ -74,12 +75,9 @@ def remember_rates(groups: Sequence[dict[str, Any]]) -> None:
 
 
 def _known_peak(group: Mapping[str, Any]) -> float:
-    return float(group["peak_lr"]) if group.get("peak_lr") is not None else _expected_peak(group)
-
-
-def _expected_peak(group: Mapping[str, Any]) -> float:
     """What the group's learning rate may be expected to reach, before any step."""
-    return float(next(group[key] for key in ("max_lr", "initial_lr", "first_lr") if group.get(key) is not None))
+    known = ("peak_lr", "max_lr", "initial_lr", "first_lr")
+    return float(next(group[key] for key in known if group.get(key) is not None))
 
 
 def varies_with_steps(group: Mapping[str, Any]) -> bool:
