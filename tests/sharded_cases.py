@@ -43,6 +43,7 @@ RECIPES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw+shrink+preclip+clip": lambda params: spectrim.AdamW(
         params, lr=1e-2, shrink=2.0, pre_clip=0.5, clip=0.7, shrink_at="direction"
     ),
+    "adamw+shrunk directions": lambda params: spectrim.AdamW(params, lr=1e-2, shrink=2.0, shrink_at="direction"),
     "signum+clip": lambda params: spectrim.Signum(params, lr=1e-3, clip=0.7),
     "spectra": lambda params: spectrim.Spectra(params, lr=1e-2, rank_ratio=0.3),
     "spectra+clip": lambda params: spectrim.Spectra(params, lr=1e-2, rank_ratio=0.3, clip=0.1, clip_scope="all"),
@@ -62,6 +63,8 @@ SHAPES = {
     "tiny": (2, 5),
     "stored transposed": (12, 9),
     "fused": (12, 6),
+    "turns": (20, 6),
+    "alternating": (4, 5, 12),
     "experts": (4, 6, 8),
     "convolution": (6, 2, 2, 2),
     "bias": (10,),
@@ -71,6 +74,8 @@ GROUPS = [
     {"names": ["wide", "tall", "uneven", "tiny"], "role": "matrix", "layout": "matrix"},
     {"names": ["stored transposed"], "role": "matrix", "layout": "transposed"},
     {"names": ["fused"], "role": "matrix", "layout": "matrix", "split": (6, 3, 3)},
+    {"names": ["turns"], "role": "matrix", "layout": "matrix", "split": ("interleaved", 6, 2, 2)},
+    {"names": ["alternating"], "role": "matrix", "layout": "transposed_stack", "split": ("interleaved", 1, 1)},
     {"names": ["experts"], "role": "matrix", "layout": "stack"},
     {"names": ["convolution"], "role": "matrix", "layout": "flatten"},
     {"names": ["bias", "short"], "role": "vector", "layout": "vector"},
@@ -163,7 +168,7 @@ def layouts(world: int) -> Iterator[tuple[str, Callable[[], dict[str, nn.Paramet
     yield "replicated", lambda: placed(flat, lambda name: [Replicate()])
     yield "fsdp", lambda: fsdp(flat)
     yield "rows", lambda: placed(flat, lambda name: [Shard(0)])
-    yield "mixed", lambda: placed(flat, lambda name: [Shard(0)] if name in ("wide", "fused", "bias") else None)
+    yield "mixed", lambda: placed(flat, lambda name: [Shard(0)] if name in ("wide", "fused", "turns", "bias") else None)
     yield "columns", lambda: placed(flat, lambda name: [Shard(0 if is_vector(name) else len(SHAPES[name]) - 1)])
     if world < 4:
         return

@@ -18,7 +18,7 @@ TRIED = {
     2: {
         "replicated": ["muon", "muon+shrink"],
         "columns": ["adamw+shrink+preclip+clip", "around SGD", "around AdamW, nothing clipped"],
-        "mixed": ["adamw+clip", "around AdamW", "around one that rests first"],
+        "mixed": ["adamw+clip", "adamw+shrunk directions", "around AdamW", "around one that rests first"],
     },
     4: {
         "fsdp": [recipe for recipe in cases.RECIPES if recipe not in ELSEWHERE],

@@ -88,6 +88,19 @@ def test_ten_thousand_steps_of_bad_gradients_leave_every_number_finite(make):
     assert max(taken) > STEPS / 2
 
 
+def test_narrow_state_of_wide_weights_takes_no_gradient_that_it_could_not_hold():
+    weight = nn.Parameter(torch.randn(4, 6, dtype=torch.float64))
+    optimizer = spectrim.AdamW([weight], state_dtype="bfloat16")
+    before = weight.detach().clone()
+    weight.grad = torch.full_like(weight, 1e30)
+    optimizer.step()
+    assert torch.equal(weight, before)
+    assert optimizer.skipped_steps() == {"group 0, parameter 0": 1}
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert all(value.isfinite().all() for value in states(optimizer, weight))
+
+
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "wrapped"])
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())

@@ -64,7 +64,7 @@ def test_parameters_that_share_all_values_share_a_group() -> None:
 
 def test_learning_rate_factors_and_weight_decay_of_vectors() -> None:
     groups = param_groups(Small(), embedding_lr=4.0, head_lr=0.5)
-    factors = {group["role"]: group["lr_scale"] for group in groups}
+    factors = {group["role"]: group["lr_factor"] for group in groups}
     assert factors == {"embedding": 4.0, "matrix": 1.0, "vector": 1.0, "head": 0.5}
     assert {group["role"] for group in groups if group.get("weight_decay") == 0.0} == {"vector"}
 
@@ -192,12 +192,12 @@ def test_declared_splits_apply_to_matrices_and_leave_biases() -> None:
 
 
 def test_the_first_override_that_matches_wins() -> None:
-    overrides = {"blocks.0.*.weight": {"clip": 1.0}, "blocks.*.weight": {"clip": 2.0, "lr_scale": 3.0}}
+    overrides = {"blocks.0.*.weight": {"clip": 1.0}, "blocks.*.weight": {"clip": 2.0, "lr_factor": 3.0}}
     groups = param_groups(Small(), overrides=overrides)
     assert values(groups, "blocks.0.qkv.weight")["clip"] == 1.0
-    assert values(groups, "blocks.0.qkv.weight")["lr_scale"] == 1.0
+    assert values(groups, "blocks.0.qkv.weight")["lr_factor"] == 1.0
     assert values(groups, "blocks.1.qkv.weight")["clip"] == 2.0
-    assert values(groups, "blocks.1.qkv.weight")["lr_scale"] == 3.0
+    assert values(groups, "blocks.1.qkv.weight")["lr_factor"] == 3.0
     assert "clip" not in values(groups, "lm_head.weight")
 
 

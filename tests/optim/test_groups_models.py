@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 
 from spectrim.optim.groups import param_groups
-from spectrim.optim.layout import matrices
+from spectrim.optim.layout import matrices, put_back
 
 transformers = pytest.importorskip("transformers")
 
@@ -258,6 +258,9 @@ def test_deepseek_v3_latent_attention() -> None:
     assert found["model.layers.0.mlp.experts.gate_up_proj"] == ("matrix", "stack", (16, 16))
 
 
+NEOX, FALCON = "gpt_neox.layers.0.attention", "transformer.h.0.self_attention"
+BLOOM = {"hidden_size": 32, "n_layer": 1, "n_head": 4, "vocab_size": 48}
+
 # Layer around the fused projection, and its values' share: zeroed, attention must return nothing.
 FUSED_ATTENTION = [
     ("GPT2", "LMHeadModel", GPT2, "transformer.h.0.attn.c_attn", "transformer.h.0.attn.c_proj"),
@@ -290,6 +293,31 @@ FUSED_ATTENTION = [
         "model.layers.0.attn.Wqkv",
         "model.layers.0.attn.Wo",
     ),
+    # Head by head, or group by group.
+    ("GPTNeoX", "ForCausalLM", SMALL, f"{NEOX}.query_key_value", f"{NEOX}.dense"),
+    ("Bloom", "ForCausalLM", BLOOM, f"{FALCON}.query_key_value", f"{FALCON}.dense"),
+    ("Falcon", "ForCausalLM", {**SMALL, "multi_query": False}, f"{FALCON}.query_key_value", f"{FALCON}.dense"),
+    (
+        "Falcon",
+        "ForCausalLM",
+        {**SMALL, "new_decoder_architecture": True, "num_kv_heads": 2},
+        f"{FALCON}.query_key_value",
+        f"{FALCON}.dense",
+    ),
+    (
+        "Persimmon",
+        "ForCausalLM",
+        {**SMALL, "qk_layernorm": False},
+        "model.layers.0.self_attn.query_key_value",
+        "model.layers.0.self_attn.dense",
+    ),
+    (
+        "GPTBigCode",
+        "ForCausalLM",
+        {**GPT2, "multi_query": False},
+        "transformer.h.0.attn.c_attn",
+        "transformer.h.0.attn.c_proj",
+    ),
 ]
 
 
@@ -302,10 +330,18 @@ def output_of_attention(model: nn.Module, projection: str) -> torch.Tensor:
     return inputs[0]
 
 
-def fused_view(model: nn.Module, layer: str) -> list[torch.Tensor]:
+def multiply_parts(model: nn.Module, layer: str, *factors: float) -> None:
+    """Multiply the logical matrices of a fused layer, whose bias is zero from here on."""
     name = f"{layer}.weight"
     _, layout, split = table(model)[name]
-    return matrices(model.get_parameter(name).detach(), layout, split)  # type: ignore[arg-type]
+    weight = model.get_parameter(name).detach()
+    parts = matrices(weight, layout, split)  # type: ignore[arg-type]
+    for part, factor in zip(parts, factors, strict=True):
+        part.mul_(factor)
+    put_back(parts, weight, layout, split)  # type: ignore[arg-type]
+    bias = getattr(model.get_submodule(layer), "bias", None)
+    if bias is not None:
+        nn.init.zeros_(bias)
 
 
 @pytest.mark.parametrize(
@@ -316,28 +352,16 @@ def test_the_last_part_of_a_fused_attention_is_its_values(
 ) -> None:
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}{task}")(getattr(transformers, f"{name}Config")(**settings)).eval()
-    _, _, values = fused_view(model, layer)
-    assert output_of_attention(model, projection).abs().max() > 0
-    values.zero_()
+    multiply_parts(model, layer, 30.0, 30.0, 1.0)
+    expected = output_of_attention(model, projection)
+    assert expected.abs().max() > 0
+    # What queries gain and keys lose leaves every score as it was.
+    multiply_parts(model, layer, 2.0, 0.5, 1.0)
+    torch.testing.assert_close(output_of_attention(model, projection), expected)
+    multiply_parts(model, layer, 2.0, 1.0, 1.0)
+    assert not torch.allclose(output_of_attention(model, projection), expected, rtol=1e-3)
+    multiply_parts(model, layer, 1.0, 1.0, 0.0)
     assert output_of_attention(model, projection).abs().max() == 0
-
-
-INTERLEAVED = [
-    ("GPTNeoX", SMALL, "gpt_neox.layers.0.attention.query_key_value"),
-    (
-        "Bloom",
-        {"hidden_size": 32, "n_layer": 1, "n_head": 4, "vocab_size": 48},
-        "transformer.h.0.self_attention.query_key_value",
-    ),
-    ("Falcon", {**SMALL, "multi_query": False}, "transformer.h.0.self_attention.query_key_value"),
-    ("Falcon", {**SMALL, "new_decoder_architecture": True}, "transformer.h.0.self_attention.query_key_value"),
-    ("GPTBigCode", {**GPT2, "multi_query": False}, "transformer.h.0.attn.c_attn"),
-]
-
-
-@pytest.mark.parametrize(("name", "settings", "layer"), INTERLEAVED)
-def test_projections_interleaved_by_head_are_one_matrix(name: str, settings: dict[str, object], layer: str) -> None:
-    assert table(build(name, **settings))[f"{layer}.weight"] == MATRIX
 
 
 MOE = {"num_local_experts": 3, "num_experts": 3, "moe_intermediate_size": 16, "moe_num_experts": 3}
@@ -377,9 +401,9 @@ def test_llama4_experts_are_stored_transposed() -> None:
     torch.testing.assert_close(experts(X.reshape(-1, 32)).detach(), expected.reshape(-1, 32))
 
 
-def test_gpt_oss_interleaves_gate_and_up_so_that_they_are_one_transposed_matrix() -> None:
+def test_gpt_oss_alternates_between_gate_and_up() -> None:
     found = table(build("GptOss", **GROUPED_QUERIES, num_local_experts=3))
-    assert found["model.layers.0.mlp.experts.gate_up_proj"] == ("matrix", "transposed_stack", None)
+    assert found["model.layers.0.mlp.experts.gate_up_proj"] == ("matrix", "transposed_stack", ("interleaved", 1, 1))
     assert found["model.layers.0.mlp.experts.gate_up_proj_bias"] == VECTOR
     assert found["model.layers.0.mlp.router.weight"] == MATRIX
 
@@ -512,6 +536,51 @@ def test_experts_of_torchtitan_are_stacks(suffixes: bool) -> None:
     found = table(GroupedExperts(suffixes))
     assert len(found) == 3
     assert {reading[:2] for reading in found.values()} == {("matrix", "stack")}
+
+
+EXPERTS_OF_GPT_OSS = ("mlp1_weight", "mlp1_bias", "mlp2_weight", "mlp2_bias")
+
+
+class GptOssGroupedExperts(nn.Module):
+    """GPT-OSS's experts as torchtitan holds and names them."""
+
+    def __init__(self, suffixes: tuple[str, str, str, str]) -> None:
+        super().__init__()
+        shapes = ((4, 12, 8), (4, 12), (4, 8, 6), (4, 8))
+        for name, axes, shape in zip(EXPERTS_OF_GPT_OSS, suffixes, shapes, strict=True):
+            self.register_parameter(name + axes, nn.Parameter(torch.zeros(shape)))
+
+
+@pytest.mark.parametrize("suffixes", [("", "", "", ""), ("_EGD", "_EG", "_EDF", "_ED")])
+def test_gpt_oss_experts_of_torchtitan_are_stacks_that_alternate(suffixes: tuple[str, str, str, str]) -> None:
+    found = table(GptOssGroupedExperts(suffixes))
+    first, bias, second, last = (f"{name}{axes}" for name, axes in zip(EXPERTS_OF_GPT_OSS, suffixes, strict=True))
+    assert found[first] == ("matrix", "stack", ("interleaved", 1, 1))
+    assert found[second] == ("matrix", "stack", None)
+    assert found[bias] == found[last] == VECTOR
+
+
+class FusedQKVLinear(nn.Module):
+    """Grouped queries as torchtitan fuses them: for every key its queries, itself, and its value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads_per_kv, self.head_dim = 3, 4
+        self.wqkv = nn.Linear(8, 2 * (3 + 2) * 4, bias=False)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        heads = self.wqkv(x).unflatten(-1, (2, 5, 4))
+        return [part.flatten(-3) for part in torch.split(heads, [3, 1, 1], dim=-2)]
+
+
+def test_the_fused_projection_of_torchtitan_multiplies_by_its_logical_matrices() -> None:
+    torch.manual_seed(0)
+    layer, x = FusedQKVLinear(), torch.randn(5, 8)
+    _, layout, split = table(layer)["wqkv.weight"]
+    assert split == ("interleaved", 12, 4, 4)
+    parts = matrices(layer.wqkv.weight.detach(), layout, split)  # type: ignore[arg-type]
+    for part, got in zip(parts, layer(x), strict=True):
+        torch.testing.assert_close(x @ part.T, got.detach())
 
 
 def test_a_layer_inside_of_an_adapter_is_read_as_without_it() -> None:

@@ -99,6 +99,17 @@ def test_spectra_is_its_formula(shape, clip):
     assert drift(actual, reference.spectra(weight, grads, lr=LR, start=start, c=clip), weight) < 1e-3
 
 
+@pytest.mark.parametrize("shape", [(24, 40), (30,)])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_without_momentum_the_direction_is_the_gradient(shape, nesterov):
+    weight, grads = torch.randn(shape), gradients(shape)
+    options = {"lr": LR, "nesterov": nesterov, "weight_decay": 0.0, "momentum": 0.0}
+    total = sum(grads[1:], grads[0])
+    torch.testing.assert_close(run(spectrim.Momentum, weight, grads, **options), weight - LR * total)
+    signs = sum((grad.sign() for grad in grads[1:]), grads[0].sign())
+    torch.testing.assert_close(run(spectrim.Signum, weight, grads, **options), weight - LR * signs)
+
+
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (30,)])
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("clip", [None, 0.7], ids=["", "clip"])

@@ -7,11 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import NamedTuple
 
-from spectrim.distributed.runs import Runs, chunk, count, flattened, within
+from spectrim.distributed.runs import Runs, chunk, count, flattened, joined, overlaps
 from spectrim.distributed.sharding import Sharding, Split
 
-__all__ = ["Axes", "Grid", "basis_sharding", "grid_of"]
+__all__ = ["Axes", "Grid", "Rows", "basis_sharding", "grid_of", "local_rows"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,19 @@ class Axes:
     rows: tuple[int, ...]
     columns: tuple[int, ...]
     stack: int | None = None
+
+
+class Rows(NamedTuple):
+    """The rows of one part of a tensor: from start up to stop, and again in every period, where there is one."""
+
+    start: int
+    stop: int
+    period: int | None = None
+
+    def runs(self, total: int) -> Runs:
+        """The rows, of so many in all."""
+        begins = [0] if self.period is None else range(0, total, self.period)
+        return tuple((begin + self.start, begin + self.stop) for begin in begins)
 
 
 @dataclass(frozen=True)
@@ -85,28 +99,36 @@ def basis_sharding(sharding: Sharding, axes: Axes, rank: int) -> Sharding:
 
 
 @cache
-def grid_of(sharding: Sharding, axes: Axes, part: tuple[int, int]) -> Grid:
-    """The grid of the matrix that the rows of one part of a tensor, from start up to stop, make."""
+def grid_of(sharding: Sharding, axes: Axes, part: Rows) -> Grid:
+    """The grid of the matrix that the rows of one part of a tensor make."""
+    rows_of_part = part.runs(math.prod(sharding.shape[dim] for dim in axes.rows))
     kept = basis_sharding(sharding, axes, 1)
 
-    def joined(member: int, dims: Sequence[int]) -> Runs:
-        region = sharding.regions[member]
-        return flattened([region[dim] for dim in dims], [sharding.shape[dim] for dim in dims])
+    def places(member: int) -> Runs:
+        pairs = [theirs for _, theirs in overlaps(_held(sharding, axes.rows, member), rows_of_part)]
+        return joined([(place.start, place.stop) for place in pairs])
 
     members = range(sharding.members)
     return Grid(
-        shape=(part[1] - part[0], kept.shape[-2]),
+        shape=(count(rows_of_part), kept.shape[-2]),
         depth=None if axes.stack is None else sharding.shape[axes.stack],
-        rows=tuple(within(joined(member, axes.rows), *part) for member in members),
-        columns=tuple(joined(member, axes.columns) for member in members),
+        rows=tuple(map(places, members)),
+        columns=tuple(_held(sharding, axes.columns, member) for member in members),
         stack=tuple(() if axes.stack is None else sharding.regions[member][axes.stack] for member in members),
         basis=tuple(kept.regions[member][-2] for member in members),
         replica=sharding.replica,
     )
 
 
-def local_sizes(sharding: Sharding, axes: Axes, parts: Sequence[tuple[int, int]], member: int) -> list[int]:
-    """How many rows of each part a member holds."""
+@cache
+def local_rows(sharding: Sharding, axes: Axes, part: Rows, member: int) -> Runs:
+    """Which of the rows that a member holds are of a part."""
+    whole = part.runs(math.prod(sharding.shape[dim] for dim in axes.rows))
+    mine = [ours for ours, _ in overlaps(_held(sharding, axes.rows, member), whole)]
+    return joined([(place.start, place.stop) for place in mine])
+
+
+def _held(sharding: Sharding, dims: Sequence[int], member: int) -> Runs:
+    """What a member holds along the joined dimensions."""
     region = sharding.regions[member]
-    rows = flattened([region[dim] for dim in axes.rows], [sharding.shape[dim] for dim in axes.rows])
-    return [count(within(rows, *part)) for part in parts]
+    return flattened([region[dim] for dim in dims], [sharding.shape[dim] for dim in dims])

@@ -68,7 +68,8 @@ def momentum_directions(
         return
     if taus is not None:
         grads = shrunk(grads, taus, runs, form, working(out[0]))
-    if fused_serves(out, grads, buffers):
+    # Without momentum the fused kernel takes no buffers.
+    if decay != 0 and fused_serves(out, grads, buffers):
         # Fused SGD of learning rate −1 on zeros leaves the direction; its dampening makes the sum an average.
         targets = list(out)
         torch._foreach_zero_(targets)

@@ -6,23 +6,21 @@ by its dimensions. Wrappers around the model (DDP, FSDP, ``torch.compile``) do n
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from spectrim.distributed.collectives import Team, team_of
-from spectrim.distributed.grid import local_sizes
+from spectrim.distributed.grid import local_rows
 from spectrim.distributed.sharding import Sharding, sharding_of
-from spectrim.optim.layout import Layout, default_layout, matrices, matrix_shapes
+from spectrim.optim.layout import Layout, Split, default_layout, matrices, matrix_shapes, sizes_of
 from spectrim.optim.reading import read_model
 from spectrim.optim.roles import Reading, Role, sites
-from spectrim.optim.sharded.entry import axes_of
+from spectrim.optim.sharded.entry import axes_of, rows_of_parts, take_rows
 
 __all__ = ["Subject", "parameter_name", "subjects_of"]
 
@@ -43,7 +41,7 @@ class Subject:
     position: tuple[int, int]
     role: Role
     layout: Layout
-    split: Sequence[int] | None
+    split: Split | None
     sharding: Sharding | None = field(init=False, default=None)
     team: Team | None = field(init=False, default=None)
 
@@ -85,15 +83,20 @@ class Subject:
 
     def local_parts(self, tensor: Tensor) -> list[Tensor]:
         """Views of what this process holds of each part, of a local tensor; kernels keep their dimensions."""
-        rows = [shape[-2] for shape in self.shapes]
-        if self.sharding is not None and self.team is not None:
-            ends = list(itertools.accumulate(rows, initial=0))
+        parts = rows_of_parts(self.parameter.shape, self.layout, self.split)
+        dim = 0 if self.layout == "flatten" else -2
+        (whole,) = [tensor] if self.layout == "flatten" else matrices(tensor, self.layout)
+        if self.sharding is None or self.team is None:
+            held = [part.runs(whole.shape[dim]) for part in parts]
+        else:
             axes = axes_of(self.layout, tensor.ndim)
-            rows = local_sizes(self.sharding, axes, list(itertools.pairwise(ends)), self.team.member)
-        if self.layout == "flatten":
-            return list(torch.split(tensor, rows))
-        (whole,) = matrices(tensor, self.layout)
-        return list(torch.split(whole, rows, dim=-2))
+            held = [local_rows(self.sharding, axes, part, self.team.member) for part in parts]
+        return [take_rows(whole, rows, dim) for rows in held]
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether the rows of its parts take turns: :meth:`local_parts` are copies then."""
+        return self.split is not None and sizes_of(self.split)[1]
 
     @property
     def counts(self) -> bool:

@@ -171,7 +171,9 @@ class _TeamSample:
         """The entries, all in a row."""
         seen = _seen(locals_)
         # The views stay good as long as the memory that they look at is the parameter's.
-        if [address for address, _ in seen] != [address for address, _ in self._seen]:
+        # Interleaved parts are no views.
+        copied = any(subject.interleaved for subject in self.subjects)
+        if copied or [address for address, _ in seen] != [address for address, _ in self._seen]:
             self._look_at(locals_)
         self._seen = seen
         return torch.cat([view.reshape(-1) for view in self._views])

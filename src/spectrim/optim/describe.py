@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectrim.optim.layout import matrix_shapes
+from spectrim.optim.layout import matrix_shapes, sizes_of
 
 __all__ = ["Description", "Row", "describe"]
 
@@ -28,9 +28,11 @@ class Row:
         shape: as stored; a sharded parameter's whole shape.
         role: matrix, embedding, head or vector; empty where the groups do not say.
         matrix: how it is viewed as matrices (outputs x inputs), such as "3 x (768, 768), transposed".
-        rule: what the optimizer does to it.
-        lr: the effective learning rate.
-        weight_decay: the effective weight decay.
+        rule: what the optimizer does to it; "frozen" where it requires no gradient and has none.
+        lr: the learning rate that acts on it.
+        weight_decay: the decay that acts on it: a step without a gradient leaves the weight at 1 − lr · weight_decay
+            of itself. Of an optimizer of another library what its group says.
+        threshold: c of its clip in the next step, or None where nothing is clipped.
         state_bytes: bytes of optimizer state that this process holds for it, or will hold after its first step.
     """
 
@@ -41,6 +43,7 @@ class Row:
     rule: str
     lr: float
     weight_decay: float
+    threshold: float | None
     state_bytes: int
 
 
@@ -73,7 +76,7 @@ class Description:
 
     def cells(self) -> list[tuple[str, ...]]:
         """The table as text: a header, then one line for each row."""
-        header = ("name", "shape", "role", "matrix", "rule", "lr", "decay", "state bytes")
+        header = ("name", "shape", "role", "matrix", "rule", "lr", "decay", "clip", "state bytes")
         return [
             header,
             *(
@@ -85,6 +88,7 @@ class Description:
                     row.rule,
                     f"{row.lr:g}",
                     f"{row.weight_decay:g}",
+                    "-" if row.threshold is None else f"{row.threshold:g}",
                     f"{row.state_bytes:,}",
                 )
                 for row in self.rows
@@ -101,10 +105,10 @@ class Description:
     def __str__(self) -> str:
         lines = self.cells()
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        # Numbers read from the right: the last three columns.
+        # Numbers read from the right: the last four columns.
         text = [
             "  ".join(
-                cell.rjust(width) if i >= len(widths) - 3 else cell.ljust(width)
+                cell.rjust(width) if i >= len(widths) - 4 else cell.ljust(width)
                 for i, (cell, width) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
             for line in lines
@@ -133,6 +137,9 @@ def describe(optimizer: torch.optim.Optimizer) -> Description:
 
 def _row(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: Tensor, name: str) -> Row:
     rule = getattr(optimizer, "rule", None)
+    frozen = not parameter.requires_grad and parameter.grad is None
+    lr, weight_decay, threshold = (0.0, 0.0, None) if frozen else _applied(optimizer, group, parameter)
+    label = str(rule(group, parameter)) if callable(rule) else type(optimizer).__name__
     # .get: the state of torch's optimizers is a defaultdict, and asking it by key would create an entry.
     state = optimizer.state.get(parameter) or _future_state(optimizer, group, parameter)
     return Row(
@@ -140,11 +147,23 @@ def _row(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: 
         shape=tuple(parameter.shape),
         role=str(group.get("role") or ""),
         matrix=_matrix(parameter, group),
-        rule=str(rule(group, parameter)) if callable(rule) else type(optimizer).__name__,
-        lr=float(group.get("lr", math.nan)),
-        weight_decay=float(group.get("weight_decay") or 0.0),
+        rule="frozen" if frozen else label,
+        lr=lr,
+        weight_decay=weight_decay,
+        threshold=threshold,
         state_bytes=_bytes(state),
     )
+
+
+def _applied(
+    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: Tensor
+) -> tuple[float, float, float | None]:
+    """Learning rate, decay and threshold as the optimizer says that they act, or as its group says."""
+    applied = getattr(optimizer, "applied", None)
+    if callable(applied):
+        lr, weight_decay, threshold = applied(group, parameter)
+        return lr, weight_decay, threshold
+    return float(group.get("lr", math.nan)), float(group.get("weight_decay") or 0.0), None
 
 
 def _future_state(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: Tensor) -> Mapping[str, Any]:
@@ -175,6 +194,8 @@ def _matrix(parameter: Tensor, group: Mapping[str, Any]) -> str:
         text = f"{len(shapes)} x {text}"
     if len(shapes[0]) == 3:
         text = f"{shapes[0][0]} x {text}" if equal else f"{shapes[0][0]} x [{text}]"
+    if group.get("split") and sizes_of(group["split"])[1]:
+        text += ", interleaved"
     if layout in ("transposed", "transposed_stack"):
         return f"{text}, transposed"
     return f"{text}, flattened" if layout == "flatten" else text

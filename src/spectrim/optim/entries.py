@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from spectrim.optim.layout import Layout, default_layout
+from spectrim.optim.layout import Layout, Split, default_layout
 from spectrim.optim.roles import Role
 from spectrim.optim.rule import Rule
 
@@ -28,7 +28,7 @@ class Entry:
     grad: Tensor
     role: Role
     layout: Layout
-    split: Sequence[int] | None
+    split: Split | None
     rule: Rule
     position: tuple[int, int]
     state: dict[str, Tensor] = field(default_factory=dict)

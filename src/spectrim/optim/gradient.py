@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from spectrim.operators import ShrinkForm, entry_scale, smooth_shrink
-from spectrim.optim.layout import Layout, matrices
+from spectrim.optim.layout import Layout, Split, matrices, put_back
 
 __all__ = ["map_matrices", "shrink_entries", "squared_norm"]
 
@@ -19,16 +19,12 @@ def squared_norm(grad: Tensor) -> Tensor:
     return norm.square()
 
 
-def shrink_entries(
-    tensor: Tensor, factor: float, form: ShrinkForm, layout: Layout, split: Sequence[int] | None
-) -> Tensor:
+def shrink_entries(tensor: Tensor, factor: float, form: ShrinkForm, layout: Layout, split: Split | None) -> Tensor:
     """Shrink the entries that are large against their logical matrix's scale; a new tensor."""
     return map_matrices(lambda G: smooth_shrink(G, factor * entry_scale(G), form=form), tensor, layout, split)
 
 
-def map_matrices(
-    function: Callable[[Tensor], Tensor], tensor: Tensor, layout: Layout, split: Sequence[int] | None
-) -> Tensor:
+def map_matrices(function: Callable[[Tensor], Tensor], tensor: Tensor, layout: Layout, split: Split | None) -> Tensor:
     """Apply a function to every logical matrix of a tensor, or to the tensor where it is a vector."""
     if layout == "vector":
         return function(tensor.reshape(-1)).view_as(tensor)
@@ -36,6 +32,8 @@ def map_matrices(
         return function(tensor)
     # Contiguous, so that convolutions in channels_last have their matrices too.
     source, result = tensor.contiguous(), torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-    for matrix, target in zip(matrices(source, layout, split), matrices(result, layout, split), strict=True):
+    targets = matrices(result, layout, split)
+    for matrix, target in zip(matrices(source, layout, split), targets, strict=True):
         target.copy_(function(matrix))
+    put_back(targets, result, layout, split)
     return result

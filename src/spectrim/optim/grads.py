@@ -28,9 +28,10 @@ from spectrim.operators import (
     soft_clip,
 )
 from spectrim.optim.entries import role_and_layout
+from spectrim.optim.flat import check_whole
 from spectrim.optim.gradient import map_matrices, shrink_entries, squared_norm
 from spectrim.optim.groups import param_groups
-from spectrim.optim.layout import Layout, matrices
+from spectrim.optim.layout import Layout, Split, matrices
 from spectrim.optim.norms import largest_singular_value
 from spectrim.optim.rule import given_rule
 from spectrim.optim.sharded.agreement import any_rank
@@ -67,7 +68,7 @@ class _Gradient(NamedTuple):
     grad: Tensor
     role: str
     layout: Layout
-    split: Sequence[int] | None
+    split: Split | None
     shard: ShardedEntry | None = None
 
 
@@ -205,6 +206,7 @@ def _gradients(parameters: Parameters) -> Iterator[_Gradient]:
             name = names[index] if names else f"group {group_index}, parameter {index}"
             if isinstance(item, tuple):
                 name, item = item
+            check_whole(item, repr(name))
             sharded = isinstance(item, DTensor)
             if item.grad is None and not (sharded and item.requires_grad):
                 continue

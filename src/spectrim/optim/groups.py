@@ -17,14 +17,15 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from spectrim.optim.describe import describe
-from spectrim.optim.layout import LAYOUTS, Layout, default_layout, matrix_shapes
+from spectrim.optim.flat import check_whole
+from spectrim.optim.layout import INTERLEAVED, LAYOUTS, Layout, Split, default_layout, matrix_shapes
 from spectrim.optim.options import SpectralOptions
 from spectrim.optim.reading import read_model
 from spectrim.optim.roles import ROLES, Reading, Role
 
 __all__ = ["describe", "param_groups"]
 
-_GROUPING = ("role", "layout", "split", "lr_scale", "weight_decay")
+_GROUPING = ("role", "layout", "split", "lr_factor", "weight_decay")
 # The options of the named optimizers, each of which an override may set for some parameters.
 _OPTIONS = (
     *("lr", "betas", "eps", "momentum", "nesterov", "alpha", "slow_warmup_steps", "rank_ratio", "scale"),
@@ -38,29 +39,30 @@ def param_groups(
     *,
     embedding_lr: float = 1.0,
     head_lr: float = 1.0,
-    split: Mapping[str, Sequence[int]] | None = None,
+    split: Mapping[str, Split] | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Group a model's trainable parameters by what they are, ready for an optimizer.
 
     Args:
-        model: any module; models of transformers and PEFT are known in detail. Wrappers (DDP, FSDP, ``torch.compile``,
-            activation checkpointing) are looked through.
+        model: any module; models of transformers and PEFT are known in detail. Wrappers (DDP, FSDP2, ``torch.compile``,
+            activation checkpointing) are looked through; flat shards of FSDP1 and DeepSpeed ZeRO are refused.
         embedding_lr: factor on the learning rate of embeddings.
         head_lr: factor on the learning rate of output heads. A weight tied to an embedding is an embedding.
         split: pattern of names -> sizes along the outputs, for fused projections that the library does not know. It
-            applies to the matrices that the pattern matches, not to biases.
-        overrides: pattern of names -> values that replace what was read: "role", "layout", "split", "lr_scale",
+            applies to the matrices that the pattern matches, not to biases. Where the outputs of the projections take
+            turns, "interleaved" and then how many of each come at a time.
+        overrides: pattern of names -> values that replace what was read: "role", "layout", "split", "lr_factor",
             "weight_decay", or an optimizer's option such as "clip".
 
     Returns:
         Groups with "params" as (name, parameter) pairs, "role" (matrix, embedding, head, vector), "layout" (see
-        :mod:`layout`), "split" (sizes along the outputs, or None), "lr_scale" (factor on the optimizer's lr) and, for
+        :mod:`layout`), "split" (sizes along the outputs, or None), "lr_factor" (factor on the optimizer's lr) and, for
         vectors, "weight_decay" 0. Every trainable parameter is in exactly one group, a tied one under its first name.
 
     Raises:
-        ValueError: a trainable parameter that is complex or quantised, or whose role cannot be told, a pattern that
-            matches nothing, or a value that does not fit; the message names it.
+        ValueError: a trainable parameter that is flattened, complex or quantised, or whose role cannot be told, a
+            pattern that matches nothing, or a value that does not fit; the message names it.
 
     Patterns are globs over whole names ("*" matches any characters, dots too); the first that matches wins.
     """
@@ -69,7 +71,7 @@ def param_groups(
     declared = _Patterns("overrides", overrides or {}, aliases)
     for pattern, override in declared.values.items():
         _check_keys(override, pattern)
-    lr_scales = {"embedding": _factor("embedding_lr", embedding_lr), "head": _factor("head_lr", head_lr)}
+    lr_factors = {"embedding": _factor("embedding_lr", embedding_lr), "head": _factor("head_lr", head_lr)}
 
     groups: dict[str, dict[str, Any]] = {}
     unread: list[str] = []
@@ -78,6 +80,7 @@ def param_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        check_whole(parameter, f"parameter {name!r}")
         _check_dtype(name, parameter)
         shape = tuple(parameter.shape)
         override = declared.first(name) or {}
@@ -89,7 +92,7 @@ def param_groups(
             "role": reading.role,
             "layout": reading.layout,
             "split": reading.split,
-            "lr_scale": lr_scales.get(reading.role, 1.0),
+            "lr_factor": lr_factors.get(reading.role, 1.0),
             **({"weight_decay": 0.0} if reading.role == "vector" else {}),
             **{key: value for key, value in override.items() if key not in ("role", "layout", "split")},
         }
@@ -169,7 +172,7 @@ def _aliases(model: nn.Module) -> dict[str, list[str]]:
 def _declared(
     reading: Reading | None,
     override: Mapping[str, Any],
-    split: Sequence[int] | None,
+    split: Split | None,
     shape: tuple[int, ...],
     name: str,
 ) -> Reading | None:
@@ -207,10 +210,16 @@ def _layout_for(role: str, reading: Reading | None, shape: tuple[int, ...]) -> L
     return "flatten" if len(shape) > 3 else default_layout(shape)
 
 
-def _sizes(split: object, name: str) -> tuple[int, ...]:
-    if not isinstance(split, Sequence) or not all(type(size) is int for size in split):
-        raise ValueError(f"split={split!r} for {name!r}: expected sizes along the outputs, such as (768, 768, 768)")
-    return tuple(split)
+def _sizes(split: object, name: str) -> tuple[int | str, ...]:
+    """A split as plain values."""
+    found = tuple(split) if isinstance(split, Sequence) and not isinstance(split, str) else ()
+    sizes = found[1:] if found[:1] == (INTERLEAVED,) else found
+    if not sizes or not all(type(size) is int for size in sizes):
+        raise ValueError(
+            f"split={split!r} for {name!r}: expected sizes along the outputs, such as (768, 768, 768), or of one turn, "
+            f'such as ("interleaved", 256, 64, 64)'
+        )
+    return found
 
 
 def _check_keys(override: Mapping[str, Any], pattern: str) -> None:

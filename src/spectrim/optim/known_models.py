@@ -1,11 +1,9 @@
 """Fused and unusual parameters of known models, recognised by the class of the module that holds or surrounds them.
 
-A layer that computes several projections at once is read as one matrix for each. That is right only where the outputs
-of a projection lie next to each other, so every entry here was checked against the model's forward pass. Layers that
-interleave their projections head by head are left out, since contiguous sizes would cut through every head, and are
-read as one matrix: GPT-NeoX, BLOOM, Persimmon, CodeGen, DeBERTa, MiniMax's lightning attention, Falcon without
-multi-query, Qwen3-Next's in_proj_qkvz, Zamba's in_proj, gated query projections (Qwen3-Next, Qwen3.5) and GPT-OSS's
-gate_up_proj.
+A layer that computes several projections at once is read as one matrix for each, whether the outputs of a projection
+lie next to each other or take turns with the others', head by head or one by one. Every entry here was checked against
+the model's forward pass. What was not is left out and read as one matrix: CodeGen, DeBERTa, MiniMax's lightning
+attention, Qwen3-Next's in_proj_qkvz, Zamba's in_proj, gated query projections (Qwen3-Next, Qwen3.5).
 
 Class names alone are compared, so that nothing has to be imported. Relied on by :mod:`reading`.
 """
@@ -17,12 +15,13 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from spectrim.optim.layout import Layout
+from spectrim.optim.layout import INTERLEAVED, Layout, sizes_of
 from spectrim.optim.roles import Reading, Site, class_names
 
 __all__ = ["expert_reading", "fused_sizes", "known_parameter"]
 
-Sizes = tuple[int, ...]
+#: A split: see :func:`spectrim.optim.layout.matrices`.
+Sizes = tuple[int | str, ...]
 SizeRule = Callable[[nn.Module, int], Sizes | None]
 
 
@@ -33,8 +32,10 @@ def fused_sizes(site: Site, outputs: int) -> Sizes | None:
     for class_pattern, attribute, rule in _FUSED_LAYERS:
         if attribute == site.attribute and _any_matches(class_names(site.around), class_pattern):
             # A projection may be absent: rotary keys of a model without rotary positions.
-            sizes = tuple(size for size in rule(site.around, outputs) or () if size)
-            return sizes if len(sizes) > 1 and sum(sizes) == outputs else None
+            split = tuple(size for size in rule(site.around, outputs) or () if size)
+            sizes, interleaved = sizes_of(split)
+            whole = outputs % sum(sizes) == 0 if interleaved and sizes else sum(sizes) == outputs
+            return split if len(sizes) > 1 and whole else None
     return None
 
 
@@ -45,8 +46,10 @@ def expert_reading(site: Site) -> Reading | None:
     transposed = getattr(site.holder, "is_transposed", not _TRANSPOSED_EXPERTS.isdisjoint(site.kinds))
     outputs = site.shape[2] if transposed else site.shape[1]
     sizes = fused_sizes(site, outputs)
-    if site.leaf == "gate_up_proj" and getattr(site.holder, "is_concatenated", True):
-        sizes = _halves(site.holder, outputs)
+    if site.leaf == "gate_up_proj":
+        sizes = _halves(site.holder, outputs) if getattr(site.holder, "is_concatenated", True) else _ALTERNATING
+    if site.leaf in ("mlp1_weight", "mlp1_weight_EGD"):
+        sizes = _ALTERNATING
     return Reading("matrix", "transposed_stack" if transposed else "stack", sizes)
 
 
@@ -88,6 +91,22 @@ def _chunks_of(attribute: str) -> SizeRule:
     return sizes
 
 
+def _per_head(width: str) -> SizeRule:
+    """The query, key and value of one head, then those of the next; an attribute of the module has their width."""
+
+    def sizes(module: nn.Module, outputs: int) -> Sizes | None:
+        size = getattr(module, width, None)
+        return (INTERLEAVED, size, size, size) if isinstance(size, int) and size > 0 else None
+
+    return sizes
+
+
+def _per_group(module: nn.Module, outputs: int) -> Sizes | None:
+    """torchtitan's: the queries that share a key and a value, then these two, and so on for every group."""
+    queries, width = getattr(module, "heads_per_kv", 0), getattr(module, "head_dim", 0)
+    return (INTERLEAVED, queries * width, width, width) if queries * width else None
+
+
 def _grouped_queries(module: nn.Module, outputs: int) -> Sizes | None:
     """The queries of all heads, then the keys and the values of the key-value heads."""
     config = getattr(module, "config", None)
@@ -100,10 +119,14 @@ def _grouped_queries(module: nn.Module, outputs: int) -> Sizes | None:
 
 
 def _multi_query(module: nn.Module, outputs: int) -> Sizes | None:
-    """The queries of all heads, then one key and one value; Falcon's and BigCode's other forms are interleaved."""
-    if not getattr(module, "multi_query", False) or getattr(module, "new_decoder_architecture", False):
-        return None
+    """The queries of all heads, then one key and one value; in Falcon's and BigCode's other forms they take turns."""
     width = getattr(module, "head_dim", 0)
+    if getattr(module, "new_decoder_architecture", False):
+        groups = getattr(module, "num_kv_heads", 0)
+        queries = getattr(module, "num_heads", 0) // groups if groups else 0
+        return (INTERLEAVED, queries * width, width, width) if queries * width else None
+    if not getattr(module, "multi_query", False):
+        return _per_head("head_dim")(module, outputs)
     return outputs - 2 * width, width, width
 
 
@@ -120,6 +143,8 @@ def _mamba2_input(module: nn.Module, outputs: int) -> Sizes | None:
 
 
 _halves, _thirds, _quarters = _equal(2), _equal(3), _equal(4)
+#: Gate and up projections whose outputs alternate.
+_ALTERNATING = (INTERLEAVED, 1, 1)
 _mamba_states = _named("time_step_rank", "ssm_state_size", "ssm_state_size")
 
 # (class around the layer, the layer's name in it, sizes along its outputs); the first match decides.
@@ -132,6 +157,10 @@ _FUSED_LAYERS: tuple[tuple[str, str, SizeRule], ...] = (
     ("CausalSelfAttention", "c_attn", _chunks_of("n_embd")),  # nanoGPT
     ("GPTBigCodeAttention", "c_attn", _multi_query),
     ("FalconAttention", "query_key_value", _multi_query),
+    ("GPTNeoXAttention", "query_key_value", _per_head("head_size")),
+    ("BloomAttention", "query_key_value", _per_head("head_dim")),
+    ("PersimmonAttention", "query_key_value", _per_head("head_dim")),
+    ("FusedQKVLinear", "wqkv", _per_group),  # torchtitan
     ("Phi3Attention", "qkv_proj", _grouped_queries),
     ("Phi4MultimodalAttention", "qkv_proj", _grouped_queries),
     ("DbrxAttention", "Wqkv", _dbrx_attention),
@@ -198,6 +227,8 @@ _EXPERT_WEIGHTS = frozenset(
     {
         *("gate_up_proj", "gate_proj", "up_proj", "down_proj", "weight"),
         *("w1", "w2", "w3", "w1_EFD", "w2_EDF", "w3_EFD"),
+        # ... its GPT-OSS's, whose first layer alternates between gate and up.
+        *("mlp1_weight", "mlp2_weight", "mlp1_weight_EGD", "mlp2_weight_EDF"),
     }
 )
 # Experts stored as inputs x outputs that do not say so themselves.

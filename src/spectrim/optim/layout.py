@@ -15,10 +15,24 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-__all__ = ["LAYOUTS", "Layout", "default_layout", "matrices", "matrix_shapes"]
+__all__ = [
+    "INTERLEAVED",
+    "LAYOUTS",
+    "Layout",
+    "Split",
+    "default_layout",
+    "matrices",
+    "matrix_shapes",
+    "put_back",
+    "sizes_of",
+]
 
 Layout = Literal["vector", "matrix", "transposed", "stack", "transposed_stack", "flatten"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
+
+#: Sizes along the outputs of projections that lie one after the other; or "interleaved" and then the sizes of one turn.
+Split = Sequence[int | str]
+INTERLEAVED = "interleaved"
 
 _DIMENSIONS = {"matrix": 2, "transposed": 2, "stack": 3, "transposed_stack": 3}
 
@@ -32,7 +46,7 @@ def default_layout(shape: Sequence[int]) -> Layout:
     return "vector"
 
 
-def matrices(tensor: Tensor, layout: Layout, split: Sequence[int] | None = None, *, leading: int = 0) -> list[Tensor]:
+def matrices(tensor: Tensor, layout: Layout, split: Split | None = None, *, leading: int = 0) -> list[Tensor]:
     """View a tensor as its logical matrices; writing to a view writes to the tensor.
 
     Args:
@@ -40,11 +54,13 @@ def matrices(tensor: Tensor, layout: Layout, split: Sequence[int] | None = None,
             stacked.
         layout: "matrix" (m, n); "transposed" (n, m); "stack" (E, m, n); "transposed_stack" (E, n, m);
             "flatten" (m, ...) with the trailing dimensions joined; "vector" has no matrices.
-        split: sizes along the outputs m, for projections stored as one tensor. Their sum must be m.
+        split: sizes along the outputs m, for projections stored as one tensor. Their sum must be m; or a divisor of m
+            where "interleaved" comes first: then the rows of the projections take turns, so many of each at a time.
         leading: how many leading dimensions stack whole parameters.
 
     Returns:
-        Views of shape (..., m, n), one for each part of the split, or an empty list for a vector.
+        Views of shape (..., m, n), one for each part of the split, or an empty list for a vector. Interleaved parts are
+        copies, which :func:`put_back` writes.
 
     Raises:
         ValueError: unknown layout, or a shape that the layout or the split does not fit.
@@ -53,29 +69,68 @@ def matrices(tensor: Tensor, layout: Layout, split: Sequence[int] | None = None,
         raise ValueError(f"layout={layout!r}: expected one of {', '.join(map(repr, LAYOUTS))}")
     if layout == "vector":
         return []
+    whole = _whole(tensor, layout, leading)
+    if split is None:
+        return [whole]
+    sizes, interleaved = sizes_of(split)
+    outputs, period = whole.shape[-2], sum(sizes)
+    shape = tuple(tensor.shape[leading:])
+    if any(size < 1 for size in sizes) or not sizes:
+        raise ValueError(f"split={tuple(split)}: sizes must be positive")
+    if interleaved:
+        if outputs % period:
+            raise ValueError(
+                f"split={tuple(split)}: interleaved sizes must sum to a divisor of {outputs}, the outputs of {shape}"
+            )
+        # Copies even where a view would do, so that to write them back is one thing.
+        copies = [part.clone(memory_format=torch.contiguous_format) for part in _turns(whole, sizes)]
+        return [copy.flatten(-3, -2) for copy in copies]
+    if period != outputs:
+        raise ValueError(f"split={tuple(split)}: sizes must sum to {outputs}, the outputs of shape {shape}")
+    return list(torch.split(whole, list(sizes), dim=-2))
+
+
+def put_back(parts: Sequence[Tensor], tensor: Tensor, layout: Layout, split: Split | None, *, leading: int = 0) -> None:
+    """Write what became of :func:`matrices` to the tensor that they are of, where they are copies and not views."""
+    if split is None or layout == "vector":
+        return
+    sizes, interleaved = sizes_of(split)
+    if interleaved:
+        for target, part in zip(_turns(_whole(tensor, layout, leading), sizes), parts, strict=True):
+            target.copy_(part.reshape(target.shape))
+
+
+def sizes_of(split: Split) -> tuple[tuple[int, ...], bool]:
+    """The sizes of a split, and whether they are those of one period."""
+    interleaved = len(split) > 0 and split[0] == INTERLEAVED
+    return tuple(int(size) for size in (split[1:] if interleaved else split)), interleaved
+
+
+def _turns(whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Views (..., periods, size, n) of interleaved parts."""
+    period = sum(sizes)
+    turns = whole.shape[-2] // period
+    rows: Tensor = whole.unflatten(-2, (turns, period))  # type: ignore[no-untyped-call]
+    return list(torch.split(rows, list(sizes), dim=-2))
+
+
+def _whole(tensor: Tensor, layout: Layout, leading: int) -> Tensor:
+    """The view (..., m, n) of a tensor, before any split."""
     shape = tuple(tensor.shape[leading:])
     wanted = _DIMENSIONS.get(layout)
     if wanted is not None and len(shape) != wanted:
         raise ValueError(f"layout={layout!r} needs {wanted} dimensions, got shape {shape}")
     if layout == "flatten" and len(shape) < 2:
         raise ValueError(f"layout='flatten' needs at least two dimensions, got shape {shape}")
-    whole = tensor
     if layout in ("transposed", "transposed_stack"):
-        whole = tensor.transpose(-1, -2)
-    elif layout == "flatten":
+        return tensor.transpose(-1, -2)
+    if layout == "flatten":
         # A view even of channels_last kernels, whose trailing dimensions cannot be joined, would need a copy: `view`
         # refuses.
-        whole = tensor.view(*tensor.shape[: leading + 1], math.prod(shape[1:]))
-    if split is None:
-        return [whole]
-    outputs = whole.shape[-2]
-    if any(size < 1 for size in split) or sum(split) != outputs:
-        raise ValueError(
-            f"split={tuple(split)}: sizes must be positive and sum to {outputs}, the outputs of shape {shape}"
-        )
-    return list(torch.split(whole, list(split), dim=-2))
+        return tensor.view(*tensor.shape[: leading + 1], math.prod(shape[1:]))
+    return tensor
 
 
-def matrix_shapes(shape: Sequence[int], layout: Layout, split: Sequence[int] | None = None) -> list[tuple[int, ...]]:
+def matrix_shapes(shape: Sequence[int], layout: Layout, split: Split | None = None) -> list[tuple[int, ...]]:
     """The shapes of the logical matrices of a parameter of this shape, without touching one."""
     return [tuple(view.shape) for view in matrices(torch.empty(tuple(shape), device="meta"), layout, split)]

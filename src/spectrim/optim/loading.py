@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["load_state"]
 
-#: Keys of a group that say what its parameters are, which a state dict of another class does not know.
+#: What a group's parameters are: the model says that, not a state dict.
+_STRUCTURE = ("params", "param_names", "role", "layout", "split", "matrices")
 _COUNTS = ("step", "skipped")
 
 
@@ -94,14 +95,21 @@ def _completed(
     group: Mapping[str, Any], saved: Mapping[str, Any], state: Mapping[Any, Any], indices: Sequence[int]
 ) -> dict[str, Any]:
     """A group with the saved values, and its own where the saved group has none."""
-    completed = {**group, **copy.deepcopy({k: v for k, v in saved.items() if k not in ("params", "param_names")})}
+    kept = {key: value for key, value in saved.items() if key not in _STRUCTURE}
+    if "steps_taken" in saved and "lr_factor" not in saved and "lr_scale" in saved:
+        # What the factor was called once. A group may hold one of timm's by that name, which is timm's.
+        kept["lr_factor"] = kept.pop("lr_scale")
+    completed = {**group, **copy.deepcopy(kept)}
     if "steps_taken" not in saved:
         steps = [float(state[index]["step"]) for index in indices if "step" in state.get(index, {})]
         completed["steps_taken"] = int(max(steps, default=0.0))
+        if group.get("role") == "vector":
+            # Its decay, if any, is this group's own: the other class may have had no group for vectors.
+            completed["weight_decay"] = group["weight_decay"]
         # Another class's learning rate, to which this group's factor was never applied.
-        for key in ("lr", "initial_lr"):
-            if key in saved and group["lr_scale"] != 1.0:
-                completed[key] = saved[key] * group["lr_scale"]
+        for key in ("lr", "initial_lr", "max_lr", "min_lr"):
+            if key in saved and group["lr_factor"] != 1.0:
+                completed[key] = saved[key] * group["lr_factor"]
     return completed
 
 

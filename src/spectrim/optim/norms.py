@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from spectrim.operators import track_spike
 from spectrim.optim.gradient import squared_norm
-from spectrim.optim.layout import Layout, matrices
+from spectrim.optim.layout import Layout, Split, matrices
 
 __all__ = ["largest_singular_value"]
 
@@ -18,12 +16,13 @@ NORM_STEPS = 12
 NORM_RANK = 8
 
 
-def largest_singular_value(grad: Tensor, layout: Layout, split: Sequence[int] | None) -> Tensor:
+def largest_singular_value(grad: Tensor, layout: Layout, split: Split | None) -> Tensor:
     """The largest singular value of a gradient's matrices, in float32; of a vector its norm.
 
     An estimate from below, by power steps, within 2 %. Nothing is read.
     """
-    views = matrices(grad, layout, split)
+    # Contiguous, so that convolutions in channels_last have their matrices too.
+    views = matrices(grad.contiguous(), layout, split)
     if not views:
         return squared_norm(grad).sqrt()
     found = [grad.new_zeros((), dtype=torch.float32)]

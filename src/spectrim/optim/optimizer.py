@@ -20,13 +20,14 @@ from torch.optim.optimizer import ParamsT
 
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.entries import Entry, parameter_name, role_and_layout
+from spectrim.optim.flat import check_group, count_matrices, warn_of_long_vectors
 from spectrim.optim.layout import Layout
 from spectrim.optim.loading import load_state
 from spectrim.optim.options import complete_options, finish_group, is_zero
 from spectrim.optim.recipe import Recipe
 from spectrim.optim.roles import Role
-from spectrim.optim.rule import Rule, rule_of
-from spectrim.optim.schedule import varies_with_steps
+from spectrim.optim.rule import Applied, Rule, rule_of
+from spectrim.optim.schedule import remember_rates, varies_with_steps
 from spectrim.optim.screening import screen
 from spectrim.optim.sharded.agreement import Agreement
 from spectrim.optim.sharded.entry import ShardedEntry, sharded_entry
@@ -35,6 +36,7 @@ from spectrim.optim.sharded.step import step_shards
 from spectrim.optim.skips import SkipWatch
 from spectrim.optim.state import check_parameter, drop_orphans, fit_state, new_state
 from spectrim.optim.step import step_entries
+from spectrim.optim.unsaid import warn_of_unsaid_roles
 
 __all__ = ["SpectralOptimizer"]
 
@@ -65,7 +67,13 @@ class SpectralOptimizer(Optimizer):
         extra = dict(extra)
         self._process_group: dist.ProcessGroup | None = extra.pop("process_group", None)
         self._begin()
-        super().__init__(params, complete_options(options, extra))
+        defaults = complete_options(options, extra)
+        # Of a recipe with a momentum that is what schedulers are to cycle; torch's take the first of "betas" where an
+        # optimizer's defaults have any.
+        self._unlisted = {"betas": defaults.pop("betas")} if "momentum" in defaults else {}
+        super().__init__(params, defaults)
+        if self.recipe.operator is not None:
+            warn_of_unsaid_roles(type(self).__name__, self.param_groups)
 
     def _begin(self) -> None:
         """What no checkpoint holds."""
@@ -78,19 +86,28 @@ class SpectralOptimizer(Optimizer):
         """Add a group, completing its options from the defaults. A group that is refused leaves nothing behind."""
         index = len(self.param_groups)
         group = dict(param_group)
-        finish_group(group, self.defaults, index)
+        finish_group(group, {**self.defaults, **self._unlisted}, index)
         group["recipe"] = self.recipe.name
         super().add_param_group(group)
+        group = self.param_groups[index]
         try:
-            for position, parameter in enumerate(self.param_groups[index]["params"]):
+            for position, parameter in enumerate(group["params"]):
                 check_parameter(parameter, self._name((index, position)))
         except ValueError:
             self.param_groups.pop()
             raise
+        group["matrices"] = count_matrices(group["params"])
 
     def rule(self, group: Mapping[str, Any], parameter: Tensor) -> str:
         """What happens to a parameter of this group, in a few words; ``describe`` shows it."""
         return self.rule_of(group, parameter).label
+
+    def applied(self, group: Mapping[str, Any], parameter: Tensor) -> Applied:
+        """Learning rate, decay and threshold of the next step of a parameter of this group; ``describe`` shows them."""
+        role, layout = role_and_layout(group, parameter)
+        # Only a device may know how many steps were taken; here it is asked.
+        steps = self._steps_on_device(group)
+        return rule_of(group, self.recipe, role, vector=layout == "vector", steps=steps).applied
 
     def rule_of(self, group: Mapping[str, Any], parameter: Tensor) -> Rule:
         """The rule that a parameter of this group follows in the next step."""
@@ -130,11 +147,12 @@ class SpectralOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_process_group", None)
+        self.__dict__.setdefault("_unlisted", {})
         self._begin()
 
     def __getstate__(self) -> dict[str, Any]:
         # Process groups do not travel.
-        return {**super().__getstate__(), "_process_group": None}
+        return {**super().__getstate__(), "_process_group": None, "_unlisted": self._unlisted}
 
     def state_of(self, parameter: Tensor, group: Mapping[str, Any], name: str) -> dict[str, Tensor]:
         """New state of a parameter of a group; it is not kept."""
@@ -190,9 +208,9 @@ class SpectralOptimizer(Optimizer):
     def _collect(self) -> list[Entry]:
         """All parameters that take part in the step, with the rules that they follow and with their state."""
         self._make_state()
+        remember_rates(self.param_groups)
         entries: list[Entry] = []
         for index, group in enumerate(self.param_groups):
-            _remember_rate(group)
             rules: dict[tuple[str, bool], Rule] = {}
             for place, parameter in enumerate(group["params"]):
                 if parameter.grad is None and not (isinstance(parameter, DTensor) and parameter.requires_grad):
@@ -244,11 +262,14 @@ class SpectralOptimizer(Optimizer):
         for group_index, group in enumerate(self.param_groups):
             for index, parameter in enumerate(group["params"]):
                 if not self.state.get(parameter) and (parameter.requires_grad or parameter.grad is not None):
+                    check_group(group, f"group {group_index}")
                     name = self._name((group_index, index))
                     self.state[parameter] = self.state_of(parameter, group, name)
                     made = True
         if made:
             drop_orphans(self.state, self.param_groups)
+            if self.recipe.operator is not None or any(group["clip"] is not None for group in self.param_groups):
+                warn_of_long_vectors(self.param_groups)
 
     def _steps_on_device(self, group: Mapping[str, Any]) -> Tensor | None:
         """How many steps a group has taken, where only the device knows and a threshold depends on it."""
@@ -259,13 +280,6 @@ class SpectralOptimizer(Optimizer):
         if not steps or reading_is_free(steps[0]):
             return None
         return torch.stack(steps).amax()
-
-
-def _remember_rate(group: dict[str, Any]) -> None:
-    """Keep the largest learning rate that a group has had: thresholds refer to it where nothing else says the peak."""
-    lr = group["lr"]
-    if not isinstance(lr, Tensor) and lr > group["largest_lr"]:
-        group["largest_lr"] = float(lr)
 
 
 def _autocast_off(entries: Iterable[Entry]) -> ExitStack:

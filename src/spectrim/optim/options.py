@@ -37,7 +37,8 @@ class ClippingOptions(TypedDict, total=False):
         clip_scope: "all": every role is clipped. "matrices": embeddings, heads and vectors are not; the recipes of this
             library give them plain AdamW then.
         peak_lr: the learning rate that thresholds refer to; None for what the group knows: the ``max_lr`` or
-            ``initial_lr`` that torch's schedulers leave there, else the largest that it has had.
+            ``initial_lr`` that torch's schedulers leave there, else what it was made with; or the largest that it has
+            stepped with, where that is larger.
         warmup_steps: while the learning rate warms up, threshold times learning rate is constant.
         total_steps: length of training, needed where ``clip_decay`` is not "constant".
         clip_form: "soft" shrinks every singular value σ to σ/√(1+σ²/c²); "hard" only those above c, to c.
@@ -145,22 +146,25 @@ def finish_group(group: dict[str, Any], defaults: Mapping[str, Any], index: int)
     where = f"group {index}{_first_names(group)}"
     for key in group:
         _warn_of_near_miss(key, defaults, where)
-    group.setdefault("lr_scale", 1.0)
+    group.setdefault("lr_factor", 1.0)
     group.setdefault("split", None)
     if "lr" not in group:
         # Only a default is scaled: a group that states its learning rate, as one taken from another optimizer does,
         # has it.
         lr = defaults["lr"]
         group["lr"] = (
-            lr * group["lr_scale"] if isinstance(lr, float | int | Tensor) and group["lr_scale"] != 1.0 else lr
+            lr * group["lr_factor"] if isinstance(lr, float | int | Tensor) and group["lr_factor"] != 1.0 else lr
         )
     group.setdefault("steps_taken", 0)
+    # The default decay leaves vectors alone; one that their group states is meant for them.
+    group.setdefault("decays_vectors", "weight_decay" in group)
     for key, value in defaults.items():
         group.setdefault(key, value)
-    for key in (*defaults, "lr_scale", "split"):
+    for key in (*defaults, "lr_factor", "split"):
         group[key] = _plain(group[key])
     _check(group, where)
-    group.setdefault("largest_lr", float(group["lr"]))
+    group.setdefault("first_lr", float(group["lr"]))
+    group.setdefault("largest_lr", 0.0)
 
 
 def is_zero(lr: float | Tensor) -> bool:
@@ -177,7 +181,8 @@ def _warn_of_near_miss(key: str, defaults: Mapping[str, Any], where: str) -> Non
 
 #: What groups hold besides options: what torch and its schedulers keep there, and what grouping says.
 _KNOWN = {
-    *("params", "param_names", "role", "layout", "split", "lr_scale", "steps_taken", "largest_lr", "recipe"),
+    *("params", "param_names", "role", "layout", "split", "lr_factor", "steps_taken", "first_lr", "recipe"),
+    *("largest_lr", "decays_vectors", "matrices", "lr_scale"),
     *("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "name"),
 }
 
@@ -231,15 +236,26 @@ _CHECKS: dict[str, _Check] = {
     "warmup_steps": (lambda v: _is_whole(v) and v >= 0, "a whole number of at least 0"),
     "weight_decay": (lambda v: _is_number(v) and v >= 0, "a number of at least 0"),
     "eps": (lambda v: _is_number(v) and v >= 0, "a number of at least 0"),
-    "lr_scale": (lambda v: _is_number(v) and v >= 0, "a number of at least 0"),
+    "lr_factor": (lambda v: _is_number(v) and v >= 0, "a number of at least 0"),
     "nesterov": (lambda v: isinstance(v, bool), "True or False"),
     "maximize": (lambda v: isinstance(v, bool), "True or False"),
 }
 
 
+def _spells_number(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
 def _check(group: Mapping[str, Any], where: str) -> None:
     def refuse(key: str, expected: str) -> None:
-        raise ValueError(f"{key}={group[key]!r} for {where}: expected {expected}")
+        # YAML takes 2e-3 for text, and so do forms and environment variables.
+        text = "; this is text, not a number" if _spells_number(group[key]) else ""
+        raise ValueError(f"{key}={group[key]!r} for {where}: expected {expected}{text}")
 
     for key, choices in _CHOICES.items():
         value = group.get(key)

@@ -38,7 +38,7 @@ class Reading:
 
     role: Role
     layout: Layout
-    split: tuple[int, ...] | None = None
+    split: tuple[int | str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from spectrim.optim.schedule import clip_threshold
 from spectrim.optim.spectral.base import SpectralOperator
 from spectrim.optim.spectral.clip import CLIPS, SoftClip
 
-__all__ = ["Rule", "Shrink", "given_rule", "rule_of", "state_dtype_of"]
+__all__ = ["Applied", "Rule", "Shrink", "given_rule", "rule_of", "state_dtype_of"]
 
 #: Their rows belong to tokens, which differ in frequency by orders of magnitude: a scale taken over all of them would
 #: call the frequent ones outliers.
@@ -34,6 +34,17 @@ class Shrink(NamedTuple):
     factor: float
     form: ShrinkForm
     at: str
+
+
+class Applied(NamedTuple):
+    """The numbers of a parameter's next step, as ``describe`` shows them.
+
+    Without a gradient the weight is multiplied by 1 − lr · weight_decay.
+    """
+
+    lr: float
+    weight_decay: float
+    threshold: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +135,12 @@ class Rule:
             str(self.exchange),
             self.still,
         )
+
+    @property
+    def applied(self) -> Applied:
+        """Learning rate, decay and threshold as plain numbers; reads the device where they are tensors."""
+        threshold = None if self.threshold is None or self.clip is None else float(self.threshold)
+        return Applied(float(self.lr), self.weight_decay, threshold)
 
     @property
     def label(self) -> str:
@@ -232,9 +249,10 @@ def state_dtype_of(rule: Rule, parameter: Tensor) -> torch.dtype:
 
 
 def _without_decay(rule: Rule, group: Mapping[str, Any], recipe: Recipe) -> Rule:
-    """Decay never touches vectors, save in a plain list given to AdamW with everything off: that is torch's AdamW."""
+    """Vectors decay where their group was given a decay of its own, and in a plain list given to AdamW with everything
+    off, which is torch's AdamW; the optimizer's default does not touch them."""
     torch_like = group.get("role") is None and recipe.direction is Adam and rule.is_adamw and rule.shrink is None
-    return rule if torch_like else replace(rule, weight_decay=0.0)
+    return rule if torch_like or group["decays_vectors"] else replace(rule, weight_decay=0.0)
 
 
 def _shrink_factor(shrink: float | str) -> float:

@@ -8,13 +8,24 @@ learning rate. Where the learning rate is a tensor, so is the threshold, and not
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-__all__ = ["AUTO_CLIP", "CLIP_DECAYS", "ClipDecay", "clip_threshold", "peak_lr_of", "varies_with_steps"]
+from spectrim.operators._stack import reading_is_free
+
+__all__ = [
+    "AUTO_CLIP",
+    "CLIP_DECAYS",
+    "ClipDecay",
+    "clip_threshold",
+    "peak_lr_of",
+    "remember_rates",
+    "varies_with_steps",
+]
 
 ClipDecay = Literal["constant", "linear", "cosine", "sqrt", "square", "exponential"]
 CLIP_DECAYS: tuple[str, ...] = get_args(ClipDecay)
@@ -30,13 +41,43 @@ LEAST_LR = 1e-30
 def peak_lr_of(group: Mapping[str, Any]) -> float:
     """The learning rate that a group's thresholds refer to.
 
-    The one that the group states; else the ``max_lr`` or ``initial_lr`` that torch's schedulers leave in the group;
-    else the largest that the group has had.
+    The one that the group states; else the ``max_lr`` or ``initial_lr`` that torch's schedulers leave in the group, or
+    what the group was made with, or the largest that it has stepped with or is about to, where that is larger.
     """
-    for key in ("peak_lr", "max_lr", "initial_lr"):
-        if group.get(key) is not None:
-            return float(group[key])
-    return float(group["largest_lr"])
+    if group.get("peak_lr") is not None:
+        return float(group["peak_lr"])
+    lr = group["lr"]
+    coming = 0.0 if isinstance(lr, Tensor) and not reading_is_free(lr) else float(lr)
+    return max(_known_peak(group), float(group["largest_lr"]), coming)
+
+
+def remember_rates(groups: Sequence[dict[str, Any]]) -> None:
+    """Keep the largest learning rate that every group has stepped with, and warn where it passes the peak for the first
+    time. What only a device knows is left out."""
+    beyond: list[str] = []
+    for index, group in enumerate(groups):
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and not reading_is_free(lr):
+            continue
+        peak, before = _known_peak(group), group["largest_lr"]
+        group["largest_lr"] = max(float(lr), before)
+        depends = group["clip"] == "auto" or (group["clip"] is not None and group["warmup_steps"] > 0)
+        # Rounding of a schedule is no rise; and what has been told is not told again.
+        if depends and lr > peak * (1 + 1e-6) and before <= peak * (1 + 1e-6):
+            beyond.append(f"{float(lr):g} in group {index}, beyond {peak:g}")
+    if beyond:
+        warnings.warn(
+            f"the learning rate rose above the peak that clipping thresholds refer to ({'; '.join(beyond)}). Where "
+            f"peak_lr was given, updates now exceed their bound; elsewhere thresholds follow the largest rate so far. "
+            f"Give peak_lr= the largest rate that the schedule reaches.",
+            stacklevel=4,
+        )
+
+
+def _known_peak(group: Mapping[str, Any]) -> float:
+    """What the group's learning rate may be expected to reach, before any step."""
+    known = ("peak_lr", "max_lr", "initial_lr", "first_lr")
+    return float(next(group[key] for key in known if group.get(key) is not None))
 
 
 def varies_with_steps(group: Mapping[str, Any]) -> bool:
@@ -71,7 +112,7 @@ def clip_threshold(group: Mapping[str, Any], steps: int | Tensor | None = None) 
             f"peak_lr={peak} with clip='auto' at lr={lr}: the group began at 0, so give it a peak_lr above 0"
         )
     # A group whose learning rate carries a factor moves by that factor further, clipped or not.
-    threshold = AUTO_CLIP * group["lr_scale"] / peak if clip == "auto" else float(clip)
+    threshold = AUTO_CLIP * group["lr_factor"] / peak if clip == "auto" else float(clip)
     if not varies_with_steps(group):
         return threshold
     count = group["steps_taken"] if steps is None else steps

@@ -172,7 +172,7 @@ def _raise_if_asked(
 
 
 def _limit(entries: Sequence[Entry]) -> float:
-    wide = all(entry.parameter.dtype == torch.float64 for entry in entries)
+    wide = all(entry.parameter.dtype == torch.float64 and not entry.rule.narrow_state for entry in entries)
     return LIMITS[torch.float64 if wide else torch.float32]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spectrim.optim.entries import AnyEntry, Entry
-from spectrim.optim.layout import Layout, matrices
+from spectrim.optim.layout import Layout, Split, matrices, put_back
 from spectrim.optim.memory import stack_bytes
 from spectrim.optim.spectral.base import Part
 
@@ -51,16 +51,23 @@ class Stack(Generic[AnyEntry]):
         return self._tensor
 
     def parts(self) -> list[Part]:
-        """The logical matrices of the stack, as views of it; none for vectors."""
+        """The logical matrices of the stack, as views of it or as :meth:`put_back` writes them; none for vectors."""
         return parts_of(self.tensor, self.layout, self.split)
+
+    def put_back(self, parts: Sequence[Part]) -> None:
+        """Write what became of :meth:`parts` to the stack, where they are no views."""
+        put_back([part.matrices for part in parts], self.tensor, self.layout, self.split, leading=1)
 
     def free(self) -> None:
         """Let go of the memory."""
         self._tensor = None
 
 
-def parts_of(tensor: Tensor, layout: Layout, split: Sequence[int] | None) -> list[Part]:
-    """The logical matrices of whole parameters (E, *shape) as parts of (E', m, n); experts count among E'."""
+def parts_of(tensor: Tensor, layout: Layout, split: Split | None) -> list[Part]:
+    """The logical matrices of whole parameters (E, *shape) as parts of (E', m, n); experts count among E'.
+
+    Interleaved parts are copies: see :func:`~spectrim.optim.layout.put_back`.
+    """
     return [
         Part(matrices=view.flatten(0, -3) if view.ndim > 3 else view)
         for view in matrices(tensor, layout, split, leading=1)

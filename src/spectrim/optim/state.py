@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from spectrim.distributed.sharding import sharding_of
+from spectrim.optim.flat import check_whole
 from spectrim.optim.layout import Layout, matrix_shapes
 from spectrim.optim.rule import Rule, state_dtype_of
 from spectrim.optim.sharded.entry import sharded_basis, sharded_numbers
@@ -26,6 +27,7 @@ def check_parameter(parameter: Tensor, name: str) -> None:
     """Raise ValueError for a parameter that cannot be stepped, by name. Frozen ones may be anything."""
     if not parameter.requires_grad and parameter.grad is None:
         return
+    check_whole(parameter, name)
     if not parameter.is_floating_point():
         raise ValueError(f"{name} has dtype {parameter.dtype}: expected a real floating-point dtype")
     if isinstance(parameter, DTensor):

@@ -22,7 +22,7 @@ from spectrim.kernels.update import apply_updates
 from spectrim.operators import ShrinkForm, entry_scale, smooth_shrink
 from spectrim.operators.shrink import HALF_MOMENT
 from spectrim.optim.entries import Entry, by_flag
-from spectrim.optim.layout import matrix_shapes
+from spectrim.optim.layout import matrix_shapes, put_back, sizes_of
 from spectrim.optim.rounding import round_stochastically_
 from spectrim.optim.rule import Rule, Shrink
 from spectrim.optim.spectral.base import ADAMW_RMS, LEAST_NORM, Part, StepContext
@@ -151,7 +151,10 @@ def shrinkage_by_kernel(bucket: Sequence[Stack[Any]]) -> Shrinkage | None:
     if rule.shrink is None or not rule.shrinks_gradient or rule.maximize or not rule.is_adamw:
         return None
     entries = [entry for stack in bucket for entry in stack.entries]
-    if any(stack.layout not in ("vector", "matrix", "flatten") and stack.split is not None for stack in bucket):
+    if any(
+        stack.split is not None and (stack.layout not in ("vector", "matrix", "flatten") or sizes_of(stack.split)[1])
+        for stack in bucket
+    ):
         return None
     grads = [entry.grad for entry in entries]
     state = [[entry.state[key] for entry in entries] for key in rule.direction.keys]
@@ -161,7 +164,8 @@ def shrinkage_by_kernel(bucket: Sequence[Stack[Any]]) -> Shrinkage | None:
     for index, entry in enumerate(entries):
         size, start = entry.parameter.numel(), 0
         if entry.split is not None and entry.layout != "vector":
-            lengths = [rows * (size // sum(entry.split)) for rows in entry.split]
+            sizes, _ = sizes_of(entry.split)
+            lengths = [rows * (size // sum(sizes)) for rows in sizes]
         else:
             experts = entry.parameter.shape[0] if entry.layout in ("stack", "transposed_stack") else 1
             lengths = [size // experts] * experts
@@ -191,16 +195,18 @@ def prepared(stack: Stack[Any]) -> list[Tensor]:
     if rule.shrink is not None and shrinks:
         shrink_stack(whole, stack, rule.shrink)
     if rule.pre_clip is not None:
-        rule.pre_clipper.whole(
-            parts_of(whole, stack.layout, stack.split), StepContext(threshold=rule.pre_clip, first=rule.first)
-        )
+        parts = parts_of(whole, stack.layout, stack.split)
+        rule.pre_clipper.whole(parts, StepContext(threshold=rule.pre_clip, first=rule.first))
+        put_back([part.matrices for part in parts], whole, stack.layout, stack.split, leading=1)
     return targets
 
 
 def shrink_stack(whole: Tensor, stack: Stack[Any], shrink: Shrink) -> None:
     """Shrink, in place, the entries that are large against the scale of their logical matrix, or vector."""
-    for view in _units(whole, stack):
+    units = _units(whole, stack)
+    for view in units:
         view.copy_(smooth_shrink(view, shrink.factor * entry_scale(view), form=shrink.form))
+    put_back(units, whole, stack.layout, stack.split, leading=1)
 
 
 def _units(whole: Tensor, stack: Stack[Any]) -> list[Tensor]:
@@ -249,12 +255,14 @@ def operate(bucket: Sequence[Stack[Any]]) -> list[float]:
         return [1.0] * len(bucket)
     parts = [stack.parts() for stack in bucket]
     keeps = rule.operator is not None and bool(rule.operator.keys)
-    if not keeps:
-        return shape(rule, parts)
-    _gather_state(bucket, parts)
-    olds = [[dict(part.state) for part in some] for some in parts]
+    if keeps:
+        _gather_state(bucket, parts)
+        olds = [[dict(part.state) for part in some] for some in parts]
     factors = shape(rule, parts)
-    _store_state(bucket, parts, olds)
+    if keeps:
+        _store_state(bucket, parts, olds)
+    for stack, some in zip(bucket, parts, strict=True):
+        stack.put_back(some)
     return factors
 
 

@@ -177,7 +177,7 @@ def build(
             "params": [parameter for _, parameter in group["params"]],
             "param_names": [name for name, _ in group["params"]],
             **{key: group[key] for key in ("role", "layout", "split")},
-            "lr": settings.lr * group["lr_scale"],
+            "lr": settings.lr * group["lr_factor"],
             **({"weight_decay": 0.0} if group["role"] == "vector" and "weight_decay" in given else {}),
         }
         for group in groups

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -17,12 +18,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from spectrim.distributed.collectives import Team, team_of
-from spectrim.distributed.grid import Axes, Grid, basis_sharding, grid_of, local_sizes
-from spectrim.distributed.runs import put, take
+from spectrim.distributed.grid import Axes, Grid, Rows, basis_sharding, grid_of, local_rows
+from spectrim.distributed.runs import Runs, put, take
 from spectrim.distributed.sharding import Sharding, sharding_of
 from spectrim.operators import ShrinkForm, entry_scale, smooth_shrink
 from spectrim.optim.entries import Entry, role_and_layout
-from spectrim.optim.layout import Layout, matrices, matrix_shapes
+from spectrim.optim.layout import Layout, Split, matrices, matrix_shapes, sizes_of
 from spectrim.optim.rule import Rule
 
 __all__ = [
@@ -33,9 +34,11 @@ __all__ = [
     "laid_like",
     "local_gradient",
     "local_state",
+    "rows_of_parts",
     "sharded_basis",
     "sharded_entry",
     "sharded_numbers",
+    "take_rows",
 ]
 
 
@@ -67,11 +70,9 @@ class ShardedEntry(Entry):
         return axes_of(self.layout, len(self.sharding.shape))
 
     @property
-    def parts(self) -> list[tuple[int, int]]:
-        """The rows of each logical matrix, from start up to stop."""
-        sizes = [shape[-2] for shape in matrix_shapes(self.sharding.shape, self.layout, self.split)]
-        ends = list(itertools.accumulate(sizes))
-        return list(zip([0, *ends], ends, strict=False))
+    def parts(self) -> list[Rows]:
+        """The rows of each logical matrix."""
+        return rows_of_parts(self.sharding.shape, self.layout, self.split)
 
     @property
     def grids(self) -> list[Grid]:
@@ -79,12 +80,30 @@ class ShardedEntry(Entry):
         return [grid_of(self.sharding, self.axes, part) for part in self.parts]
 
     def views(self, tensor: Tensor) -> list[Tensor]:
-        """This rank's blocks of the logical matrices of a local tensor, some of which may be empty; a vector is one."""
+        """This rank's blocks of the logical matrices of a local tensor, some of which may be empty; a vector is one.
+
+        Views, but for interleaved parts, which are copies.
+        """
         if self.layout == "vector":
             return [tensor]
         (whole,) = matrices(tensor, self.layout)
-        sizes = local_sizes(self.sharding, self.axes, self.parts, self.team.member)
-        return list(torch.split(whole, sizes, dim=-2))
+        return [take_rows(whole, rows) for rows in self._local_rows()]
+
+    def fill(self, tensor: Tensor, blocks: Sequence[Tensor]) -> None:
+        """Write all of :meth:`views` of a local tensor."""
+        if self.layout == "vector":
+            (block,) = blocks
+            tensor.copy_(block)
+            return
+        (whole,) = matrices(tensor, self.layout)
+        for rows, block in zip(self._local_rows(), blocks, strict=True):
+            if len(rows) <= 1:
+                take_rows(whole, rows).copy_(block)
+            else:
+                whole.index_copy_(-2, _indices(rows, whole.device), block.to(whole.dtype))
+
+    def _local_rows(self) -> list[Runs]:
+        return [local_rows(self.sharding, self.axes, part, self.team.member) for part in self.parts]
 
     def is_whole(self) -> bool:
         """Whether every matrix that this rank has a part of is all here; a vector as a whole."""
@@ -139,8 +158,8 @@ class ShardedEntry(Entry):
     def shrunk(self, tensor: Tensor, factor: float, form: ShrinkForm) -> Tensor:
         """A local tensor whose entries are shrunk against the scales."""
         result = torch.empty_like(tensor)
-        for source, target, scale in zip(self.views(tensor), self.views(result), self.scales, strict=True):
-            target.copy_(smooth_shrink(source, factor * scale, form=form))
+        blocks = zip(self.views(tensor), self.scales, strict=True)
+        self.fill(result, [smooth_shrink(block, factor * scale, form=form) for block, scale in blocks])
         return result
 
 
@@ -175,6 +194,30 @@ def sharded_entry(
     )
     entry.shares_scales = rule.shrinks_gradient and not entry.is_served_locally(rule)
     return entry
+
+
+def rows_of_parts(shape: Sequence[int], layout: Layout, split: Split | None) -> list[Rows]:
+    """The rows of each logical matrix of a parameter of this whole shape."""
+    sizes = [size[-2] for size in matrix_shapes(shape, layout, split)]
+    period = None
+    if split is not None:
+        in_period, interleaved = sizes_of(split)
+        sizes, period = list(in_period), sum(in_period) if interleaved else None
+    ends = list(itertools.accumulate(sizes))
+    return [Rows(start, stop, period) for start, stop in zip([0, *ends], ends, strict=False)]
+
+
+def take_rows(whole: Tensor, rows: Runs, dim: int = -2) -> Tensor:
+    """Some rows: a view where they are one run."""
+    if len(rows) <= 1:
+        start, stop = rows[0] if rows else (0, 0)
+        return whole.narrow(dim, start, stop - start)
+    return whole.index_select(dim, _indices(rows, whole.device))
+
+
+@cache
+def _indices(rows: Runs, device: torch.device) -> Tensor:
+    return torch.tensor([index for start, stop in rows for index in range(start, stop)], device=device)
 
 
 def axes_of(layout: Layout, dimensions: int) -> Axes:

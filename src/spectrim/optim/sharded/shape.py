@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spectrim.distributed.collectives import Team
 from spectrim.optim.entries import by_flag
+from spectrim.optim.layout import put_back
 from spectrim.optim.rule import Rule
 from spectrim.optim.sharded.entry import AnyShard, ShardedEntry
 from spectrim.optim.sharded.rounds import Loads, set_out, unit_layout
@@ -67,7 +68,9 @@ def _shaped(entry: ShardedEntry, found: list[Tensor], *, operated: bool) -> list
     length = max(1, bucket_bytes(found[0]) // max(1, 4 * found[0].numel()))
     for start in range(0, len(found), length):
         stacked = torch.stack(found[start : start + length])
-        (factor,) = shape(entry.rule, [parts_of(stacked, layout, entry.split)], operated=operated)
+        parts = parts_of(stacked, layout, entry.split)
+        (factor,) = shape(entry.rule, [parts], operated=operated)
+        put_back([part.matrices for part in parts], stacked, layout, entry.split, leading=1)
         results += (stacked if factor == 1.0 else stacked.mul_(factor)).unbind()
     return results
 
@@ -91,14 +94,15 @@ def _shaped_in_place(
     results = []
     found = iter(zip(grids, shaped, strict=True))
     for entry, direction in zip(entries, directions, strict=True):
-        whole = torch.empty_like(direction)
-        for view in entry.views(whole):
+        made: list[Tensor] = []
+        for _ in entry.parts:
             grid, (result, norm) = next(found)
             factor = scale_factor(rule, grid.shape, norm)
             if isinstance(factor, Tensor):
                 factor = factor.to(result.dtype)[..., None, None]
-            view.copy_(result * factor)
-        results.append(whole)
+            made.append(result * factor)
+        results.append(torch.empty_like(direction))
+        entry.fill(results[-1], made)
     return results
 
 

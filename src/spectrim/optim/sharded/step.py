@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spectrim.distributed.collectives import Team
 from spectrim.optim.entries import by_flag, kind_of
+from spectrim.optim.layout import put_back
 from spectrim.optim.rule import Shrink
 from spectrim.optim.sharded.entry import ShardedEntry
 from spectrim.optim.sharded.rounds import Loads, run_rounds, set_out, unit_layout
@@ -99,4 +100,5 @@ def _pre_clipped(entry: ShardedEntry, whole: Tensor) -> Tensor:
     clipped = whole.unsqueeze(0).clone()
     parts = parts_of(clipped, unit_layout(entry.layout), entry.split)
     rule.pre_clipper.whole(parts, StepContext(threshold=rule.pre_clip))
+    put_back([part.matrices for part in parts], clipped, unit_layout(entry.layout), entry.split, leading=1)
     return clipped[0]

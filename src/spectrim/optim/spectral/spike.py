@@ -17,7 +17,7 @@ from spectrim.kernels.choice import switched_on
 from spectrim.kernels.spike import MOST_DIRECTIONS, SpikeMatrix, spike_step
 from spectrim.operators.spike import follow_and_shape_stacks, start_basis
 from spectrim.optim.directions import Momentum
-from spectrim.optim.layout import Layout
+from spectrim.optim.layout import Layout, sizes_of
 from spectrim.optim.spectral.base import ADAMW_RMS, LEAST_NORM, Part, Shape, SpectralOperator, StepContext
 
 if TYPE_CHECKING:
@@ -101,8 +101,10 @@ class ShapeSpike(SpectralOperator):
         # A compiler looks through the cache, and warns of it.
         matrices_of = _matrices if torch.compiler.is_compiling() else _kept_matrices
         for entry in entries:
-            split = None if entry.split is None else tuple(entry.split)
-            own = matrices_of(tuple(entry.parameter.shape), entry.layout, split, self.rank_ratio)
+            sizes, interleaved = (None, False) if entry.split is None else sizes_of(entry.split)
+            # Matrices whose rows take turns are no runs of memory.
+            shape = tuple(entry.parameter.shape)
+            own = None if interleaved else matrices_of(shape, entry.layout, sizes, self.rank_ratio)
             if own is None:
                 rest.append(entry)
             else:

@@ -11,13 +11,16 @@ from typing import Any
 from torch.optim import Optimizer
 
 from spectrim.optim.options import ClippingOptions, complete_options, finish_group
+from spectrim.optim.schedule import peak_lr_of
 
-__all__ = ["CLIPPING_KEYS", "clipping_defaults", "clipping_values"]
+__all__ = ["ADDED_KEYS", "CLIPPING_KEYS", "clipping_defaults", "clipping_values"]
 
 
-#: What the wrapper adds to every group of its base, beside "steps_taken".
+#: The options of the clip.
 CLIPPING_KEYS = ("clip", *ClippingOptions.__annotations__)
-_STRUCTURE = ("params", "param_names", "role", "layout", "split", "lr", "lr_scale")
+#: What the wrapper adds to every group of its base.
+ADDED_KEYS = (*CLIPPING_KEYS, "split", "lr_factor", "steps_taken", "first_lr", "largest_lr")
+_STRUCTURE = ("params", "param_names", "role", "layout", "split", "lr", "lr_factor")
 
 
 def clipping_defaults(clip: float | str | None, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,23 +52,19 @@ def clipping_values(base: Optimizer, index: int, defaults: Mapping[str, Any]) ->
             raise ValueError(f"{key}={group[key]!r} for {where}: neither that class nor SpectralClipping has it")
     values = {key: group[key] for key in (*CLIPPING_KEYS, *_STRUCTURE) if key in group}
     values["lr"] = _scaled_lr(base, group, where)
-    if values.get("peak_lr") is None and defaults["peak_lr"] is None:
-        # What a scheduler made before the wrapper left there: the present rate may be one of its warm-up.
-        values["peak_lr"] = float(group.get("max_lr", group.get("initial_lr", values["lr"])))
     finish_group(values, defaults, index)
-    if values["peak_lr"] == 0 and (values["clip"] == "auto" or values["warmup_steps"] > 0):
+    if peak_lr_of({**group, **values}) == 0 and (values["clip"] == "auto" or values["warmup_steps"] > 0):
         raise ValueError(f"peak_lr=0.0 for {where}: state the peak learning rate that the threshold refers to")
-    added = (*CLIPPING_KEYS, "split", "lr", "lr_scale", "steps_taken")
-    return {key: values[key] for key in added}
+    return {key: values[key] for key in (*ADDED_KEYS, "lr")}
 
 
 def _scaled_lr(base: Optimizer, group: Mapping[str, Any], where: str) -> Any:
     """The group's learning rate; where it is the default, times the factor that ``param_groups`` was asked for."""
-    lr, factor = group["lr"], group.get("lr_scale", 1.0)
-    if factor == 1.0 or group.get("initial_lr", lr) != base.defaults["lr"]:
+    lr, factor = group["lr"], group.get("lr_factor", 1.0)
+    if factor == 1.0 or "steps_taken" in group or group.get("initial_lr", lr) != base.defaults["lr"]:
         return lr
     if "initial_lr" in group:
         raise ValueError(
-            f"lr_scale={factor} for {where}, which has a scheduler: wrap the optimizer before making the scheduler"
+            f"lr_factor={factor} for {where}, which has a scheduler: wrap the optimizer before making the scheduler"
         )
     return lr * factor

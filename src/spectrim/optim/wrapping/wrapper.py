@@ -16,16 +16,18 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from spectrim.optim.entries import Entry, parameter_name, role_and_layout
+from spectrim.optim.flat import check_group, check_whole, count_matrices
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.options import ClippingOptions, is_zero
-from spectrim.optim.rule import Rule
+from spectrim.optim.rule import Applied, Rule
+from spectrim.optim.schedule import clip_threshold, remember_rates
 from spectrim.optim.screening import screen
 from spectrim.optim.sharded.agreement import Agreement
 from spectrim.optim.sharded.entry import ShardedEntry, sharded_entry
 from spectrim.optim.sharded.rounds import Loads
 from spectrim.optim.skips import SkipWatch
 from spectrim.optim.wrapping.changes import clip_changes, in_scope, rule_of_changes
-from spectrim.optim.wrapping.clipping_options import CLIPPING_KEYS, clipping_defaults, clipping_values
+from spectrim.optim.wrapping.clipping_options import ADDED_KEYS, CLIPPING_KEYS, clipping_defaults, clipping_values
 from spectrim.optim.wrapping.held import Held
 from spectrim.optim.wrapping.held_shard import hold_shard
 from spectrim.optim.wrapping.probe import Manner, check_base, find_manner
@@ -125,9 +127,23 @@ class SpectralClipping(Optimizer):
         """What happens to a parameter of this group, in a few words; ``describe`` shows it."""
         role, layout = role_and_layout(group, parameter)
         name = type(self.base).__name__
+        if group.get("weight_decay") and self.manner(group, parameter).coupling:
+            name += " with decay in its gradient"
         if group["clip"] is None or not in_scope(group, role):
             return name
         return f"{name} → {'clip norm' if layout == 'vector' else 'clip'}"
+
+    def applied(self, group: Mapping[str, Any], parameter: Tensor) -> Applied:
+        """Learning rate, decay and threshold of the next step of a parameter of this group; ``describe`` shows them.
+
+        A decay that the base adds to the gradient is no decay here: like the gradient, it goes through the clip.
+        """
+        role, _ = role_and_layout(group, parameter)
+        lr = float(group["lr"])
+        limit = clip_threshold({**group, "lr": lr}) if in_scope(group, role) else None
+        manner = self.manner(group, parameter)
+        decay = manner.decay + (manner.fixed_decay / lr if lr else 0.0)
+        return Applied(lr, decay, None if limit is None else float(limit))
 
     def manner(self, group: Mapping[str, Any], parameter: Tensor) -> Manner:
         """How the base steps a parameter of this group."""
@@ -155,16 +171,26 @@ class SpectralClipping(Optimizer):
     def _share(self, base: Optimizer) -> None:
         """Hold the base's groups and state, completing the groups: all of them, or none where one is refused."""
         self.param_groups, self.state = base.param_groups, base.state
-        new = [index for index, group in enumerate(self.param_groups) if "steps_taken" not in group]
+        for group in self.param_groups:
+            if "steps_taken" in group and "lr_factor" not in group and "lr_scale" in group:
+                # A checkpoint of when the factor was called so.
+                group["lr_factor"] = group.pop("lr_scale")
+        new = [i for i, group in enumerate(self.param_groups) if not all(key in group for key in ADDED_KEYS)]
         values = [clipping_values(base, index, self._clipping) for index in new]
         for index in new:
             self._check_parameters(index)
         for index, added in zip(new, values, strict=True):
-            self.param_groups[index].update(added)
+            group = self.param_groups[index]
+            group.setdefault("matrices", count_matrices(group["params"]))
+            # Of a checkpoint that lacks only some, the rest stays.
+            group.update(
+                added if "steps_taken" not in group else {key: added[key] for key in added if key not in group}
+            )
 
     def _check_parameters(self, index: int) -> None:
         group = self.param_groups[index]
         for position, parameter in enumerate(group["params"]):
+            check_whole(parameter, self._name((index, position)))
             if not parameter.is_floating_point():
                 name, kind = self._name((index, position)), f"{type(parameter).__name__} of {parameter.dtype}"
                 raise ValueError(f"{name} is a {kind}: expected one of a real floating-point dtype")
@@ -218,6 +244,7 @@ class SpectralClipping(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._share(self.base)
+        remember_rates(self.param_groups)
         collected = self._collected()
         sharded = [entry for entry in collected if isinstance(entry, ShardedEntry)]
         if sharded:
@@ -260,6 +287,7 @@ class SpectralClipping(Optimizer):
         """Every parameter that has a gradient, and the sharded ones of which another rank may have one."""
         collected: list[Entry] = []
         for group_index, group in enumerate(self.param_groups):
+            check_group(group, f"group {group_index} of {type(self.base).__name__}")
             rules: dict[tuple[str, bool], Rule] = {}
             for index, parameter in enumerate(group["params"]):
                 position, grad = (group_index, index), parameter.grad
@@ -321,6 +349,6 @@ class SpectralClipping(Optimizer):
 
 def _switches(group: Mapping[str, Any]) -> str:
     """The base's options on which the manner may depend: not the numbers that a schedule moves, save the decay."""
-    ours = (*CLIPPING_KEYS, "role", "layout")
+    ours = (*ADDED_KEYS, "role", "layout")
     base = [(key, value) for key, value in group.items() if key not in ours]
     return repr([(key, value) for key, value in base if isinstance(value, bool | str) or "decay" in key])

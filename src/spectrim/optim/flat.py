@@ -1,0 +1,69 @@
+"""Flat shards, in which no matrix can be seen: FSDP1's, DeepSpeed ZeRO's, and whatever replaced matrices by 1-D parts.
+
+A flat shard would be taken for one long vector and clipped by its norm: all of it together moves no further than one
+matrix may, and nothing would tell. Frameworks leave marks on tensors, which are read here; none of them is imported.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["check_group", "check_whole", "count_matrices", "warn_of_long_vectors"]
+
+_FSDP2 = (
+    "use FSDP2 (torch.distributed.fsdp.fully_shard; fsdp_version: 2 in accelerate), whose parameters keep their shapes"
+)
+#: What a framework leaves on a parameter, what that means, and what serves instead.
+_MARKS = (
+    ("_is_flat_param", "a flat parameter of FSDP1 (FullyShardedDataParallel)", _FSDP2),
+    ("_fsdp_flattened", "a part of a flat parameter of FSDP1 (FullyShardedDataParallel)", _FSDP2),
+    ("ds_id", "partitioned by DeepSpeed ZeRO-3", f"{_FSDP2}, or ZeRO stage 0"),
+    ("ds_tensor", "partitioned by DeepSpeed ZeRO-3", f"{_FSDP2}, or ZeRO stage 0"),
+    ("_hp_mapping", "a copy of a flat partition of DeepSpeed ZeRO", f"{_FSDP2}, or ZeRO stage 0"),
+)
+#: A vector this long, and nothing but vectors, suggests a flat shard. Biases of a vocabulary are as long, but come with
+#: matrices.
+LONG = 10_000
+
+
+def check_whole(parameter: Tensor, name: str) -> None:
+    """Raise ValueError for a parameter that a framework has flattened, naming it, the framework and what to use."""
+    for mark, what, instead in _MARKS:
+        # FSDP1 sets its flag to False on what it leaves alone.
+        if getattr(parameter, mark, False) is not False:
+            raise ValueError(f"{name} is {what}, in which no matrix can be seen: {instead}")
+
+
+def count_matrices(parameters: Sequence[Tensor]) -> int:
+    """How many of a group's parameters have two dimensions or more."""
+    return sum(parameter.ndim > 1 for parameter in parameters)
+
+
+def check_group(group: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError if vectors took the place of a group's matrices since it was made, as flat partitions do."""
+    if group.get("matrices") and group["params"] and not count_matrices(group["params"]):
+        shapes = ", ".join(str(tuple(parameter.shape)) for parameter in group["params"][:3])
+        raise ValueError(
+            f"{where} was made with {group['matrices']} matrices and now holds vectors only, of shapes {shapes}: "
+            f"flat shards, as of DeepSpeed ZeRO or Megatron's distributed optimizer, in which no matrix can be seen: "
+            f"{_FSDP2}"
+        )
+
+
+def warn_of_long_vectors(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Warn if an optimizer of matrices was given nothing but vectors, one of them long, and not told what they are."""
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    if any(group.get("role") is not None for group in groups) or count_matrices(parameters):
+        return
+    longest = max((parameter.numel() for parameter in parameters), default=0)
+    if longest >= LONG:
+        warnings.warn(
+            f"all parameters are vectors, the longest of {longest:,} entries, and are clipped by their norms. If they "
+            f"are flat shards of matrices, steps are far too small: {_FSDP2}. If they are vectors, say so by "
+            f'{{"params": ..., "role": "vector", "layout": "vector"}}',
+            stacklevel=4,
+        )

@@ -1,0 +1,47 @@
+"""The fuzz holds on a few cases, and finds what is broken on purpose."""
+
+import json
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch.distributed as dist
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import fuzz
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def report(folder, *arguments):
+    out = folder / "fuzz.json"
+    with mock.patch.object(sys, "argv", ["fuzz.py", "--minutes", "0.05", "--out", str(out), *arguments]):
+        status = fuzz.main()
+    return status, json.loads(out.read_text())
+
+
+def test_a_few_cases_hold_and_are_written_down(tmp_path):
+    status, found = report(tmp_path, "--seed", "7")
+    assert status == 0
+    assert found["failures"] == []
+    assert found["cases"] > 3
+    assert found["steps"] >= found["cases"]
+
+
+def test_what_moves_too_far_is_found_and_can_be_run_again(tmp_path, capsys):
+    with mock.patch("spectrim.optim.step.clip_scale", return_value=3.0):
+        status, found = report(tmp_path, "--seed", "7")
+        assert status == 1
+        failure = next(each for each in found["failures"] if each["what"].startswith("bound"))
+        assert f"python benchmarks/fuzz.py --case {failure['case']}" in capsys.readouterr().out
+        dist.destroy_process_group()
+        with mock.patch.object(sys, "argv", ["fuzz.py", "--case", str(failure["case"])]):
+            assert fuzz.main() == 1
+    assert failure["what"] in capsys.readouterr().out
