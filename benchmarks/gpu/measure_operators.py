@@ -54,33 +54,22 @@ MATRICES: dict[str, Callable[[int, int, torch.device], Tensor]] = {"spiky": spik
 
 
 def clip_forms() -> dict[str, Callable[[Tensor, float], Tensor]]:
-    """The soft clip, exact and, where this version has it, in half precision."""
-    found: dict[str, Callable[[Tensor, float], Tensor]] = {"soft_clip exact": spectrim.soft_clip}
-    try:
-        from spectrim.operators.half import half_clip
-    except ImportError:
-        return found
-    return found | {"soft_clip half": lambda X, c: half_clip([stack_of(X)], [c])[0].view_as(X)}
+    """The soft clip, exact and in half precision."""
+    return {
+        "soft_clip exact": lambda X, c: spectrim.soft_clip(X, c, precision="exact"),
+        "soft_clip half": lambda X, c: spectrim.soft_clip(X, c, precision="half"),
+    }
 
 
 def polar_forms() -> dict[str, Callable[[Tensor], Tensor]]:
     """The polar factor likewise, converged and after five steps; and what torch's Muon does."""
-    found: dict[str, Callable[[Tensor], Tensor]] = {
-        "orthogonalize exact": spectrim.orthogonalize,
-        "orthogonalize exact, 5 steps": lambda X: spectrim.orthogonalize(X, steps=5),
+    return {
+        "orthogonalize exact": lambda X: spectrim.orthogonalize(X, precision="exact"),
+        "orthogonalize exact, 5 steps": lambda X: spectrim.orthogonalize(X, steps=5, precision="exact"),
         "torch.Muon's 5 steps": torch_steps,
+        "orthogonalize half": lambda X: spectrim.orthogonalize(X, precision="half"),
+        "orthogonalize half, 5 steps": lambda X: spectrim.orthogonalize(X, steps=5, precision="half"),
     }
-    try:
-        from spectrim.operators.half import half_polar
-    except ImportError:
-        return found
-    found["orthogonalize half"] = lambda X: half_polar([stack_of(X)])[0].view_as(X)
-    found["orthogonalize half, 5 steps"] = lambda X: half_polar([stack_of(X)], steps=5)[0].view_as(X)
-    return found
-
-
-def stack_of(X: Tensor) -> Tensor:
-    return X.unsqueeze(0) if X.ndim == 2 else X
 
 
 def accuracy(device: Device) -> Iterator[Row]:

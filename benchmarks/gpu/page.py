@@ -130,7 +130,9 @@ def read(path: Path) -> Row:
 def status(predicted: Row, measured: Row) -> str:
     if not measured:
         return MISSING
-    return FOUND.format(**measured["provenance"], predicted_commit=predicted["provenance"]["commit"])
+    found = FOUND.format(**measured["provenance"], predicted_commit=predicted["provenance"]["commit"])
+    note = measured["provenance"].get("note")
+    return f"{found}\n\n{note}" if note else found
 
 
 def times_of(count: int) -> str:
