@@ -9,7 +9,16 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent / "interpreted"
-MODULES = ["directions.py", "updates.py", "screening.py", "products.py", "spike.py", "stacks.py", "operators.py"]
+MODULES = [
+    "directions.py",
+    "updates.py",
+    "screening.py",
+    "products.py",
+    "spike.py",
+    "stacks.py",
+    "steps.py",
+    "operators.py",
+]
 
 
 def test_kernels_agree_with_their_eager_forms_and_formulas():

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectrim.kernels.adam import adamw_step, stepped_by
-from spectrim.kernels.choice import kernel_runs
 from spectrim.kernels.lists import Found
-from spectrim.kernels.magnitudes import mean_roots
-from spectrim.kernels.runs import Run
 from spectrim.kernels.update import apply_updates
-from spectrim.operators import ShrinkForm, entry_scale, smooth_shrink
-from spectrim.operators.shrink import HALF_MOMENT
+from spectrim.operators import entry_scale, smooth_shrink
 from spectrim.optim.entries import Entry, by_flag
-from spectrim.optim.layout import matrix_shapes, put_back, sizes_of
+from spectrim.optim.layout import matrix_shapes, put_back
 from spectrim.optim.rounding import round_stochastically_
 from spectrim.optim.rule import Rule, Shrink
+from spectrim.optim.shrinkage import Shrinkage, shrinkage_by_kernel
 from spectrim.optim.spectral.base import ADAMW_RMS, LEAST_NORM, Part, StepContext
 from spectrim.optim.stacks import Stack, buckets, parts_of
 
@@ -43,15 +40,15 @@ def step_entries(entries: Sequence[Entry]) -> None:
     """Step parameters that need this rank alone; their steps are counted already."""
     plain: dict[tuple[Any, ...], list[Entry]] = {}
     shaped: list[Entry] = []
-    # Of every rule once: groups of one optimizer may differ in their betas. None where it is not plain AdamW.
+    # Of every rule once: groups of one optimizer may differ in their betas. None where it is not AdamW in one pass.
     numbers: dict[int, tuple[Any, ...] | None] = {}
     for entry in entries:
         rule = entry.rule
         if not entry.parameter.numel():
             continue
         if id(rule) not in numbers:
-            is_plain = rule.is_adamw and rule.shrink is None and not rule.maximize
-            numbers[id(rule)] = rule.direction.numbers if is_plain else None
+            in_one_pass = rule.is_adamw and not rule.maximize and not rule.shrinks_direction
+            numbers[id(rule)] = (*rule.direction.numbers, rule.shrink) if in_one_pass else None
         own = numbers[id(rule)]
         if own is None:
             shaped.append(entry)
@@ -59,7 +56,9 @@ def step_entries(entries: Sequence[Entry]) -> None:
             plain.setdefault(own, []).append(entry)
     for same in plain.values():
         for some in by_flag(same):
-            if not step_adamw(some, [entry.grad for entry in some]):
+            scaled = shrinkage_by_kernel(some)
+            in_buckets = some[0].rule.shrink is not None and scaled is None
+            if in_buckets or not step_adamw(some, [entry.grad for entry in some], scaled):
                 shaped += some
     for bucket in buckets(by_operators(shaped)):
         step_bucket(bucket)
@@ -90,9 +89,8 @@ def step_bucket(bucket: Sequence[Stack[Any]]) -> None:
     """Step one bucket: stacks of one structure, flag, dtype and device."""
     rule = bucket[0].rule
     entries = [entry for stack in bucket for entry in stack.entries]
-    scaled = shrinkage_by_kernel(bucket)
-    grads = [entry.grad for entry in entries] if scaled else [grad for stack in bucket for grad in prepared(stack)]
-    if rule.is_adamw and not rule.shrinks_direction and step_adamw(entries, grads, scaled):
+    grads = [grad for stack in bucket for grad in prepared(stack)]
+    if rule.is_adamw and not rule.shrinks_direction and step_adamw(entries, grads):
         return
     directed(entries, grads, [view for stack in bucket for view in stack.tensor.unbind()])
     del grads
@@ -132,48 +130,6 @@ def step_adamw(entries: Sequence[Entry], grads: Sequence[Tensor], scaled: Shrink
         **({} if scaled is None else scaled._asdict()),
     )
     return True
-
-
-class Shrinkage(NamedTuple):
-    """What a kernel shrinks gradients by: τ of every logical matrix, where these lie, and the form."""
-
-    taus: Tensor
-    runs: Sequence[Run] | None
-    form: ShrinkForm
-
-
-def shrinkage_by_kernel(bucket: Sequence[Stack[Any]]) -> Shrinkage | None:
-    """The scales of a bucket's gradients, if kernels are to shrink them on their way to the direction; else None.
-
-    They do in AdamW's one pass, where every logical matrix is one run of memory.
-    """
-    rule = bucket[0].rule
-    if rule.shrink is None or not rule.shrinks_gradient or rule.maximize or not rule.is_adamw:
-        return None
-    entries = [entry for stack in bucket for entry in stack.entries]
-    if any(
-        stack.split is not None and (stack.layout not in ("vector", "matrix", "flatten") or sizes_of(stack.split)[1])
-        for stack in bucket
-    ):
-        return None
-    grads = [entry.grad for entry in entries]
-    state = [[entry.state[key] for entry in entries] for key in rule.direction.keys]
-    if not kernel_runs("mean_roots", grads, *state):
-        return None
-    runs: list[Run] = []
-    for index, entry in enumerate(entries):
-        size, start = entry.parameter.numel(), 0
-        if entry.split is not None and entry.layout != "vector":
-            sizes, _ = sizes_of(entry.split)
-            lengths = [rows * (size // sum(sizes)) for rows in sizes]
-        else:
-            experts = entry.parameter.shape[0] if entry.layout in ("stack", "transposed_stack") else 1
-            lengths = [size // experts] * experts
-        for length in lengths:
-            runs.append((index, start, length))
-            start += length
-    roots = mean_roots(grads, runs=runs)
-    return Shrinkage(roots.square_().mul_(rule.shrink.factor / HALF_MOMENT), runs, rule.shrink.form)
 
 
 # -- Prepare and direct ------------------------------------------------------------------------------------------------
