@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from spectrim.operators.half import half_workspace
 from spectrim.optim.memory import workspace_bytes
 
 if TYPE_CHECKING:
@@ -160,6 +161,17 @@ def _counted_flops(operator: SpectralOperator, m: int, n: int) -> float:
 def runs_in_half(precision: Precision, device: torch.device) -> bool:
     """True if operators compute in float16 with float32 accumulation: asked for, or left open where that is fast."""
     return precision == "half" or (precision == "auto" and device.type in HALF_DEVICES)
+
+
+def workspace_of(precision: Precision, device: torch.device) -> Callable[[int, int], int] | None:
+    """What an operator of the products in half or in full precision needs for an m x n matrix besides its stack.
+
+    None on the host, where buckets are small.
+    """
+    if runs_in_half(precision, device):
+        return half_workspace
+    # In float64: the matrix, what it becomes, and a handful of matrices of its smaller side.
+    return None if device.type == "cpu" else lambda m, n: 8 * (2 * m * n + 4 * min(m, n) ** 2)
 
 
 def in_place(

@@ -11,8 +11,16 @@ from torch import Tensor
 from typing_extensions import override
 
 from spectrim.operators import hard_clip, soft_clip
-from spectrim.operators.half import half_clip, half_workspace
-from spectrim.optim.spectral.base import Part, Precision, SpectralOperator, StepContext, in_place, runs_in_half
+from spectrim.operators.half import half_clip
+from spectrim.optim.spectral.base import (
+    Part,
+    Precision,
+    SpectralOperator,
+    StepContext,
+    in_place,
+    runs_in_half,
+    workspace_of,
+)
 
 __all__ = ["CLIPS", "HardClip", "SoftClip"]
 
@@ -40,8 +48,7 @@ class SoftClip(SpectralOperator):
                 return half_clip(stacks, [threshold] * len(stacks), overwrite=True)
             return [soft_clip(stack, threshold, precision="exact", overwrite=True) for stack in stacks]
 
-        device = parts[0].matrices.device
-        in_place(parts, clipped, half_workspace if runs_in_half(self.precision, device) else None)
+        in_place(parts, clipped, workspace_of(self.precision, parts[0].matrices.device))
 
     @override
     def vector_factors(self, norms: Tensor, context: StepContext) -> Tensor:

@@ -10,8 +10,16 @@ from torch import Tensor
 from typing_extensions import override
 
 from spectrim.operators import orthogonalize
-from spectrim.operators.half import half_polar, half_workspace
-from spectrim.optim.spectral.base import Part, Precision, SpectralOperator, StepContext, in_place, runs_in_half
+from spectrim.operators.half import half_polar
+from spectrim.optim.spectral.base import (
+    Part,
+    Precision,
+    SpectralOperator,
+    StepContext,
+    in_place,
+    runs_in_half,
+    workspace_of,
+)
 
 __all__ = ["Orthogonalize"]
 
@@ -37,5 +45,4 @@ class Orthogonalize(SpectralOperator):
                 return half_polar(stacks, steps=self.steps, overwrite=True)
             return [orthogonalize(stack, steps=self.steps, precision="exact", overwrite=True) for stack in stacks]
 
-        device = parts[0].matrices.device
-        in_place(parts, polar, half_workspace if runs_in_half(self.precision, device) else None)
+        in_place(parts, polar, workspace_of(self.precision, parts[0].matrices.device))
