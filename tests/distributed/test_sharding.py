@@ -5,7 +5,7 @@ import torch
 from torch.distributed.tensor import Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from spectrim.distributed.grid import Axes, grid_of
+from spectrim.distributed.grid import Axes, Rows, grid_of
 from spectrim.distributed.owners import Unit, owners
 from spectrim.distributed.runs import count, flattened, overlaps, put, take
 from spectrim.distributed.sharding import sharding_from
@@ -76,7 +76,7 @@ def test_runs_overlap_join_and_flatten_as_sets_do():
 
 def test_a_basis_is_kept_once_and_evenly_over_all_ranks_of_a_replica():
     sharding = sharding_from((24, 16), (2, 2), (Shard(0), Shard(1)), "w")
-    grid = grid_of(sharding, Axes((0,), (1,)), (0, 24))
+    grid = grid_of(sharding, Axes((0,), (1,)), Rows(0, 24))
     assert [count(runs) for runs in grid.basis] == [4, 4, 4, 4]
     assert sorted(run for runs in grid.basis for run in runs) == [(0, 4), (4, 8), (8, 12), (12, 16)]
 

@@ -106,6 +106,21 @@ def test_the_rank_below_k_in_one_matrix_of_a_stack_changes_nothing_for_the_other
     torch.testing.assert_close(shaped[1], both[1])
 
 
+def test_sparse_matrices_whose_rank_is_below_k_to_the_last_digit_stay_finite():
+    # What rounding leaves of a column that depends on others exactly depends on them too: a factor must exist.
+    generator = torch.Generator().manual_seed(0)
+    shape = (1000, 4, 33)
+    M = torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < 0.06)
+    M[:, 0] = 0
+    V = start_basis(33, 4, device=M.device, dtype=M.dtype).expand(1000, 33, 4)
+    correction, basis = follow_and_shape(M, V, steps=4)
+    assert all(value.isfinite().all() for value in (*correction, basis))
+    # All is spike and nothing is tail, so nothing is shrunk.
+    torch.testing.assert_close(correction.norm, torch.linalg.matrix_norm(M))
+    found = (correction.U.double().mT @ M.double()).square().sum((-2, -1))
+    torch.testing.assert_close(found, M.double().square().sum((-2, -1)), rtol=1e-5, atol=1e-6)
+
+
 def test_large_and_small_entries_do_not_overflow():
     for size in (1e-30, 1e30):
         M = spectra.with_spectrum("ten spikes", 20, 30).float() * size

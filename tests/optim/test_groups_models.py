@@ -583,6 +583,16 @@ def test_the_fused_projection_of_torchtitan_multiplies_by_its_logical_matrices()
         torch.testing.assert_close(x @ part.T, got.detach())
 
 
+def test_the_compressed_keys_and_values_of_torchtitan_are_apart_from_their_rotary_key() -> None:
+    class Attention(nn.Module):
+        pass
+
+    attention = Attention()
+    attention.kv_lora_rank, attention.qk_rope_head_dim = 8, 4
+    attention.wkv_a = nn.Linear(16, 12, bias=False)
+    assert table(nn.ModuleDict({"attention": attention}))["attention.wkv_a.weight"] == ("matrix", "matrix", (8, 4))
+
+
 def test_a_layer_inside_of_an_adapter_is_read_as_without_it() -> None:
     peft = pytest.importorskip("peft")
     base = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2))

@@ -226,12 +226,18 @@ def _orthonormal(A: Tensor) -> Tensor:
     that depend on the ones before them become zero.
     """
     Q = A / torch.linalg.vector_norm(A, dim=-2, keepdim=True, dtype=torch.float64).clamp_min(SMALLEST)
-    for least in (1 + SHIFT, SHIFT):  # of the diagonal, so that columns of zeros have a factor as well
+    for first in (True, False):
         gram = Q.mT @ Q
-        gram.diagonal(dim1=-2, dim2=-1).clamp_min_(least)
+        diagonal = gram.diagonal(dim1=-2, dim2=-1)
+        # So that columns of zeros have a factor as well, and so does what rounding left of one that depends on others:
+        # it is short, but may lie in their span to the last digit.
+        if first:
+            diagonal.clamp_min_(1 + SHIFT)
+        else:
+            diagonal.add_(SHIFT)
         L = torch.linalg.cholesky_ex(gram).L
         Q = torch.linalg.solve_triangular(L.mT, Q, upper=True, left=False)
-        if least > 1:
+        if first:
             Q = Q * (L.diagonal(dim1=-2, dim2=-1) > DEPENDENT)[:, None, :]
     result: Tensor = Q.to(A.dtype)
     return result

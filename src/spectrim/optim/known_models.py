@@ -182,6 +182,7 @@ _FUSED_LAYERS: tuple[tuple[str, str, SizeRule], ...] = (
     ("EvollaSequenceCompressorAttention", "to_kv", _halves),
     # Multi-head latent attention: the compressed keys and values, then the shared rotary key.
     ("*", "kv_a_proj_with_mqa", _named("kv_lora_rank", "qk_rope_head_dim")),
+    ("*", "wkv_a", _named("kv_lora_rank", "qk_rope_head_dim")),  # torchtitan
     # Gate and up projections.
     ("*MLP", "gate_up_proj", _halves),
     ("EsmFold2SwiGLU", "gate_up_proj", _halves),
