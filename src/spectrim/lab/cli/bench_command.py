@@ -23,7 +23,7 @@ bench_app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     help="Measure operators and optimizers.",
 )
 

@@ -2,27 +2,20 @@
 
 from typing import Any
 
-from spectrim.lab.cli.flags import configure, show
-from spectrim.lab.cli.shared_options import CacheDir, Data, Json, TextColumn, TokenizerPath, VocabularySize
+from spectrim.lab.cli.flags import configure, with_settings
+from spectrim.lab.cli.shared_options import CacheDir, Json, show
+from spectrim.lab.config import SharedConfig
 
 __all__ = ["corpus_command"]
 
 
-def corpus_command(
-    data: Data = None,
-    text_column: TextColumn = None,
-    tokenizer: TokenizerPath = None,
-    vocabulary_size: VocabularySize = None,
-    cache_dir: CacheDir = None,
-    as_json: Json = False,
-) -> None:
+@with_settings(SharedConfig, only=("data.sources", "data.text_column", "data.tokenizer", "data.vocabulary_size"))
+def corpus_command(given: dict[str, Any], cache_dir: CacheDir = None, as_json: Json = False) -> None:
     """Show what a corpus holds: documents, bytes and tokens of both sides of the split, and a sample."""
-    from spectrim.lab.config import DataConfig
     from spectrim.lab.data.tokens import describe_tokens, prepare_tokens, resolve_data
 
-    flags = {"sources": data, "text_column": text_column, "tokenizer": tokenizer, "vocabulary_size": vocabulary_size}
-    config = configure(DataConfig, None, flags)
-    description = describe_tokens(prepare_tokens(resolve_data(config), cache_dir))
+    config = configure(SharedConfig, None, given)
+    description = describe_tokens(prepare_tokens(resolve_data(config.data), cache_dir))
     show(description, as_json, lambda: corpus_table(description))
 
 
