@@ -5,6 +5,7 @@ from typing import Any
 from spectrim.lab.cli.flags import configure, with_settings
 from spectrim.lab.cli.shared_options import CacheDir, Json, show
 from spectrim.lab.config import SharedConfig
+from spectrim.lab.tables import TextTable
 
 __all__ = ["corpus_command"]
 
@@ -19,13 +20,9 @@ def corpus_command(given: dict[str, Any], cache_dir: CacheDir = None, as_json: J
     show(description, as_json, lambda: corpus_table(description))
 
 
-def corpus_table(description: dict[str, Any]) -> Any:
+def corpus_table(description: dict[str, Any]) -> TextTable:
     """Both sides of the split, of each weighted source if there are such, and the sample."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("side", "documents", "bytes", "tokens", "bytes per token")
+    rows = [["side", "documents", "bytes", "tokens", "bytes per token"]]
     parts = [
         ("", description),
         *((f"{part['source']}@{part['weight']:g}: ", part) for part in description.get("sources", [])),
@@ -35,6 +32,6 @@ def corpus_table(description: dict[str, Any]) -> Any:
             counts = part[side]
             cells = ["?" if counts[key] is None else f"{counts[key]:,}" for key in ("documents", "bytes", "tokens")]
             ratio = "?" if counts["bytes"] is None else f"{counts['bytes'] / counts['tokens']:.2f}"
-            table.add_row(Text(name + side), *cells, ratio)
-    sample = Text(f"\n{description['sample']} ...")
-    return Group(table, Text(f"vocabulary: {description['vocabulary_size']:,} tokens"), sample)
+            rows.append([name + side, *cells, ratio])
+    note = f"vocabulary: {description['vocabulary_size']:,} tokens\n\n{description['sample']} ..."
+    return TextTable(rows, note=note)

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from spectrim.lab.errors import LabError
+from spectrim.lab.files import finite
+from spectrim.lab.tables import PIPE_WIDTH, TextTable
 
 FILES = "Files and output"
 
@@ -49,16 +51,21 @@ def check_name(name: str) -> None:
         raise LabError(f"--name {name!r}: expected a plain folder name; --runs-dir says where it lies")
 
 
-def show(value: Any, as_json: bool, table: Callable[[], Any]) -> None:
-    """Print a value as JSON, or as the table that ``table`` makes of it."""
+def show(value: Any, as_json: bool, tables: Callable[[], TextTable | list[TextTable]]) -> None:
+    """Print a value as JSON, or as the tables that ``tables`` makes of it."""
     if as_json:
-        from spectrim.lab.files import finite
-
         print(json.dumps(finite(value), indent=2, ensure_ascii=False))
     else:
-        from rich.console import Console
+        made = tables()
+        print_tables(*(made if isinstance(made, list) else [made]))
 
-        # A file or a pipe has no width; wide enough for every table of the lab.
-        console = Console(emoji=False, markup=False)
-        width = console.width if console.is_terminal else 120
-        Console(width=width, emoji=False, markup=False).print(table())
+
+def print_tables(*tables: TextTable) -> None:
+    """Print tables below each other, in the width of the terminal."""
+    from rich.console import Console
+
+    console = Console(emoji=False, markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    for index, table in enumerate(tables):
+        console.print(*([""] if index else []), table, sep="\n")

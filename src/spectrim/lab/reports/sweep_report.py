@@ -1,15 +1,13 @@
 """The report of a sweep, drawn from its results: the winners, and how the loss depends on the learning rate."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spectrim.lab.files import write_json, write_text
 from spectrim.lab.models.architecture import name_of
 from spectrim.lab.recipes.names import BASELINE, shown
 from spectrim.lab.reports.plots import look, save_figure
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from spectrim.lab.tables import TextTable, markdown_table
 
 __all__ = ["HEADINGS", "NOTE", "TOLERANCE", "remarks", "rows", "sweep_table", "write_summary"]
 
@@ -49,17 +47,9 @@ def rows(summary: dict[str, Any]) -> list[list[str]]:
     return table
 
 
-def sweep_table(summary: dict[str, Any]) -> "Table":
+def sweep_table(summary: dict[str, Any]) -> TextTable:
     """The table that ends a sweep."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, padding=0, caption="\n".join([NOTE, *remarks(summary)]), caption_justify="left")
-    for index, heading in enumerate(HEADINGS):
-        table.add_column("\n".join(heading.split()), justify="left" if index in (0, 6) else "right", vertical="bottom")
-    for row in rows(summary):
-        table.add_row(*row)
-    return table
+    return TextTable([HEADINGS, *rows(summary)], note="\n".join([NOTE, *remarks(summary)]), words=("beside it",))
 
 
 def remarks(summary: dict[str, Any]) -> list[str]:
@@ -87,9 +77,7 @@ def markdown(summary: dict[str, Any], name: str) -> str:
         f"Validation loss after {config['steps']} steps, {tokens:,} tokens; model {name_of(config['model'])}; "
         f"seed {config['seed']}; search: {search}.",
         "",
-        f"| {' | '.join(HEADINGS)} |",
-        f"|---|{'---:|' * (len(HEADINGS) - 1)}",
-        *(f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in rows(summary)),
+        *markdown_table([HEADINGS, *rows(summary)]),
         "",
         NOTE,
         "",

@@ -16,7 +16,13 @@ from spectrim.lab.reports.spectra.spectrum_figures import (
     spectrum_figure,
     tail_figure,
 )
-from spectrim.lab.reports.spectra.spectrum_reading import SIDE_BY_SIDE, headline, reading, side_by_side
+from spectrim.lab.reports.words import (
+    HOW,
+    reading_notes,
+    reading_rows,
+    side_by_side_rows,
+    spectrum_headline,
+)
 from spectrim.lab.training.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -29,7 +35,7 @@ def spectrum_part(study: "Study") -> PagePart:
     """The page's part on spectra."""
     return PagePart(
         title=f"Spectra {study.name}",
-        headline=headline(study.summary),
+        headline=spectrum_headline(study.summary),
         summary=[],
         swatches=[
             Swatch(recipe=name, colour=colour(index), dashes=dashes(index)[1])
@@ -39,22 +45,29 @@ def spectrum_part(study: "Study") -> PagePart:
     )
 
 
-def words(study: "Study") -> Section:
+def reading(study: "Study") -> Section:
+    """What was measured in medians with a verdict; of several subjects in medians side by side."""
     subjects = study.summary["subjects"]
     if len(subjects) > 1:
-        items = [Note(lines=[SIDE_BY_SIDE]), Note(lines=side_by_side(study.summary), bullets=True)]
-        return Section(title="Side by side", items=items)
-    return Section(title="Reading", items=[Note(lines=reading(next(iter(subjects.values()))), bullets=True)])
+        rows = side_by_side_rows(subjects)
+        return Section(
+            title="Side by side", items=[Table(caption="Medians over matrices", rows=rows), Note(lines=[HOW])]
+        )
+    [(name, subject)] = subjects.items()
+    return Section(title="Reading", items=reading_of(name, subject))
 
 
-def words_on_each(study: "Study") -> Section | None:
+def reading_of(name: str, subject: dict[str, Any]) -> list[Table | Note]:
+    notes = [Note(lines=lines, bullets=True)] if (lines := reading_notes(subject)) else []
+    return [Table(caption=f"What was measured of {name}", rows=reading_rows(subject)), *notes, Note(lines=[HOW])]
+
+
+def reading_of_each(study: "Study") -> Section | None:
     """Of several subjects the whole readings, which would stand in the figures' way."""
     subjects = study.summary["subjects"]
     if len(subjects) == 1:
         return None
-    items: list[Note] = []
-    for name, subject in subjects.items():
-        items += [Note(lines=[f"{name}:"]), Note(lines=reading(subject), bullets=True)]
+    items = [item for name, subject in subjects.items() for item in reading_of(name, subject)]
     return Section(title="Reading of each", items=items)
 
 
@@ -213,5 +226,5 @@ def step_of(subject: dict[str, Any]) -> str:
     return f", step {subject['step']:,} of {subject['steps']:,}"
 
 
-SECTIONS = (words, spike_and_tail, noise, weights, through_training, words_on_each, numbers, configuration)
+SECTIONS = (reading, spike_and_tail, noise, weights, through_training, reading_of_each, numbers, configuration)
 """In the order of reading."""
