@@ -101,6 +101,13 @@ def test_a_page_refers_to_nothing_outside_of_it() -> None:
             assert re.match(r"(#|data:)", attributes.get(key) or "#"), (tag, attributes)
 
 
+def test_plotly_is_in_a_page_once_and_compressed() -> None:
+    part = PagePart(title="x", headline="x", summary=(), swatches=())
+    one, two = render([part]), render([part, part])
+    assert len(one) < 2_050_000
+    assert len(two) - len(one) < 10_000
+
+
 def test_results_of_an_earlier_version_make_a_page(tmp_path: Path) -> None:
     folder = stored(tmp_path / "old", results({"adamw": entry([5.0, 4.0]), "muon": entry([5.0, None])}))
     assert main(["report", str(folder)]) == 0
@@ -234,7 +241,7 @@ def test_every_figure_has_words_and_numbers_and_every_switch_a_name(comparison: 
     # Loss twice, tokens, time, memory; of the monitor singular values, five summaries, one matrix.
     assert len(figures) == 5 + 7
     assert all(figure["role"] == "img" and len(figure["aria-label"] or "") > 40 for figure in figures)
-    body = page.partition("<body>")[2].partition('<script type="application/json"')[0]
+    body = page.partition("<body>")[2].partition('<script type="application/gzip"')[0]
     # Each stands in a label, and below each figure is its table.
     switches, named = r"<input|<select", r"<label><input|<label[^>]*><span>[^<]+</span> <(?:input|select)"
     assert len(re.findall(switches, body)) == len(re.findall(named, body)) == 2 + 3 * 2 + 3 + 2

@@ -20,7 +20,7 @@ __all__ = ["spectra_section"]
 
 Frames = dict[tuple[int, ...], Frame]
 
-POINTS = 48
+POINTS = 32
 """Of a spectrum that are drawn, evenly spread by the ratio of their ranks."""
 
 KINDS = {
