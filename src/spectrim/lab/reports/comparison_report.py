@@ -11,7 +11,8 @@ from typing import Any
 
 from spectrim.lab.files import write_json, write_text
 from spectrim.lab.models.architecture import name_of
-from spectrim.lab.reports.plots import save_curves
+from spectrim.lab.reports.page.loss_figure import Over, loss_figure
+from spectrim.lab.reports.pictures import save_figure
 from spectrim.lab.reports.shareable import short
 from spectrim.lab.reports.words import verdict_rows
 from spectrim.lab.tables import TextTable, markdown_table
@@ -83,12 +84,20 @@ EQUAL_COLUMNS = {
 
 def write_report(summary: Summary, out: Path) -> None:
     """Write results.json, summary.md and the curves into ``out``; each replaces an older one whole."""
-    for suffix in ("png", "svg"):
-        save_curves(summary, out / f"loss.{suffix}")
-        if has_times(summary):
-            save_curves(summary, out / f"loss_over_time.{suffix}", over="time")
+    save_loss(summary, out, "loss", over="tokens")
+    if has_times(summary):
+        save_loss(summary, out, "loss_over_time", over="time")
     write_text(out / "summary.md", markdown(summary, out.name))
     write_json(out / "results.json", summary)
+
+
+def save_loss(summary: Summary, out: Path, stem: str, *, over: Over) -> None:
+    """Draw the loss of every recipe; the legend goes from the lowest final loss up, as the lines end."""
+    losses = {name: entry["final_loss"] for name, entry in summary["recipes"].items()}
+    order = sorted(losses, key=lambda name: (losses[name] is None, losses[name] or 0.0))
+    labels = {name: f"{name}  {'diverged' if losses[name] is None else f'{losses[name]:.3f}'}" for name in order}
+    labels["AdamW's final loss"] = "AdamW's final loss"
+    save_figure(loss_figure(summary, over=over), out, stem, labels=labels)
 
 
 def has_times(summary: Summary) -> bool:

@@ -1,7 +1,7 @@
 """The figures of a report page, drawn by plotly from what ``results.json`` holds: bars, rates, what all have in common.
 
-A recipe has the colour and dashes that :mod:`spectrim.lab.reports.plots` gives it. Colours of text and grid are the
-page's, light or dark. Curves of the loss are in :mod:`spectrim.lab.reports.page.loss_figure`.
+Here stand the colours and dashes of recipes. Colours of text and grid are the page's, light or dark. Curves of the loss
+are in :mod:`spectrim.lab.reports.page.loss_figure`; :mod:`spectrim.lab.reports.pictures` draws the same as files.
 """
 
 import math
@@ -9,7 +9,6 @@ from html import escape
 from typing import Any
 
 from spectrim.lab.reports.page.html import Figure, Swatch, Table
-from spectrim.lab.reports.plots import COLOURS, STYLES
 
 __all__ = [
     "colour",
@@ -26,10 +25,11 @@ __all__ = [
 
 Summary = dict[str, Any]
 
-# Black would vanish on a dark page; this grey is seen on both.
-PAGE_COLOURS = tuple("#8a8a8a" if colour == "#000000" else colour for colour in COLOURS)
-DASHES = {"-": ("solid", ""), "--": ("dash", "8 4"), "-.": ("dashdot", "8 3 2 3"), ":": ("dot", "2 3")}
-"""Plotly's and SVG's words for matplotlib's."""
+# Okabe and Ito's palette, which colour-blind readers can tell apart: without its yellow, too faint for a line, and with
+# grey for its black, which would vanish on a dark page.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a8a8a")
+DASHES = (("solid", ""), ("dash", "8 4"), ("dashdot", "8 3 2 3"), ("dot", "2 3"))
+"""Beyond the colours there are, lines differ by their dashes: in plotly's word and in SVG's."""
 
 PARTS = {"forward_backward_ms": "forward + backward", "optimizer_ms": "optimizer", "rest_ms": "rest"}
 OPACITY = {"forward_backward_ms": 1.0, "optimizer_ms": 0.6, "rest_ms": 0.35}
@@ -45,12 +45,12 @@ def swatches(summary: Summary) -> list[Swatch]:
 
 def colour(index: int) -> str:
     """The colour of the recipe at this place."""
-    return PAGE_COLOURS[index % len(PAGE_COLOURS)]
+    return COLOURS[index % len(COLOURS)]
 
 
 def dashes(index: int) -> tuple[str, str]:
     """The dashes of the recipe at this place, in plotly's word and in SVG's."""
-    return DASHES[STYLES[index // len(PAGE_COLOURS) % len(STYLES)]]
+    return DASHES[index // len(COLOURS) % len(DASHES)]
 
 
 def target_figure(summary: Summary) -> Figure:

@@ -1,16 +1,17 @@
 """The curves of a report page: validation loss against tokens or time, a line a recipe and its seeds as a band."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from spectrim.lab.recipes.names import BASELINE
 from spectrim.lab.reports.page.figures import colour, dashes, layout, number, plain, shown
 from spectrim.lab.reports.page.html import Figure, Table
-from spectrim.lab.reports.plots import Over, loss_range, seed_range
 
 __all__ = ["loss_figure"]
 
 Summary = dict[str, Any]
+
+Over = Literal["tokens", "time"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,3 +137,25 @@ def endings(recipes: Summary) -> str:
 def note_on_seeds(recipes: Summary) -> str:
     seeds = max(len(entry.get("seeds", {})) for entry in recipes.values())
     return f"Lines: means over {seeds} seeds; bands: from the lowest seed to the highest." if seeds > 1 else ""
+
+
+def seed_range(entry: dict[str, Any]) -> tuple[list[float], list[float]] | None:
+    """The lowest and the highest loss over a recipe's seeds at each evaluation; None with one seed, or where a seed
+    diverged.
+    """
+    curves = [seed["curve"]["val_loss"] for seed in entry.get("seeds", {}).values()]
+    columns = list(zip(*curves, strict=True))
+    if len(curves) < 2 or any(loss is None for column in columns for loss in column):
+        return None
+    return [min(column) for column in columns], [max(column) for column in columns]
+
+
+def loss_range(recipes: dict[str, dict[str, Any]]) -> tuple[float | None, float | None]:
+    """From below the lowest loss to where the curves are after a fifth of training, without the fall from chance."""
+    curves = [entry["curve"]["val_loss"] for entry in recipes.values()]
+    known = [loss for curve in curves for loss in curve if loss is not None]
+    early = [curve[len(curve) // 5] for curve in curves if curve[len(curve) // 5] is not None]
+    if not known or not early or max(early) <= min(known):
+        return None, None
+    margin = 0.05 * (max(early) - min(known))
+    return min(known) - margin, max(early) + margin

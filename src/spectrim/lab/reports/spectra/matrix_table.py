@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from spectrim.lab.reports.spectra.panels import Matrix, measured, place_of
 from spectrim.lab.reports.words import reading_notes, reading_rows
 from spectrim.lab.tables import TextTable
 
 __all__ = ["CAPTION", "WEIGHTS_CAPTION", "gradient_rows", "tables", "weight_rows"]
+
+Matrix = dict[str, Any]
 
 COLUMNS = (
     "matrix",
@@ -43,7 +44,7 @@ def tables(summary: dict[str, Any]) -> list[TextTable]:
 
 def gradient_rows(subject: dict[str, Any]) -> list[list[str]]:
     """A header, and a row for every matrix whose gradients were measured."""
-    return [list(COLUMNS), *(gradient_row(each) for each in measured(subject).values())]
+    return [list(COLUMNS), *(gradient_row(each) for each in subject["matrices"].values() if each.get("gradient"))]
 
 
 def gradient_row(matrix: Matrix) -> list[str]:
@@ -80,3 +81,8 @@ def weight_cell(matrix: Matrix | None) -> str:
     weight = matrix["weight"]
     rank = "-" if weight["stable_rank"] is None else f"{weight['stable_rank']:.1f}"
     return f"{weight['norm']:.3g}, {weight['spectral_norm']:.3g}, {rank}"
+
+
+def place_of(matrix: Matrix) -> str:
+    """The layer and the kind of a matrix."""
+    return str(matrix["kind"] if matrix["layer"] is None else f"{matrix['layer']}: {matrix['kind']}")

@@ -10,7 +10,16 @@ from spectrim.lab.reports.page.menu_figures import chosen_figure, endings
 from spectrim.lab.reports.page.quantities import axis_of
 from spectrim.lab.reports.page.training_spectra import busiest, rank_ticks, thinned
 
-__all__ = ["direction_figure", "dot_figure", "line_figure", "operator_figure", "spectrum_figure", "tail_figure"]
+__all__ = [
+    "KINDS",
+    "direction_figure",
+    "operator_figure",
+    "spectrum_figure",
+    "spike_figures",
+    "structure_figures",
+    "tail_figure",
+    "weight_figures",
+]
 
 Subjects = Mapping[str, dict[str, Any]]
 Matrix = dict[str, Any]
@@ -18,13 +27,14 @@ Curve = tuple[Sequence[float], Sequence[float | None]] | None
 
 GREY = "#8a8a8a"
 
-SPECTRA = {
-    "gradient": "gradient of one batch",
-    "mean_gradient": "mean gradient",
-    "noise": "noise of one batch",
-    "momentum": "momentum",
-    "weight": "weights",
+KINDS = {
+    "gradient": ("gradient of one batch", "#D55E00", "solid"),
+    "mean_gradient": ("mean gradient", "#0072B2", "solid"),
+    "noise": ("noise of one batch", "#E69F00", "dash"),
+    "momentum": ("momentum", "#009E73", "dashdot"),
+    "weight": ("weights", "#CC79A7", "dot"),
 }
+"""What has a spectrum: its name, and its colour and dashes where kinds are drawn together."""
 
 
 def runs_of(subjects: Subjects) -> list[MonitoredRun]:
@@ -64,8 +74,17 @@ def dot_figure(
         return None
     short = short_names(names)
     drawing = go.Figure()
-    symbols = ("circle", "square-open", "diamond-open")
-    rows = [["matrix", *(f"{name}: {label}" if len(subjects) > 1 else label for name in subjects for label in series)]]
+    symbols = ("circle", "square-open", "diamond-open", "x-thin")
+    rows = [
+        [
+            "matrix",
+            *(
+                f"{name}: {label}" if len(subjects) > 1 and label else label or name
+                for name in subjects
+                for label in series
+            ),
+        ]
+    ]
     table = {name: [short[name]] for name in names}
     words = []
     for index, (subject_name, subject) in enumerate(subjects.items()):
@@ -79,13 +98,14 @@ def dot_figure(
             known = {name: value for name, value in found.items() if value is not None}
             drawing.add_scatter(
                 x=list(known.values()), y=[short[name] for name in known], mode="markers", legendgroup=str(index),
-                name=shown(f"{subject_name}: {label}"), hovertemplate="%{y}: %{x:.3g}",
+                name=shown(f"{subject_name}: {label}" if label else subject_name), hovertemplate="%{y}: %{x:.3g}",
                 marker={**stroke, "symbol": symbol, "size": 9, "line": {**stroke, "width": 1.8}},
             )  # fmt: skip
             for name in names:
                 table[name].append(f"{known[name]:.3g}" if name in known else "-")
             if known:
-                words.append(f"{subject_name}, {label}: from {min(known.values()):.3g} to {max(known.values()):.3g}.")
+                of = f"{subject_name}, {label}" if label else subject_name
+                words.append(f"{of}: from {min(known.values()):.3g} to {max(known.values()):.3g}.")
     if reference is not None:
         label, at = reference
         marks = {
@@ -117,12 +137,84 @@ def dot_figure(
     )
 
 
+def spike_figures(subjects: Subjects) -> list[Figure]:
+    """What the spike holds of the energy, and of Adam's second moment."""
+    made = [
+        dot_figure(
+            subjects,
+            "Share of the energy in the top 1.5% of the singular directions",
+            "share of the energy",
+            {
+                KINDS[kind][0]: lambda each, kind=kind: (each.get(kind) or {}).get("spike_share")  # type: ignore[misc]
+                for kind in ("gradient", "mean_gradient", "momentum", "weight")
+            },
+            share=True,
+            note="Discs: the gradient of one batch. Squares: the mean gradient. Diamonds: the optimizer's momentum. "
+            "Crosses: the weights.",
+        ),
+        dot_figure(
+            subjects,
+            "The spike in Adam's second moment",
+            "share",
+            {
+                "of the sum of E[g²]": lambda each: each["second_moment"]["share"],
+                "in the median entry": lambda each: each["second_moment"]["median_share"],
+                "tail's update": lambda each: each["second_moment"]["contraction"],
+            },
+            share=True,
+            note="Discs: what the spike holds of the sum of E[g²] over entries. Squares: in the median entry. "
+            "Diamonds: the tail's update, as a share of what it would be without a spike.",
+        ),
+    ]
+    return [figure for figure in made if figure]
+
+
+def structure_figures(subjects: Subjects) -> list[Figure]:
+    """Overlaps of the noise with the signal and with itself, and its localisation."""
+    made = [
+        dot_figure(
+            subjects,
+            f"Overlap of the noise's leading directions with those of {other}",
+            "‖UᵀU'‖²/k",
+            {
+                "left": lambda each, key=key: each["noise"][f"{key}left"]["share"]["value"],  # type: ignore[misc]
+                "right": lambda each, key=key: each["noise"][f"{key}right"]["share"]["value"],  # type: ignore[misc]
+            },
+            reference=("by chance, left", lambda each, key=key: each["noise"][f"{key}left"]["expected"]),  # type: ignore[misc]
+            having="noise",
+            share=True,
+            note="Discs: left directions (outputs). Squares: right directions (inputs). Ticks: by chance.",
+        )
+        for other, key in (("the mean gradient", ""), ("the noise of another batch", "recurring_"))
+    ]
+    localised = dot_figure(
+        subjects,
+        "Localisation of the noise, max|N|/‖N‖₂",
+        "localisation",
+        {"noise": lambda each: each["noise"]["localisation"]["value"]},
+        reference=("Gaussian of this shape", lambda each: each["noise"]["gaussian_localisation"]),
+        having="noise",
+        note="1 would be noise on a single entry. Ticks: about what Gaussian entries have.",
+    )
+    return [figure for figure in (*made, localised) if figure]
+
+
+def weight_figures(subjects: Subjects) -> list[Figure]:
+    """Norms and stable ranks of the weights."""
+    names = {"norm": "Frobenius norm", "spectral_norm": "Largest singular value", "stable_rank": "Stable rank"}
+    made = []
+    for key, name in names.items():
+        read = lambda each, key=key: each["weight"][key]  # noqa: E731
+        made.append(dot_figure(subjects, f"{name} of the weights", name.lower(), {"": read}, having="weight"))
+    return [figure for figure in made if figure]
+
+
 def spectrum_figure(subjects: Subjects) -> Figure:
     """Singular values of any matrix, of any of its spectra; under a mean gradient what noise alone gives."""
     names = names_of(subjects)
     kinds = [
         kind
-        for kind in SPECTRA
+        for kind in KINDS
         if any(each.get(kind) for subject in subjects.values() for each in subject["matrices"].values())
     ]
     frames: dict[tuple[int, ...], Frame] = {}
@@ -139,7 +231,7 @@ def spectrum_figure(subjects: Subjects) -> Figure:
     choices = Menus(
         controls=[
             Control(label="Matrix", options=[short[name] for name in names], start=busiest(names)),
-            Control(label="Spectrum of", options=[SPECTRA[kind] for kind in kinds]),
+            Control(label="Spectrum of", options=[KINDS[kind][0] for kind in kinds]),
         ],
         frames=frames,
         tabled=len(subjects),
