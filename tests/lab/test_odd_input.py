@@ -25,6 +25,23 @@ WORDS = " ".join(f"word{number % 97}" for number in range(3000))
 TINY = ["--preset", "tiny", "--batch-size", "2", "--sequence-length", "16", "--steps", "2", "--cache-dir", "cache"]
 
 
+NOT_UTF8 = "caf\udce9"
+"""A name of the bytes b"caf\\xe9"."""
+
+
+def make_pipe() -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no named pipes")
+    os.mkfifo("pipe")
+
+
+def make_not_utf8(folder: Path) -> None:
+    try:
+        (folder / f"{NOT_UTF8}.txt").write_text(WORDS)
+    except (OSError, UnicodeError):
+        pytest.skip("this file system wants names in UTF-8")
+
+
 def row(text: str, more: str = "null") -> str:
     return f'{{"text": {text}, "n": {more}}}\n'
 
@@ -78,32 +95,32 @@ def test_rows_that_python_cannot_hold_are_named_by_their_line(
         ("  ", "an empty name"),
         ("pipe", "is neither a file nor a folder"),
         ("x" * 300, "File name too long"),
-        (os.fsdecode(b"caf\xe9.txt"), "the name is not UTF-8"),
+        (f"{NOT_UTF8}.txt", "the name is not UTF-8"),
         ("ok.txt@-1", "weight -1 is not a positive number"),
     ],
 )
 def test_a_name_that_is_no_file_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], source: str, message: str
 ) -> None:
-    os.mkfifo("pipe")
-    Path(os.fsdecode(b"caf\xe9.txt")).write_text(WORDS)
+    make_pipe()
+    make_not_utf8(Path())
     assert message in refused(capsys, "train", "adamw", "--data", source, "--out", "run", *TINY)
     assert message in refused(capsys, "corpus", "--data", source, "--cache-dir", "cache")
 
 
 @pytest.mark.parametrize("flag", ["--tokenizer", "--weights", "--model"])
-@pytest.mark.parametrize("name", ["", "~nobody-of-that-name/x", os.fsdecode(b"caf\xe9"), "x" * 300, "pipe"])
+@pytest.mark.parametrize("name", ["", "~nobody-of-that-name/x", NOT_UTF8, "x" * 300, "pipe"])
 def test_so_is_one_of_a_model_or_a_tokenizer(
     folder: Path, capsys: pytest.CaptureFixture[str], flag: str, name: str
 ) -> None:
-    os.mkfifo("pipe")
+    make_pipe()
     sizes = [word for word in TINY if word not in ("--preset", "tiny")]
     assert refused(capsys, "train", "adamw", "--data", "ok.txt", "--out", "run", flag, name, *sizes)
 
 
 def test_names_that_are_not_utf8_inside_of_a_folder_are_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("texts").mkdir()
-    Path(os.fsdecode(b"texts/caf\xe9.txt")).write_text(WORDS)
+    make_not_utf8(Path("texts"))
     assert main(["corpus", "--data", "texts", "--vocabulary-size", "300", "--cache-dir", "cache"]) == 0
 
 

@@ -17,7 +17,7 @@ ROOMS = {
     "logging": {"models"},
     "training": {"recipes", "data", "models", "logging"},
     "planning": {"recipes", "models"},
-    "reports": {"recipes", "models", "logging", "training", "planning"},
+    "reports": {"recipes", "models", "logging", "training"},
     "experiments": {"recipes", "data", "logging", "training", "reports"},
     "diagnosis": {"recipes", "data", "models", "logging", "training", "reports"},
     "bench": {"data", "models", "logging", "training"},

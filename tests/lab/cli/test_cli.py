@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from spectrim.cli import main
+from spectrim.lab.cli.flags import THEMES, find
+from spectrim.lab.config import SharedConfig, TrainConfig
+from spectrim.lab.experiments.comparison import CompareConfig
 
 
 @pytest.fixture
@@ -166,3 +169,34 @@ def test_an_interruption_says_how_to_go_on(
     monkeypatch.setattr("spectrim.lab.training.loop.evaluate", interrupt)
     assert main(["train", "adamw", "--out", str(tmp_path / "run"), *small_flags]) == 130
     assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "sweep", "corpus", "spectrum", "report", "plan"])
+def test_help_fits_eighty_columns_and_is_grouped(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "╭─" in shown
+
+
+@pytest.mark.parametrize(("command", "model"), [("train", TrainConfig), ("compare", CompareConfig)])
+def test_help_shows_words_and_default_of_every_flag_as_its_setting_declares_them(
+    command: str, model: type[SharedConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "4000")
+    assert main([command, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    keys = [key for theme in THEMES.values() for key in theme if key not in ("recipe", "recipes")]
+    if command == "compare":
+        keys = [key for key in keys if not key.startswith("optimizer.")]  # its rates are by recipe
+    found = {key: place for key in keys if (place := find(model, key)) is not None}
+    assert len(found) > 15
+    for key, (field, default) in found.items():
+        assert field.description, key
+        [line] = [line for line in lines if field.description and " ".join(field.description.split()) in line][:1]
+        declared = (field.json_schema_extra or {}).get("default", default)  # type: ignore[union-attr]
+        shown = ",".join(map(str, declared)) if isinstance(declared, tuple) else str(declared or "")
+        assert f"[default: {shown}" in line, key

@@ -22,8 +22,8 @@ from spectrim.lab.diagnosis.targets import TextOptions, find_targets
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import write_json
 from spectrim.lab.models.build import build_model
-from spectrim.lab.reports.spectra.spectrum_reading import headline, reading
 from spectrim.lab.reports.study import report
+from spectrim.lab.reports.words import reading_notes, spectrum_headline
 from spectrim.lab.training.objective import language_loss
 from spectrim.lab.training.run import train
 
@@ -187,7 +187,7 @@ def test_weights_of_gpt2_are_read_as_the_matrices_they_hold(
     # Dropout is as in training, and yet the same each time.
     again = spectrum([folder], SpectrumOptions(batches=4, layers=(1,), text=text), cache_dir=cache_dir)
     assert again["subjects"] == summary["subjects"]
-    assert any("no optimizer state" in line for line in reading(subject))
+    assert any("no optimizer state" in line for line in reading_notes(subject))
 
 
 def test_weights_alone_need_no_text(run: Path, tmp_path: Path, cache_dir: Path) -> None:
@@ -197,7 +197,7 @@ def test_weights_alone_need_no_text(run: Path, tmp_path: Path, cache_dir: Path) 
         each["weight"] for each in whole["matrices"].values()
     ]
     assert whole["matrices"][Q]["momentum"] is not None
-    assert headline(summary).startswith("Weights alone")
+    assert spectrum_headline(summary).startswith("Weights alone")
     write_spectrum(summary, tmp_path / "weights")
     assert (tmp_path / "weights" / "weights.png").is_file()
     assert not (tmp_path / "weights" / "noise.png").exists()
@@ -239,7 +239,7 @@ def test_a_text_in_a_name_stays_text_on_the_page(measured: dict[str, Any], tmp_p
         (["run", "--batches", "3"], "--batches 3: noise needs at least 4, 0 shows weights alone"),
         (["run", "--parameters", "*qproj*"], "--parameters '*qproj*' matches no matrix of the model"),
         (["run", "--layers", "7"], "--layers 7: the model's layers are 0 to 0"),
-        (["run", "--layers", "a"], "--layers 'a': expected numbers of layers from 0"),
+        (["run", "--layers", "a"], "--layers 'a': expected whole numbers separated by commas"),
         (["run", "--layers", "0", "--parameters", "*"], "give one of them"),
         (["run", "--threshold", "0"], "--threshold 0: expected a positive number"),
         (["run", "--memory", "0"], "--memory 0: expected a positive number of gigabytes"),

@@ -3,7 +3,6 @@ import pytest
 from spectrim.lab.experiments.results import mean_by_frequency, mean_curve, summarise, tokens_to_reach
 from spectrim.lab.logging.dynamics import Dynamics
 from spectrim.lab.logging.run_result import Curve, RunResult
-from spectrim.lab.reports.comparison_report import reading
 
 
 def curve(*losses: float | None) -> Curve:
@@ -141,14 +140,3 @@ def test_losses_by_frequency_are_means_over_seeds_and_need_every_one() -> None:
     one, two = {"1-3": 1.0, "4-9": 2.0, "10-20": None}, {"1-3": 2.0, "4-9": None, "10-20": None}
     assert mean_by_frequency([one, two]) == {"1-3": 1.5, "4-9": None, "10-20": None}
     assert mean_by_frequency([one, None]) is None
-
-
-def test_the_words_say_how_sure_a_difference_is() -> None:
-    adamw = [run("adamw", seed, 5.0, loss) for seed, loss in enumerate((4.0, 4.1))]
-    sure = [run("muon", seed, 5.0, loss) for seed, loss in enumerate((3.0, 3.101))]
-    unsure = [run("spectra", seed, 5.0, loss) for seed, loss in enumerate((3.9, 4.3))]
-    lines = reading({"recipes": summarise({"adamw": adamw, "muon": sure, "spectra": unsure})})
-    assert "below AdamW's (95 % interval of the difference -1.0059 to -0.9931)." in lines[0]
-    assert lines[1].count("it may be nothing") == 1
-    alone = reading({"recipes": summarise({"adamw": adamw[:1], "muon": sure[:1]})})
-    assert "interval" not in alone[0]

@@ -84,8 +84,8 @@ def test_a_trial_whose_worker_died_is_gone_on_with_and_one_that_lives_is_left(
     assert second.trial.number == 1
     assert Sweep(tmp_path).claim() is None
     point = dict(other.trial.params)
-    second.lock.close()
-    other.lock.close()
+    second.lock.release()
+    other.lock.release()
 
     assert Sweep(tmp_path).work(cache_dir=cache_dir) == 2
     stored = RunFolder(sweep.folder("adamw", 0).path)

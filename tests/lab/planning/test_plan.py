@@ -104,13 +104,13 @@ def test_a_projection_has_a_row_for_every_recipe(capsys: pytest.CaptureFixture[s
 def test_a_projection_prints_a_table_that_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--model", "tiny", "--world", "4"]) == 0
     printed = capsys.readouterr().out
-    assert all(f" {recipe} " in printed for recipe in SCALING_RECIPES)
+    assert all(f"\n{recipe} " in printed for recipe in SCALING_RECIPES)
     words = " ".join(printed.split())
     assert "tiny, 4 ranks, fsdp." in words
     assert "Arithmetic, not a measurement." in words
     assert main(["plan", "--model", "tiny", "--world", "4", "--recipe", "muon"]) == 0
     printed = capsys.readouterr().out
-    assert " muon " in printed
+    assert "\nmuon " in printed
     assert " adamw " not in printed
 
 

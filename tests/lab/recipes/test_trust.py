@@ -106,7 +106,7 @@ def test_reading_a_run_imports_nothing_and_finds_its_momentum(
     forget()
     assert main(["report", "runs/default"]) == 0
     page = (folder / "runs" / "default" / "report.html").read_text(encoding="utf-8")
-    assert "named in a file alone" in page
+    assert "Opt: 12 tensors" in page  # the plan that the run stored
     assert main(["spectrum", "runs/default", "--batches", "0", "--out", "spectra"]) == 0
     found = json.loads((folder / "spectra" / "spectrum.json").read_text(encoding="utf-8"))["subjects"][RECIPE]
     assert found["momentum"] == "momentum_buffer"

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from monitor_records import record, write_records
+from report_results import entry, results
 from spectrim.cli import main
 from spectrim.lab.config import SharedConfig, TrainConfig, toml
 from spectrim.lab.errors import LabError
 from spectrim.lab.experiments.comparison import CompareConfig, compare
-from spectrim.lab.reports.headline import comparison_headline, sweep_headline
 from spectrim.lab.reports.page.figures import target_figure
 from spectrim.lab.reports.page.html import MARK, Note, PagePart, Section, Table, render
 from spectrim.lab.reports.page.loss_figure import loss_figure
@@ -28,27 +28,6 @@ from spectrim.lab.reports.study import report
 
 INJECTED = "<script>document.title='owned'<x>"
 """A folder's name that would run if it were not escaped (a slash cannot stand in one)."""
-
-
-INTERVAL = "the 95\u00a0% interval of the difference"
-
-
-def entry(losses: list[float | None], **more: Any) -> dict[str, Any]:
-    """What ``results.json`` holds of a recipe, of one seed."""
-    curve = {"tokens": [100 * (index + 1) for index in range(len(losses))], "val_loss": losses}
-    known = {"lr": 0.003, "step_ms": 10.0, "forward_backward_ms": 8.0, "optimizer_ms": 1.5, "rest_ms": 0.5}
-    known |= {"state_bytes": 1e6, "weight_norm": 9.0, "largest_singular_value": 2.0}
-    ends = {"final_loss": losses[-1], "tokens_to_adamw": None, "curve": curve, "seeds": {"0": {"curve": curve}}}
-    return known | ends | more
-
-
-def paired(mean: float, low: float | None, high: float | None) -> dict[str, Any]:
-    return {"mean": mean, "low": low, "high": high, "pairs": 1 if low is None else 3}
-
-
-def results(recipes: dict[str, Any]) -> dict[str, Any]:
-    config = CompareConfig(recipes=tuple(recipes)).model_dump(mode="json")
-    return {"recipes": recipes, "config": config, "environment": {"torch": "2.13"}}
 
 
 def stored(folder: Path, summary: dict[str, Any]) -> Path:
@@ -76,53 +55,6 @@ def read(page: str) -> Reader:
     reader = Reader()
     reader.feed(page)
     return reader
-
-
-@pytest.mark.parametrize(
-    ("other", "expected"),
-    [
-        (
-            entry([5.0, 3.9], tokens_to_adamw=0.8, difference_to_adamw=paired(-0.1, -0.12, -0.08)),
-            f"muon reaches AdamW's final loss after 80% of AdamW's tokens and ends 0.1000 below it ({INTERVAL} "
-            "is -0.1200 to -0.0800 over 3 seeds).",
-        ),
-        (
-            entry([5.0, 3.9], tokens_to_adamw=0.8, difference_to_adamw=paired(-0.1, -0.3, 0.1)),
-            f"muon ends 0.1000 below AdamW's final loss, but that may be nothing: {INTERVAL} "
-            "is -0.3000 to +0.1000 over 3 seeds.",
-        ),
-        (
-            entry([5.0, 3.9], tokens_to_adamw=0.8, difference_to_adamw=paired(-0.1, None, None)),
-            "muon reaches AdamW's final loss after 80% of AdamW's tokens and ends 0.1000 below it; one seed cannot say "
-            "how sure that is.",
-        ),
-        (
-            entry([5.0, 4.2], difference_to_adamw=paired(0.2, 0.1, 0.3)),
-            f"No recipe ends below AdamW's 4.0000: the lowest, muon, ends 0.2000 above it ({INTERVAL} "
-            "is +0.1000 to +0.3000 over 3 seeds).",
-        ),
-        (entry([5.0, None]), "AdamW ends at 4.0000; every other recipe diverged."),
-    ],
-)
-def test_the_headline_is_as_sure_as_the_interval(other: dict[str, Any], expected: str) -> None:
-    assert comparison_headline(results({"adamw": entry([5.0, 4.0]), "muon": other})) == expected
-
-
-def test_the_headline_prefers_a_sure_gain_to_a_larger_one() -> None:
-    recipes = {
-        "adamw": entry([5.0, 4.0]),
-        "muon": entry([5.0, 3.8], tokens_to_adamw=0.7, difference_to_adamw=paired(-0.2, -0.5, 0.1)),
-        "adamw+clip": entry([5.0, 3.9], tokens_to_adamw=0.9, difference_to_adamw=paired(-0.1, -0.2, -0.05)),
-    }
-    assert comparison_headline(results(recipes)).startswith("adamw+clip reaches")
-
-
-def test_headlines_without_something_to_hold_against() -> None:
-    assert comparison_headline(results({"adamw": entry([5.0, None])})) == "Every recipe diverged."
-    assert "AdamW is not among the recipes" in comparison_headline(results({"muon": entry([5.0, 4.0])}))
-    diverged = comparison_headline(results({"adamw": entry([5.0, None]), "muon": entry([5.0, 4.0])}))
-    assert diverged.startswith("muon ends lowest, at 4.0000; AdamW diverged")
-    assert sweep_headline({"recipes": {"adamw": {"best": None}}}) == "No trial has reached its end yet."
 
 
 def test_a_band_spans_the_seeds_and_the_table_has_every_number() -> None:
@@ -169,13 +101,20 @@ def test_a_page_refers_to_nothing_outside_of_it() -> None:
             assert re.match(r"(#|data:)", attributes.get(key) or "#"), (tag, attributes)
 
 
+def test_plotly_is_in_a_page_once_and_compressed() -> None:
+    part = PagePart(title="x", headline="x", summary=(), swatches=())
+    one, two = render([part]), render([part, part])
+    assert len(one) < 2_050_000
+    assert len(two) - len(one) < 10_000
+
+
 def test_results_of_an_earlier_version_make_a_page(tmp_path: Path) -> None:
     folder = stored(tmp_path / "old", results({"adamw": entry([5.0, 4.0]), "muon": entry([5.0, None])}))
     assert main(["report", str(folder)]) == 0
     page = read((folder / "report.html").read_text(encoding="utf-8"))
     text = "".join(page.texts)
-    assert "AdamW ends at 4.0000; every other recipe diverged." in text
-    assert "its run is not beside this report" in text
+    assert "AdamW ends at 4.0000; no other recipe has a final loss." in text
+    assert "Plan of every parameter" not in text
     assert "spectrim compare --config config.toml --name old-again" in text
 
 
@@ -290,7 +229,7 @@ def test_a_sweep_writes_its_page(small_config: TrainConfig, tmp_path: Path, cach
     assert main(["sweep", "adamw", "--trials", "2", "--name", "tuned", *flags]) == 0
     text = "".join(read((tmp_path / "tuned" / "report.html").read_text(encoding="utf-8")).texts)
     best = json.loads((tmp_path / "tuned" / "results.json").read_text())["recipes"]["adamw"]["best"]
-    assert f"The lowest loss, {best['final_loss']:.4f}, is adamw's" in text
+    assert f"adamw ends lowest, at {best['final_loss']:.4f} with learning rate" in text
     assert "model.layers.0.self_attn.q_proj.weight" in text
     assert "spectrim sweep --config config.toml --name tuned-again" in text
 
@@ -302,7 +241,7 @@ def test_every_figure_has_words_and_numbers_and_every_switch_a_name(comparison: 
     # Loss twice, tokens, time, memory; of the monitor singular values, five summaries, one matrix.
     assert len(figures) == 5 + 7
     assert all(figure["role"] == "img" and len(figure["aria-label"] or "") > 40 for figure in figures)
-    body = page.partition("<body>")[2].partition('<script type="application/json"')[0]
+    body = page.partition("<body>")[2].partition('<script type="application/gzip"')[0]
     # Each stands in a label, and below each figure is its table.
     switches, named = r"<input|<select", r"<label><input|<label[^>]*><span>[^<]+</span> <(?:input|select)"
     assert len(re.findall(switches, body)) == len(re.findall(named, body)) == 2 + 3 * 2 + 3 + 2

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from spectrim.lab.bench.operator_bench import OperatorRow, SpikeRow
 from spectrim.lab.bench.optimizer_bench import OptimizerRow
 from spectrim.lab.files import write_atomically
+from spectrim.lab.tables import TextTable
 
 __all__ = ["clip_cells", "optimizer_cells", "save_errors", "spike_cells", "table"]
 
@@ -57,17 +56,12 @@ def spike_cells(row: SpikeRow) -> dict[str, str]:
     }
 
 
-WORDS = ("shape", "spectrum", "dtype", "solver", "optimizer")
+WORDS = ("spectrum", "dtype", "solver")
 
 
-def table(title: str, lines: list[dict[str, str]]) -> Table:
-    """A table of lines that share their columns; words to the left, numbers to the right."""
-    result = Table(title=title, title_justify="left")
-    for column in lines[0]:
-        result.add_column(column, justify="left" if column in WORDS else "right")
-    for line in lines:
-        result.add_row(*line.values())
-    return result
+def table(title: str, lines: list[dict[str, str]]) -> TextTable:
+    """A table of lines that share their columns."""
+    return TextTable([list(lines[0]), *(list(line.values()) for line in lines)], title=title, words=WORDS)
 
 
 def save_errors(curves: dict[tuple[str, str], list[tuple[float, float]]], path: Path) -> None:

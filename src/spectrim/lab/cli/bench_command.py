@@ -1,6 +1,5 @@
 """``spectrim bench``: what the operators and the optimizers cost, as tables, JSON and a picture."""
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from spectrim.lab.bench.bench_tables import clip_cells, optimizer_cells, save_er
 from spectrim.lab.bench.operator_bench import DTYPES, SHAPE_SETS, SOLVERS, SPECTRA
 from spectrim.lab.bench.optimizer_bench import BLOCKS
 from spectrim.lab.bench.training_bench import bench_training, lines
+from spectrim.lab.cli.shared_options import print_tables
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import write_json
 
@@ -23,7 +23,7 @@ bench_app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     help="Measure operators and optimizers.",
 )
 
@@ -60,8 +60,7 @@ def operators(
         raise LabError(f"ratio {ratio}: expected a positive number")
     if plot is not None and plot.suffix not in (".svg", ".png"):
         raise LabError(f"plot {str(plot)!r}: expected a name that ends in .svg or .png")
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    with operator_bench.threads(threads) as count, console.status("starting") as status:
+    with operator_bench.threads(threads) as count, Console(stderr=True).status("starting") as status:
         rows = operator_bench.bench_operators(
             sizes,
             solvers=solvers,
@@ -78,8 +77,10 @@ def operators(
             status.update("error against κ")
             save_errors(operator_bench.error_by_kappa(solvers, dtypes, device=device), plot)
     title = f"soft clip, σ₁/c = {ratio:g}, {device}, {count} threads, medians of {repeats}"
-    console.print(table(title, [clip_cells(row) for row in rows]))
-    console.print(table(f"spike shaping, float32, {device}, {count} threads", [spike_cells(row) for row in spikes]))
+    print_tables(
+        table(title, [clip_cells(row) for row in rows]),
+        table(f"spike shaping, float32, {device}, {count} threads", [spike_cells(row) for row in spikes]),
+    )
     if json_path is not None:
         result = {
             "device": device,
@@ -111,8 +112,7 @@ def optimizers(
     step held at a time. "not orthogonal": ‖UUᵀ/s − I‖_F/√m of the update U, zero for an orthogonal one.
     """
     names = () if contender == "all" else tuple(name.strip() for name in contender.split(","))
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    with operator_bench.threads(threads) as count, console.status("starting") as status:
+    with operator_bench.threads(threads) as count, Console(stderr=True).status("starting") as status:
         rows = optimizer_bench.bench_optimizers(
             block=block,
             blocks=blocks,
@@ -123,7 +123,7 @@ def optimizers(
             progress=status.update,
         )
     title = f"one step on {blocks} blocks of {block}, {device}, {count} threads, medians of {repeats}"
-    console.print(table(title, [optimizer_cells(row) for row in rows]))
+    print_tables(table(title, [optimizer_cells(row) for row in rows]))
     if json_path is not None:
         result = {
             "block": block,

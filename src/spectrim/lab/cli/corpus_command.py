@@ -2,37 +2,27 @@
 
 from typing import Any
 
-from spectrim.lab.cli.flags import configure, show
-from spectrim.lab.cli.shared_options import CacheDir, Data, Json, TextColumn, TokenizerPath, VocabularySize
+from spectrim.lab.cli.flags import configure, with_settings
+from spectrim.lab.cli.shared_options import CacheDir, Json, show
+from spectrim.lab.config import SharedConfig
+from spectrim.lab.tables import TextTable
 
 __all__ = ["corpus_command"]
 
 
-def corpus_command(
-    data: Data = None,
-    text_column: TextColumn = None,
-    tokenizer: TokenizerPath = None,
-    vocabulary_size: VocabularySize = None,
-    cache_dir: CacheDir = None,
-    as_json: Json = False,
-) -> None:
+@with_settings(SharedConfig, only=("data.sources", "data.text_column", "data.tokenizer", "data.vocabulary_size"))
+def corpus_command(given: dict[str, Any], cache_dir: CacheDir = None, as_json: Json = False) -> None:
     """Show what a corpus holds: documents, bytes and tokens of both sides of the split, and a sample."""
-    from spectrim.lab.config import DataConfig
     from spectrim.lab.data.tokens import describe_tokens, prepare_tokens, resolve_data
 
-    flags = {"sources": data, "text_column": text_column, "tokenizer": tokenizer, "vocabulary_size": vocabulary_size}
-    config = configure(DataConfig, None, flags)
-    description = describe_tokens(prepare_tokens(resolve_data(config), cache_dir))
+    config = configure(SharedConfig, None, given)
+    description = describe_tokens(prepare_tokens(resolve_data(config.data), cache_dir))
     show(description, as_json, lambda: corpus_table(description))
 
 
-def corpus_table(description: dict[str, Any]) -> Any:
+def corpus_table(description: dict[str, Any]) -> TextTable:
     """Both sides of the split, of each weighted source if there are such, and the sample."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("side", "documents", "bytes", "tokens", "bytes per token")
+    rows = [["side", "documents", "bytes", "tokens", "bytes per token"]]
     parts = [
         ("", description),
         *((f"{part['source']}@{part['weight']:g}: ", part) for part in description.get("sources", [])),
@@ -42,6 +32,6 @@ def corpus_table(description: dict[str, Any]) -> Any:
             counts = part[side]
             cells = ["?" if counts[key] is None else f"{counts[key]:,}" for key in ("documents", "bytes", "tokens")]
             ratio = "?" if counts["bytes"] is None else f"{counts['bytes'] / counts['tokens']:.2f}"
-            table.add_row(Text(name + side), *cells, ratio)
-    sample = Text(f"\n{description['sample']} ...")
-    return Group(table, Text(f"vocabulary: {description['vocabulary_size']:,} tokens"), sample)
+            rows.append([name + side, *cells, ratio])
+    note = f"vocabulary: {description['vocabulary_size']:,} tokens\n\n{description['sample']} ..."
+    return TextTable(rows, note=note)

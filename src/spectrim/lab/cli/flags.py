@@ -1,48 +1,176 @@
-"""From the words of a command line to a configuration, and from a result to what is printed.
+"""Flags derived from settings: name, type, help and default of a flag come from the field of the pydantic model.
 
 A setting is looked up in this order: a flag, the file of ``--config`` (or the stored configuration with ``--resume``),
-the default. Relied on by the modules of commands.
+the default. Only what concerns the command line alone is stated here: the themes that ``--help`` groups flags by, and
+the flags that are not spelled as their setting.
 """
 
-import json
+import inspect
 import tomllib
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import typer
+from pydantic import BaseModel, BeforeValidator
+from pydantic.fields import FieldInfo
+
+from spectrim.lab.config import TrainConfig, merge, read_toml
 from spectrim.lab.errors import LabError
 
-__all__ = [
-    "check_name",
-    "configure",
-    "parse_overrides",
-    "parse_rates",
-    "parse_seeds",
-    "parse_value",
-    "show",
-    "split_key",
-    "trust_named",
-    "with_settings",
+__all__ = ["RECIPE_HELP", "configure", "parse_numbers", "trust_named", "with_settings"]
+
+RECIPE_HELP = TrainConfig.model_fields["recipe"].description
+
+THEMES = {
+    "Experiment": ("recipe", "recipes", "seed", "seeds", "equal", "seconds", "trials", "pruner", "space", "overrides"),
+    "Optimizer": (
+        *("lr", "embedding_lr", "head_lr", "clip_bound"),
+        *("optimizer.lr", "optimizer.embedding_lr", "optimizer.head_lr", "optimizer.clip_bound"),
+        *("optimizer.gradient_clip", "schedule.shape"),
+    ),
+    "Training": (
+        *("steps", "data.batch_size", "data.sequence_length"),
+        *("accumulate", "precision", "device", "checkpoint_every"),
+    ),
+    "Text": ("data.sources", "data.text_column", "data.tokenizer", "data.vocabulary_size"),
+    "Model": ("model.preset", "model.architecture", "model.weights"),
+}
+"""The settings that have a flag, by the theme that ``--help`` shows them under; ``--set`` reaches the others."""
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How a flag is written where its setting does not say it."""
+
+    flag: str
+    metavar: str | None = None
+    parse: Callable[[str, Any], Any] | None = None
+    """From the flag's name and its text to the setting's value."""
+
+
+def with_settings(
+    model: type[BaseModel], *, only: Iterable[str] = (), leave_out: Iterable[str] = (), default: str = ""
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a flag for each setting of a model.
+
+    The command is called with the settings that were given, by dotted key, and with its own options.
+
+    Args:
+        model: whose fields the settings are.
+        only: keys of the settings that get a flag; all of :data:`THEMES` that the model has unless given.
+        leave_out: keys that get none.
+        default: shown in place of the settings' own defaults, where the command has another.
+    """
+    flags: dict[str, tuple[str, Annotated[Any, "parameter"], Callable[[Any], Any]]] = {}
+    for theme, keys in THEMES.items():
+        for key in keys:
+            place = find(model, key) if (not only or key in only) and key not in leave_out else None
+            name = key.rpartition(".")[2]
+            if place is not None and name not in flags:
+                flags[name] = (key, *parameter(key, *place, theme=theme, default=default))
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def run(**values: Any) -> None:
+            words = {name: values.pop(name) for name in flags}
+            given = {flags[name][0]: flags[name][2](word) for name, word in words.items() if word not in (None, [])}
+            command(given | parse_settings(values.pop("set_", None), given), **values)
+
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        derived = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for name, (_, annotation, _) in flags.items()
+        ]
+        if not only:
+            derived.append(
+                inspect.Parameter("set_", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=AnySetting)
+            )
+        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in [*derived, *own]]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__doc__ = command.__doc__
+        return run
+
+    return decorate
+
+
+AnySetting = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        rich_help_panel="Experiment",
+        help="Any setting of config.toml, its value as in TOML, such as schedule.decay_fraction=0.3; repeatable.",
+    ),
 ]
 
 
-def check_name(name: str) -> None:
-    """Refuse a name that is more than one folder's."""
-    if not name or name.startswith(".") or Path(name).name != name or not name.isprintable():
-        raise LabError(f"--name {name!r}: expected a plain folder name; --runs-dir says where it lies")
+def find(model: type[BaseModel], key: str) -> tuple[FieldInfo, Any] | None:
+    """The field of a dotted key and its default in this model; None if the model has no such field."""
+    *tables, name = key.split(".")
+    section: Any = None
+    for table in tables:
+        if table not in model.model_fields:
+            return None
+        section = model.model_fields[table].default
+        model = type(section)
+    field = model.model_fields.get(name)
+    return field and (field, getattr(section, name) if section is not None else field.default)
 
 
-def with_settings(flags: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
-    """Flags and the KEY=VALUE of --set together; a value is TOML, and a bare word is a string."""
-    given = {key: value for key, value in flags.items() if value is not None}
-    for item in settings or []:
+def parameter(key: str, field: FieldInfo, value: Any, *, theme: str, default: str) -> tuple[Any, Callable[[Any], Any]]:
+    """The annotation that tells typer of a setting, and what turns a word of the command line into its value."""
+    kind, choices = kind_of(field)
+    spelling = SPELLINGS.get(key, Spelling("--" + key.rpartition(".")[2].replace("_", "-")))
+    parse = spelling.parse
+    metavar = spelling.metavar or "|".join(choices) or None
+    if kind is dict:
+        metavar, parse = metavar or "RECIPE=VALUE", parse or parse_rates
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    shown = default or extra.get("default") or show_default(value)
+    text = " ".join((field.description or "").split())
+    text += " Repeatable." if kind in (dict, list) and not key.startswith("recipe") else ""
+    if key == "recipe" or key == "recipes":
+        info: Any = typer.Argument(metavar="RECIPE" if kind is str else "[RECIPE]...", help=RECIPE_HELP)
+    else:
+        text += f" [dim]\\[default: {shown}][/dim]" if shown else ""
+        info = typer.Option(spelling.flag, metavar=metavar, help=text, rich_help_panel=theme)
+    word = list[str] if kind in (dict, list) else kind
+    return Annotated[word | None, info], (lambda given: parse(spelling.flag, given)) if parse else lambda given: given
+
+
+def kind_of(field: FieldInfo) -> tuple[type, tuple[str, ...]]:
+    """What a flag's word is read as (str, int, float; list for several; dict for RECIPE=VALUE), and its choices."""
+    kind: Any = field.annotation
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(part for part in get_args(kind) if part is not types.NoneType)
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if any(isinstance(check, BeforeValidator) for check in field.metadata):
+        return str, ()
+    if get_origin(kind) is Literal:
+        return str, get_args(kind)
+    if get_origin(kind) is tuple:
+        return (list if get_args(kind)[0] is str else str), ()
+    return get_origin(kind) or kind, ()
+
+
+def show_default(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value in (None, {}) else str(value)
+
+
+def parse_settings(items: list[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The KEY=VALUE of --set, by key; none may be among the flags that were ``given``."""
+    settings: dict[str, Any] = {}
+    for item in items or []:
         key, equals, text = item.partition("=")
         if not equals or not all(part.isidentifier() for part in key.split(".")):
             raise LabError(f"--set {item!r}: expected KEY=VALUE, such as schedule.decay_fraction=0.3")
-        if key in given:
+        if key in given or key in settings:
             raise LabError(f"--set {item!r}: {key} is given twice")
-        given[key] = parse_value(text)
-    return given
+        settings[key] = parse_value(text)
+    return settings
 
 
 def trust_named(given: Mapping[str, Any], everything: bool) -> None:
@@ -53,66 +181,81 @@ def trust_named(given: Mapping[str, Any], everything: bool) -> None:
     external.trust([external.ANY] if everything else [name for name in named if isinstance(name, str)])
 
 
-def configure(model: Any, file: Path | None, flags: dict[str, Any], *, below: dict[str, Any] | None = None) -> Any:
-    """The configuration of a file, if any, under the flags that are set; a key such as "data.sources" is nested."""
-    from spectrim.lab.config import read_toml
-
+def configure(model: Any, file: Path | None, given: dict[str, Any], *, below: dict[str, Any] | None = None) -> Any:
+    """The configuration of a file, if any, under the settings that were given; "data.sources" is a nested key."""
     values = read_toml(file) if file else dict(below or {})
     # Flags may complete a file, so only what the file does hold is checked in its name.
     source = f"config {str(file)!r}" if file else "options"
-    for key, value in flags.items():
-        if value is not None:
-            *tables, last = key.split(".")
-            target = values
-            for table in tables:
-                target = target.setdefault(table, {})
-                if not isinstance(target, dict):
-                    raise LabError(f"{source}: {table}={target!r}: expected a table")
-            target[last] = value
+    for key, value in given.items():
+        *tables, last = key.split(".")
+        target = values
+        for table in tables:
+            target = target.setdefault(table, {})
+            if not isinstance(target, dict):
+                raise LabError(f"{source}: {table}={target!r}: expected a table")
+        target[last] = value
     return model.parse(values, source=source)
 
 
-def parse_seeds(text: str | None) -> list[int] | None:
-    """Whole numbers separated by commas."""
+def parse_numbers(flag: str, text: str) -> list[int]:
+    """Whole numbers from 0, separated by commas."""
     try:
-        return None if text is None else [int(part) for part in text.split(",")]
+        return [int(part) for part in text.split(",")]
     except ValueError:
-        raise LabError(f"--seeds {text!r}: expected whole numbers separated by commas, such as 0,1,2") from None
+        raise LabError(f"{flag} {text!r}: expected whole numbers separated by commas, such as 0,1,2") from None
 
 
-def parse_rates(flag: str, items: list[str] | None) -> dict[str, float] | None:
-    """RECIPE=VALUE, each recipe once."""
-    if not items:
-        return None
-    rates: dict[str, float] = {}
+def assignments(flag: str, items: list[str], form: str) -> Iterator[tuple[str, str, LabError]]:
+    """Left and right of every LEFT=RIGHT, and the error to raise if they are not of the expected ``form``."""
+    seen = set()
     for item in items:
-        recipe, _, value = item.partition("=")
+        left, equals, right = item.partition("=")
+        wrong = LabError(f"{flag} {item!r}: expected {form}")
+        if not equals or not left:
+            raise wrong
+        if left in seen:
+            raise LabError(f"{flag} {item!r}: {left} stands twice")
+        seen.add(left)
+        yield left, right, wrong
+
+
+def parse_rates(flag: str, items: list[str]) -> dict[str, float]:
+    """RECIPE=VALUE, each recipe once."""
+    rates = {}
+    for recipe, text, wrong in assignments(flag, items, "RECIPE=VALUE, such as adamw=0.003"):
         try:
-            number = float(value)
+            rates[recipe] = float(text)
         except ValueError:
-            raise LabError(f"{flag} {item!r}: expected RECIPE=VALUE, such as adamw=0.003") from None
-        if recipe in rates:
-            raise LabError(f"{flag} {item!r}: {recipe} stands twice")
-        rates[recipe] = number
+            raise wrong from None
     return rates
 
 
-def parse_overrides(items: list[str] | None) -> dict[str, dict[str, Any]] | None:
+def parse_overrides(flag: str, items: list[str]) -> dict[str, dict[str, Any]]:
     """RECIPE.KEY=VALUE, the value as TOML or else as a string; a key such as arguments.betas is nested."""
     overrides: dict[str, Any] = {}
-    for item in items or []:
-        left, equals, text = item.partition("=")
+    for left, text, wrong in assignments(flag, items, "RECIPE.KEY=VALUE, such as spectra.rank_ratio=0.03"):
         recipe, key = split_key(left)
-        if not equals or not recipe or not key:
-            raise LabError(f"--override {item!r}: expected RECIPE.KEY=VALUE, such as spectra.rank_ratio=0.03")
-        *tables, last = key.split(".")
-        target = overrides.setdefault(recipe, {})
-        for table in tables:
-            target = target.setdefault(table, {})
-        if last in target:
-            raise LabError(f"--override {item!r}: {left} stands twice")
-        target[last] = parse_value(text)
-    return overrides or None
+        if not recipe or not key:
+            raise wrong
+        value = parse_value(text)
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        overrides = merge(overrides, {recipe: value})
+    return overrides
+
+
+def parse_spaces(flag: str, items: list[str]) -> dict[str, dict[str, str]]:
+    """[RECIPE.]KEY=RANGE by recipe; without a recipe it is for all of them."""
+    from spectrim.lab.experiments.sweep_settings import ALL
+
+    spaces: dict[str, dict[str, str]] = {}
+    form = "[RECIPE.]KEY=RANGE, such as lr=1e-4:1e-2 or spectra.momentum=0.9,0.95"
+    for left, text, wrong in assignments(flag, items, form):
+        if not text:
+            raise wrong
+        recipe, key = split_key(left)
+        spaces.setdefault(recipe or ALL, {})[key] = text
+    return spaces
 
 
 def split_key(text: str) -> tuple[str, str]:
@@ -132,16 +275,11 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def show(value: Any, as_json: bool, table: Callable[[], Any]) -> None:
-    """Print a value as JSON, or as the table that ``table`` makes of it."""
-    if as_json:
-        from spectrim.lab.files import finite
-
-        print(json.dumps(finite(value), indent=2, ensure_ascii=False))
-    else:
-        from rich.console import Console
-
-        # A file or a pipe has no width; wide enough for every table of the lab.
-        console = Console(emoji=False, markup=False)
-        width = console.width if console.is_terminal else 120
-        Console(width=width, emoji=False, markup=False).print(table())
+SPELLINGS = {
+    "data.sources": Spelling("--data", "SOURCE[@WEIGHT]"),
+    "model.architecture": Spelling("--model"),
+    "schedule.shape": Spelling("--schedule"),
+    "seeds": Spelling("--seeds", "N,N,...", parse_numbers),
+    "overrides": Spelling("--override", "RECIPE.KEY=VALUE", parse_overrides),
+    "space": Spelling("--space", "[RECIPE.]KEY=RANGE", parse_spaces),
+}

@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, cast
 
 import typer
 
 from spectrim.lab.cli.flags import trust_named
+from spectrim.lab.cli.shared_options import print_tables
 from spectrim.lab.errors import LabError
 from spectrim.lab.models.published import PUBLISHED
 from spectrim.lab.planning.plan import (
@@ -19,10 +20,6 @@ from spectrim.lab.planning.plan import (
 )
 from spectrim.lab.planning.plan_tables import plan_table, scaling_table
 from spectrim.lab.planning.scaling import PARALLEL, Cluster, ParallelMode
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
 
 __all__ = ["plan_command"]
 
@@ -83,7 +80,7 @@ def plan_command(
             head: dict[str, Any] = {"model": model, "recipe": recipe or DEFAULT_RECIPE}
             print(json.dumps({**head, **description.to_dict()}, indent=2, ensure_ascii=False))
         else:
-            print_table(plan_table(description))
+            print_tables(plan_table(description))
         return
     if lr is not None:
         raise LabError(f"--lr {lr}: it changes nothing in what a step costs, leave it out with --world")
@@ -98,15 +95,4 @@ def plan_command(
         head = {"model": model, "active_parameters": active, **asdict(cluster), **asdict(hardware)}
         print(json.dumps({**head, "recipes": [asdict(projection) for projection in projections]}, indent=2))
     else:
-        print_table(scaling_table(model, active, projections, cluster, hardware))
-
-
-def print_table(table: "Table") -> None:
-    """Print a table; where there is no terminal, with every row on one line."""
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        # A file or a pipe has no width: give every row its line.
-        console = Console(width=console.measure(table, options=console.options.update(width=1000)).maximum)
-    console.print(table)
+        print_tables(scaling_table(model, active, projections, cluster, hardware))

@@ -1,83 +1,71 @@
-"""Options that several commands have in common, and what they mean as settings."""
+"""Options of several commands that are no settings of a run, and how a command shows its result."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-RECIPES_HELP = (
-    "base[+shrink][+preclip][+clip], for example adamw, adamw+clip, spectra, muon; or module:Class[+clip] for any "
-    "optimizer, such as torch.optim:NAdam."
-)
+from spectrim.lab.errors import LabError
+from spectrim.lab.files import finite
+from spectrim.lab.tables import PIPE_WIDTH, TextTable
 
-Data = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--data",
-        metavar="SOURCE[@WEIGHT]",
-        help="Text, jsonl or parquet (file, folder, glob), token shards, hub:OWNER/NAME; repeatable. "
-        "Default: State of the Union addresses.",
-    ),
+FILES = "Files and output"
+
+Name = Annotated[str, typer.Option(help="Name of a folder in --runs-dir.", rich_help_panel=FILES)]
+RunsDir = Annotated[Path, typer.Option(help="Where comparisons and sweeps are kept.", rich_help_panel=FILES)]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML file with settings, such as the config.toml of a run.", rich_help_panel=FILES),
 ]
-TextColumn = Annotated[str | None, typer.Option(help="Column of jsonl, parquet and data sets that holds the text.")]
-TokenizerPath = Annotated[
-    str | None, typer.Option("--tokenizer", help="tokenizer.json or Hugging Face folder; default: one is learned.")
-]
-Model = Annotated[
-    str | None,
-    typer.Option("--model", help="Causal LM of transformers: a type such as gpt2, or a config.json, TOML or folder."),
-]
-Weights = Annotated[str | None, typer.Option(help="Hugging Face folder of weights to continue from.")]
-Steps = Annotated[int | None, typer.Option(help="Optimizer steps of a run.")]
-Preset = Annotated[str | None, typer.Option(help="Model size: tiny, 1m, 2m, 10m, 25m, 90m, 200m, 400m, 1b.")]
-BatchSize = Annotated[int | None, typer.Option(help="Sequences in a batch.")]
-SequenceLength = Annotated[int | None, typer.Option(help="Tokens in a sequence.")]
-VocabularySize = Annotated[int | None, typer.Option(help="Tokens that the tokenizer learns.")]
-CheckpointEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file, such as the config.toml of a run.")]
-CacheDir = Annotated[Path | None, typer.Option(help="Where tokens are cached.")]
-Schedule = Annotated[str | None, typer.Option(help="Learning rate after the warm-up: cosine, wsd or constant.")]
-Accumulate = Annotated[int | None, typer.Option(help="Micro-batches that a batch is split into, to save memory.")]
-Precision = Annotated[
-    str | None,
-    typer.Option(help="float32, bf16 (autocast to bfloat16), or auto: bf16 on a GPU that has it. Default: auto."),
-]
-Device = Annotated[
-    str | None, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N. Default: auto.")
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(help="Where tokens are cached. [dim]\\[default: ~/.cache/spectrim][/dim]", rich_help_panel=FILES),
 ]
 Compile = Annotated[
-    bool, typer.Option("--compile", help="Train with torch.compile. A run may be resumed with it or without.")
-]
-GradientClip = Annotated[str | None, typer.Option(help="Global L2 norm of the gradient; none turns the clip off.")]
-Settings = Annotated[
-    list[str] | None,
+    bool,
     typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Any setting of config.toml, its value as in TOML, such as schedule.decay_fraction=0.3; repeatable. "
-        "--show-config lists them.",
+        "--compile",
+        help="Train with torch.compile. A run may be resumed with it or without.",
+        rich_help_panel="Training",
     ),
 ]
 TrustRecipes = Annotated[
     bool,
     typer.Option(
         "--trust-recipes",
-        help="Import whatever module a file names as module:Class; else only those named on this command line.",
+        help="Import any module:Class that a file names; else only those named on this command line.",
+        rich_help_panel=FILES,
     ),
 ]
-ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print every setting as TOML, and stop.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
-RateOf = Annotated[list[str] | None, typer.Option(metavar="RECIPE=VALUE", help="Repeatable.")]
+ShowConfig = Annotated[
+    bool, typer.Option("--show-config", help="Print every setting as TOML, and stop.", rich_help_panel=FILES)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.", rich_help_panel=FILES)]
 
 
-def shared_flags(
-    schedule: str | None, accumulate: int | None, precision: str | None, device: str | None, gradient_clip: str | None
-) -> dict[str, Any]:
-    """Flags of both training commands, by the key of their setting."""
-    return {
-        "schedule.shape": schedule,
-        "accumulate": accumulate,
-        "precision": precision,
-        "device": device,
-        "optimizer.gradient_clip": gradient_clip,
-    }
+def check_name(name: str) -> None:
+    """Refuse a name that is more than one folder's."""
+    if not name or name.startswith(".") or Path(name).name != name or not name.isprintable():
+        raise LabError(f"--name {name!r}: expected a plain folder name; --runs-dir says where it lies")
+
+
+def show(value: Any, as_json: bool, tables: Callable[[], TextTable | list[TextTable]]) -> None:
+    """Print a value as JSON, or as the tables that ``tables`` makes of it."""
+    if as_json:
+        print(json.dumps(finite(value), indent=2, ensure_ascii=False))
+    else:
+        made = tables()
+        print_tables(*(made if isinstance(made, list) else [made]))
+
+
+def print_tables(*tables: TextTable) -> None:
+    """Print tables below each other, in the width of the terminal."""
+    from rich.console import Console
+
+    console = Console(emoji=False, markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    for index, table in enumerate(tables):
+        console.print(*([""] if index else []), table, sep="\n")

@@ -3,17 +3,26 @@
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from spectrim.lab.cli.flags import show
+from spectrim.lab.cli.flags import configure, parse_numbers, with_settings
+from spectrim.lab.cli.shared_options import FILES, CacheDir, Json, show
+from spectrim.lab.config import SharedConfig
 from spectrim.lab.errors import LabError
 
 __all__ = ["spectrum_command"]
 
+TEXT = ("sources", "text_column", "tokenizer", "batch_size", "sequence_length")
+"""Settings of the table data that may differ from those of the run."""
 
+MEASURED = "What is measured"
+
+
+@with_settings(SharedConfig, only=[f"data.{key}" for key in TEXT], default="a run's own")
 def spectrum_command(
+    given: dict[str, Any],
     paths: Annotated[
         list[Path],
         typer.Argument(
@@ -22,47 +31,57 @@ def spectrum_command(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="A new folder; default: PATH-spectrum, next to the one PATH.")
+        Path | None,
+        typer.Option(help="A new folder. [dim]\\[default: PATH-spectrum, next to PATH][/dim]", rich_help_panel=FILES),
     ] = None,
     batches: Annotated[
-        int, typer.Option(help="Batches over which mean and noise are taken, at least 4; 0 shows weights alone.")
+        int,
+        typer.Option(
+            help="Batches over which mean and noise are taken, at least 4; 0 shows weights alone.",
+            rich_help_panel=MEASURED,
+        ),
     ] = 32,
     layers: Annotated[
         str | None,
-        typer.Option(help="Layers to look at, such as 0,5,11. Default: the first, a middle and the last."),
+        typer.Option(
+            metavar="N,N,...",
+            help="Layers to look at. [dim]\\[default: the first, a middle and the last][/dim]",
+            rich_help_panel=MEASURED,
+        ),
     ] = None,
     parameters: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN", help="Matrices to look at, by a pattern of names such as '*.q_proj.weight'; repeatable."
+            metavar="PATTERN",
+            help="Matrices to look at, by a pattern of names such as '*.q_proj.weight'. Repeatable. "
+            "[dim]\\[default: all of the layers][/dim]",
+            rich_help_panel=MEASURED,
         ),
     ] = None,
     threshold: Annotated[
         list[float] | None,
-        typer.Option(help="Also show what spectral soft clipping of the gradient at this c leaves; repeatable."),
-    ] = None,
-    data: Annotated[
-        list[str] | None,
         typer.Option(
-            metavar="SOURCE[@WEIGHT]", help="Text for the gradients; a run's own unless given. See compare --help."
+            help="Also show what spectral soft clipping of the gradient at this c leaves. Repeatable. "
+            "[dim]\\[default: none][/dim]",
+            rich_help_panel=MEASURED,
         ),
     ] = None,
-    text_column: Annotated[
-        str | None, typer.Option(help="Column of jsonl, parquet and data sets with the text.")
-    ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="tokenizer.json or Hugging Face folder.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences in a batch; a run's own unless given.")] = None,
-    sequence_length: Annotated[int | None, typer.Option(help="Tokens in a sequence; a run's own unless given.")] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Draws the batches; default: those that the run would have been trained on next."),
+        typer.Option(
+            help="Draws the batches. [dim]\\[default: those that the run would have been trained on next][/dim]",
+            rich_help_panel=MEASURED,
+        ),
     ] = None,
     memory: Annotated[
         float,
-        typer.Option(help="Gigabytes of gradients to hold at once; what does not fit is measured in further rounds."),
+        typer.Option(
+            help="Gigabytes of gradients to hold at once; what does not fit is measured in further rounds.",
+            rich_help_panel=MEASURED,
+        ),
     ] = 2.0,
-    cache_dir: Annotated[Path | None, typer.Option(help="Where tokens are cached.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print spectrum.json on stdout instead of a table.")] = False,
+    cache_dir: CacheDir = None,
+    as_json: Json = False,
 ) -> None:
     """Show spectra of weights, gradients, momentum and gradient noise: spike and tail, noise structure, heavy tails.
 
@@ -75,9 +94,8 @@ def spectrum_command(
 
     out = out or default_out(paths)
     check_out(out)
-    for flag, value in (("--batch-size", batch_size), ("--sequence-length", sequence_length)):
-        if value is not None and value < (2 if flag == "--sequence-length" else 1):
-            raise LabError(f"{flag} {value}: expected a whole number above {1 if flag == '--sequence-length' else 0}")
+    configure(SharedConfig, None, given)  # refuses values out of range
+    text = {key: given[f"data.{key}"] for key in TEXT if f"data.{key}" in given}
     options = SpectrumOptions(
         batches=batches,
         layers=parse_layers(layers),
@@ -85,13 +103,7 @@ def spectrum_command(
         thresholds=tuple(threshold or ()),
         seed=seed,
         memory=memory * 1e9,
-        text=TextOptions(
-            sources=tuple(data or ()),
-            text_column=text_column,
-            tokenizer=tokenizer,
-            batch_size=batch_size,
-            sequence_length=sequence_length,
-        ),
+        text=TextOptions(**text | {"sources": tuple(text.get("sources", ()))}),
     )
     with SpectrumProgress() as listener:
         summary = spectrum(paths, options, cache_dir=cache_dir, listener=listener)
@@ -103,12 +115,9 @@ def spectrum_command(
 
 def parse_layers(text: str | None) -> tuple[int, ...]:
     """Numbers of layers, separated by commas."""
-    try:
-        layers = () if text is None else tuple(int(part) for part in text.split(","))
-    except ValueError:
-        layers = (-1,)
+    layers = () if text is None else tuple(parse_numbers("--layers", text))
     if any(layer < 0 for layer in layers):
-        raise LabError(f"--layers {text!r}: expected numbers of layers from 0, separated by commas, such as 0,5,11")
+        raise LabError(f"--layers {text!r}: expected numbers of layers from 0, such as 0,5,11")
     return layers
 
 

@@ -8,77 +8,41 @@ from typing import Annotated, Any
 
 import typer
 
-from spectrim.lab.cli.flags import (
-    configure,
-    show,
-    trust_named,
-    with_settings,
-)
+from spectrim.lab.cli.flags import RECIPE_HELP, configure, trust_named, with_settings
 from spectrim.lab.cli.shared_options import (
-    RECIPES_HELP,
-    Accumulate,
-    BatchSize,
+    FILES,
     CacheDir,
-    CheckpointEvery,
     Compile,
     ConfigFile,
-    Data,
-    Device,
-    GradientClip,
     Json,
-    Model,
-    Precision,
-    Preset,
-    Schedule,
-    SequenceLength,
-    Settings,
     ShowConfig,
-    Steps,
-    TextColumn,
-    TokenizerPath,
     TrustRecipes,
-    VocabularySize,
-    Weights,
-    shared_flags,
+    show,
 )
+from spectrim.lab.config import TrainConfig
 from spectrim.lab.errors import LabError, LabWarning
 
 __all__ = ["train_command"]
 
 
+@with_settings(TrainConfig)
 def train_command(
-    recipe: Annotated[str | None, typer.Argument(help=RECIPES_HELP)] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; new or empty unless --resume.")] = None,
-    steps: Steps = None,
-    seed: Annotated[int | None, typer.Option(help="Decides initial weights and batches.")] = None,
-    data: Data = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default: the recipe's own.")] = None,
-    embedding_lr: Annotated[float | None, typer.Option(help="Factor on it for embeddings.")] = None,
-    head_lr: Annotated[float | None, typer.Option(help="Factor on it for the output head.")] = None,
-    clip_bound: Annotated[
-        float | None, typer.Option(help="Of recipes with +clip: threshold times peak learning rate.")
-    ] = None,
-    text_column: TextColumn = None,
-    tokenizer: TokenizerPath = None,
-    preset: Preset = None,
-    model: Model = None,
-    weights: Weights = None,
-    batch_size: BatchSize = None,
-    sequence_length: SequenceLength = None,
-    vocabulary_size: VocabularySize = None,
-    checkpoint_every: CheckpointEvery = None,
-    schedule: Schedule = None,
-    accumulate: Accumulate = None,
-    precision: Precision = None,
-    device: Device = None,
+    given: dict[str, Any],
     compiled: Compile = False,
-    gradient_clip: GradientClip = None,
-    settings: Settings = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     parallel: Annotated[
         str | None,
-        typer.Option(help="Under torchrun, how the model is spread: fsdp (default), ddp, hsdp or tp."),
+        typer.Option(
+            metavar="fsdp|ddp|hsdp|tp",
+            help="Under torchrun, how the model is spread. [dim]\\[default: fsdp][/dim]",
+            rich_help_panel="Training",
+        ),
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; new or empty unless --resume.", rich_help_panel=FILES)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.", rich_help_panel=FILES)
+    ] = False,
     config_file: ConfigFile = None,
     trust_recipes: TrustRecipes = False,
     show_config: ShowConfig = False,
@@ -89,7 +53,6 @@ def train_command(
 
     On several processes: torchrun --nproc-per-node N -m spectrim train ... The batch is that of all together.
     """
-    from spectrim.lab.config import TrainConfig
     from spectrim.lab.logging.terminal import TerminalProgress
     from spectrim.lab.training.folder import RunFolder
     from spectrim.lab.training.processes import open_parallel
@@ -98,31 +61,10 @@ def train_command(
 
     if out is None and not show_config:
         raise LabError("--out is missing: name the folder that the run is to be written to")
-    flags = {
-        "recipe": recipe,
-        "seed": seed,
-        "steps": steps,
-        "checkpoint_every": checkpoint_every,
-        "optimizer.lr": lr,
-        "optimizer.embedding_lr": embedding_lr,
-        "optimizer.head_lr": head_lr,
-        "optimizer.clip_bound": clip_bound,
-        "data.sources": data,
-        "data.text_column": text_column,
-        "data.tokenizer": tokenizer,
-        "data.batch_size": batch_size,
-        "data.sequence_length": sequence_length,
-        "data.vocabulary_size": vocabulary_size,
-        "model.preset": preset,
-        "model.architecture": model,
-        "model.weights": weights,
-        **shared_flags(schedule, accumulate, precision, device, gradient_clip),
-    }
     if resume and config_file is None and out is not None and RunFolder(out).config_file.is_file():
         config_file = RunFolder(out).config_file
-    if recipe is None and config_file is None:
-        raise LabError(f"RECIPE is missing: {RECIPES_HELP}")
-    given = with_settings(flags, settings)
+    if "recipe" not in given and config_file is None:
+        raise LabError(f"RECIPE is missing: {RECIPE_HELP}")
     trust_named(given, trust_recipes)
     config = prepare(configure(TrainConfig, config_file, given))
     if out is None or show_config:
@@ -139,7 +81,7 @@ def train_command(
             result = train_here(on_step=monitor.step, on_measure=monitor.measured)
             monitor.run_finished(config, result)
     if as_json:
-        show(result.model_dump(mode="json"), True, str)
+        show(result.model_dump(mode="json"), True, list)
     skipped = result.dynamics.skipped if result.dynamics else 0
     measured = ", monitor.jsonl" if RunFolder(out).monitor_file.is_file() else ""
     print(f"written to {out}: model/, log.jsonl{measured}, config.toml, result.json", file=sys.stderr)

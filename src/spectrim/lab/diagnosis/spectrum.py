@@ -260,8 +260,8 @@ def write_spectrum(summary: dict[str, Any], out: Path) -> None:
         LabError: the folder holds something.
     """
     from spectrim.lab.reports.spectra.pictures import save_pictures
-    from spectrim.lab.reports.spectra.spectrum_reading import reading_text
     from spectrim.lab.reports.study import PAGE, report
+    from spectrim.lab.reports.words import reading_text
 
     check_out(out)
 

@@ -23,6 +23,7 @@ from spectrim.lab.config import (
     describe_differences,
     merge,
     read_toml,
+    unset,
     without_paths,
 )
 from spectrim.lab.data.tokens import prepare_tokens
@@ -47,22 +48,31 @@ RATES = ("lr", "embedding_lr", "head_lr", "clip_bound")
 Rates = dict[str, PositiveFloat]
 
 
+def by_recipe() -> Any:
+    """A table of one number for each recipe."""
+    return Field(default={}, json_schema_extra={"default": "the recipe's own"})
+
+
 class CompareConfig(SharedConfig):
     """What is compared, and what all runs have in common."""
 
     recipes: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_RECIPES
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
-    lr: Rates = Field(default={})
-    """Learning rates by recipe, where not the recipe's default."""
-    embedding_lr: Rates = Field(default={})
-    head_lr: Rates = Field(default={})
-    clip_bound: Rates = Field(default={})
+    """Every recipe is trained once with each seed, which decides initial weights and batches."""
+    lr: Rates = by_recipe()
+    """Peak learning rate."""
+    embedding_lr: Rates = by_recipe()
+    """Factor on the learning rate for embeddings."""
+    head_lr: Rates = by_recipe()
+    """Factor on the learning rate for the output head."""
+    clip_bound: Rates = by_recipe()
+    """For recipes with +clip, the threshold times the peak learning rate."""
     overrides: dict[str, dict[str, Any]] = Field(default={})
-    """Any key of the table ``optimizer`` by recipe; the four rates above win over it."""
+    """Any key of the table optimizer for one recipe; the four rates above win over it."""
     equal: Literal["tokens", "time"] = "tokens"
-    """What all recipes have the same of: steps, or training time."""
-    seconds: PositiveFloat | None = None
-    """With equal time: how long; unset, the time that AdamW takes for ``steps``."""
+    """What all recipes get the same amount of; with time, each recipe takes as many steps as fit into it."""
+    seconds: PositiveFloat | None = unset("the time that AdamW takes for --steps")
+    """Training time of every recipe, for a comparison at equal time."""
 
     @field_validator("recipes", "seeds")
     @classmethod

@@ -133,6 +133,7 @@ def summarise(runs: Mapping[str, Sequence[RunResult]]) -> dict[str, dict[str, An
     - ``equal_time``: see :func:`equal_time`.
     - ``seconds``, ``curve_seconds`` (at evaluations), ``unevenness`` (the worst), ``diverged``, ``loss_spikes``: see
       :func:`course`.
+    - ``plan``: :class:`spectrim.lab.logging.run_result.Plan`, the same for every seed.
     """
     curves = {name: mean_curve([run.curve for run in results]) for name, results in runs.items()}
     baseline = curves.get(BASELINE)
@@ -151,6 +152,9 @@ def summarise(runs: Mapping[str, Sequence[RunResult]]) -> dict[str, dict[str, An
             **course(results),
             "val_loss_by_frequency": mean_by_frequency([run.val_loss_by_frequency for run in results]),
             "curve": curves[name].model_dump(mode="json"),
-            "seeds": {str(run.seed): run.model_dump(mode="json", exclude={"recipe", "seed"}) for run in results},
+            "plan": results[0].plan.model_dump(mode="json") if results[0].plan else None,
+            "seeds": {
+                str(run.seed): run.model_dump(mode="json", exclude={"recipe", "seed", "plan"}) for run in results
+            },
         }
     return summary

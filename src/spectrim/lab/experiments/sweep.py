@@ -6,7 +6,6 @@ lock on its trial; a trial whose worker was killed has a lock that is free, and 
 last checkpoint, so that nothing is lost and nothing unfinished counts as done.
 """
 
-import fcntl
 import math
 import os
 import sys
@@ -15,14 +14,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock
 
 from spectrim.lab.config import describe_differences, read_toml, without_paths
 from spectrim.lab.data.tokens import prepare_tokens
 from spectrim.lab.errors import Interrupted, LabError
 from spectrim.lab.experiments.search_space import Categorical, spread_points, starting_point
 from spectrim.lab.experiments.sweep_settings import SweepConfig, canonical
-from spectrim.lab.files import create_text, write_text
+from spectrim.lab.files import create_text, lock_file, write_text
 from spectrim.lab.logging.log import StepRecord
 from spectrim.lab.recipes import external
 from spectrim.lab.recipes.names import parse_recipe, shown
@@ -86,7 +87,7 @@ class Claim:
 
     recipe: str
     trial: Any
-    lock: IO[str]
+    lock: FileLock
 
 
 class Diverged(Exception):  # noqa: N818 - an outcome, not an error
@@ -140,11 +141,14 @@ class Sweep:
     def study(self, recipe: str) -> Any:
         """The optuna study of a recipe."""
         import optuna
-        from optuna.storages.journal import JournalFileBackend
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(self.out / "study.journal")))
+        journal = str(self.out / "study.journal")
+        # Windows lets only administrators make the symbolic link that optuna locks with elsewhere.
+        lock = JournalFileOpenLock(journal) if os.name == "nt" else None
+        storage = optuna.storages.JournalStorage(JournalFileBackend(journal, lock))
         return optuna.create_study(
             study_name=recipe, storage=storage, direction="minimize", load_if_exists=True, pruner=self.pruner()
         )
@@ -176,23 +180,24 @@ class Sweep:
         for point in points:
             study.enqueue_trial(point)
 
+    def lock(self, name: str, *, wait: bool = False) -> FileLock | None:
+        """A lock of this sweep; None if another process has it. It is free as soon as its holder ends, however."""
+        (self.out / "locks").mkdir(exist_ok=True)
+        return lock_file(self.out / "locks" / name, wait=wait)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else chooses trials meanwhile."""
-        (self.out / "locks").mkdir(exist_ok=True)
-        with (self.out / "locks" / "choice").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    def try_lock(self, recipe: str, number: int) -> IO[str] | None:
-        """The lock on a trial, if no living process has it. It is free again as soon as its holder ends, however."""
-        file = (self.out / "locks" / f"{parse_recipe(recipe).folder}-{number:04d}").open("w")
+        """While it is held, no other process chooses trials."""
+        lock = self.lock("choice", wait=True)
+        assert lock is not None
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            return None
-        return file
+            yield
+        finally:
+            lock.release()
+
+    def try_lock(self, recipe: str, number: int) -> FileLock | None:
+        """The lock on a trial, if no living process has it."""
+        return self.lock(f"{parse_recipe(recipe).folder}-{number:04d}")
 
     def remaining(self, recipe: str) -> int:
         """Trials of a recipe that are not done, begun or not."""
@@ -267,7 +272,7 @@ class Sweep:
             try:
                 outcome = self.run_trial(claim, cache_dir)
             finally:
-                claim.lock.close()
+                claim.lock.release()
             done += 1
             point = ", ".join(f"{key}={shown(value)}" for key, value in claim.trial.params.items())
             say(f"{claim.recipe} trial {claim.trial.number + 1} of {self.budget(claim.recipe)}: {outcome} at {point}")

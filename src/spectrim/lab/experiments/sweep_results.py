@@ -7,7 +7,7 @@ takes the winners from here.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spectrim.lab.config import SharedConfig, merge
 from spectrim.lab.errors import LabError
@@ -16,9 +16,7 @@ from spectrim.lab.experiments.sweep import Sweep
 from spectrim.lab.logging.log import read_log
 from spectrim.lab.recipes.names import parse_recipe
 from spectrim.lab.reports.sweep_report import TOLERANCE, write_summary
-
-if TYPE_CHECKING:
-    pass
+from spectrim.lab.training.folder import RunFolder
 
 __all__ = ["collect", "settings_of_winners", "winners", "write_sweep_report"]
 
@@ -58,6 +56,7 @@ def collect_recipe(sweep: Sweep, recipe: str) -> dict[str, Any]:
         )
     complete = [trial for trial in trials if trial["state"] == "complete"]
     best = min(complete, key=lambda trial: trial["final_loss"]) if complete else None
+    result = RunFolder(sweep.out / best["folder"]).result() if best else None
     curve = rate_curve(complete, exact=sweep.config.method == "grid")
     tokens_per_step = sweep.config.data.batch_size * sweep.config.data.sequence_length
     return {
@@ -70,6 +69,7 @@ def collect_recipe(sweep: Sweep, recipe: str) -> dict[str, Any]:
         "curve": {"lr": [lr for lr, _ in curve], "final_loss": [loss for _, loss in curve]},
         "good_rates": good_rates(curve),
         "trials": trials,
+        "plan": result.plan.model_dump(mode="json") if result and result.plan else None,
         "environment": environment,
     }
 

@@ -21,18 +21,21 @@ class SweepConfig(SharedConfig):
 
     recipes: Annotated[tuple[str, ...], Field(min_length=1)]
     trials: PositiveInt = 12
-    """Of each recipe. A grid has as many as it has points."""
+    """Trials of each recipe; a grid has as many as it has points."""
     seed: Seed = 0
-    """Of every trial, and of the search."""
+    """Seed of every trial, and of the search."""
     method: Literal["optuna", "grid"] = "optuna"
     pruner: Literal["median", "hyperband", "none"] = "median"
+    """How trials that fall behind are stopped early."""
     monitor: MonitorConfig = MonitorConfig(every=0)
-    """Off unless asked for: trials are many, and their losses are all that is looked at."""
+    """Off unless asked for: trials are many, and only their losses are compared."""
     overrides: dict[str, dict[str, Any]] = Field(default={})
-    """Fixed keys of the table ``optimizer`` by recipe."""
-    space: dict[str, dict[str, str]] = Field(default={})
-    """Ranges by recipe and key, see :mod:`spectrim.lab.experiments.search_space`; what is not given is the recipe's
-    default."""
+    """A fixed value for any key of the table optimizer of one recipe."""
+    space: dict[str, dict[str, str]] = Field(
+        default={}, json_schema_extra={"default": "the learning rate and one or two more"}
+    )
+    """LOW:HIGH, LOW:HIGH:linear or A,B,C for a key of the table optimizer, or for multiplier, which is embedding_lr
+    and head_lr together."""
 
     @field_validator("recipes")
     @classmethod

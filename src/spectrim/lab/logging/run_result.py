@@ -3,7 +3,7 @@
 from spectrim.lab.config import Config
 from spectrim.lab.logging.dynamics import Dynamics
 
-__all__ = ["Curve", "RunResult"]
+__all__ = ["Curve", "Plan", "RunResult"]
 
 
 class Curve(Config):
@@ -11,6 +11,14 @@ class Curve(Config):
 
     tokens: tuple[int, ...]
     val_loss: tuple[float | None, ...]
+
+
+class Plan(Config):
+    """What the optimizer does to every parameter at its peak learning rate, as :func:`spectrim.describe` shows it."""
+
+    summary: str
+    rows: tuple[tuple[str, ...], ...]
+    """The header first."""
 
 
 class RunResult(Config):
@@ -40,5 +48,7 @@ class RunResult(Config):
     data_key: str
     """Hash of the tokens that the run was trained on."""
     environment: dict[str, str | int]
+    plan: Plan | None = None
+    """None in results of older versions."""
     dynamics: Dynamics | None = None
     """Read from the log where runs are compared."""

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from spectrim.lab.planning.scaling import Cluster, Hardware, Projection
+from spectrim.lab.tables import TextTable
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from spectrim.optim.describe import Description
 
 __all__ = ["plan_table", "scaling_rows", "scaling_table"]
@@ -15,25 +14,17 @@ __all__ = ["plan_table", "scaling_rows", "scaling_table"]
 
 def scaling_table(
     model: str, active: float, projections: Sequence[Projection], cluster: Cluster, hardware: Hardware
-) -> "Table":
+) -> TextTable:
     """One row for each recipe, with what was assumed below."""
-    from rich.table import Table
-    from rich.text import Text
-
     layout = cluster.parallel if cluster.shard is None else f"{cluster.parallel} over {cluster.shard}"
-    caption = (
+    note = (
         f"{model}, {cluster.world:,} ranks, {layout}. Means over ranks, and in brackets the rank that has most; "
         f"share: its share of a step of {hardware.tokens:,} tokens a rank and 6 operations for each of {active:.3g} "
         f"parameters, at {hardware.flops:g} operations and {hardware.bandwidth:g} bytes a second. Arithmetic, not a "
         f"measurement. Gathered: the same with every matrix gathered whole on every rank."
     )
     rows = scaling_rows(projections)
-    table = Table(caption=Text(caption), caption_justify="left")
-    for title in rows[0]:
-        table.add_column(title, justify="left" if title == "recipe" else "right")
-    for row in rows:
-        table.add_row(*map(Text, row.values()))
-    return table
+    return TextTable([list(rows[0]), *(list(row.values()) for row in rows)], note=note)
 
 
 def scaling_rows(projections: Sequence[Projection]) -> list[dict[str, str]]:
@@ -63,15 +54,6 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.3g}"
 
 
-def plan_table(description: "Description") -> "Table":
+def plan_table(description: "Description") -> TextTable:
     """The rows of a description, with the totals below."""
-    from rich.table import Table
-    from rich.text import Text
-
-    header, *rows = description.cells()
-    table = Table(caption=Text(description.summary()), caption_justify="left")
-    for title in header:
-        table.add_column(title, justify="right" if title in ("lr", "decay", "state bytes") else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
+    return TextTable(description.cells(), note=description.summary(), words=("shape", "role", "matrix", "rule"))

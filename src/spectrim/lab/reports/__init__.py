@@ -1,5 +1,5 @@
 """Tables, figures and pages of comparisons, sweeps and spectra, drawn from what their folders hold.
 
 A report loads the code for its own kind of result only. May import: ``lab`` itself, ``recipes``, ``models``,
-``logging``, ``training`` (to read a run's folder) and ``planning``.
+``logging`` and ``training`` (to read a run's folder).
 """

@@ -7,17 +7,15 @@ can be made again from ``results.json``.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spectrim.lab.files import write_json, write_text
 from spectrim.lab.models.architecture import name_of
-from spectrim.lab.recipes.names import BASELINE
-from spectrim.lab.reports.plots import save_curves
+from spectrim.lab.reports.page.loss_figure import Over, loss_figure
+from spectrim.lab.reports.pictures import save_figure
 from spectrim.lab.reports.shareable import short
-
-if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
+from spectrim.lab.reports.words import verdict_rows
+from spectrim.lab.tables import TextTable, markdown_table
 
 __all__ = [
     "COLUMNS",
@@ -28,14 +26,11 @@ __all__ = [
     "Column",
     "budget_note",
     "difference",
-    "equal_table",
     "frequency_rows",
     "has_times",
     "heading",
-    "reading",
     "table_lines",
     "table_rows",
-    "terminal_table",
     "terminal_tables",
     "uneven_notes",
     "write_report",
@@ -50,7 +45,7 @@ class Column:
 
     heading: str
     short: str
-    """Heading in the terminal, a word a line; without one the column is left out there."""
+    """Heading in the terminal; without one the column is left out there."""
     show: Callable[[Any], str]
 
 
@@ -76,12 +71,12 @@ def difference(value: dict[str, Any]) -> str:
 
 
 EQUAL_COLUMNS = {
-    "difference_to_adamw": Column("difference to AdamW", "differ- ence to AdamW", difference),
+    "difference_to_adamw": Column("difference to AdamW", "difference to AdamW", difference),
     "seconds": Column("training s", "", "{:.1f}".format),
     "equal_time.share": Column("steps at AdamW's time", "steps then", "{:.0%}".format),
     "equal_time.loss": Column("loss at AdamW's time", "loss then", "{:.4f}".format),
     "equal_time.difference": Column("difference at AdamW's time", "difference then", difference),
-    "diverged": Column("diverged", "di- verged", str),
+    "diverged": Column("diverged", "diverged", str),
     "loss_spikes": Column("loss spikes", "loss spikes", str),
 }
 """A dot leads into a nested value."""
@@ -89,12 +84,20 @@ EQUAL_COLUMNS = {
 
 def write_report(summary: Summary, out: Path) -> None:
     """Write results.json, summary.md and the curves into ``out``; each replaces an older one whole."""
-    for suffix in ("png", "svg"):
-        save_curves(summary, out / f"loss.{suffix}")
-        if has_times(summary):
-            save_curves(summary, out / f"loss_over_time.{suffix}", over="time")
+    save_loss(summary, out, "loss", over="tokens")
+    if has_times(summary):
+        save_loss(summary, out, "loss_over_time", over="time")
     write_text(out / "summary.md", markdown(summary, out.name))
     write_json(out / "results.json", summary)
+
+
+def save_loss(summary: Summary, out: Path, stem: str, *, over: Over) -> None:
+    """Draw the loss of every recipe; the legend goes from the lowest final loss up, as the lines end."""
+    losses = {name: entry["final_loss"] for name, entry in summary["recipes"].items()}
+    order = sorted(losses, key=lambda name: (losses[name] is None, losses[name] or 0.0))
+    labels = {name: f"{name}  {'diverged' if losses[name] is None else f'{losses[name]:.3f}'}" for name in order}
+    labels["AdamW's final loss"] = "AdamW's final loss"
+    save_figure(loss_figure(summary, over=over), out, stem, labels=labels)
 
 
 def has_times(summary: Summary) -> bool:
@@ -125,40 +128,15 @@ def absent(key: str) -> str:
     return {"final_loss": "diverged", "tokens_to_adamw": "never"}.get(key, "-")
 
 
-def terminal_tables(summary: Summary) -> "Group":
+def terminal_tables(summary: Summary) -> list[TextTable]:
     """What ends a comparison: the table of every recipe, and below it the same runs on equal terms."""
-    from rich.console import Group
-
-    second = [equal_table(summary)] if has_times(summary) else []
-    return Group(terminal_table(summary), *second)
-
-
-def terminal_table(summary: Summary) -> "Table":
-    """The table of a comparison, 80 columns wide with the usual recipes; the best final loss is bold."""
-    return rich_table(summary, COLUMNS, title=heading(summary), caption=NOTE)
-
-
-def equal_table(summary: Summary) -> "Table":
-    """Differences to AdamW at equal tokens and at equal time, and what went wrong on the way."""
-    return rich_table(summary, EQUAL_COLUMNS, title="On equal terms", caption=EQUAL_NOTE)
-
-
-def rich_table(summary: Summary, columns: dict[str, Column], *, title: str, caption: str) -> "Table":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    keys = [key for key, column in columns.items() if column.short]
-    table = Table(
-        title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=0
-    )
-    table.add_column("recipe", no_wrap=True)
-    for key in keys:
-        table.add_column("\n".join(columns[key].short.split()), justify="right", no_wrap=True, vertical="bottom")
-    losses = [entry["final_loss"] for entry in summary["recipes"].values() if entry["final_loss"] is not None]
-    for name, entry in summary["recipes"].items():
-        best = bool(losses) and entry["final_loss"] == min(losses)
-        table.add_row(name, *cells(entry, keys), style="bold" if best else None)
-    return table
+    losses = {name: loss for name, entry in summary["recipes"].items() if (loss := entry["final_loss"]) is not None}
+    best = min(losses, key=losses.__getitem__, default=None)
+    tables = [TextTable(table_rows(summary, COLUMNS, short=True), title=heading(summary), note=NOTE, bold=best)]
+    if has_times(summary):
+        rows = table_rows(summary, EQUAL_COLUMNS, short=True)
+        tables.append(TextTable(rows, title="On equal terms", note=EQUAL_NOTE, bold=best))
+    return tables
 
 
 NOTE = (
@@ -185,25 +163,19 @@ def heading(summary: Summary) -> str:
     return f"Validation loss after {length}; model {name_of(config['model'])}; seeds {seeds}"
 
 
-def table_rows(summary: Summary, columns: dict[str, Column] = COLUMNS) -> list[list[str]]:
-    """A table as text: its header, then a row a recipe."""
-    header = ["recipe", *(column.heading for column in columns.values())]
+def table_rows(summary: Summary, columns: dict[str, Column] = COLUMNS, *, short: bool = False) -> list[list[str]]:
+    """A table as text: its header, then a row a recipe; ``short`` leaves out what a terminal has no room for."""
+    known = {key for entry in summary["recipes"].values() for key in entry}  # results of older versions hold fewer
+    columns = {
+        key: column for key, column in columns.items() if key.partition(".")[0] in known and (column.short or not short)
+    }
+    header = ["recipe", *(column.short if short else column.heading for column in columns.values())]
     return [header, *([recipe, *cells(entry, columns)] for recipe, entry in summary["recipes"].items())]
 
 
 def table_lines(summary: Summary, columns: dict[str, Column] = COLUMNS) -> list[str]:
     """A table in Markdown, a line a recipe."""
     return markdown_table(table_rows(summary, columns))
-
-
-def markdown_table(rows: list[list[str]]) -> list[str]:
-    """Lines of Markdown for a header and rows whose first cell is code."""
-    header, *rest = rows
-    return [
-        f"| {' | '.join(header)} |",
-        f"|{'---|' + '---:|' * (len(header) - 1)}",
-        *(f"| {' | '.join([f'`{row[0]}`', *row[1:]])} |" for row in rest),
-    ]
 
 
 def markdown(summary: Summary, name: str) -> str:
@@ -220,7 +192,7 @@ def markdown(summary: Summary, name: str) -> str:
         "",
         "![Validation loss against tokens, by recipe](loss.svg)",
         "",
-        *reading(summary),
+        *(markdown_table(rows) if (rows := verdict_rows(summary)) else []),
         "",
         *equal_lines(summary),
         *frequency_lines(summary),
@@ -291,37 +263,5 @@ def frequency_lines(summary: Summary) -> list[str]:
     return ["## Frequent and rare tokens", "", FREQUENCY_NOTE, "", *markdown_table(rows), ""] if rows else []
 
 
-def certainty(entry: dict[str, Any]) -> str:
-    """How sure the difference to AdamW is, where there are seeds to tell by."""
-    paired = entry.get("difference_to_adamw")
-    if not paired or paired["low"] is None:
-        return ""
-    doubt = "; it may be nothing" if paired["low"] <= 0 <= paired["high"] else ""
-    return f" (95 % interval of the difference {paired['low']:+.4f} to {paired['high']:+.4f}{doubt})"
-
-
 UNEVEN = 1.25
 """Sum of a run's times over steps times their median, above which the report says so."""
-
-
-def reading(summary: Summary) -> list[str]:
-    """The result in words, one line a recipe."""
-    recipes = summary["recipes"]
-    base = recipes.get(BASELINE, {}).get("final_loss")
-    if base is None:
-        return []
-    lines = []
-    for name, entry in recipes.items():
-        if name == BASELINE:
-            continue
-        if entry["final_loss"] is None:
-            lines.append(f"- `{name}` diverged.")
-            continue
-        difference = entry["final_loss"] - base
-        verdict = f"{abs(difference):.4f} {'below' if difference < 0 else 'above'} AdamW's"
-        share = entry["tokens_to_adamw"]
-        when = (
-            "It never reaches that loss" if share is None else f"It reaches that loss after {share:.0%} of the tokens"
-        )
-        lines.append(f"- `{name}` ends at {entry['final_loss']:.4f}, {verdict}{certainty(entry)}. {when}.")
-    return lines

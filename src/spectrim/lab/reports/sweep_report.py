@@ -1,15 +1,14 @@
 """The report of a sweep, drawn from its results: the winners, and how the loss depends on the learning rate."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spectrim.lab.files import write_json, write_text
 from spectrim.lab.models.architecture import name_of
-from spectrim.lab.recipes.names import BASELINE, shown
-from spectrim.lab.reports.plots import look, save_figure
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from spectrim.lab.recipes.names import shown
+from spectrim.lab.reports.page.figures import rate_figure
+from spectrim.lab.reports.pictures import save_figure
+from spectrim.lab.tables import TextTable, markdown_table
 
 __all__ = ["HEADINGS", "NOTE", "TOLERANCE", "remarks", "rows", "sweep_table", "write_summary"]
 
@@ -27,8 +26,7 @@ NOTE = (
 
 def write_summary(summary: dict[str, Any], out: Path) -> None:
     """Write results.json, summary.md and the picture into the sweep's folder."""
-    for suffix in ("png", "svg"):
-        save_figure(out / f"learning_rates.{suffix}", lambda axes: draw(axes, summary))
+    save_figure(rate_figure(summary), out, "learning_rates")
     write_text(out / "summary.md", markdown(summary, out.name))
     write_json(out / "results.json", summary)
 
@@ -49,17 +47,9 @@ def rows(summary: dict[str, Any]) -> list[list[str]]:
     return table
 
 
-def sweep_table(summary: dict[str, Any]) -> "Table":
+def sweep_table(summary: dict[str, Any]) -> TextTable:
     """The table that ends a sweep."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, padding=0, caption="\n".join([NOTE, *remarks(summary)]), caption_justify="left")
-    for index, heading in enumerate(HEADINGS):
-        table.add_column("\n".join(heading.split()), justify="left" if index in (0, 6) else "right", vertical="bottom")
-    for row in rows(summary):
-        table.add_row(*row)
-    return table
+    return TextTable([HEADINGS, *rows(summary)], note="\n".join([NOTE, *remarks(summary)]), words=("beside it",))
 
 
 def remarks(summary: dict[str, Any]) -> list[str]:
@@ -87,9 +77,7 @@ def markdown(summary: dict[str, Any], name: str) -> str:
         f"Validation loss after {config['steps']} steps, {tokens:,} tokens; model {name_of(config['model'])}; "
         f"seed {config['seed']}; search: {search}.",
         "",
-        f"| {' | '.join(HEADINGS)} |",
-        f"|---|{'---:|' * (len(HEADINGS) - 1)}",
-        *(f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in rows(summary)),
+        *markdown_table([HEADINGS, *rows(summary)]),
         "",
         NOTE,
         "",
@@ -108,46 +96,3 @@ def markdown(summary: dict[str, Any], name: str) -> str:
     lines += ["", "Every setting: `config.toml`; every trial: `results.json` and its own folder in `trials/`.", ""]
     lines += [f"- {key}: {value}" for key, value in summary["environment"].items()]
     return "\n".join(lines) + "\n"
-
-
-def draw(axes: Any, summary: dict[str, Any]) -> None:
-    """Loss against learning rate: a line of the best at each rate, and every trial as a dot."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    finite = []
-    for index, (recipe, entry) in enumerate(summary["recipes"].items()):
-        style = look(index)
-        complete = [trial for trial in entry["trials"] if trial["state"] == "complete"]
-        pruned = [trial for trial in entry["trials"] if trial["state"] == "pruned"]
-        front = 3 if recipe == BASELINE else 2
-        axes.plot(entry["curve"]["lr"], entry["curve"]["final_loss"], label=recipe, linewidth=2, zorder=front, **style)
-        losses = [trial["final_loss"] for trial in complete]
-        finite += losses
-        axes.scatter([trial["lr"] for trial in complete], losses, s=14, color=style["color"], alpha=0.6, linewidths=0)
-        axes.scatter(
-            [trial["lr"] for trial in pruned if trial["last_loss"] is not None],
-            [trial["last_loss"] for trial in pruned if trial["last_loss"] is not None],
-            **{"s": 18, "marker": "x", "color": style["color"], "alpha": 0.6, "linewidths": 1},
-        )
-        if entry["best"]:
-            place = (entry["best"]["lr"], entry["best"]["final_loss"])
-            axes.scatter(*place, s=60, facecolors="none", edgecolors=style["color"], zorder=4)
-    axes.set_xscale("log")
-    if not any(entry["complete"] or entry["pruned"] for entry in summary["recipes"].values()):
-        # A logarithmic axis has no place for nothing.
-        axes.set_xlim(1e-5, 1)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    if finite:
-        # Losses far above the best would press the rest together; they go out of the picture at the top.
-        low, high = min(finite), sorted(finite)[int(0.9 * (len(finite) - 1))]
-        margin = max(0.05 * (high - low), 0.01)
-        axes.set_ylim(low - margin, high + 2 * margin)
-    axes.set_xlabel("peak learning rate")
-    axes.set_ylabel("final validation loss (nats per token)")
-    axes.set_title("Lowest loss at each learning rate; dots: trials; crosses: pruned, at their last loss", loc="left")
-    axes.grid(axis="y", color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    if summary["recipes"]:
-        axes.legend(frameon=False, title="recipe", alignment="left")

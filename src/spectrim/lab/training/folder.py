@@ -1,6 +1,5 @@
 """The folder of a run, and the rule that nothing in it which a user made is overwritten."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from spectrim.lab.config import TrainConfig, describe_differences, read_toml, without_paths
 from spectrim.lab.errors import LabError
-from spectrim.lab.files import PARTIAL, create_text, write_text
+from spectrim.lab.files import PARTIAL, create_text, lock_file, write_text
 from spectrim.lab.logging.log import read_log
 from spectrim.lab.logging.run_result import RunResult
 
@@ -121,20 +120,13 @@ class RunFolder:
         Raises:
             LabError: another process is at it.
         """
-        if os.name != "posix":
+        # A file of its own, which nobody replaces: a lock is on a file and not on its name.
+        if (lock := lock_file(self.path / LOCK)) is None:
+            raise LabError(f"another process is training in {str(self.path)!r}")
+        try:
             yield
-            return
-        import fcntl
-
-        # A file of its own, which nobody ever replaces: a lock is on a file and not on its name.
-        with (self.path / LOCK).open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise LabError(f"another process is training in {str(self.path)!r}") from None
-            except OSError:
-                pass  # a file system without locks
-            yield
+        finally:
+            lock.release()
 
     def result(self) -> RunResult | None:
         """The result of a finished run, or None.

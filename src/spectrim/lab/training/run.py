@@ -18,7 +18,7 @@ from spectrim.lab.errors import LabError
 from spectrim.lab.files import remove_partial, write_folder_atomically, write_json
 from spectrim.lab.logging.dynamics import read_dynamics
 from spectrim.lab.logging.log import read_log
-from spectrim.lab.logging.run_result import Curve, RunResult
+from spectrim.lab.logging.run_result import Curve, Plan, RunResult
 from spectrim.lab.models.architecture import resolve_model
 from spectrim.lab.models.build import build_model, save_model
 from spectrim.lab.recipes.names import build_optimizer, resolve
@@ -28,6 +28,7 @@ from spectrim.lab.training.loop import OnStep, run_steps
 from spectrim.lab.training.monitoring import OnMeasure, exact_patterns
 from spectrim.lab.training.processes import ONE_PROCESS, Parallel
 from spectrim.lab.training.run_statistics import largest_singular_value, state_bytes, step_times, weight_norm
+from spectrim.optim.describe import describe
 
 __all__ = ["prepare", "train"]
 
@@ -232,6 +233,13 @@ def measure(
             "compiled": "yes" if compiled else "no",
             **parallel.describe(),
         },
+        plan=plan_of(model, config),
         dynamics=dynamics,
         **step_times(records),
     )
+
+
+def plan_of(model: nn.Module, config: TrainConfig) -> Plan:
+    """The plan of a whole model: by an optimizer that has not stepped, so that its learning rate is the peak."""
+    description = describe(build_optimizer(model, config))
+    return Plan(summary=description.summary(), rows=tuple(description.cells()))

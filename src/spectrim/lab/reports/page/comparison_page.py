@@ -10,15 +10,14 @@ from spectrim.lab.reports.comparison_report import (
     frequency_rows,
     has_times,
     heading,
-    reading,
     table_rows,
     uneven_notes,
 )
-from spectrim.lab.reports.headline import comparison_headline, cost_of
 from spectrim.lab.reports.page.figures import cost_figures, swatches, target_figure
 from spectrim.lab.reports.page.html import Note, PagePart, Section, Table
 from spectrim.lab.reports.page.loss_figure import loss_figure
 from spectrim.lab.reports.page.sections import Study, configuration, plan, reproduction, spectra
+from spectrim.lab.reports.words import comparison_headline, verdict_rows
 
 __all__ = ["comparison_part"]
 
@@ -26,13 +25,10 @@ __all__ = ["comparison_part"]
 def comparison_part(study: Study) -> PagePart:
     """The page's part on a comparison."""
     summary = study.summary
-    below = [f"{heading(summary)}."]
-    if cost := cost_of(summary):
-        below.insert(0, cost)
     return PagePart(
         title=f"Comparison {study.name}",
         headline=comparison_headline(summary),
-        summary=below,
+        summary=[f"{heading(summary)}."],
         swatches=swatches(summary),
         sections=study.sections(SECTIONS),
     )
@@ -42,8 +38,8 @@ def loss(study: Study) -> Section:
     figures = [loss_figure(study.summary, over="tokens")]
     if has_times(study.summary):
         figures.append(loss_figure(study.summary, over="time"))
-    words = [line.removeprefix("- ") for line in reading(study.summary)]
-    return Section(title="Loss", items=[*figures, *([Note(lines=words, bullets=True)] if words else [])])
+    rows = verdict_rows(study.summary)
+    return Section(title="Loss", items=[*figures, *([Table(caption="Against AdamW", rows=rows)] if rows else [])])
 
 
 def target(study: Study) -> Section | None:

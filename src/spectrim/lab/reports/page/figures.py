@@ -1,15 +1,15 @@
 """The figures of a report page, drawn by plotly from what ``results.json`` holds: bars, rates, what all have in common.
 
-A recipe has the colour and dashes that :mod:`spectrim.lab.reports.plots` gives it. Colours of text and grid are the
-page's, light or dark. Curves of the loss are in :mod:`spectrim.lab.reports.page.loss_figure`.
+Here stand the colours and dashes of recipes. Colours of text and grid are the page's, light or dark. Curves of the loss
+are in :mod:`spectrim.lab.reports.page.loss_figure`; :mod:`spectrim.lab.reports.pictures` draws the same as files.
 """
 
 import math
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from spectrim.lab.reports.page.html import Figure, Swatch, Table
-from spectrim.lab.reports.plots import COLOURS, STYLES
 
 __all__ = [
     "colour",
@@ -17,19 +17,21 @@ __all__ = [
     "dashes",
     "layout",
     "number",
-    "plain",
     "rate_figure",
+    "scatter",
     "shown",
+    "stroke",
     "swatches",
     "target_figure",
 ]
 
 Summary = dict[str, Any]
 
-# Black would vanish on a dark page; this grey is seen on both.
-PAGE_COLOURS = tuple("#8a8a8a" if colour == "#000000" else colour for colour in COLOURS)
-DASHES = {"-": ("solid", ""), "--": ("dash", "8 4"), "-.": ("dashdot", "8 3 2 3"), ":": ("dot", "2 3")}
-"""Plotly's and SVG's words for matplotlib's."""
+# Okabe and Ito's palette, which colour-blind readers can tell apart: without its yellow, too faint for a line, and with
+# grey for its black, which would vanish on a dark page.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a8a8a")
+DASHES = (("solid", ""), ("dash", "8 4"), ("dashdot", "8 3 2 3"), ("dot", "2 3"))
+"""Beyond the colours there are, lines differ by their dashes: in plotly's word and in SVG's."""
 
 PARTS = {"forward_backward_ms": "forward + backward", "optimizer_ms": "optimizer", "rest_ms": "rest"}
 OPACITY = {"forward_backward_ms": 1.0, "optimizer_ms": 0.6, "rest_ms": 0.35}
@@ -45,30 +47,28 @@ def swatches(summary: Summary) -> list[Swatch]:
 
 def colour(index: int) -> str:
     """The colour of the recipe at this place."""
-    return PAGE_COLOURS[index % len(PAGE_COLOURS)]
+    return COLOURS[index % len(COLOURS)]
 
 
 def dashes(index: int) -> tuple[str, str]:
     """The dashes of the recipe at this place, in plotly's word and in SVG's."""
-    return DASHES[STYLES[index // len(PAGE_COLOURS) % len(STYLES)]]
+    return DASHES[index // len(COLOURS) % len(DASHES)]
 
 
 def target_figure(summary: Summary) -> Figure:
     """Tokens after which each recipe reaches AdamW's final loss, as a share of AdamW's."""
-    import plotly.graph_objects as go
-
-    drawing, rows, words = go.Figure(), [["recipe", "share of AdamW's tokens"]], []
+    bars, rows, words = [], [["recipe", "share of AdamW's tokens"]], []
     for index, (name, entry) in enumerate(summary["recipes"].items()):
         share = entry["tokens_to_adamw"]
         text = "never" if share is None else f"{share:.0%}"
-        bar(drawing, index, name, 0 if share is None else share, text)
+        bars.append(bar(index, name, 0 if share is None else share, text))
         rows.append([name, text])
         words.append(f"{name}: {text}.")
-    layout(drawing, x={"title": "share of AdamW's tokens", "tickformat": ".0%", "rangemode": "tozero"}, bars=True)
+    axis = {"title": "share of AdamW's tokens", "tickformat": ".0%", "rangemode": "tozero"}
     return Figure(
         title="Share of AdamW's tokens after which its final loss is reached",
         alt=f"Bars of the share of AdamW's tokens after which a recipe reaches AdamW's final loss. {' '.join(words)}",
-        drawing=plain(drawing),
+        drawing={"data": bars, "layout": layout(x=axis, bars=True)},
         numbers=Table(caption="Share of AdamW's tokens after which its final loss is reached", rows=rows),
         note="Shorter is better. Where the mean curve first is at AdamW's final loss, linear between evaluations.",
         height=bars_height(summary),
@@ -77,39 +77,35 @@ def target_figure(summary: Summary) -> Figure:
 
 def cost_figures(summary: Summary) -> list[Figure]:
     """Time of a step in its parts, and the optimizer's memory."""
-    import plotly.graph_objects as go
-
     recipes = summary["recipes"]
-    drawing, words = go.Figure(), []
+    bars, words = [], []
     rows = [["recipe", *(f"{label}, ms" for label in PARTS.values()), "whole step, ms"]]
     for index, (name, entry) in enumerate(recipes.items()):
         for key, label in PARTS.items():
-            bar(drawing, index, name, entry[key], "", opacity=OPACITY[key], what=f"{label}: {entry[key]:.1f} ms")
+            bars.append(bar(index, name, entry[key], "", opacity=OPACITY[key], what=f"{label}: {entry[key]:.1f} ms"))
         rows.append([name, *(f"{entry[key]:.1f}" for key in PARTS), f"{entry['step_ms']:.1f}"])
         words.append(f"{name}: {entry['step_ms']:.0f} ms, of which the optimizer {entry['optimizer_ms']:.0f} ms.")
-    layout(drawing, x={"title": "milliseconds per step", "rangemode": "tozero"}, bars=True)
-    drawing.update_layout(barmode="stack")
+    axis = {"title": "milliseconds per step", "rangemode": "tozero"}
     time = Figure(
         title="Time of a step",
         alt=f"Stacked bars of the time of a step. {' '.join(words)}",
-        drawing=plain(drawing),
+        drawing={"data": bars, "layout": layout(x=axis, bars=True, barmode="stack")},
         numbers=Table(caption="Time of a step, medians, means over seeds", rows=rows),
         note="From full colour to faint: forward and backward, optimizer, rest. Medians over steps, without "
         "evaluations and checkpoints; medians of parts need not add up to that of the whole.",
         height=bars_height(summary),
     )
-    drawing, words = go.Figure(), []
-    rows = [["recipe", "optimizer state, MB"]]
+    bars, words, rows = [], [], [["recipe", "optimizer state, MB"]]
     for index, (name, entry) in enumerate(recipes.items()):
         text = f"{entry['state_bytes'] / 1e6:.2f}"
-        bar(drawing, index, name, entry["state_bytes"] / 1e6, f"{text} MB")
+        bars.append(bar(index, name, entry["state_bytes"] / 1e6, f"{text} MB"))
         rows.append([name, text])
         words.append(f"{name}: {text} MB.")
-    layout(drawing, x={"title": "MB of optimizer state", "rangemode": "tozero"}, bars=True)
+    axis = {"title": "MB of optimizer state", "rangemode": "tozero"}
     memory = Figure(
         title="Memory of the optimizer",
         alt=f"Bars of the memory that the optimizer's state takes. {' '.join(words)}",
-        drawing=plain(drawing),
+        drawing={"data": bars, "layout": layout(x=axis, bars=True)},
         numbers=Table(caption="Memory of the optimizer's state", rows=rows),
         height=bars_height(summary),
     )
@@ -118,28 +114,21 @@ def cost_figures(summary: Summary) -> list[Figure]:
 
 def rate_figure(summary: Summary) -> Figure:
     """Of a sweep: the lowest loss at each learning rate, and every trial."""
-    import plotly.graph_objects as go
-
-    drawing, words, finite = go.Figure(), [], []
+    traces, words, finite = [], [], []
     rows = [["trial", "state", "learning rate", "loss", "point"]]
     for index, (name, entry) in enumerate(summary["recipes"].items()):
-        group, look = str(index), {"color": colour(index)}
-        line = {**look, "width": 2.25, "dash": dashes(index)[0]}
-        drawing.add_scatter(
-            x=entry["curve"]["lr"], y=entry["curve"]["final_loss"], mode="lines", line=line, legendgroup=group,
-            name=shown(name), hoverinfo="skip",
-        )  # fmt: skip
+        look = {"color": colour(index)}
+        curve = entry["curve"]
+        traces.append(scatter(index, name, curve["lr"], curve["final_loss"], line=stroke(index)))
         for state, symbol in (("complete", "circle"), ("pruned", "x-thin")):
             trials = [trial for trial in entry["trials"] if trial["state"] == state]
             best = [trial is entry["best"] or trial == entry["best"] for trial in trials]
-            marker: dict[str, Any] = {**look, "symbol": symbol, "size": [14 if it else 8 for it in best]}
+            marker: Summary = {**look, "symbol": symbol, "size": [14 if it else 8 for it in best]}
             marker["line"] = {"width": 2 if state == "pruned" else 0, **look}
-            drawing.add_scatter(
-                x=[trial["lr"] for trial in trials], y=[loss_of(trial) for trial in trials], mode="markers",
-                marker=marker, legendgroup=group, name=shown(name),
-                text=[shown(f"{name}, trial {trial['number']}, {state}: {point(trial)}") for trial in trials],
-                hovertemplate="%{text}<br>loss %{y:.4f}<extra></extra>",
-            )  # fmt: skip
+            x, y = [trial["lr"] for trial in trials], [loss_of(trial) for trial in trials]
+            text = [shown(f"{name}, trial {trial['number']}, {state}: {point(trial)}") for trial in trials]
+            hover = "%{text}<br>loss %{y:.4f}<extra></extra>"
+            traces.append(scatter(index, name, x, y, hover=hover, mode="markers", marker=marker, text=text))
         finite += [trial["final_loss"] for trial in entry["trials"] if trial["final_loss"] is not None]
         for trial in entry["trials"]:
             loss = loss_of(trial)
@@ -149,12 +138,6 @@ def rate_figure(summary: Summary) -> Figure:
             )  # fmt: skip
         if entry["best"]:
             words.append(f"{name}: lowest {entry['best']['final_loss']:.4f} at {entry['best']['lr']:.2g}.")
-    layout(
-        drawing,
-        x={"title": "peak learning rate", "type": "log", **rate_ticks(summary)},
-        y={"title": "final validation loss (nats per token)"},
-    )
-    drawing.update_layout(hovermode="closest")
     close_up = None
     if finite:
         # Losses far above the best would press the rest together; they are in the whole range.
@@ -164,7 +147,14 @@ def rate_figure(summary: Summary) -> Figure:
     return Figure(
         title="Lowest loss at each learning rate",
         alt=f"Lines of the lowest loss at each learning rate, one for each recipe. {' '.join(words)}",
-        drawing=plain(drawing),
+        drawing={
+            "data": traces,
+            "layout": layout(
+                x={"title": "peak learning rate", "type": "log", **rate_ticks(summary)},
+                y={"title": "final validation loss (nats per token)"},
+                hovermode="closest",
+            ),
+        },
         numbers=Table(caption="Every trial", rows=rows, words=True),
         note="Dots: trials, the best of each recipe larger. Crosses: pruned, at their last loss.",
         scales=("y",),
@@ -182,44 +172,47 @@ def rate_ticks(summary: Summary) -> dict[str, Any]:
     return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
-def bar(drawing: Any, index: int, name: str, value: float, text: str, *, opacity: float = 1, what: str = "") -> None:
+def scatter(
+    index: int | None, name: str, x: Sequence[Any], y: Sequence[Any], *, hover: str = "", **look: Any
+) -> Summary:
+    """A trace of lines or dots; ``index`` is the place of its recipe, which hides and colours it."""
+    trace = {"type": "scatter", "x": list(x), "y": list(y), "name": shown(name), "mode": "lines", **look}
+    trace |= {"hovertemplate": hover} if hover else {"hoverinfo": "skip"}
+    return trace if index is None else {**trace, "legendgroup": str(index)}
+
+
+def stroke(index: int, width: float = 2.25) -> Summary:
+    """The line of the recipe at this place."""
+    return {"color": colour(index), "dash": dashes(index)[0], "width": width}
+
+
+def bar(index: int, name: str, value: float, text: str, *, opacity: float = 1, what: str = "") -> Summary:
     """A recipe's horizontal bar; one trace each, so that a recipe can be hidden."""
-    drawing.add_bar(
-        **{"x": [value], "y": [shown(name).replace(":", ":<br>")], "orientation": "h", "name": shown(name)},
-        **{"marker": {"color": colour(index), "opacity": opacity}, "legendgroup": str(index), "width": 0.6},
-        **{"text": [text], "textposition": "outside", "cliponaxis": False},
-        hovertemplate=f"{shown(name)}<br>{what or text}<extra></extra>",
-    )
+    return {
+        **{"type": "bar", "x": [value], "y": [shown(name).replace(":", ":<br>")], "orientation": "h"},
+        **{"name": shown(name), "marker": {"color": colour(index), "opacity": opacity}, "legendgroup": str(index)},
+        **{"width": 0.6, "text": [text], "textposition": "outside", "cliponaxis": False},
+        "hovertemplate": f"{shown(name)}<br>{what or text}<extra></extra>",
+    }
 
 
 def bars_height(summary: Summary) -> int:
     return 90 + 44 * len(summary["recipes"])
 
 
-def layout(drawing: Any, *, x: dict[str, Any], y: dict[str, Any] | None = None, bars: bool = False) -> None:
+def layout(*, x: Summary, y: Summary | None = None, bars: bool = False, **more: Any) -> Summary:
     """What all figures have in common; a transparent ground lets the page's own through."""
     axis = {"automargin": True, "ticks": "outside", "ticklen": 6, "tickcolor": "rgba(0,0,0,0)", "zeroline": False}
-    title = {"text": x.pop("title"), "standoff": 12}
     vertical = {"autorange": "reversed", "showgrid": False, "type": "category"} if bars else {}
-    if y:
-        vertical["title"] = {"text": y.pop("title"), "standoff": 12}
-    drawing.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        showlegend=False,
-        font={"family": "system-ui, sans-serif", "size": 13},
-        margin={"l": 8, "r": 44 if bars else 16, "t": 16, "b": 8},
-        xaxis={**axis, "showgrid": True, "title": title, **x},
-        yaxis={**axis, "showgrid": True, **vertical, **(y or {})},
-    )
-
-
-def plain(drawing: Any) -> dict[str, Any]:
-    """Data and layout as plain values."""
-    values = drawing.to_plotly_json()
-    values["layout"].pop("template", None)
-    return {"data": list(values["data"]), "layout": values["layout"]}
+    titles = [{"title": {"text": given["title"], "standoff": 12}} if given else {} for given in (x, y)]
+    return {
+        **{"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "showlegend": False},
+        "font": {"family": "system-ui, sans-serif", "size": 13},
+        "margin": {"l": 8, "r": 44 if bars else 16, "t": 16, "b": 8},
+        "xaxis": {**axis, "showgrid": True, **x, **titles[0]},
+        "yaxis": {**axis, "showgrid": True, **vertical, **(y or {}), **titles[1]},
+        **more,
+    }
 
 
 def shown(text: str) -> str:

@@ -6,11 +6,13 @@ escaped the template would still not run.
 """
 
 import base64
+import gzip
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
@@ -201,14 +203,13 @@ def render(parts: Sequence[PagePart]) -> str:
     """The page, as HTML that needs nothing else."""
     import jinja2
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(resource), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.undefined = jinja2.StrictUndefined
     environment.filters |= {"code": code, "breakable": breakable}
-    scripts = [get_plotlyjs(), resource("page.js")]
+    (plotly, packed_plotly), own = plotly_script(), resource("page.js")
     figures = {
         address(index, section_index, item_index): item
         for index, part in enumerate(parts)
@@ -231,12 +232,26 @@ def render(parts: Sequence[PagePart]) -> str:
         title=title,
         parts=parts,
         address=address,
-        policy=policy(scripts),
+        policy=policy([plotly, own]),
         style=Markup(resource("page.css")),
-        scripts=[Markup(script) for script in scripts],
-        # Within a script element no entity is read: "<" must not stand there at all.
-        drawings=Markup(json.dumps(finite(drawings), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")),
+        plotly=packed_plotly,
+        script=Markup(own),
+        drawings=packed(json.dumps(finite(drawings), allow_nan=False, separators=(",", ":"))),
     )
+
+
+@cache
+def plotly_script() -> tuple[str, str]:
+    """The library that draws the figures, as it is and packed."""
+    from plotly.offline import get_plotlyjs
+
+    script: str = get_plotlyjs()
+    return script, packed(script)
+
+
+def packed(text: str) -> str:
+    """The text compressed, in letters that no markup is made of; the page's script unpacks it."""
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 
 def write_page(parts: Sequence[PagePart], path: Path) -> None:

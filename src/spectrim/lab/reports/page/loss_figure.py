@@ -1,16 +1,17 @@
 """The curves of a report page: validation loss against tokens or time, a line a recipe and its seeds as a band."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from spectrim.lab.recipes.names import BASELINE
-from spectrim.lab.reports.page.figures import colour, dashes, layout, number, plain, shown
+from spectrim.lab.reports.page.figures import colour, layout, number, scatter, stroke
 from spectrim.lab.reports.page.html import Figure, Table
-from spectrim.lab.reports.plots import Over, loss_range, seed_range
 
 __all__ = ["loss_figure"]
 
 Summary = dict[str, Any]
+
+Over = Literal["tokens", "time"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,31 +45,20 @@ GREY = "#8a8a8a"
 
 def loss_figure(summary: Summary, *, over: Over) -> Figure:
     """The figure of validation loss, close up on the end of training."""
-    import plotly.graph_objects as go
-
     across, recipes = ACROSS[over], summary["recipes"]
-    drawing = go.Figure()
-    for index, (name, entry) in enumerate(recipes.items()):
-        add_recipe(drawing, index, name, entry, over)
+    traces = [trace for index, name in enumerate(recipes) for trace in traces_of(index, name, recipes[name], over)]
     target = recipes.get(BASELINE, {}).get("final_loss")
     if target is not None:
-        begin = places(recipes[BASELINE], over)[0]
-        end = max(places(entry, over)[-1] for entry in recipes.values())
-        drawing.add_scatter(
-            x=[begin, end], y=[target, target], mode="lines", line={"color": GREY, "width": 1, "dash": "dot"},
-            hoverinfo="skip", name="AdamW's final loss",
-        )  # fmt: skip
-    layout(
-        drawing,
-        x={"title": across.title, "rangemode": "tozero", "hoverformat": across.format},
-        y={"title": "validation loss (nats per token)"},
-    )
-    drawing.update_layout(hovermode=across.mode)
+        ends = places(recipes[BASELINE], over)[0], max(places(entry, over)[-1] for entry in recipes.values())
+        dotted = {"color": GREY, "width": 1, "dash": "dot"}
+        traces.append(scatter(None, "AdamW's final loss", ends, [target, target], line=dotted))
+    x = {"title": across.title, "rangemode": "tozero", "hoverformat": across.format}
+    y = {"title": "validation loss (nats per token)"}
     low, high = loss_range(recipes)
     return Figure(
         title=f"Validation loss against {across.name}",
         alt=f"Lines of mean validation loss against {across.name}, one for each recipe. {endings(recipes)}",
-        drawing=plain(drawing),
+        drawing={"data": traces, "layout": layout(x=x, y=y, hovermode=across.mode)},
         numbers=numbers(recipes, over),
         note=" ".join(filter(None, [note_on_seeds(recipes), across.note, target and "Dotted: AdamW's final loss."])),
         scales=("y", "x"),
@@ -82,21 +72,16 @@ def places(entry: Summary, over: Over) -> list[float]:
     return found
 
 
-def add_recipe(drawing: Any, index: int, name: str, entry: Summary, over: Over) -> None:
-    """Draw the band of a recipe's seeds, where there is one, and its mean over that."""
-    x = places(entry, over)
+def traces_of(index: int, name: str, entry: Summary, over: Over) -> list[dict[str, Any]]:
+    """The band of a recipe's seeds, where there is one, and its mean over that."""
+    x, traces = places(entry, over), []
     if band := seed_range(entry):
         low, high = band
-        drawing.add_scatter(
-            x=[*x, *reversed(x)], y=[*low, *reversed(high)], mode="lines", line={"width": 0}, fill="toself",
-            fillcolor=colour(index), opacity=0.2, hoverinfo="skip", legendgroup=str(index), name=shown(name),
-        )  # fmt: skip
+        fill: Summary = {"fill": "toself", "fillcolor": colour(index), "opacity": 0.2, "line": {"width": 0}}
+        traces.append(scatter(index, name, [*x, *reversed(x)], [*low, *reversed(high)], **fill))
     # The baseline is thicker: everything is read against it.
-    line = {"color": colour(index), "dash": dashes(index)[0], "width": 3 if name == BASELINE else 2.25}
-    drawing.add_scatter(
-        x=x, y=entry["curve"]["val_loss"], mode="lines", line=line, hovertemplate=ACROSS[over].hover,
-        legendgroup=str(index), name=shown(name),
-    )  # fmt: skip
+    line = stroke(index, 3 if name == BASELINE else 2.25)
+    return [*traces, scatter(index, name, x, entry["curve"]["val_loss"], hover=ACROSS[over].hover, line=line)]
 
 
 def numbers(recipes: Summary, over: Over) -> Table:
@@ -136,3 +121,25 @@ def endings(recipes: Summary) -> str:
 def note_on_seeds(recipes: Summary) -> str:
     seeds = max(len(entry.get("seeds", {})) for entry in recipes.values())
     return f"Lines: means over {seeds} seeds; bands: from the lowest seed to the highest." if seeds > 1 else ""
+
+
+def seed_range(entry: dict[str, Any]) -> tuple[list[float], list[float]] | None:
+    """The lowest and the highest loss over a recipe's seeds at each evaluation; None with one seed, or where a seed
+    diverged.
+    """
+    curves = [seed["curve"]["val_loss"] for seed in entry.get("seeds", {}).values()]
+    columns = list(zip(*curves, strict=True))
+    if len(curves) < 2 or any(loss is None for column in columns for loss in column):
+        return None
+    return [min(column) for column in columns], [max(column) for column in columns]
+
+
+def loss_range(recipes: dict[str, dict[str, Any]]) -> tuple[float | None, float | None]:
+    """From below the lowest loss to where the curves are after a fifth of training, without the fall from chance."""
+    curves = [entry["curve"]["val_loss"] for entry in recipes.values()]
+    known = [loss for curve in curves for loss in curve if loss is not None]
+    early = [curve[len(curve) // 5] for curve in curves if curve[len(curve) // 5] is not None]
+    if not known or not early or max(early) <= min(known):
+        return None, None
+    margin = 0.05 * (max(early) - min(known))
+    return min(known) - margin, max(early) + margin

@@ -4,85 +4,86 @@ Relied on by pages that show what was measured through training.
 """
 
 from collections.abc import Sequence
+from html import unescape
 from typing import Any
 
 from spectrim.lab.logging.monitor_log import MonitoredRun, MonitorRecord
-from spectrim.lab.reports.page.figures import colour, dashes, layout, plain, shown
-from spectrim.lab.reports.page.html import Figure, Frame, Menus, Table
+from spectrim.lab.reports.page.figures import colour, layout, scatter, stroke
+from spectrim.lab.reports.page.html import Figure, Menus, Table
 
-__all__ = ["add_line", "chosen_figure", "endings", "stages_of"]
+__all__ = ["chosen_figure", "looks_of", "stages_of"]
 
 
 def chosen_figure(
-    runs: Sequence[MonitoredRun],
+    looks: Sequence[dict[str, Any]],
     choices: Menus,
     *,
     title: str,
     alt: str,
     x: dict[str, Any],
-    hover: str,
-    mode: str,
     first: str,
-    limits: bool = False,
     note: str = "",
+    **layouts: Any,
 ) -> Figure:
-    """A figure with controls: a line a run, and with ``limits`` a dotted one for each."""
-    import plotly.graph_objects as go
+    """A figure with controls, as it is shown at first.
 
+    Args:
+        looks: a trace without data for every curve of a frame (:func:`looks_of`).
+        choices: the controls and their frames.
+        title: of the figure.
+        alt: for whoever does not see it; what the figure shows at first is added.
+        x: the horizontal axis.
+        first: what the horizontal axis is called in the table of numbers.
+        note: below the figure.
+        layouts: more of plotly's layout.
+    """
     start = choices.frames.get(choices.start) or next(iter(choices.frames.values()))
-    drawing = go.Figure()
-    for run, curve in zip(runs, start.curves, strict=False):
-        add_line(drawing, run, *(curve or ([], [])), hover=hover)
-    for run, curve in zip(runs if limits else (), start.curves[len(runs) :], strict=True):
+    traces = []
+    for look, curve in zip(looks, start.curves, strict=True):
         places, values = curve or ([], [])
-        drawing.add_scatter(
-            x=places, y=values, mode="lines", line={"color": colour(run.index), "width": 1.5, "dash": "dot"},
-            legendgroup=str(run.index), name=shown(run.name), hoverinfo="skip",
-        )  # fmt: skip
+        mode = look.get("mode") or ("lines+markers" if len(places) < 12 else "lines")
+        traces.append({**look, "x": list(places), "y": list(values), "mode": mode})
     axis = dict(start.axis)
-    layout(drawing, x=dict(x), y={"title": axis.pop("title.text"), **axis})
-    drawing.update_layout(hovermode=mode)
+    y = {"title": axis.pop("title.text"), **axis}
+    named = [unescape(look["name"]) for look in looks[: choices.tabled]]
+    columns = [dict(zip(*curve, strict=True)) if curve else {} for curve in start.curves[: choices.tabled]]
+    at = sorted({place for column in columns for place in column})
+    rows = [[str(place), *(text(column.get(place)) for column in columns)] for place in at]
     return Figure(
         title=title,
-        alt=alt,
-        drawing=plain(drawing),
-        numbers=Table(caption=f"{title}: {choices.words}", rows=rows_of(runs, start, first)),
+        alt=f"{alt} {endings(named, choices)}",
+        drawing={"data": traces, "layout": layout(x=x, y=y, **{"hovermode": "x unified", **layouts})},
+        numbers=Table(caption=f"{title}: {choices.words}", rows=[[first, *named], *rows]),
         note=note,
         choices=choices,
     )
 
 
-def add_line(drawing: Any, run: MonitoredRun, x: Sequence[float], y: Sequence[float | None], *, hover: str) -> None:
-    """Draw the line of a run as its recipe is drawn everywhere; the places of few points are marked."""
-    line = {"color": colour(run.index), "dash": dashes(run.index)[0], "width": 2.25}
-    drawing.add_scatter(
-        x=list(x), y=list(y), mode="lines+markers" if len(x) < 12 else "lines", line=line, marker={"size": 6},
-        legendgroup=str(run.index), name=shown(run.name), hovertemplate=hover,
-    )  # fmt: skip
-
-
-def rows_of(runs: Sequence[MonitoredRun], frame: Frame, first: str) -> list[list[str]]:
-    """The numbers of a frame: a row a place, a column a run."""
-    columns = [dict(zip(*curve, strict=True)) if curve else {} for curve in frame.curves[: len(runs)]]
-    places = sorted({place for column in columns for place in column})
-    return [
-        [first, *(run.name for run in runs)],
-        *([str(place), *(text(column.get(place)) for column in columns)] for place in places),
+def looks_of(runs: Sequence[MonitoredRun], *, limits: bool = False) -> list[dict[str, Any]]:
+    """How the lines of runs are drawn, and with ``limits`` after them a dotted one for each, of what bounds it."""
+    lines = [
+        scatter(run.index, run.name, (), (), hover="%{y:.3g}", line=stroke(run.index), marker={"size": 6}, mode="")
+        for run in runs
     ]
+    dotted = [
+        scatter(run.index, run.name, (), (), line={"color": colour(run.index), "width": 1.5, "dash": "dot"})
+        for run in runs
+    ]
+    return [*lines, *(dotted if limits else ())]
 
 
 def text(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def endings(runs: Sequence[MonitoredRun], choices: Menus) -> str:
+def endings(names: Sequence[str], choices: Menus) -> str:
     """What is shown at first, in words: where every line begins and ends."""
     frame = choices.frames.get(choices.start)
     said = [f"At first {choices.words}."]
-    for run, curve in zip(runs, frame.curves if frame else (), strict=False):
+    for name, curve in zip(names, frame.curves if frame else (), strict=False):
         known = [value for value in curve[1] if value is not None] if curve else []
         if known:
-            said.append(f"{run.name} goes from {known[0]:.3g} to {known[-1]:.3g}.")
+            said.append(f"{name} goes from {known[0]:.3g} to {known[-1]:.3g}.")
     return " ".join(said)
 
 

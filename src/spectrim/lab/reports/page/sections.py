@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spectrim.lab.config import toml
-from spectrim.lab.errors import LabError
 from spectrim.lab.logging.monitor_log import MonitoredRun, read_measurements
 from spectrim.lab.models.architecture import name_of
-from spectrim.lab.planning.plan import build_on_meta
-from spectrim.lab.recipes.names import build_optimizer, parse_recipe
+from spectrim.lab.recipes.names import parse_recipe
 from spectrim.lab.reports.page.html import Listing, Note, Section, Table
 from spectrim.lab.reports.page.training_spectra import spectra_section
 from spectrim.lab.reports.shareable import SHORTENED, shareable
 from spectrim.lab.training.folder import RunFolder
-from spectrim.optim.describe import describe
 
 __all__ = ["Study", "configuration", "plan", "reproduction", "spectra"]
 
@@ -79,40 +76,17 @@ def configuration(study: Study) -> Section:
     )
 
 
-def plan(study: Study) -> Section:
-    """The plan of every recipe, a row for each parameter."""
-    items: list[Table | Note] = [
-        Note(lines=["What each recipe's optimizer does to every parameter of the model, at its peak learning rate."])
+def plan(study: Study) -> Section | None:
+    """The plan of every recipe, a row for each parameter; None where results of an older version hold none."""
+    plans = {recipe: plan for recipe, entry in study.summary["recipes"].items() if (plan := entry.get("plan"))}
+    if not plans:
+        return None
+    lines = ["What each recipe's optimizer does to every parameter of the model, at its peak learning rate."]
+    tables = [
+        Table(caption=f"{recipe} — {plan['summary']}", rows=plan["rows"], words=True, folded=True)
+        for recipe, plan in plans.items()
     ]
-    for recipe in study.summary["recipes"]:
-        try:
-            header, totals, cells = plan_rows(study, recipe)
-        except (LabError, OSError) as error:
-            items.append(Note(lines=[f"`{recipe}`: not known, {shareable(str(error))}."]))
-        else:
-            items.append(Table(caption=f"{recipe} — {totals}", rows=[header, *cells], words=True, folded=True))
-    return Section(title="Plan of every parameter", items=items)
-
-
-def plan_rows(study: Study, recipe: str) -> tuple[list[str], str, list[list[str]]]:
-    """Header, totals and rows of :func:`spectrim.describe` for a run of the recipe, built without a weight.
-
-    Raises:
-        LabError: the run's folder is not there, or its optimizer cannot be built.
-    """
-    run = study.run(recipe)
-    config = run.stored_config() if run else None
-    if run is None or config is None or not run.model.is_dir():
-        raise LabError("its run is not beside this report")
-    try:
-        description = describe(build_optimizer(build_on_meta(str(run.model)), config))
-    except LabError:
-        raise
-    except Exception as error:
-        # An external optimizer may fail in any way on a model without weights.
-        raise LabError(f"{type(error).__name__}: {error}") from error
-    header, *cells = description.cells()
-    return list(header), description.summary(), [list(row) for row in cells]
+    return Section(title="Plan of every parameter", items=[Note(lines=lines), *tables])
 
 
 def reproduction(study: Study) -> Section:

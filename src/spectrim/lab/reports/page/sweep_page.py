@@ -1,11 +1,11 @@
 """The page of a sweep: loss against learning rate, winners, spectra and settings."""
 
-from spectrim.lab.reports.headline import sweep_headline
 from spectrim.lab.reports.page.figures import rate_figure, swatches
 from spectrim.lab.reports.page.html import Note, PagePart, Section, Table
 from spectrim.lab.reports.page.sections import Study, configuration, plan, reproduction, spectra
 from spectrim.lab.reports.sweep_report import HEADINGS, remarks, rows
 from spectrim.lab.reports.sweep_report import NOTE as SWEEP_NOTE
+from spectrim.lab.reports.words import sweep_headline
 
 __all__ = ["sweep_part"]
 

@@ -11,16 +11,16 @@ from statistics import median
 from typing import Any
 
 from spectrim.lab.logging.monitor_log import MonitoredRun, MonitorRecord, layer_of, short_names
-from spectrim.lab.reports.page.figures import layout, plain
+from spectrim.lab.reports.page.figures import layout
 from spectrim.lab.reports.page.html import Control, Figure, Frame, Menus, Note, Section, Table
-from spectrim.lab.reports.page.menu_figures import add_line, chosen_figure, endings, stages_of
+from spectrim.lab.reports.page.menu_figures import chosen_figure, looks_of, stages_of
 from spectrim.lab.reports.page.quantities import QUANTITIES, Quantity, axis_of
 
 __all__ = ["spectra_section"]
 
 Frames = dict[tuple[int, ...], Frame]
 
-POINTS = 48
+POINTS = 32
 """Of a spectrum that are drawn, evenly spread by the ratio of their ranks."""
 
 KINDS = {
@@ -102,15 +102,12 @@ def spectrum_figure(runs: Sequence[MonitoredRun]) -> Figure | None:
     )
     bounded = any(limit for frame in frames.values() for limit in frame.curves[len(runs) :])
     return chosen_figure(
-        runs,
+        looks_of(runs, limits=True),
         choices,
         title="Singular values through training",
         alt="Lines of the singular values of one matrix from the largest to the smallest, one for each recipe, at a "
-        f"stage of training that the slider chooses. {endings(runs, choices)}",
+        "stage of training that the slider chooses.",
         x={"title": "rank of the singular value", "type": "log", **rank_ticks(frames)},
-        hover="%{y:.3g}",
-        mode="x unified",
-        limits=True,
         first="rank",
         note="Both axes are logarithmic and stay as they are while the slider moves."
         + (" Dotted: the most that the recipe's clip lets a step move the matrix, before weight decay." * bounded),
@@ -156,8 +153,6 @@ def summary_figures(runs: Sequence[MonitoredRun]) -> list[Figure]:
 
 def summary_figure(runs: Sequence[MonitoredRun], key: str, quantity: Quantity) -> Figure | None:
     """One quantity over training, of all matrices in layers together."""
-    import plotly.graph_objects as go
-
     combine: Callable[[list[float]], float] = max if quantity.summary == "largest" else median
     curves = [
         [(record["step"], combine(found)) for record in run.records if (found := values_in(record, key))]
@@ -166,15 +161,16 @@ def summary_figure(runs: Sequence[MonitoredRun], key: str, quantity: Quantity) -
     known = [value for curve in curves for _, value in curve]
     if not known:
         return None
-    drawing = go.Figure()
-    for run, curve in zip(runs, curves, strict=True):
+    traces = []
+    for look, curve in zip(looks_of(runs), curves, strict=True):
         if curve:
-            add_line(drawing, run, *zip(*curve, strict=True), hover=quantity.hover)
+            x, y = zip(*curve, strict=True)
+            mode = "lines+markers" if len(x) < 12 else "lines"
+            traces.append({**look, "x": x, "y": y, "mode": mode, "hovertemplate": quantity.hover})
     axis = axis_of(known, log=quantity.log, percent=quantity.percent)
     # What the title says already.
     del axis["title.text"]
-    layout(drawing, x={"title": "step", "rangemode": "tozero"}, y={"title": "", **axis})
-    drawing.update_layout(hovermode="x unified")
+    shape = layout(x={"title": "step", "rangemode": "tozero"}, y={"title": "", **axis}, hovermode="x unified")
     words = [
         f"{run.name} ends at {quantity.write(curve[-1][1])}." for run, curve in zip(runs, curves, strict=True) if curve
     ]
@@ -188,7 +184,7 @@ def summary_figure(runs: Sequence[MonitoredRun], key: str, quantity: Quantity) -
     return Figure(
         title=title,
         alt=f"Lines over training, one for each recipe: {title}. {' '.join(words)}",
-        drawing=plain(drawing),
+        drawing={"data": traces, "layout": shape},
         numbers=Table(caption=title, rows=[["step", *(run.name for run in runs)], *rows]),
         small=True,
         height=260,
@@ -226,14 +222,11 @@ def layer_figure(runs: Sequence[MonitoredRun]) -> Figure | None:
         tabled=len(runs),
     )
     return chosen_figure(
-        runs,
+        looks_of(runs),
         choices,
         title="Largest value in each layer",
-        alt="Lines over the layers of the model, one for each recipe, of the largest value among a layer's matrices. "
-        + endings(runs, choices),
+        alt="Lines over the layers of the model, one for each recipe, of the largest value among a layer's matrices.",
         x={"title": "layer", "tickmode": "auto" if len(layers) > 12 else "linear", "dtick": 1},
-        hover="%{y:.3g}",
-        mode="x unified",
         first="layer",
     )
 
@@ -280,13 +273,11 @@ def matrix_figure(runs: Sequence[MonitoredRun]) -> Figure | None:
         tabled=len(runs),
     )
     return chosen_figure(
-        runs,
+        looks_of(runs),
         choices,
         title="One matrix over training",
-        alt=f"Lines over training, one for each recipe, of a quantity of one matrix. {endings(runs, choices)}",
+        alt="Lines over training, one for each recipe, of a quantity of one matrix.",
         x={"title": "step", "rangemode": "tozero"},
-        hover="%{y:.3g}",
-        mode="x unified",
         first="step",
     )
 

@@ -2,10 +2,12 @@
 
 from typing import Any
 
-from spectrim.lab.reports.spectra.panels import Matrix, measured, place_of
-from spectrim.lab.reports.spectra.spectrum_reading import reading
+from spectrim.lab.reports.words import reading_notes, reading_rows
+from spectrim.lab.tables import TextTable
 
 __all__ = ["CAPTION", "WEIGHTS_CAPTION", "gradient_rows", "tables", "weight_rows"]
+
+Matrix = dict[str, Any]
 
 COLUMNS = (
     "matrix",
@@ -29,35 +31,20 @@ CAPTION = (
 WEIGHTS_CAPTION = "Frobenius norm, largest singular value, stable rank"
 
 
-def tables(summary: dict[str, Any]) -> Any:
+def tables(summary: dict[str, Any]) -> list[TextTable]:
     """The gradients of each subject with the reading below, and the weights of all side by side."""
-    from rich.console import Group
-    from rich.text import Text
-
-    parts: list[Any] = []
+    made = []
     for name, subject in summary["subjects"].items():
-        rows = gradient_rows(subject)
-        parts.append(table(name, rows, CAPTION) if len(rows) > 1 else Text(name))
-        parts += [*(Text(f"- {line.replace('`', '')}") for line in reading(subject)), Text("")]
-    return Group(*parts, table("weights", weight_rows(summary), WEIGHTS_CAPTION))
-
-
-def table(title: str, rows: list[list[str]], caption: str) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(title=Text(title), title_justify="left", caption=Text(caption), caption_justify="left")
-    for column in rows[0]:
-        words = column in ("matrix", "best tail")
-        made.add_column(Text(column), justify="left" if words else "right", no_wrap=column == "matrix")
-    for row in rows[1:]:
-        made.add_row(*map(Text, row))
-    return made
+        if len(rows := gradient_rows(subject)) > 1:
+            made.append(TextTable(rows, title=name, note=CAPTION, words=("best tail",)))
+        note = "\n".join(f"- {line}" for line in reading_notes(subject))
+        made.append(TextTable(reading_rows(subject), title=f"{name}, over matrices", note=note, words=("verdict",)))
+    return [*made, TextTable(weight_rows(summary), title="weights", note=WEIGHTS_CAPTION)]
 
 
 def gradient_rows(subject: dict[str, Any]) -> list[list[str]]:
     """A header, and a row for every matrix whose gradients were measured."""
-    return [list(COLUMNS), *(gradient_row(each) for each in measured(subject).values())]
+    return [list(COLUMNS), *(gradient_row(each) for each in subject["matrices"].values() if each.get("gradient"))]
 
 
 def gradient_row(matrix: Matrix) -> list[str]:
@@ -94,3 +81,8 @@ def weight_cell(matrix: Matrix | None) -> str:
     weight = matrix["weight"]
     rank = "-" if weight["stable_rank"] is None else f"{weight['stable_rank']:.1f}"
     return f"{weight['norm']:.3g}, {weight['spectral_norm']:.3g}, {rank}"
+
+
+def place_of(matrix: Matrix) -> str:
+    """The layer and the kind of a matrix."""
+    return str(matrix["kind"] if matrix["layer"] is None else f"{matrix['layer']}: {matrix['kind']}")

@@ -4,13 +4,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from spectrim.lab.logging.monitor_log import MonitoredRun, short_names
-from spectrim.lab.reports.page.figures import colour, layout, plain, shown
+from spectrim.lab.reports.page.figures import colour, layout, scatter, shown
 from spectrim.lab.reports.page.html import Control, Figure, Frame, Menus, Table
-from spectrim.lab.reports.page.menu_figures import chosen_figure, endings
+from spectrim.lab.reports.page.menu_figures import chosen_figure, looks_of
 from spectrim.lab.reports.page.quantities import axis_of
 from spectrim.lab.reports.page.training_spectra import busiest, rank_ticks, thinned
 
-__all__ = ["direction_figure", "dot_figure", "line_figure", "operator_figure", "spectrum_figure", "tail_figure"]
+__all__ = [
+    "KINDS",
+    "direction_figure",
+    "operator_figure",
+    "spectrum_figure",
+    "spike_figures",
+    "structure_figures",
+    "tail_figure",
+    "weight_figures",
+]
 
 Subjects = Mapping[str, dict[str, Any]]
 Matrix = dict[str, Any]
@@ -18,13 +27,14 @@ Curve = tuple[Sequence[float], Sequence[float | None]] | None
 
 GREY = "#8a8a8a"
 
-SPECTRA = {
-    "gradient": "gradient of one batch",
-    "mean_gradient": "mean gradient",
-    "noise": "noise of one batch",
-    "momentum": "momentum",
-    "weight": "weights",
+KINDS = {
+    "gradient": ("gradient of one batch", "#D55E00", "solid"),
+    "mean_gradient": ("mean gradient", "#0072B2", "solid"),
+    "noise": ("noise of one batch", "#E69F00", "dash"),
+    "momentum": ("momentum", "#009E73", "dashdot"),
+    "weight": ("weights", "#CC79A7", "dot"),
 }
+"""What has a spectrum: its name, and its colour and dashes where kinds are drawn together."""
 
 
 def runs_of(subjects: Subjects) -> list[MonitoredRun]:
@@ -57,15 +67,22 @@ def dot_figure(
 
     None where no subject has what is to be shown.
     """
-    import plotly.graph_objects as go
-
     names = names_of(subjects, having)
     if not names:
         return None
     short = short_names(names)
-    drawing = go.Figure()
-    symbols = ("circle", "square-open", "diamond-open")
-    rows = [["matrix", *(f"{name}: {label}" if len(subjects) > 1 else label for name in subjects for label in series)]]
+    traces = []
+    symbols = ("circle", "square-open", "diamond-open", "x-thin")
+    rows = [
+        [
+            "matrix",
+            *(
+                f"{name}: {label}" if len(subjects) > 1 and label else label or name
+                for name in subjects
+                for label in series
+            ),
+        ]
+    ]
     table = {name: [short[name]] for name in names}
     words = []
     for index, (subject_name, subject) in enumerate(subjects.items()):
@@ -77,39 +94,46 @@ def dot_figure(
                 if (subject["matrices"].get(name) or {}).get(having)
             }
             known = {name: value for name, value in found.items() if value is not None}
-            drawing.add_scatter(
-                x=list(known.values()), y=[short[name] for name in known], mode="markers", legendgroup=str(index),
-                name=shown(f"{subject_name}: {label}"), hovertemplate="%{y}: %{x:.3g}",
-                marker={**stroke, "symbol": symbol, "size": 9, "line": {**stroke, "width": 1.8}},
-            )  # fmt: skip
+            marker = {**stroke, "symbol": symbol, "size": 9, "line": {**stroke, "width": 1.8}}
+            traces.append(
+                scatter(
+                    index,
+                    f"{subject_name}: {label}" if label else subject_name,
+                    list(known.values()),
+                    [short[name] for name in known],
+                    hover="%{y}: %{x:.3g}",
+                    mode="markers",
+                    marker=marker,
+                )
+            )
             for name in names:
                 table[name].append(f"{known[name]:.3g}" if name in known else "-")
             if known:
-                words.append(f"{subject_name}, {label}: from {min(known.values()):.3g} to {max(known.values()):.3g}.")
+                of = f"{subject_name}, {label}" if label else subject_name
+                words.append(f"{of}: from {min(known.values()):.3g} to {max(known.values()):.3g}.")
     if reference is not None:
         label, at = reference
         marks = {
             name: at(next(each["matrices"][name] for each in subjects.values() if name in each["matrices"]))
             for name in names
         }
-        drawing.add_scatter(
-            x=list(marks.values()), y=[short[name] for name in names], mode="markers", name=shown(label),
-            hovertemplate=f"{shown(label)}: %{{x:.3g}}<extra></extra>",
-            marker={"symbol": "line-ns", "size": 12, "color": GREY, "line": {"width": 2, "color": GREY}},
-        )  # fmt: skip
+        marker = {"symbol": "line-ns", "size": 12, "color": GREY, "line": {"width": 2, "color": GREY}}
+        rows_at, hover = [short[name] for name in names], f"{shown(label)}: %{{x:.3g}}<extra></extra>"
+        traces.append(scatter(None, label, list(marks.values()), rows_at, hover=hover, mode="markers", marker=marker))
         rows[0].append(label)
         for name in names:
             table[name].append(f"{marks[name]:.3g}")
     axis: dict[str, Any] = {"title": x, "rangemode": "tozero"}
     if share:
         axis |= {"range": [-0.01, 1.03], "tickformat": ".0%"}
-    layout(drawing, x=axis, bars=True)
-    drawing.update_layout(hovermode="closest", margin={"r": 16})
-    drawing.update_yaxes(showgrid=True, categoryarray=[short[name] for name in names], categoryorder="array")
+    shape = layout(x=axis, bars=True, hovermode="closest", margin={"l": 8, "r": 16, "t": 16, "b": 8})
+    shape["yaxis"] |= {
+        **{"showgrid": True, "categoryorder": "array", "categoryarray": [short[name] for name in names]},
+    }
     return Figure(
         title=title,
         alt=f"Dots for every matrix: {title}. {' '.join(words)}",
-        drawing=plain(drawing),
+        drawing={"data": traces, "layout": shape},
         numbers=Table(caption=title, rows=[*rows, *table.values()]),
         note=note,
         small=small,
@@ -117,44 +141,98 @@ def dot_figure(
     )
 
 
+def spike_figures(subjects: Subjects) -> list[Figure]:
+    """What the spike holds of the energy, and of Adam's second moment."""
+    made = [
+        dot_figure(
+            subjects,
+            "Share of the energy in the top 1.5% of the singular directions",
+            "share of the energy",
+            {
+                KINDS[kind][0]: lambda each, kind=kind: (each.get(kind) or {}).get("spike_share")  # type: ignore[misc]
+                for kind in ("gradient", "mean_gradient", "momentum", "weight")
+            },
+            share=True,
+            note="Discs: the gradient of one batch. Squares: the mean gradient. Diamonds: the optimizer's momentum. "
+            "Crosses: the weights.",
+        ),
+        dot_figure(
+            subjects,
+            "The spike in Adam's second moment",
+            "share",
+            {
+                "of the sum of E[g²]": lambda each: each["second_moment"]["share"],
+                "in the median entry": lambda each: each["second_moment"]["median_share"],
+                "tail's update": lambda each: each["second_moment"]["contraction"],
+            },
+            share=True,
+            note="Discs: what the spike holds of the sum of E[g²] over entries. Squares: in the median entry. "
+            "Diamonds: the tail's update, as a share of what it would be without a spike.",
+        ),
+    ]
+    return [figure for figure in made if figure]
+
+
+def structure_figures(subjects: Subjects) -> list[Figure]:
+    """Overlaps of the noise with the signal and with itself, and its localisation."""
+    made = [
+        dot_figure(
+            subjects,
+            f"Overlap of the noise's leading directions with those of {other}",
+            "‖UᵀU'‖²/k",
+            {
+                "left": lambda each, key=key: each["noise"][f"{key}left"]["share"]["value"],  # type: ignore[misc]
+                "right": lambda each, key=key: each["noise"][f"{key}right"]["share"]["value"],  # type: ignore[misc]
+            },
+            reference=("by chance, left", lambda each, key=key: each["noise"][f"{key}left"]["expected"]),  # type: ignore[misc]
+            having="noise",
+            share=True,
+            note="Discs: left directions (outputs). Squares: right directions (inputs). Ticks: by chance.",
+        )
+        for other, key in (("the mean gradient", ""), ("the noise of another batch", "recurring_"))
+    ]
+    localised = dot_figure(
+        subjects,
+        "Localisation of the noise, max|N|/‖N‖₂",
+        "localisation",
+        {"noise": lambda each: each["noise"]["localisation"]["value"]},
+        reference=("Gaussian of this shape", lambda each: each["noise"]["gaussian_localisation"]),
+        having="noise",
+        note="1 would be noise on a single entry. Ticks: about what Gaussian entries have.",
+    )
+    return [figure for figure in (*made, localised) if figure]
+
+
+def weight_figures(subjects: Subjects) -> list[Figure]:
+    """Norms and stable ranks of the weights."""
+    names = {"norm": "Frobenius norm", "spectral_norm": "Largest singular value", "stable_rank": "Stable rank"}
+    made = []
+    for key, name in names.items():
+        read = lambda each, key=key: each["weight"][key]  # noqa: E731
+        made.append(dot_figure(subjects, f"{name} of the weights", name.lower(), {"": read}, having="weight"))
+    return [figure for figure in made if figure]
+
+
 def spectrum_figure(subjects: Subjects) -> Figure:
     """Singular values of any matrix, of any of its spectra; under a mean gradient what noise alone gives."""
     names = names_of(subjects)
-    kinds = [
-        kind
-        for kind in SPECTRA
-        if any(each.get(kind) for subject in subjects.values() for each in subject["matrices"].values())
-    ]
-    frames: dict[tuple[int, ...], Frame] = {}
-    for place, name in enumerate(names):
-        for kind_place, kind in enumerate(kinds):
-            found = [(subject["matrices"].get(name) or {}).get(kind) for subject in subjects.values()]
-            curves = [thinned(each["spectrum"]) if each else None for each in found]
-            floors = [thinned(each["floor"]) if each and "floor" in each else None for each in found]
-            axis = log_axis([*curves, *floors])
-            if axis:
-                axis["title.text"] = "singular value"
-                frames[place, kind_place] = Frame(curves=[*curves, *floors], axis=axis)
-    short = short_names(names)
-    choices = Menus(
-        controls=[
-            Control(label="Matrix", options=[short[name] for name in names], start=busiest(names)),
-            Control(label="Spectrum of", options=[SPECTRA[kind] for kind in kinds]),
-        ],
-        frames=frames,
-        tabled=len(subjects),
-    )
-    runs = runs_of(subjects)
+    every = [each for subject in subjects.values() for each in subject["matrices"].values()]
+    kinds = [kind for kind in KINDS if any(each.get(kind) for each in every)]
+
+    def curves(name: str, kind: int) -> list[Curve]:
+        found = [(subject["matrices"].get(name) or {}).get(kinds[kind]) for subject in subjects.values()]
+        spectra = [thinned(each["spectrum"]) if each else None for each in found]
+        return [*spectra, *(thinned(each["floor"]) if each and "floor" in each else None for each in found)]
+
+    menu = Control(label="Spectrum of", options=[KINDS[kind][0] for kind in kinds])
+    choices = menus_of(names, menu, curves, "singular value", tabled=len(subjects))
+    assert choices is not None
     return chosen_figure(
-        runs,
+        looks_of(runs_of(subjects), limits=True),
         choices,
         title="Singular values",
-        alt="Lines of the singular values of one matrix from the largest to the smallest, one for each model. "
-        + endings(runs, choices),
-        x={"title": "rank of the singular value", "type": "log", **rank_ticks(frames)},
-        hover="%{y:.3g}",
-        mode="x unified",
-        limits=True,
+        alt="Lines of the singular values of one matrix from the largest to the smallest, one for each model.",
+        x={"title": "rank of the singular value", "type": "log", **rank_ticks(choices.frames)},
         first="rank",
         note="Both axes are logarithmic. Dotted, under a mean gradient: what noise alone would give there at this "
         "number of batches.",
@@ -163,39 +241,44 @@ def spectrum_figure(subjects: Subjects) -> Figure:
 
 def direction_figure(subjects: Subjects) -> Figure | None:
     """Relative variance of the singular directions of any matrix."""
-    names = names_of(subjects, "directions")
-    frames: dict[tuple[int, ...], Frame] = {}
-    for place, name in enumerate(names):
+
+    def curves(name: str, _: int) -> list[Curve]:
         found = [(subject["matrices"].get(name) or {}).get("directions") for subject in subjects.values()]
-        curves = [groups_of(each, "relative") for each in found]
-        bounds = [groups_of(each, "at_least") for each in found]
-        axis = log_axis([*curves, *bounds])
-        if axis:
-            axis["title.text"] = "variance over squared mean"
-            frames[(place,)] = Frame(curves=[*curves, *bounds], axis=axis)
-    if not frames:
-        return None
-    short = short_names(names)
-    choices = Menus(
-        controls=[Control(label="Matrix", options=[short[name] for name in names], start=busiest(names))],
-        frames=frames,
-        tabled=len(subjects),
+        return [groups_of(each, key) for key in ("relative", "at_least") for each in found]
+
+    choices = menus_of(
+        names_of(subjects, "directions"), None, curves, "variance over squared mean", tabled=len(subjects)
     )
-    runs = runs_of(subjects)
+    if choices is None:
+        return None
     return chosen_figure(
-        runs,
+        looks_of(runs_of(subjects), limits=True),
         choices,
         title="Relative variance of singular directions over batches",
         alt="Lines of the variance over batches of the gradient along a singular direction over its squared mean, "
-        f"against the rank of the direction. {endings(runs, choices)}",
-        x={"title": "rank of the direction (middle of a group)", "type": "log", **rank_ticks(frames)},
-        hover="%{y:.3g}",
-        mode="x unified",
-        limits=True,
+        "against the rank of the direction.",
+        x={"title": "rank of the direction (middle of a group)", "type": "log", **rank_ticks(choices.frames)},
         first="rank",
         note="Directions from one half of the batches, measured on the other. Dotted: bounds from below, where the "
         "mean is lost in noise.",
     )
+
+
+def menus_of(
+    names: Sequence[str], menu: Control | None, curves: Callable[[str, int], list[Curve]], y: str, *, tabled: int
+) -> Menus | None:
+    """A menu of matrices, and perhaps another; ``curves`` are those of a matrix at its option."""
+    frames: dict[tuple[int, ...], Frame] = {}
+    for place, name in enumerate(names):
+        for option in range(len(menu.options) if menu else 1):
+            found = curves(name, option)
+            if axis := log_axis(found):
+                frames[(place, option) if menu else (place,)] = Frame(curves=found, axis={**axis, "title.text": y})
+    if not frames:
+        return None
+    short = short_names(names)
+    matrices = Control(label="Matrix", options=[short[name] for name in names], start=busiest(names))
+    return Menus(controls=[matrices, menu] if menu else [matrices], frames=frames, tabled=tabled)
 
 
 def groups_of(groups: Sequence[Mapping[str, Any]] | None, key: str) -> Curve:
@@ -286,45 +369,27 @@ def line_figure(
     note: str,
 ) -> Figure | None:
     """Named lines of one matrix of one model, which menus choose; values below ``floor`` are left out."""
-    import plotly.graph_objects as go
 
-    names = names_of(subjects, having)
-    if not names:
+    def of_model(name: str, model: int) -> list[Curve]:
+        matrix = list(subjects.values())[model]["matrices"].get(name) or {}
+        return [above(curve, floor) for curve in curves(matrix)] if matrix.get(having) else []
+
+    menu = Control(label="Model", options=list(subjects)) if len(subjects) > 1 else None
+    choices = menus_of(names_of(subjects, having), menu, of_model, y, tabled=len(lines))
+    if choices is None:
         return None
-    frames: dict[tuple[int, ...], Frame] = {}
-    for place, name in enumerate(names):
-        for subject_place, subject in enumerate(subjects.values()):
-            matrix = subject["matrices"].get(name) or {}
-            if not matrix.get(having):
-                continue
-            found = [above(curve, floor) for curve in curves(matrix)]
-            if axis := log_axis(found):
-                axis["title.text"] = y
-                frames[(place, subject_place) if len(subjects) > 1 else (place,)] = Frame(curves=found, axis=axis)
-    short = short_names(names)
-    controls = [Control(label="Matrix", options=[short[name] for name in names], start=busiest(names))]
-    if len(subjects) > 1:
-        controls.append(Control(label="Model", options=list(subjects)))
-    choices = Menus(controls=controls, frames=frames, tabled=len(lines))
-    start = frames.get(choices.start) or next(iter(frames.values()))
-    drawing = go.Figure()
-    for (label, look), curve in zip(lines.items(), start.curves, strict=True):
-        places, values = curve or ([], [])
-        drawing.add_scatter(x=list(places), y=list(values), name=label, hovertemplate="%{y:.3g}", **look)
-    axis = dict(start.axis)
-    layout(drawing, x=x, y={"title": axis.pop("title.text"), **axis})
     legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"}
-    drawing.update_layout(hovermode="x unified", showlegend=True, legend=legend, margin={"t": 48})
-    columns = [dict(zip(*curve, strict=True)) if curve else {} for curve in start.curves]
-    places = sorted({place for column in columns for place in column})
-    rows = [[str(place), *(text(column.get(place)) for column in columns)] for place in places]
-    return Figure(
+    return chosen_figure(
+        [scatter(None, label, (), (), hover="%{y:.3g}", **look) for label, look in lines.items()],
+        choices,
         title=title,
-        alt=f"{title}: lines of {', '.join(lines)}. At first {choices.words}.",
-        drawing=plain(drawing),
-        numbers=Table(caption=f"{title}: {choices.words}", rows=[["at", *lines], *rows]),
+        alt=f"{title}: lines of {', '.join(lines)}.",
+        x=x,
+        first="at",
         note=note,
-        choices=choices,
+        showlegend=True,
+        legend=legend,
+        margin={"l": 8, "r": 16, "t": 48, "b": 8},
     )
 
 
@@ -335,10 +400,6 @@ def above(curve: Curve, floor: float) -> Curve:
     places, values = curve
     kept = [None if value is None or value < floor else float(f"{value:.4g}") for value in values]
     return [float(f"{place:.4g}") for place in places], kept
-
-
-def text(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
 
 
 def log_axis(curves: Sequence[Curve]) -> dict[str, Any] | None:

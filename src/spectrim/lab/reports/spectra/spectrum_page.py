@@ -11,12 +11,20 @@ from spectrim.lab.reports.shareable import SHORTENED, shareable, short
 from spectrim.lab.reports.spectra.matrix_table import CAPTION, WEIGHTS_CAPTION, gradient_rows, weight_rows
 from spectrim.lab.reports.spectra.spectrum_figures import (
     direction_figure,
-    dot_figure,
     operator_figure,
     spectrum_figure,
+    spike_figures,
+    structure_figures,
     tail_figure,
+    weight_figures,
 )
-from spectrim.lab.reports.spectra.spectrum_reading import SIDE_BY_SIDE, headline, reading, side_by_side
+from spectrim.lab.reports.words import (
+    HOW,
+    reading_notes,
+    reading_rows,
+    side_by_side_rows,
+    spectrum_headline,
+)
 from spectrim.lab.training.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -29,7 +37,7 @@ def spectrum_part(study: "Study") -> PagePart:
     """The page's part on spectra."""
     return PagePart(
         title=f"Spectra {study.name}",
-        headline=headline(study.summary),
+        headline=spectrum_headline(study.summary),
         summary=[],
         swatches=[
             Swatch(recipe=name, colour=colour(index), dashes=dashes(index)[1])
@@ -39,104 +47,51 @@ def spectrum_part(study: "Study") -> PagePart:
     )
 
 
-def words(study: "Study") -> Section:
+def reading(study: "Study") -> Section:
+    """What was measured in medians with a verdict; of several subjects in medians side by side."""
     subjects = study.summary["subjects"]
     if len(subjects) > 1:
-        items = [Note(lines=[SIDE_BY_SIDE]), Note(lines=side_by_side(study.summary), bullets=True)]
-        return Section(title="Side by side", items=items)
-    return Section(title="Reading", items=[Note(lines=reading(next(iter(subjects.values()))), bullets=True)])
+        rows = side_by_side_rows(subjects)
+        return Section(
+            title="Side by side", items=[Table(caption="Medians over matrices", rows=rows), Note(lines=[HOW])]
+        )
+    [(name, subject)] = subjects.items()
+    return Section(title="Reading", items=reading_of(name, subject))
 
 
-def words_on_each(study: "Study") -> Section | None:
+def reading_of(name: str, subject: dict[str, Any]) -> list[Table | Note]:
+    notes = [Note(lines=lines, bullets=True)] if (lines := reading_notes(subject)) else []
+    return [Table(caption=f"What was measured of {name}", rows=reading_rows(subject)), *notes, Note(lines=[HOW])]
+
+
+def reading_of_each(study: "Study") -> Section | None:
     """Of several subjects the whole readings, which would stand in the figures' way."""
     subjects = study.summary["subjects"]
     if len(subjects) == 1:
         return None
-    items: list[Note] = []
-    for name, subject in subjects.items():
-        items += [Note(lines=[f"{name}:"]), Note(lines=reading(subject), bullets=True)]
+    items = [item for name, subject in subjects.items() for item in reading_of(name, subject)]
     return Section(title="Reading of each", items=items)
 
 
 def spike_and_tail(study: "Study") -> Section:
     subjects = study.summary["subjects"]
-    made = [
-        dot_figure(
-            subjects,
-            "Share of the energy in the top 1.5% of the singular directions",
-            "share of the energy",
-            {
-                "gradient of one batch": lambda each: each["gradient"]["spike_share"],
-                "mean gradient": lambda each: each["mean_gradient"]["spike_share"],
-                "momentum": lambda each: (each.get("momentum") or {}).get("spike_share"),
-            },
-            share=True,
-            note="Discs: the gradient of one batch. Squares: the mean gradient. Diamonds: the optimizer's momentum.",
-        ),
-        spectrum_figure(subjects),
-        direction_figure(subjects),
-        dot_figure(
-            subjects,
-            "The spike in Adam's second moment",
-            "share",
-            {
-                "of the sum of E[g²]": lambda each: each["second_moment"]["share"],
-                "in the median entry": lambda each: each["second_moment"]["median_share"],
-                "tail's update": lambda each: each["second_moment"]["contraction"],
-            },
-            share=True,
-            note="Discs: what the spike holds of the sum of E[g²] over entries. Squares: in the median entry. "
-            "Diamonds: the tail's update, as a share of what it would be without a spike.",
-        ),
-    ]
+    made = [*spike_figures(subjects), spectrum_figure(subjects), direction_figure(subjects)]
     return Section(title="Spike and tail", items=[figure for figure in made if figure])
 
 
 def noise(study: "Study") -> Section | None:
     subjects = study.summary["subjects"]
-    made = [
-        dot_figure(
-            subjects,
-            "Overlap of the noise's leading directions with those of the mean gradient",
-            "‖UᵀU'‖²/k",
-            {
-                "left": lambda each: each["noise"]["left"]["share"]["value"],
-                "right": lambda each: each["noise"]["right"]["share"]["value"],
-            },
-            reference=("by chance, left", lambda each: each["noise"]["left"]["expected"]),
-            having="noise",
-            share=True,
-            note="Discs: left directions (outputs). Squares: right directions (inputs). Ticks: by chance.",
-        ),
-        dot_figure(
-            subjects,
-            "Localisation of the noise, max|N|/‖N‖₂",
-            "localisation",
-            {"noise": lambda each: each["noise"]["localisation"]["value"]},
-            reference=("Gaussian of this shape", lambda each: each["noise"]["gaussian_localisation"]),
-            having="noise",
-            note="1 would be noise on a single entry. Ticks: about what Gaussian entries have.",
-        ),
-        tail_figure(subjects),
-        operator_figure(subjects),
-    ]
+    made = [*structure_figures(subjects), tail_figure(subjects), operator_figure(subjects)]
     items = [figure for figure in made if figure]
     return Section(title="Structure of the noise", items=items) if items else None
 
 
 def weights(study: "Study") -> Section:
     subjects = study.summary["subjects"]
-    made = [
-        dot_figure(subjects, title, axis, {"weights": lambda each, key=key: each["weight"][key]}, having="weight")  # type: ignore[misc]
-        for key, title, axis in (
-            ("spectral_norm", "Largest singular value of the weights", "largest singular value"),
-            ("stable_rank", "Stable rank of the weights", "stable rank"),
-        )
-    ]
     totals = [["model", "norm of all weights"]]
     totals += [[name, f"{subject['weight_norm']:.4g}"] for name, subject in subjects.items()]
     return Section(
-        title="Weights", items=[Table(caption="Norm of all weights", rows=totals), *(each for each in made if each)]
+        title="Weights", items=[Table(caption="Norm of all weights", rows=totals), *weight_figures(subjects)]
     )
 
 
@@ -213,5 +168,5 @@ def step_of(subject: dict[str, Any]) -> str:
     return f", step {subject['step']:,} of {subject['steps']:,}"
 
 
-SECTIONS = (words, spike_and_tail, noise, weights, through_training, words_on_each, numbers, configuration)
+SECTIONS = (reading, spike_and_tail, noise, weights, through_training, reading_of_each, numbers, configuration)
 """In the order of reading."""

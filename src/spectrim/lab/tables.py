@@ -1,0 +1,93 @@
+"""Tables of text, a header and then rows that their first cell names: as Markdown, and on a terminal of any width."""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["PIPE_WIDTH", "TextTable", "markdown_table"]
+
+PIPE_WIDTH = 160
+"""Columns of output that goes to a file or a pipe, which have no width of their own."""
+
+GAP = 2
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of Markdown; first cells are code, numbers stand to the right."""
+    header, *rest = rows
+    return [
+        f"| {' | '.join(header)} |",
+        f"|{'---|' + '---:|' * (len(header) - 1)}",
+        *(f"| {' | '.join([f'`{row[0]}`', *row[1:]])} |" for row in rest),
+    ]
+
+
+class TextTable:
+    """A table that rich prints. What does not fit the width goes into a further table below; no word is cut."""
+
+    def __init__(
+        self,
+        rows: Sequence[Sequence[str]],
+        *,
+        title: str = "",
+        note: str = "",
+        words: Collection[str] = (),
+        bold: str | None = None,
+    ) -> None:
+        """``words`` are the headings of columns beside the first that are read from the left and may be wrapped;
+        ``bold`` is the first cell of the row that stands out.
+        """
+        self.header, *self.rows = ([*row] for row in rows)
+        self.title, self.note, self.words, self.bold = title, note, words, bold
+
+    def widths(self, limit: int) -> list[int]:
+        """The width of every column: of its widest cell, or of words that may be wrapped, at most ``limit``."""
+        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.header)
+        widths = []
+        for place, (heading, cells) in enumerate(zip(self.header, columns, strict=True)):
+            widest = max([len(word) for word in heading.split()] + [len(cell) for cell in cells], default=0)
+            widths.append(min(widest, limit) if place == 0 or heading in self.words else widest)
+        return widths
+
+    def blocks(self, width: int) -> Iterator[list[int]]:
+        """The columns of each table, by their places; the first column begins every one."""
+        widths = self.widths(max(24, (width - GAP) // 2))
+        block, room = [0], width - widths[0]
+        for place in range(1, len(widths)):
+            if len(block) > 1 and widths[place] + GAP > room:
+                yield block
+                block, room = [0], width - widths[0]
+            block.append(place)
+            room -= widths[place] + GAP
+        yield block
+
+    def __rich_console__(self, _: Any, options: Any) -> Iterator[Any]:
+        """The title, the tables and the note, for rich."""
+        from rich.text import Text
+
+        if self.title:
+            yield Text(self.title, style="italic")
+        for index, block in enumerate(self.blocks(options.max_width)):
+            if index:
+                yield ""
+            yield self._part(block)
+        if self.note:
+            yield Text(self.note, style="dim")
+
+    def _part(self, block: Sequence[int]) -> "Table":
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+        for place in block:
+            wraps = place == 0 or self.header[place] in self.words
+            heading = Text("\n".join(self.header[place].split()))
+            table.add_column(
+                heading, justify="left" if wraps else "right", no_wrap=not wraps, vertical="top", overflow="fold"
+            )
+        for row in self.rows:
+            table.add_row(*(Text(row[place]) for place in block), style="bold" if row[0] == self.bold else None)
+        return table
