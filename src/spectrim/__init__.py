@@ -26,11 +26,13 @@ from spectrim.optim import (
     SpectralClipping,
     SpectralOptimizer,
     clip_grad_spectral_,
+    create,
     describe,
     param_groups,
     set_step_memory,
     shrink_grad_,
 )
+from spectrim.optim.names import recipes
 
 __version__ = "0.1.0"
 
@@ -47,11 +49,13 @@ __all__ = [
     "Spike",
     "bayes_shrink",
     "clip_grad_spectral_",
+    "create",
     "describe",
     "entry_scale",
     "hard_clip",
     "orthogonalize",
     "param_groups",
+    "recipes",
     "set_step_memory",
     "shape_spike",
     "shrink_grad_",

@@ -4,6 +4,7 @@ from spectrim.optim.describe import describe
 from spectrim.optim.grads import clip_grad_spectral_, shrink_grad_
 from spectrim.optim.groups import param_groups
 from spectrim.optim.memory import set_step_memory
+from spectrim.optim.names import create
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.recipe import Recipe
 from spectrim.optim.recipes import AdamW, AdEMAMix, Momentum, Muon, Signum, Spectra
@@ -20,6 +21,7 @@ __all__ = [
     "SpectralClipping",
     "SpectralOptimizer",
     "clip_grad_spectral_",
+    "create",
     "describe",
     "param_groups",
     "set_step_memory",

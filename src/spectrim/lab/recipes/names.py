@@ -17,6 +17,7 @@ from torch import nn
 from spectrim.lab.config import Config, OptimizerConfig, PositiveFloat, TrainConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.recipes import external
+from spectrim.optim.names import BASES, MODIFIERS, parse_name
 
 __all__ = [
     "BASELINE",
@@ -34,12 +35,6 @@ __all__ = [
 BASELINE = "adamw"
 """The recipe that every other one is compared with."""
 
-MODIFIERS = ("shrink", "preclip", "clip")
-"""In the order of a recipe's name."""
-
-PRE_CLIP = 0.1
-"""Threshold on the gradient's singular values; the published setting (arXiv 2603.14315)."""
-
 BETA3 = 0.9999
 """Of AdEMAMix's slow average, unless given."""
 
@@ -51,24 +46,14 @@ MODIFIER_KEYS = {
 """The hyperparameters that a modifier brings, by their names in the configuration."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Base:
-    """A base of recipe names: a class of ``spectrim``, and which modifiers it knows."""
-
-    optimizer: str
-    modifiers: tuple[str, ...]
-    own: tuple[str, ...] = ()
-    """Hyperparameters that not every base has, by their names in the configuration."""
-
-
-BASES = {
-    "adamw": Base(optimizer="AdamW", modifiers=MODIFIERS),
-    "signum": Base(optimizer="Signum", modifiers=MODIFIERS, own=("momentum", "nesterov")),
-    "ademamix": Base(optimizer="AdEMAMix", modifiers=MODIFIERS, own=("alpha", "beta3")),
-    "momentum": Base(optimizer="Momentum", modifiers=MODIFIERS, own=("momentum", "nesterov")),
-    "spectra": Base(optimizer="Spectra", modifiers=("shrink", "clip"), own=("momentum", "rank_ratio")),
-    "muon": Base(optimizer="Muon", modifiers=("shrink",), own=("momentum", "nesterov", "scale", "orthogonalize_steps")),
+OWN = {
+    "signum": ("momentum", "nesterov"),
+    "ademamix": ("alpha", "beta3"),
+    "momentum": ("momentum", "nesterov"),
+    "spectra": ("momentum", "rank_ratio"),
+    "muon": ("momentum", "nesterov", "scale", "orthogonalize_steps"),
 }
+"""Hyperparameters that not every base has, by their names in the configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,47 +93,29 @@ def parse_recipe(name: str) -> RecipeName:
     """Read a recipe's name; the module of an external optimizer is not imported for it.
 
     Raises:
-        LabError: base or modifier is unknown, the base does not have the modifier, or this version of spectrim does
-            not have the base's optimizer.
+        LabError: base or modifier is unknown, or the base does not take the modifier.
     """
     base, *modifiers = name.split("+")
-    if external.is_external(base):
-        external.check_path(base)
-    elif base not in BASES:
-        raise LabError(
-            f"unknown recipe {name!r}, expected base[+shrink][+preclip][+clip] with base one of {', '.join(BASES)}, "
-            f"or module:Class[+clip] for an external optimizer"
-        )
-    else:
-        optimizer_class(base)
-    allowed = ("clip",) if external.is_external(base) else BASES[base].modifiers
-    for modifier in modifiers:
-        if modifier not in allowed:
-            raise LabError(f"unknown recipe {name!r}: {base} takes {', '.join('+' + known for known in allowed)}")
-    if len(set(modifiers)) < len(modifiers):
-        raise LabError(f"unknown recipe {name!r}: a modifier stands twice")
+    if not external.is_external(base):
+        try:
+            base, found = parse_name(name)
+        except ValueError as error:
+            more = "" if base in BASES else ", or module:Class[+clip] for an external optimizer"
+            raise LabError(f"{error}{more}") from None
+        return RecipeName(base=base, modifiers=frozenset(found))
+    external.check_path(base)
+    if modifiers not in ([], ["clip"]):
+        raise LabError(f"unknown recipe {name!r}: {base} takes +clip")
     return RecipeName(base=base, modifiers=frozenset(modifiers))
 
 
 def own_hyperparameters(recipe: RecipeName) -> tuple[str, ...]:
     """The hyperparameters that this recipe has and not every recipe does, by their names in the configuration."""
-    of_base = ("arguments",) if recipe.is_external else BASES[recipe.base].own
+    of_base = ("arguments",) if recipe.is_external else OWN.get(recipe.base, ())
     return (
         *of_base,
         *(key for modifier in MODIFIERS if modifier in recipe.modifiers for key in MODIFIER_KEYS[modifier]),
     )
-
-
-def optimizer_class(base: str) -> Any:
-    import spectrim
-
-    found = getattr(spectrim, BASES[base].optimizer, None)
-    if found is None:
-        available = [name for name, known in BASES.items() if hasattr(spectrim, known.optimizer)]
-        raise LabError(
-            f"recipe base {base!r} is not in this version of spectrim, expected one of {', '.join(available)}"
-        )
-    return found
 
 
 @cache
@@ -226,22 +193,16 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     if recipe.is_external:
         return external.build(recipe.base, model, settings, clip={**clip, **timing} if clip else None)
 
-    base = BASES[recipe.base]
+    own = OWN.get(recipe.base, ())
     betas: tuple[float, ...] = (settings.beta1, settings.beta2)
-    if "beta3" in base.own:
+    if "beta3" in own:
         betas = (*betas, BETA3 if settings.beta3 is None else settings.beta3)
-    own = {key: getattr(settings, key) for key in base.own if key != "beta3" and getattr(settings, key) is not None}
-    arguments: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "betas": betas}
-    arguments |= {**timing, **own, **clip}
-    if "shrink" in recipe.modifiers:
-        arguments["shrink"] = "auto" if settings.shrink_factor is None else settings.shrink_factor
-        if settings.shrink_form is not None:
-            arguments["shrink_form"] = settings.shrink_form
-    if "preclip" in recipe.modifiers:
-        arguments["pre_clip"] = PRE_CLIP if settings.pre_clip is None else settings.pre_clip
-    groups = spectrim.param_groups(model, embedding_lr=settings.embedding_lr or 1.0, head_lr=settings.head_lr or 1.0)
-    optimizer: torch.optim.Optimizer = optimizer_class(recipe.base)(groups, **arguments)
-    return optimizer
+    arguments: dict[str, Any] = {"weight_decay": settings.weight_decay, "betas": betas, **timing, **clip}
+    arguments |= {key: getattr(settings, key) for key in own if key != "beta3" and getattr(settings, key) is not None}
+    given = {"shrink": settings.shrink_factor, "shrink_form": settings.shrink_form, "pre_clip": settings.pre_clip}
+    arguments |= {key: value for key, value in given.items() if value is not None}
+    factors: dict[str, Any] = {"embedding_lr": settings.embedding_lr or 1.0, "head_lr": settings.head_lr or 1.0}
+    return spectrim.create(recipe.name, model, lr=settings.lr, **factors, **arguments)
 
 
 def shown(value: Any) -> str:
