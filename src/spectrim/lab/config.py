@@ -206,7 +206,17 @@ class MonitorConfig(Config):
     """Layers whose matrices are measured exactly, counted from 0; first, middle and last unless given."""
 
 
+def check_distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same values, or a ValueError where one is repeated."""
+    if len(set(values)) < len(values):
+        raise ValueError("each may stand once only")
+    return values
+
+
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(check_distinct)]
+Recipes = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(check_distinct)]
 
 Precision = Literal["auto", "float32", "bf16"]
 

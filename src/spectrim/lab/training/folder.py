@@ -4,14 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from spectrim.lab.config import TrainConfig, describe_differences, read_toml, without_paths
+from spectrim.lab.config import Config, TrainConfig, describe_differences, read_toml, without_paths
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import PARTIAL, create_text, lock_file, write_text
 from spectrim.lab.logging.log import read_log
 from spectrim.lab.logging.run_result import RunResult
 
-__all__ = ["RunFolder", "is_nothing"]
+__all__ = ["RunFolder", "stored_settings"]
 
 LOCK = ".lock"
 """What the process that trains here holds a lock on; it stays."""
@@ -55,9 +56,7 @@ class RunFolder:
 
     def stored_config(self) -> TrainConfig | None:
         """The configuration that is here, if any."""
-        if not self.config_file.is_file():
-            return None
-        return TrainConfig.parse(read_toml(self.config_file), source=f"config {str(self.config_file)!r}")
+        return stored_settings(TrainConfig, self.path)
 
     def check(self, config: TrainConfig, *, resume: bool) -> None:
         """Refuse to train here if that would overwrite anything. Writes nothing.
@@ -145,3 +144,20 @@ class RunFolder:
 def is_nothing(entry: Path) -> bool:
     """Whether a folder is as good as empty with this in it: a lock, or what a killed process has not finished."""
     return entry.name == LOCK or entry.name.endswith(PARTIAL)
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def stored_settings(model: type[AnyConfig], out: Path, *, kind: str = "") -> AnyConfig | None:
+    """The settings in a folder's ``config.toml``; None where there are none.
+
+    Raises:
+        LabError: a ``kind`` is named, and the folder holds something else.
+    """
+    file = out / "config.toml"
+    if file.is_file():
+        return model.parse(read_toml(file), source=f"config {str(file)!r}")
+    if kind and out.exists() and (not out.is_dir() or not all(map(is_nothing, out.iterdir()))):
+        raise LabError(f"{str(out)!r} exists and is no {kind}; choose another --name")
+    return None
