@@ -68,7 +68,7 @@ class CompareConfig(SharedConfig):
     clip_bound: Rates = by_recipe()
     """For recipes with +clip, the threshold times the peak learning rate."""
     overrides: dict[str, dict[str, Any]] = Field(default={})
-    """Any key of the table optimizer for one recipe; the four rates above win over it."""
+    """Any key of the table optimizer for one recipe; --lr and the other rates win over it."""
     equal: Literal["tokens", "time"] = "tokens"
     """What all recipes get the same amount of; with time, each recipe takes as many steps as fit into it."""
     seconds: PositiveFloat | None = unset("the time that AdamW takes for --steps")

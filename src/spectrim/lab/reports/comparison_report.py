@@ -14,7 +14,7 @@ from spectrim.lab.models.architecture import name_of
 from spectrim.lab.reports.page.loss_figure import Over, loss_figure
 from spectrim.lab.reports.pictures import save_figure
 from spectrim.lab.reports.shareable import short
-from spectrim.lab.reports.words import verdict_rows
+from spectrim.lab.reports.words import value_of, verdict_rows
 from spectrim.lab.tables import TextTable, markdown_table
 
 __all__ = [
@@ -107,20 +107,12 @@ def has_times(summary: Summary) -> bool:
 
 def cells(entry: dict[str, Any], keys: Iterable[str]) -> list[str]:
     """A recipe's row of a table."""
-    values = {key: lookup(entry, key) for key in keys}
+    values = {key: value_of(entry, key) for key in keys}
     return [absent(key) if value is None else column(key).show(value) for key, value in values.items()]
 
 
 def column(key: str) -> Column:
     return COLUMNS[key] if key in COLUMNS else EQUAL_COLUMNS[key]
-
-
-def lookup(entry: dict[str, Any], key: str) -> Any:
-    """A value by its dotted key; None where it, or what it is in, is missing."""
-    value: Any = entry
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
 
 
 def absent(key: str) -> str:
