@@ -54,7 +54,7 @@ def by_recipe() -> Any:
 
 
 class CompareConfig(SharedConfig):
-    """What is compared, and what all runs have in common."""
+    """Settings of a comparison."""
 
     recipes: Recipes = DEFAULT_RECIPES
     seeds: Seeds = (0,)
@@ -92,7 +92,7 @@ class CompareConfig(SharedConfig):
 
 
 class ComparisonListener(Protocol):
-    """What a comparison tells whoever watches it."""
+    """Callbacks about the progress of a comparison."""
 
     def calibration_started(self, config: TrainConfig) -> None:
         """A recipe is about to be timed, for a comparison at equal time."""

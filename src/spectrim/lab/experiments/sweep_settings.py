@@ -22,11 +22,11 @@ from spectrim.lab.training.run import prepare
 __all__ = ["ALL", "SweepConfig", "canonical"]
 
 ALL = "*"
-"""In a space, in place of a recipe: every recipe."""
+"""Stands for every recipe in a space."""
 
 
 class SweepConfig(SharedConfig):
-    """What is searched, how, and what all trials have in common."""
+    """Settings of a sweep."""
 
     recipes: Recipes
     trials: PositiveInt = 12

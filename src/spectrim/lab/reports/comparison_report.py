@@ -41,7 +41,7 @@ Summary = dict[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """A value of a recipe's summary, and how it is shown."""
+    """A column of a table: headings, and the format of a value."""
 
     heading: str
     short: str
@@ -116,7 +116,7 @@ def column(key: str) -> Column:
 
 
 def absent(key: str) -> str:
-    """What stands where there is no number: it diverged, or never got there."""
+    """The text for a missing number."""
     return {"final_loss": "diverged", "tokens_to_adamw": "never"}.get(key, "-")
 
 
@@ -211,7 +211,7 @@ def equal_lines(summary: Summary) -> list[str]:
 
 
 def budget_note(summary: Summary) -> str:
-    """Of a comparison at equal time: what every recipe had; else empty."""
+    """For a comparison at equal time, the time and the steps of every recipe; else empty."""
     if not (budget := summary.get("budget")):
         return ""
     steps = ", ".join(f"`{recipe}` {count}" for recipe, count in budget["steps"].items())

@@ -1,4 +1,4 @@
-"""The folder of a run, and the rule that nothing in it which a user made is overwritten."""
+"""The folder of a run: names of its files, and checks that nothing of the user's is overwritten."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from spectrim.lab.logging.run_result import RunResult
 __all__ = ["RunFolder", "stored_settings"]
 
 LOCK = ".lock"
-"""What the process that trains here holds a lock on; it stays."""
+"""The file that the training process locks."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps what: the one place that knows the names."""
+    """Paths of a run's files."""
 
     path: Path
 
@@ -61,7 +61,7 @@ class RunFolder:
     def check(self, config: TrainConfig, *, resume: bool) -> None:
         """Refuse to train here if that would overwrite anything. Writes nothing.
 
-        Data that was moved is the same run's: whether its text is the same is told by the checkpoints.
+        Paths of data may differ: the checkpoints check that the text is the same.
 
         Raises:
             LabError: the folder is a file, or holds something and ``resume`` is off, or holds something else than a run
@@ -87,7 +87,7 @@ class RunFolder:
 
     @property
     def has_checkpoints(self) -> bool:
-        """Whether anything lies where checkpoints do, whole or damaged."""
+        """True if there is any checkpoint, whole or damaged."""
         return any(self.checkpoints.glob("step-*"))
 
     def steps_behind_a_checkpoint(self, config: TrainConfig) -> int:
@@ -108,7 +108,7 @@ class RunFolder:
             raise LabError(f"another process has begun a run in {str(self.path)!r}")
 
     def update(self, config: TrainConfig) -> None:
-        """Write down where the data lies now; for the process that has the lock."""
+        """Store the current paths of the data; only the process that holds the lock may do so."""
         if self.stored_config() != config:
             write_text(self.config_file, config.to_toml())
 
@@ -117,7 +117,7 @@ class RunFolder:
         """Keep other processes from training here; ends with the process, however that ends.
 
         Raises:
-            LabError: another process is at it.
+            LabError: another process trains here.
         """
         # A file of its own, which nobody replaces: a lock is on a file and not on its name.
         if (lock := lock_file(self.path / LOCK)) is None:
@@ -142,7 +142,7 @@ class RunFolder:
 
 
 def is_nothing(entry: Path) -> bool:
-    """Whether a folder is as good as empty with this in it: a lock, or what a killed process has not finished."""
+    """True for a lock, and for a partial file that a killed process left behind."""
     return entry.name == LOCK or entry.name.endswith(PARTIAL)
 
 
