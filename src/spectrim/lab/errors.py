@@ -1,4 +1,4 @@
-"""What the lab tells its user, beside results: what can be mended, what was passed over, and that it was stopped.
+"""Errors and warnings for the user of the lab.
 
 Every message is one line that names the value and the choices; the command line prints it as such.
 """
@@ -9,11 +9,11 @@ __all__ = ["Interrupted", "LabError", "LabWarning"]
 
 
 class LabError(ValueError):
-    """Input that cannot be served, told in one line."""
+    """The user's input is wrong; the message is one line."""
 
 
 class LabWarning(UserWarning):
-    """Something that was passed over and that a user should know, told in one line."""
+    """Something was skipped or differs from before; the message is one line."""
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error, and named as KeyboardInterrupt is

@@ -1,4 +1,4 @@
-"""Writing files so that a reader finds the old content or the new one, never half of either.
+"""Atomic writes: a reader sees the old content or the new one, never half of either.
 
 A write that fails, whatever library made it, is an ``OSError`` that names the file.
 """
@@ -35,11 +35,11 @@ __all__ = [
 ]
 
 PARTIAL = ".partial"
-"""How the name of something ends that is being written; a process that is killed leaves it behind."""
+"""Suffix of files and folders that are being written; a killed process leaves them behind."""
 
 
 CHUNK = 1 << 24
-"""Bytes of which a checksum is taken at a time."""
+"""Bytes that a checksum reads at a time."""
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -50,14 +50,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def create_text(path: Path, text: str) -> bool:
-    """Write text in UTF-8, atomically, unless the file is there; whether this call, of all processes', has made it."""
+    """Write text in UTF-8, atomically, unless the file is there; returns True if this call created it."""
     with written_beside(path, lambda file: file.write(text.encode())) as file:
         try:
             path.hardlink_to(file)
         except FileExistsError:
             return False
         except OSError:
-            # A file system without links: the name is claimed first, and filled then.
+            # The file system has no links: create an empty file first, then replace it.
             try:
                 path.touch(exist_ok=False)
             except FileExistsError:
@@ -105,7 +105,7 @@ def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete what a process that was killed while it wrote has left in a folder; nobody may be writing there."""
+    """Delete the partial files of killed processes in a folder that no process writes to."""
     for left in folder.glob(f".*{PARTIAL}"):
         if left.is_dir():
             shutil.rmtree(left)
@@ -115,7 +115,7 @@ def remove_partial(folder: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turn a failed write into an ``OSError`` that names the file as its user knows it."""
+    """Turn a failed write into an ``OSError`` that names the final path."""
     try:
         yield
     except Exception as error:
@@ -189,7 +189,7 @@ def parse_json(content: str | bytes, place: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        LabError: it is none, or holds what Python cannot; ``place`` is how the message begins.
+        LabError: it is not JSON, or Python cannot hold a value; the message begins with ``place``.
     """
     try:
         return json.loads(content)
@@ -205,7 +205,7 @@ def parse_json(content: str | bytes, place: str) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of one a line; a last line that was cut short by a crash is none.
+    """The objects in a file of one a line; a last line that a crash cut short is left out.
 
     Raises:
         LabError: a line is no JSON object.

@@ -10,19 +10,19 @@ both: where a recipe ends, and where it stands when AdamW has used its time.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from spectrim.lab.config import (
     OptimizerConfig,
     PositiveFloat,
-    Seed,
+    Recipes,
+    Seeds,
     SharedConfig,
     TrainConfig,
     describe_differences,
     merge,
-    read_toml,
     unset,
     without_paths,
 )
@@ -35,8 +35,8 @@ from spectrim.lab.logging.dynamics import read_dynamics
 from spectrim.lab.logging.log import StepRecord, read_log
 from spectrim.lab.logging.monitor_log import MonitorRecord
 from spectrim.lab.logging.run_result import RunResult
-from spectrim.lab.recipes.names import BASELINE, parse_recipe
-from spectrim.lab.training.folder import RunFolder, is_nothing
+from spectrim.lab.recipes.names import BASELINE, canonical_names, parse_recipe
+from spectrim.lab.training.folder import RunFolder, stored_settings
 from spectrim.lab.training.run import prepare, train
 
 __all__ = ["DEFAULT_RECIPES", "CompareConfig", "ComparisonListener", "compare"]
@@ -54,10 +54,10 @@ def by_recipe() -> Any:
 
 
 class CompareConfig(SharedConfig):
-    """What is compared, and what all runs have in common."""
+    """Settings of a comparison."""
 
-    recipes: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_RECIPES
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    recipes: Recipes = DEFAULT_RECIPES
+    seeds: Seeds = (0,)
     """Every recipe is trained once with each seed, which decides initial weights and batches."""
     lr: Rates = by_recipe()
     """Peak learning rate."""
@@ -68,18 +68,11 @@ class CompareConfig(SharedConfig):
     clip_bound: Rates = by_recipe()
     """For recipes with +clip, the threshold times the peak learning rate."""
     overrides: dict[str, dict[str, Any]] = Field(default={})
-    """Any key of the table optimizer for one recipe; the four rates above win over it."""
+    """Any key of the table optimizer for one recipe; --lr and the other rates win over it."""
     equal: Literal["tokens", "time"] = "tokens"
     """What all recipes get the same amount of; with time, each recipe takes as many steps as fit into it."""
     seconds: PositiveFloat | None = unset("the time that AdamW takes for --steps")
     """Training time of every recipe, for a comparison at equal time."""
-
-    @field_validator("recipes", "seeds")
-    @classmethod
-    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(set(values)) < len(values):
-            raise ValueError("each may stand once only")
-        return values
 
     def runs(self, steps: Mapping[str, int] | None = None) -> Iterator[TrainConfig]:
         """Every run, complete with its hyperparameters; one seed of all recipes before the next seed.
@@ -99,7 +92,7 @@ class CompareConfig(SharedConfig):
 
 
 class ComparisonListener(Protocol):
-    """What a comparison tells whoever watches it."""
+    """Callbacks about the progress of a comparison."""
 
     def calibration_started(self, config: TrainConfig) -> None:
         """A recipe is about to be timed, for a comparison at equal time."""
@@ -201,10 +194,7 @@ def canonical(config: CompareConfig, out: Path) -> CompareConfig:
         LabError: a recipe is unknown, stands twice under two spellings, or a hyperparameter belongs to none of the
             recipes.
     """
-    spelling = {name: parse_recipe(name).name for name in config.recipes}
-    update: dict[str, Any] = {"recipes": tuple(spelling.values())}
-    if len(set(update["recipes"])) < len(spelling):
-        raise LabError(f"recipes {', '.join(spelling)}: two of them are the same")
+    update: dict[str, Any] = {"recipes": canonical_names(config.recipes)}
     for key in (*RATES, "overrides"):
         rates = {parse_recipe(name).name: value for name, value in getattr(config, key).items()}
         for name in rates:
@@ -217,25 +207,17 @@ def canonical(config: CompareConfig, out: Path) -> CompareConfig:
     if config.equal == "time" and config.seconds is None and BASELINE not in update["recipes"]:
         raise LabError(f"equal time without {BASELINE!r} among the recipes: give the time with --seconds")
     config = config.model_copy(update=update)
-    if config.precision == "auto" and (out / "config.toml").is_file():
-        config = config.model_copy(update={"precision": stored_config(out).precision})
+    if config.precision == "auto" and (stored := stored_settings(CompareConfig, out)) is not None:
+        config = config.model_copy(update={"precision": stored.precision})
     first, *_ = config.runs()  # all of them, so that each is checked
     return config.model_copy(update={key: getattr(first, key) for key in ("data", "model", "precision")})
 
 
-def stored_config(out: Path) -> CompareConfig:
-    file = out / "config.toml"
-    return CompareConfig.parse(read_toml(file), source=f"config {str(file)!r}")
-
-
 def check_folder(config: CompareConfig, out: Path) -> None:
     """Refuse to mix two comparisons in one folder. Writes nothing."""
-    file = out / "config.toml"
-    if out.exists() and not file.is_file() and (not out.is_dir() or not all(map(is_nothing, out.iterdir()))):
-        raise LabError(f"{str(out)!r} exists and is no comparison; choose another --name")
-    if not file.is_file():
+    stored = stored_settings(CompareConfig, out, kind="comparison")
+    if stored is None:
         return
-    stored = stored_config(out)
     for key in ("recipes", "seeds"):
         dropped = [value for value in getattr(stored, key) if value not in getattr(config, key)]
         if dropped:

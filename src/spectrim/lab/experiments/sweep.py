@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from spectrim.lab.config import describe_differences, read_toml, without_paths
+from spectrim.lab.config import describe_differences, without_paths
 from spectrim.lab.data.tokens import prepare_tokens
 from spectrim.lab.errors import Interrupted, LabError
 from spectrim.lab.experiments.search_space import Categorical, spread_points, starting_point
@@ -27,7 +27,7 @@ from spectrim.lab.files import create_text, lock_file, write_text
 from spectrim.lab.logging.log import StepRecord
 from spectrim.lab.recipes import external
 from spectrim.lab.recipes.names import parse_recipe, shown
-from spectrim.lab.training.folder import RunFolder, is_nothing
+from spectrim.lab.training.folder import RunFolder, stored_settings
 from spectrim.lab.training.run import train
 
 __all__ = ["Sweep", "open_sweep"]
@@ -65,12 +65,9 @@ def open_sweep(config: SweepConfig, out: Path, *, cache_dir: Path | None = None)
 
 def check_sweep(config: SweepConfig, out: Path) -> None:
     """Refuse to mix two sweeps in one folder. Writes nothing."""
-    file = out / "config.toml"
-    if out.exists() and not file.is_file() and (not out.is_dir() or not all(map(is_nothing, out.iterdir()))):
-        raise LabError(f"{str(out)!r} exists and is no sweep; choose another --name")
-    if not file.is_file():
+    stored = stored_settings(SweepConfig, out, kind="sweep")
+    if stored is None:
         return
-    stored = SweepConfig.parse(read_toml(file), source=f"config {str(file)!r}")
     if dropped := [recipe for recipe in stored.recipes if recipe not in config.recipes]:
         raise LabError(f"sweep {str(out)!r} has recipes {', '.join(dropped)} too; name them again")
     if config.trials < stored.trials:
@@ -103,12 +100,13 @@ class Sweep:
         Raises:
             LabError: there is none.
         """
-        if not (out / "config.toml").is_file():
+        config = stored_settings(SweepConfig, out)
+        if config is None:
             raise LabError(f"{str(out)!r} holds no sweep: begin one with spectrim sweep RECIPE... --name {out.name}")
         self.out = out
         self.compiled = False
         """Whether trials are trained with their model compiled."""
-        self.config = SweepConfig.parse(read_toml(out / "config.toml"), source=f"config {str(out / 'config.toml')!r}")
+        self.config = config
 
     # -- What there is -------------------------------------------------------------------------------------------------
 
@@ -352,7 +350,8 @@ def worker(out: Path, threads: int, cache_dir: Path | None, trusted: frozenset[s
     external.trust(trusted)
 
     # Ctrl-C is for the process that started this one, which hands it on once: twice would end it within a step.
-    os.setpgrp()
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
     torch.set_num_threads(threads)
     try:
         sweep = Sweep(out)

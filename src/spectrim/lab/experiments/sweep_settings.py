@@ -1,25 +1,34 @@
 """What a sweep searches and how: its settings, and the space of every recipe made complete. Relied on by the sweep."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from spectrim.lab.config import MonitorConfig, OptimizerConfig, PositiveInt, Seed, SharedConfig, TrainConfig, merge
+from spectrim.lab.config import (
+    MonitorConfig,
+    OptimizerConfig,
+    PositiveInt,
+    Recipes,
+    Seed,
+    SharedConfig,
+    TrainConfig,
+    merge,
+)
 from spectrim.lab.errors import LabError
 from spectrim.lab.experiments.search_space import MULTIPLIER, Dimension, as_settings, default_space, parse_dimension
-from spectrim.lab.recipes.names import parse_recipe
+from spectrim.lab.recipes.names import canonical_names, parse_recipe
 from spectrim.lab.training.run import prepare
 
 __all__ = ["ALL", "SweepConfig", "canonical"]
 
 ALL = "*"
-"""In a space, in place of a recipe: every recipe."""
+"""Stands for every recipe in a space."""
 
 
 class SweepConfig(SharedConfig):
-    """What is searched, how, and what all trials have in common."""
+    """Settings of a sweep."""
 
-    recipes: Annotated[tuple[str, ...], Field(min_length=1)]
+    recipes: Recipes
     trials: PositiveInt = 12
     """Trials of each recipe; a grid has as many as it has points."""
     seed: Seed = 0
@@ -36,13 +45,6 @@ class SweepConfig(SharedConfig):
     )
     """LOW:HIGH, LOW:HIGH:linear or A,B,C for a key of the table optimizer, or for multiplier, which is embedding_lr
     and head_lr together."""
-
-    @field_validator("recipes")
-    @classmethod
-    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(set(values)) < len(values):
-            raise ValueError("each may stand once only")
-        return values
 
     def dimensions(self, recipe: str) -> dict[str, Dimension]:
         """What is searched for a recipe; the configuration is canonical."""
@@ -62,10 +64,7 @@ def canonical(config: SweepConfig) -> SweepConfig:
     Raises:
         LabError: a recipe, range or setting is not served.
     """
-    parsed = {name: parse_recipe(name) for name in config.recipes}
-    names = tuple(recipe.name for recipe in parsed.values())
-    if len(set(names)) < len(names):
-        raise LabError(f"recipes {', '.join(parsed)}: two of them are the same")
+    names = canonical_names(config.recipes)
     update: dict[str, Any] = {"recipes": names}
     for key in ("overrides", "space"):
         table = {
@@ -78,7 +77,7 @@ def canonical(config: SweepConfig) -> SweepConfig:
                 )
         update[key] = table
     everyones = update["space"].pop(ALL, {})
-    for recipe in parsed.values():
+    for recipe in map(parse_recipe, names):
         given = everyones | update["space"].get(recipe.name, {})
         everywhere = {key for key, value in config.optimizer.model_dump().items() if value is not None}
         fixed = everywhere | update["overrides"].get(recipe.name, {}).keys()

@@ -6,6 +6,7 @@ results of its grid; each entry says which result it comes from.
 """
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -25,6 +26,7 @@ __all__ = [
     "Defaults",
     "RecipeName",
     "build_optimizer",
+    "canonical_names",
     "default_hyperparameters",
     "own_hyperparameters",
     "parse_recipe",
@@ -87,6 +89,18 @@ class Defaults(Config):
     head_lr: PositiveFloat = 1.0
     clip_bound: PositiveFloat | None = None
     source: str
+
+
+def canonical_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Recipes in their canonical spelling.
+
+    Raises:
+        LabError: one is unknown, or two of them are the same.
+    """
+    found = tuple(parse_recipe(name).name for name in names)
+    if len(set(found)) < len(found):
+        raise LabError(f"recipes {', '.join(names)}: two of them are the same")
+    return found
 
 
 def parse_recipe(name: str) -> RecipeName:

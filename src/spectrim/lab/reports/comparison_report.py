@@ -14,7 +14,7 @@ from spectrim.lab.models.architecture import name_of
 from spectrim.lab.reports.page.loss_figure import Over, loss_figure
 from spectrim.lab.reports.pictures import save_figure
 from spectrim.lab.reports.shareable import short
-from spectrim.lab.reports.words import verdict_rows
+from spectrim.lab.reports.words import value_of, verdict_rows
 from spectrim.lab.tables import TextTable, markdown_table
 
 __all__ = [
@@ -41,7 +41,7 @@ Summary = dict[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """A value of a recipe's summary, and how it is shown."""
+    """A column of a table: headings, and the format of a value."""
 
     heading: str
     short: str
@@ -107,7 +107,7 @@ def has_times(summary: Summary) -> bool:
 
 def cells(entry: dict[str, Any], keys: Iterable[str]) -> list[str]:
     """A recipe's row of a table."""
-    values = {key: lookup(entry, key) for key in keys}
+    values = {key: value_of(entry, key) for key in keys}
     return [absent(key) if value is None else column(key).show(value) for key, value in values.items()]
 
 
@@ -115,16 +115,8 @@ def column(key: str) -> Column:
     return COLUMNS[key] if key in COLUMNS else EQUAL_COLUMNS[key]
 
 
-def lookup(entry: dict[str, Any], key: str) -> Any:
-    """A value by its dotted key; None where it, or what it is in, is missing."""
-    value: Any = entry
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
 def absent(key: str) -> str:
-    """What stands where there is no number: it diverged, or never got there."""
+    """The text for a missing number."""
     return {"final_loss": "diverged", "tokens_to_adamw": "never"}.get(key, "-")
 
 
@@ -219,7 +211,7 @@ def equal_lines(summary: Summary) -> list[str]:
 
 
 def budget_note(summary: Summary) -> str:
-    """Of a comparison at equal time: what every recipe had; else empty."""
+    """For a comparison at equal time, the time and the steps of every recipe; else empty."""
     if not (budget := summary.get("budget")):
         return ""
     steps = ", ".join(f"`{recipe}` {count}" for recipe, count in budget["steps"].items())

@@ -7,6 +7,7 @@ as a grid with a panel for every matrix that its first menu offers.
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import unescape
+from math import isfinite
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -179,7 +180,8 @@ def set_axes(axes: Any, layout: Mapping[str, Any]) -> None:
 
     for name in ("x", "y"):
         axis, given = getattr(axes, f"{name}axis"), layout.get(f"{name}axis", {})
-        log = given.get("type") == "log"
+        # A logarithmic axis has no place for nothing.
+        log = given.get("type") == "log" and all(map(isfinite, getattr(axes.dataLim, f"interval{name}")))
         if log:
             getattr(axes, f"set_{name}scale")("log")
             axis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -22,7 +22,7 @@ def report(folders: Sequence[Path], out: Path) -> None:
 
     Args:
         folders: as ``compare``, ``sweep`` and ``spectrum`` wrote them; ``results.json`` or ``spectrum.json`` is read,
-            and the runs for their plan.
+            and of the runs what their monitors measured.
         out: a new file, or a page that spectrim wrote.
 
     Raises:

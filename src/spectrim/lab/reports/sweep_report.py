@@ -53,7 +53,7 @@ def sweep_table(summary: dict[str, Any]) -> TextTable:
 
 
 def remarks(summary: dict[str, Any]) -> list[str]:
-    """What a careful reader is told of this sweep: winners at an edge, and budgets that differ."""
+    """Warnings about winners at the edge of their range and about unequal budgets."""
     lines = []
     for recipe, entry in summary["recipes"].items():
         if entry["at_edge"]:

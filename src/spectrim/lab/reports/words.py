@@ -16,11 +16,22 @@ __all__ = [
     "side_by_side_rows",
     "spectrum_headline",
     "sweep_headline",
+    "value_of",
     "verdict_rows",
 ]
 
 Summary = dict[str, Any]
 Rows = list[list[str]]
+
+
+def value_of(entry: Summary, key: str | Callable[[Summary], Any]) -> Any:
+    """A value by its dotted key, None where it or what it is in is missing; or what a function makes of the entry."""
+    if callable(key):
+        return key(entry)
+    value: Any = entry
+    for part in key.split("."):
+        value = value and value.get(part)
+    return value
 
 
 # -- A comparison, a sweep ---------------------------------------------------------------------------------------------
@@ -45,31 +56,31 @@ def verdict_rows(summary: Summary) -> Rows:
     """A row for each recipe beside AdamW, against it; empty if AdamW has no final loss."""
     recipes = summary["recipes"]
     base = recipes.get(BASELINE, {})
-    if base.get("final_loss") is None:
+    target = base.get("final_loss")
+    if target is None:
         return []
-    header = ["recipe", "final loss", "difference to AdamW", "95 % interval", "tokens to AdamW's loss", "step time"]
-    rows = [[*header, "optimizer state", "difference at AdamW's time", "verdict"]]
-    for name, entry in recipes.items():
-        if name == BASELINE:
-            continue
-        loss, share = entry["final_loss"], entry["tokens_to_adamw"]
-        then = (entry.get("equal_time") or {}).get("difference")
-        rows.append(
-            [
-                name,
-                "-" if loss is None else f"{loss:.4f}",
-                "-" if loss is None else f"{loss - base['final_loss']:+.4f}",
-                interval(entry.get("difference_to_adamw")),
-                "never" if share is None else f"{share:.0%}",
-                *(
-                    f"x{entry[key] / base[key]:.2f}" if entry.get(key) and base.get(key) else "-"
-                    for key in ("step_ms", "state_bytes")
-                ),
-                "-" if not then else f"{then['mean']:+.4f}",
-                verdict(entry, base["final_loss"]),
-            ]
-        )
-    return rows
+
+    def show(value: float | None, form: str, absent: str = "-") -> str:
+        return absent if value is None else format(value, form)
+
+    def times(entry: Summary, key: str) -> str:
+        return f"x{entry[key] / base[key]:.2f}" if entry.get(key) and base.get(key) else "-"
+
+    columns: dict[str, Callable[[Summary], str]] = {
+        "final loss": lambda entry: show(entry["final_loss"], ".4f"),
+        "difference to AdamW": lambda entry: "-" if (loss := entry["final_loss"]) is None else f"{loss - target:+.4f}",
+        "95 % interval": lambda entry: interval(entry.get("difference_to_adamw")),
+        "tokens to AdamW's loss": lambda entry: show(entry["tokens_to_adamw"], ".0%", "never"),
+        "step time": lambda entry: times(entry, "step_ms"),
+        "optimizer state": lambda entry: times(entry, "state_bytes"),
+        "difference at AdamW's time": lambda entry: show(value_of(entry, "equal_time.difference.mean"), "+.4f"),
+        "verdict": lambda entry: verdict(entry, target),
+    }
+    others = {name: entry for name, entry in recipes.items() if name != BASELINE}
+    return [
+        ["recipe", *columns],
+        *([name, *(cell(entry) for cell in columns.values())] for name, entry in others.items()),
+    ]
 
 
 def comparison_headline(summary: Summary) -> str:
@@ -165,15 +176,6 @@ WEIGHTS = (
     ("largest singular value of weights", ".3g", "weight.spectral_norm"),
     ("stable rank of weights", ".3g", "weight.stable_rank"),
 )
-
-
-def value_of(matrix: Summary, key: str | Callable[[Summary], Any]) -> Any:
-    if callable(key):
-        return key(matrix)
-    value: Any = matrix
-    for part in key.split("."):
-        value = value and value.get(part)
-    return value
 
 
 def with_gradients(subject: Summary) -> list[Summary]:

@@ -1,25 +1,26 @@
-"""The folder of a run, and the rule that nothing in it which a user made is overwritten."""
+"""The folder of a run: names of its files, and checks that nothing of the user's is overwritten."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from spectrim.lab.config import TrainConfig, describe_differences, read_toml, without_paths
+from spectrim.lab.config import Config, TrainConfig, describe_differences, read_toml, without_paths
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import PARTIAL, create_text, lock_file, write_text
 from spectrim.lab.logging.log import read_log
 from spectrim.lab.logging.run_result import RunResult
 
-__all__ = ["RunFolder", "is_nothing"]
+__all__ = ["RunFolder", "stored_settings"]
 
 LOCK = ".lock"
-"""What the process that trains here holds a lock on; it stays."""
+"""The file that the training process locks."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps what: the one place that knows the names."""
+    """Paths of a run's files."""
 
     path: Path
 
@@ -55,14 +56,12 @@ class RunFolder:
 
     def stored_config(self) -> TrainConfig | None:
         """The configuration that is here, if any."""
-        if not self.config_file.is_file():
-            return None
-        return TrainConfig.parse(read_toml(self.config_file), source=f"config {str(self.config_file)!r}")
+        return stored_settings(TrainConfig, self.path)
 
     def check(self, config: TrainConfig, *, resume: bool) -> None:
         """Refuse to train here if that would overwrite anything. Writes nothing.
 
-        Data that was moved is the same run's: whether its text is the same is told by the checkpoints.
+        Paths of data may differ: the checkpoints check that the text is the same.
 
         Raises:
             LabError: the folder is a file, or holds something and ``resume`` is off, or holds something else than a run
@@ -88,7 +87,7 @@ class RunFolder:
 
     @property
     def has_checkpoints(self) -> bool:
-        """Whether anything lies where checkpoints do, whole or damaged."""
+        """True if there is any checkpoint, whole or damaged."""
         return any(self.checkpoints.glob("step-*"))
 
     def steps_behind_a_checkpoint(self, config: TrainConfig) -> int:
@@ -109,7 +108,7 @@ class RunFolder:
             raise LabError(f"another process has begun a run in {str(self.path)!r}")
 
     def update(self, config: TrainConfig) -> None:
-        """Write down where the data lies now; for the process that has the lock."""
+        """Store the current paths of the data; only the process that holds the lock may do so."""
         if self.stored_config() != config:
             write_text(self.config_file, config.to_toml())
 
@@ -118,7 +117,7 @@ class RunFolder:
         """Keep other processes from training here; ends with the process, however that ends.
 
         Raises:
-            LabError: another process is at it.
+            LabError: another process trains here.
         """
         # A file of its own, which nobody replaces: a lock is on a file and not on its name.
         if (lock := lock_file(self.path / LOCK)) is None:
@@ -143,5 +142,22 @@ class RunFolder:
 
 
 def is_nothing(entry: Path) -> bool:
-    """Whether a folder is as good as empty with this in it: a lock, or what a killed process has not finished."""
+    """True for a lock, and for a partial file that a killed process left behind."""
     return entry.name == LOCK or entry.name.endswith(PARTIAL)
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def stored_settings(model: type[AnyConfig], out: Path, *, kind: str = "") -> AnyConfig | None:
+    """The settings in a folder's ``config.toml``; None where there are none.
+
+    Raises:
+        LabError: a ``kind`` is named, and the folder holds something else.
+    """
+    file = out / "config.toml"
+    if file.is_file():
+        return model.parse(read_toml(file), source=f"config {str(file)!r}")
+    if kind and out.exists() and (not out.is_dir() or not all(map(is_nothing, out.iterdir()))):
+        raise LabError(f"{str(out)!r} exists and is no {kind}; choose another --name")
+    return None

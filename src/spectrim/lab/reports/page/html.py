@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 MARK = '<meta name="generator" content="spectrim report">'
-"""Stands in every page, and in no file that a user wrote."""
+"""Marks pages that spectrim wrote, which it may overwrite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,9 @@ class Table:
     rows: Sequence[Sequence[str]]
     """The header first."""
     words: bool = False
-    """Whether the cells are words, which are read from the left."""
+    """True if cells hold words and are aligned to the left."""
     folded: bool = False
-    """Whether it is shown only once it is asked for."""
+    """True if the table is collapsed at first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Control:
     label: str
     options: Sequence[str]
     start: int = 0
-    """The option that is shown at first. In print it is what a menu says, and the last of a slider."""
+    """The option that is shown at first. Print shows a menu's current option and a slider's last one."""
     slider: bool = False
 
 
@@ -71,7 +71,7 @@ class Frame:
     curves: Sequence[tuple[Sequence[float], Sequence[float | None]] | None]
     """Horizontal and vertical places of every trace of the drawing; None for one that has none here."""
     axis: Mapping[str, Any]
-    """Of plotly's vertical axis, by dotted keys; frames of a figure have the same keys."""
+    """Settings of plotly's vertical axis by dotted keys, the same keys in every frame of a figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +80,9 @@ class Menus:
 
     controls: Sequence[Control]
     frames: Mapping[tuple[int, ...], Frame]
-    """By the place of every control's option; where there is none, nothing was measured."""
+    """Frames by the index of every control's option; a missing one was not measured."""
     tabled: int
-    """Of so many traces, the first ones, are the numbers in the table."""
+    """The number of traces, from the first, that the table shows."""
 
     @property
     def start(self) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ class Menus:
         return ", ".join(control.options[control.start] for control in self.controls)
 
     def packed(self) -> dict[str, Any]:
-        """As the page's script reads it: places and axes that frames share stand there once."""
+        """The form that the page's script reads: places and axes that frames share are stored once."""
         places: dict[tuple[float, ...], int] = {}
         axes: dict[str, int] = {}
         frames = {

@@ -16,7 +16,7 @@ Over = Literal["tokens", "time"]
 
 @dataclass(frozen=True, kw_only=True)
 class Across:
-    """What the loss is drawn against."""
+    """A horizontal axis for the loss."""
 
     name: str
     title: str

@@ -9,18 +9,18 @@ __all__ = ["QUANTITIES", "Quantity", "axis_of"]
 
 
 NEAR = 5.0
-"""Ratio of values that need no logarithmic axis."""
+"""Ratio of the largest to the smallest value below which an axis is linear."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """How a number of the monitor's is shown."""
+    """Name and axis of a number that the monitor measures."""
 
     name: str
     log: bool = True
     percent: bool = False
     summary: Literal["largest", "median", ""] = ""
-    """What is shown of all matrices together; nothing where that would say little."""
+    """How values of all matrices are combined into one; empty if no such figure is drawn."""
 
     @property
     def hover(self) -> str:

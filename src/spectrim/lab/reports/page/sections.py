@@ -33,7 +33,7 @@ class Study:
     """What ``results.json`` holds, or ``spectrum.json``."""
 
     def sections(self, makers: "Sequence[Callable[[Study], Section | None]]") -> list[Section]:
-        """Those sections that the study has something for."""
+        """The sections that the study has data for."""
         return [section for make in makers if (section := make(self)) is not None]
 
     def run(self, recipe: str) -> RunFolder | None:
