@@ -45,3 +45,10 @@ def test_what_moves_too_far_is_found_and_can_be_run_again(tmp_path, capsys):
         with mock.patch.object(sys, "argv", ["fuzz.py", "--case", str(failure["case"])]):
             assert fuzz.main() == 1
     assert failure["what"] in capsys.readouterr().out
+
+
+# A convolution's weight as a vector, sharded and empty, had no scale.
+@pytest.mark.parametrize("case", [5000000300])
+def test_what_failed_once_holds(case):
+    with mock.patch.object(sys, "argv", ["fuzz.py", "--case", str(case)]):
+        assert fuzz.main() == 0

@@ -130,6 +130,9 @@ class ShardedEntry(Entry):
         """The sum of √|y| over this rank's part of every logical matrix, up to one factor, for all E of a stack."""
         sums = []
         for view in self.views(tensor):
+            if self.layout == "vector":
+                # Of any number of dimensions, and one unit.
+                view = view.reshape(-1)
             count_here = math.prod(view.shape[-2:])
             found = entry_scale(view).double().sqrt() * count_here
             if self.layout != "vector" and self.axes.stack is not None:
