@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from spectrim.distributed.collectives import Team
+from spectrim.distributed.owners import Loads
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.entries import by_flag, kind_of
 from spectrim.optim.options import is_zero
 from spectrim.optim.rule import Rule, given_rule
 from spectrim.optim.schedule import clip_threshold
 from spectrim.optim.sharded.entry import AnyShard
-from spectrim.optim.sharded.rounds import Loads, run_rounds
+from spectrim.optim.sharded.rounds import run_rounds
 from spectrim.optim.sharded.shape import shape_round
 from spectrim.optim.spectral.clip import CLIPS
 from spectrim.optim.stacks import buckets

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from spectrim.distributed.owners import Loads
 from spectrim.optim.entries import Entry, parameter_name, role_and_layout
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.options import ClippingOptions, is_zero
@@ -22,7 +23,6 @@ from spectrim.optim.rule import Rule
 from spectrim.optim.screening import screen
 from spectrim.optim.sharded.agreement import Agreement
 from spectrim.optim.sharded.entry import ShardedEntry, sharded_entry
-from spectrim.optim.sharded.rounds import Loads
 from spectrim.optim.skips import SkipWatch
 from spectrim.optim.wrapping.changes import clip_changes, in_scope, rule_of_changes
 from spectrim.optim.wrapping.clipping_options import CLIPPING_KEYS, clipping_defaults, clipping_values

@@ -1,0 +1,146 @@
+"""Measures how a step's host work depends on the number of ranks, in one process.
+
+    python benchmarks/ranks.py [--ranks 1,8,64,512,4096] [--json ranks.json]
+
+One rank of a world of fake processes steps on weights without memory (device "meta"), so nothing is computed and
+nothing is sent: what is left is what the host does. Each world is a process of its own. "first" is the first step,
+which plans messages; "step" is the median of later ones; "calls" counts how often one of them enters a function of
+spectrim, generators included. Much of the milliseconds is torch's Python for this device: read how they grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+import spectrim
+from spectrim.distributed.collectives import Team
+from spectrim.lab.files import write_json
+
+RECIPES = {
+    "adamw+clip": lambda groups: spectrim.AdamW(groups, lr=1e-3, clip=5.0, clip_scope="all"),
+    "spectra": lambda groups: spectrim.Spectra(groups, lr=1e-3),
+}
+#: One matrix of each kind in a layer; how many layers; what stands beside them.
+MODELS: dict[str, tuple[list[tuple[int, int]], int, tuple[int, int]]] = {
+    "GPT-2 small": ([(2304, 768), (768, 768), (3072, 768), (768, 3072)], 12, (50257, 768)),
+    "Llama 1B": ([(2048, 2048), (512, 2048), (512, 2048), (2048, 2048), *2 * [(8192, 2048)], (2048, 8192)], 16, (0, 0)),
+}
+REPLICAS = 8
+LAYOUTS = ("FSDP2", "HSDP")
+STEPS = 3
+
+
+def shapes(model: str) -> list[tuple[int, ...]]:
+    matrices, layers, table = MODELS[model]
+    width = matrices[0][1]
+    return [*(layers * [*matrices, (width,), (width,)]), *([table] if table[0] else [])]
+
+
+def placed(shape: tuple[int, ...], mesh: Any, placements: list[Any]) -> nn.Parameter:
+    """A parameter of which this rank, the first, has its rows, by torch.chunk's rule."""
+    parts = mesh.size(mesh.ndim - 1)
+    local = torch.empty(-(-shape[0] // parts), *shape[1:], device="meta")
+    stride = torch.empty(shape, device="meta").stride()
+    whole = DTensor.from_local(local, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
+    return nn.Parameter(whole)
+
+
+def calls(function: Any) -> int:
+    """How often a call enters a Python function of spectrim, or goes on with a generator of it."""
+    count = 0
+    source = str(Path(spectrim.__file__).parent)
+
+    def profile(frame: Any, event: str, _: Any) -> None:
+        nonlocal count
+        count += event == "call" and frame.f_code.co_filename.startswith(source)
+
+    sys.setprofile(profile)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def measured(model: str, layout: str, recipe: str, ranks: int) -> dict[str, Any]:
+    """One cell of the table; this process has to be part of the fake world already."""
+    if layout == "HSDP":
+        mesh = init_device_mesh("meta", (REPLICAS, ranks // REPLICAS))
+        placements = [Replicate(), Shard(0)]
+    else:
+        mesh, placements = init_device_mesh("meta", (ranks,)), [Shard(0)]
+    parameters = [placed(shape, mesh, placements) for shape in shapes(model)]
+    optimizer = RECIPES[recipe](parameters)
+    seconds = []
+    for _ in range(STEPS + 1):
+        for parameter in parameters:
+            parameter.grad = torch.empty_like(parameter)
+        begin = perf_counter()
+        optimizer.step()
+        seconds.append(perf_counter() - begin)
+    return {
+        "model": model,
+        "layout": layout,
+        "recipe": recipe,
+        "ranks": ranks,
+        "first_ms": seconds[0] * 1e3,
+        "step_ms": statistics.median(seconds[1:]) * 1e3,
+        "calls": calls(optimizer.step),
+    }
+
+
+def in_world(ranks: int) -> list[dict[str, Any]]:
+    """All cells of one number of ranks."""
+    torch.set_num_threads(1)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    # Nobody answers: everyone is taken to say what this rank says.
+    Team.gather_objects = lambda team, value: [value] * team.size  # type: ignore[method-assign]
+    found = []
+    for model in MODELS:
+        for layout in LAYOUTS:
+            if layout == "FSDP2" or ranks >= REPLICAS:
+                found += [measured(model, layout, recipe, ranks) for recipe in RECIPES]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", default="1,8,64,512,4096", help="numbers of ranks, with commas between")
+    parser.add_argument("--json", type=Path, help="write the results here as well")
+    parser.add_argument("--world", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.world:
+        print(json.dumps(in_world(arguments.world)))
+        return
+    rows: list[dict[str, Any]] = []
+    print(f"{'model':12} {'layout':6} {'recipe':11} {'ranks':>6} {'first ms':>9} {'step ms':>9} {'calls':>9}")
+    for ranks in map(int, arguments.ranks.split(",")):
+        command = [sys.executable, __file__, "--world", str(ranks)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        for row in json.loads(done.stdout.splitlines()[-1]):
+            rows.append(row)
+            print(
+                f"{row['model']:12} {row['layout']:6} {row['recipe']:11} {row['ranks']:6} {row['first_ms']:9.1f} "
+                f"{row['step_ms']:9.1f} {row['calls']:9}",
+                flush=True,
+            )
+    if arguments.json:
+        write_json(arguments.json, {"torch": torch.__version__, "threads": 1, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
