@@ -1,11 +1,12 @@
 """Measures how a step's host work depends on the number of ranks, in one process.
 
-    python benchmarks/ranks.py [--ranks 1,8,64,512,4096] [--json ranks.json]
+    python benchmarks/ranks.py [--ranks 1,8,64,512,4096] [--models "GPT-2 small"] [--recipes adamw+clip] [--json FILE]
 
 One rank of a world of fake processes steps on weights without memory (device "meta"), so nothing is computed and
 nothing is sent: what is left is what the host does. Each world is a process of its own. "first" is the first step,
 which plans messages; "step" is the median of later ones; "calls" counts how often one of them enters a function of
-spectrim, generators included. Much of the milliseconds is torch's Python for this device: read how they grow.
+spectrim, generators included. Milliseconds are of processor time, on one thread, and most of them are torch's Python
+for this device: read how they grow.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import torch
@@ -89,9 +90,9 @@ def measured(model: str, layout: str, recipe: str, ranks: int) -> dict[str, Any]
     for _ in range(STEPS + 1):
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
-        begin = perf_counter()
+        begin = process_time()
         optimizer.step()
-        seconds.append(perf_counter() - begin)
+        seconds.append(process_time() - begin)
     return {
         "model": model,
         "layout": layout,
@@ -103,41 +104,47 @@ def measured(model: str, layout: str, recipe: str, ranks: int) -> dict[str, Any]
     }
 
 
-def in_world(ranks: int) -> list[dict[str, Any]]:
-    """All cells of one number of ranks."""
+def in_world(ranks: int, models: list[str], recipes: list[str]) -> None:
+    """Print all cells of one number of ranks, a line each."""
     torch.set_num_threads(1)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     # Nobody answers: everyone is taken to say what this rank says.
     Team.gather_objects = lambda team, value: [value] * team.size  # type: ignore[method-assign]
-    found = []
-    for model in MODELS:
+    for model in models:
         for layout in LAYOUTS:
             if layout == "FSDP2" or ranks >= REPLICAS:
-                found += [measured(model, layout, recipe, ranks) for recipe in RECIPES]
-    return found
+                for recipe in recipes:
+                    print(json.dumps(measured(model, layout, recipe, ranks)), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", default="1,8,64,512,4096", help="numbers of ranks, with commas between")
+    parser.add_argument("--models", default=",".join(MODELS), help="models, with commas between")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="recipes, with commas between")
     parser.add_argument("--json", type=Path, help="write the results here as well")
     parser.add_argument("--world", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.world:
-        print(json.dumps(in_world(arguments.world)))
+        in_world(arguments.world, arguments.models.split(","), arguments.recipes.split(","))
         return
     rows: list[dict[str, Any]] = []
     print(f"{'model':12} {'layout':6} {'recipe':11} {'ranks':>6} {'first ms':>9} {'step ms':>9} {'calls':>9}")
     for ranks in map(int, arguments.ranks.split(",")):
         command = [sys.executable, __file__, "--world", str(ranks)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        for row in json.loads(done.stdout.splitlines()[-1]):
-            rows.append(row)
-            print(
-                f"{row['model']:12} {row['layout']:6} {row['recipe']:11} {row['ranks']:6} {row['first_ms']:9.1f} "
-                f"{row['step_ms']:9.1f} {row['calls']:9}",
-                flush=True,
-            )
+        command += ["--models", arguments.models, "--recipes", arguments.recipes]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as world:
+            assert world.stdout is not None
+            for line in world.stdout:
+                row = json.loads(line)
+                rows.append(row)
+                print(
+                    f"{row['model']:12} {row['layout']:6} {row['recipe']:11} {row['ranks']:6} {row['first_ms']:9.1f} "
+                    f"{row['step_ms']:9.1f} {row['calls']:9}",
+                    flush=True,
+                )
+        if world.returncode:
+            raise SystemExit(f"the world of {ranks} ranks ended with {world.returncode}")
     if arguments.json:
         write_json(arguments.json, {"torch": torch.__version__, "threads": 1, "rows": rows})
 

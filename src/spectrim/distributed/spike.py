@@ -26,7 +26,7 @@ from spectrim.kernels.spike import DEAD_DIRECTION, EMPTY_TAIL, PLAIN_TAIL
 from spectrim.operators._product import product
 from spectrim.operators._stack import energy, reading_is_free
 
-__all__ = ["Block", "Correction", "shape_spikes"]
+__all__ = ["Block", "Correction", "plan_rows", "shape_spikes"]
 
 #: Added to a Gram matrix of unit diagonal so that its Cholesky factor exists; far below what float32 columns resolve.
 SHIFT = 1e-14
@@ -182,7 +182,7 @@ class _SpikeStep:
         sent = [tensors[i] for i in moving]
         sizes = tuple((self.blocks[i].grid, *tensors[i].shape[:-2], tensors[i].shape[-1]) for i in moving)
         route, shapes = self.team.planned(
-            ("spike", sizes, have, want, summed), lambda: _route(self.team, sizes, have, want, summed=summed)
+            ("spike", sizes, have, want, summed), lambda: plan_rows(self.team, sizes, have, want, summed=summed)
         )
         exchange = self.team.exchange(route, sent, dtype=sent[0].dtype, device=sent[0].device, purpose="spike, columns")
         # Some members' parts may leave rows of a sum out.
@@ -194,7 +194,7 @@ class _SpikeStep:
         return results
 
 
-def _route(
+def plan_rows(
     team: Team, sizes: Sequence[tuple[Any, ...]], have: Share, want: Share, *, summed: bool
 ) -> tuple[Route, list[tuple[int, ...]]]:
     """How rows of some blocks get from those who have them to those who want them.
