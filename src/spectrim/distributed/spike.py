@@ -1,5 +1,5 @@
-"""The spike of sharded matrices, followed and shaped without gathering one: products with what is local, and trades of
-k columns.
+"""The spike of sharded matrices, followed and shaped without gathering one: products with what is local, and exchanges
+of k columns.
 
 The same mathematics as :mod:`spectrim.operators.spike`, for any grid of blocks: with M_ij on one rank, Y = MV and
 W = MᵀU are sums of local products over the ranks of a row or a column of blocks. All matrices of a bucket share their
@@ -206,31 +206,50 @@ def plan_rows(
     Returns:
         The route, and the shapes of its targets: (..., rows, columns), or (members, ..., rows, columns).
     """
-    me = team.member
-    planner = RoutePlanner(team.order, me)
+    planner = RoutePlanner(team.order, team.member)
     shapes: list[tuple[int, ...]] = []
-    for slot, (grid, *leading, k) in enumerate(sizes):
-        has, wants = grid.share(have), grid.share(want)
-        mine, wanted = has(me), wants(me)
-        deep = math.prod(leading)
-        rows_here, rows_wanted = count(mine), count(wanted)
-        layers = 0
-        for member in grid.family(me):
-            arriving = list(overlaps(wanted, has(member))) if rows_wanted else []
-            layer = layers * deep * rows_wanted * k if summed else 0
-            for here, there in arriving:
-                target = _rows_to_parcel(deep, rows_wanted, here, k).reversed().moved(target=layer)
-                if member != me:
-                    planner.receive(member, slot, [target])
-                    continue
-                source = _rows_to_parcel(deep, rows_here, there, k)
-                planner.keep(slot, slot, [target._replace(source_strides=source.source_strides, source=source.source)])
-            layers += bool(arriving)
-            if member != me and rows_here:
-                for here, _ in overlaps(mine, wants(member)):
-                    planner.send(member, slot, [_rows_to_parcel(deep, rows_here, here, k)])
-        shapes.append((*((layers,) if summed else ()), *leading, rows_wanted, k))
+    # Layers of a model are alike.
+    parcels = {size: _parcels(team.member, *size, have=have, want=want, summed=summed) for size in dict.fromkeys(sizes)}
+    for slot, size in enumerate(sizes):
+        found, shape = parcels[size]
+        for member, sent, received in found:
+            if member == team.member:
+                planner.keep(slot, slot, received)
+                continue
+            for copy in received:
+                planner.receive(member, slot, [copy])
+            for copy in sent:
+                planner.send(member, slot, [copy])
+        shapes.append(shape)
     return planner.route(), shapes
+
+
+def _parcels(
+    me: int, grid: Grid, *leading_and_columns: int, have: Share, want: Share, summed: bool
+) -> tuple[list[tuple[int, list[Copy], list[Copy]]], tuple[int, ...]]:
+    """For every member of a block's family the copies to parcels for it and from parcels of it, one each; of this rank
+    itself, in the place of the latter, those from tensor to tensor. And the shape of the target."""
+    *leading, k = leading_and_columns
+    deep, has, wants = math.prod(leading), grid.share(have), grid.share(want)
+    mine, wanted = has(me), wants(me)
+    rows_here, rows_wanted = count(mine), count(wanted)
+    found = []
+    layers = 0
+    for member in grid.family(me):
+        sent: list[Copy] = []
+        received: list[Copy] = []
+        layer = layers * deep * rows_wanted * k if summed else 0
+        for here, there in overlaps(wanted, has(member)):
+            copy = _rows_to_parcel(deep, rows_wanted, here, k).reversed().moved(target=layer)
+            if member == me:
+                source = _rows_to_parcel(deep, rows_here, there, k)
+                copy = copy._replace(source_strides=source.source_strides, source=source.source)
+            received.append(copy)
+        layers += bool(received)
+        if member != me:
+            sent = [_rows_to_parcel(deep, rows_here, here, k) for here, _ in overlaps(mine, wants(member))]
+        found.append((member, sent, received))
+    return found, (*((layers,) if summed else ()), *leading, rows_wanted, k)
 
 
 def _rows_to_parcel(deep: int, rows: int, some: slice, k: int) -> Copy:
