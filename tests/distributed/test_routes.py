@@ -241,7 +241,8 @@ def events_of_a_step(make, ranks, monkeypatch, replicas=1):
             stride = torch.empty(size, device="meta").stride()
             whole = DTensor.from_local(local, mesh, placements, run_check=False, shape=torch.Size(size), stride=stride)
             parameters.append(nn.Parameter(whole))
-        optimizer = make(parameters)
+        roles = [{"params": parameters[:-1], "role": "matrix"}, {"params": parameters[-1:], "role": "vector"}]
+        optimizer = make(roles)
         found = 0
         for _ in range(3):
             for parameter in parameters:
@@ -254,8 +255,8 @@ def events_of_a_step(make, ranks, monkeypatch, replicas=1):
 
 
 RECIPES = {
-    "adamw+clip": lambda parameters: spectrim.AdamW(parameters, lr=1e-3, clip=1.0, clip_scope="all"),
-    "spectra": lambda parameters: spectrim.Spectra(parameters, lr=1e-3),
+    "adamw+clip": lambda groups: spectrim.AdamW(groups, lr=1e-3, clip=1.0, clip_scope="all"),
+    "spectra": lambda groups: spectrim.Spectra(groups, lr=1e-3),
 }
 
 
