@@ -200,7 +200,7 @@ def like(parameter: nn.Parameter, whole: Tensor) -> Tensor:
     from spectrim.distributed.runs import take
     from spectrim.distributed.sharding import sharding_of
 
-    region = sharding_of(parameter, "").regions[team_of(parameter.device_mesh).member]
+    region = sharding_of(parameter, "").region(team_of(parameter.device_mesh).member)
     return DTensor.from_local(
         take(whole, region).contiguous(),
         parameter.device_mesh,

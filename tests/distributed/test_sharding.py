@@ -6,7 +6,7 @@ from torch.distributed.tensor import Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from spectrim.distributed.grid import Axes, Rows, grid_of
-from spectrim.distributed.owners import Unit, owners
+from spectrim.distributed.owners import owners
 from spectrim.distributed.runs import count, flattened, overlaps, put, take
 from spectrim.distributed.sharding import sharding_from
 
@@ -37,11 +37,11 @@ def test_regions_are_the_shards_that_torch_makes(shape, mesh_shape, placements):
     whole = torch.arange(torch.Size(shape).numel()).view(shape)
     sharding = sharding_from(shape, mesh_shape, placements, "w")
     again = torch.full_like(whole, -1)
-    for member, coordinate in enumerate(sharding.coordinates):
-        shard = torch_shard(whole, mesh_shape, placements, coordinate)
-        assert torch.equal(take(whole, sharding.regions[member]), shard)
+    for member in range(sharding.members):
+        shard = torch_shard(whole, mesh_shape, placements, sharding.coordinate(member))
+        assert torch.equal(take(whole, sharding.region(member)), shard)
         assert sharding.local_shape(member) == tuple(shard.shape)
-        put(again, sharding.regions[member], shard)
+        put(again, sharding.region(member), shard)
     assert torch.equal(again, whole)
 
 
@@ -77,18 +77,15 @@ def test_runs_overlap_join_and_flatten_as_sets_do():
 def test_a_basis_is_kept_once_and_evenly_over_all_ranks_of_a_replica():
     sharding = sharding_from((24, 16), (2, 2), (Shard(0), Shard(1)), "w")
     grid = grid_of(sharding, Axes((0,), (1,)), Rows(0, 24))
-    assert [count(runs) for runs in grid.basis] == [4, 4, 4, 4]
-    assert sorted(run for runs in grid.basis for run in runs) == [(0, 4), (4, 8), (8, 12), (12, 16)]
+    kept = [grid.basis(member) for member in range(4)]
+    assert [count(runs) for runs in kept] == [4, 4, 4, 4]
+    assert sorted(run for runs in kept for run in runs) == [(0, 4), (4, 8), (8, 12), (12, 16)]
 
 
 def test_owners_share_the_work_of_a_whole_step():
-    def unit(rows, columns):
-        return Unit(0, None, (rows, columns), (), ())
-
-    loads = [0] * 4
-    first = owners([unit(8, 8), unit(40, 40), unit(8, 8)], loads)
+    first, loads = owners([8**3, 40**3, 8**3], (), 4)
     assert first[1] == 0  # the largest goes first
-    second = owners([unit(20, 20)] * 6, loads)
+    second, loads = owners([20**3] * 6, loads, 4)
     assert 0 not in second  # whose hands are full from the round before
     assert sum(loads) == 2 * 8**3 + 40**3 + 6 * 20**3
     assert max(loads) == 40**3

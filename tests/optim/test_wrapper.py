@@ -560,7 +560,7 @@ def test_one_cycle_schedules_of_momentum_work():
     model = small_model()
     optimizer = SpectralClipping(torch.optim.AdamW(model.parameters(), lr=LR), clip=CLIP)
     train(model, optimizer, 5, scheduler=torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LR, total_steps=10))
-    assert len(optimizer._manners) == 2  # matrices and vectors, probed once
+    assert len(optimizer._decompositions) == 2  # matrices and vectors, probed once
 
 
 def test_hooks_of_both_run_and_a_closure_sees_the_weights():

@@ -1,23 +1,33 @@
-"""The only module that sends anything: teams of ranks, their batched sums and their trades, and the count of bytes.
+"""The only module that sends anything: teams of ranks, their batched sums and their exchanges, and the count of bytes.
 
-A trade is one all-to-all: every member has a list of tensors for every other one. Gathers, scattered sums and the way
-to owners and back are all trades, so whatever one step needs for many matrices goes in one message to each rank, exact
-to the byte, without padding.
+An exchange is one all-to-all along a planned :class:`~spectrim.distributed.routes.Route`. Gathers, scattered sums and
+the way to owners and back are all exchanges, so whatever one step needs for many matrices goes in one message to each
+rank, exact to the byte, without padding.
+
+What depends on the number of ranks is worked out once for each mesh, and kept with its :class:`Team`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["Recorder", "Team", "Trade", "record", "team_of"]
+from spectrim.distributed.routes import Route
+
+__all__ = ["Exchange", "Recorder", "Team", "record", "team_of"]
+
+#: How many plans a team keeps; a step needs a few for each of its rounds of exchanges.
+MOST_PLANS = 4096
+
+Plan = TypeVar("Plan")
 
 
 @dataclass
@@ -59,34 +69,27 @@ def _count(purpose: str, size: float) -> None:
 
 
 @dataclass(eq=False)
-class Trade:
-    """An all-to-all under way; :meth:`wait` gives what came from every member."""
+class Exchange:
+    """An all-to-all under way; :meth:`wait` puts what arrives where it belongs."""
 
-    work: Any
-    sent: Tensor
-    received: Tensor
+    route: Route
     own: Sequence[Tensor]
-    shapes: Sequence[Sequence[torch.Size]]
-    by_rank: Sequence[int]
-    member: int
+    work: Any
+    message: Tensor
+    received: Tensor
 
-    def wait(self) -> list[list[Tensor]]:
-        """For every member, the tensors that it sent here, in its order. Those of this rank are the very ones given."""
+    def wait(self, targets: Sequence[Tensor]) -> None:
+        """Fill the route's targets, contiguous tensors, with what arrives and what this rank kept for itself."""
         if self.work is not None:
             self.work.wait()
-        found: list[list[Tensor]] = [[] for _ in self.by_rank]
-        offset = 0
-        for member in self.by_rank:
-            for shape in self.shapes[member]:
-                found[member].append(self.received[offset : offset + shape.numel()].view(shape))
-                offset += shape.numel()
-        found[self.member] = list(self.own)
-        return found
+        self.route.unpack(self.received, self.own, targets)
 
 
 @dataclass(frozen=True, eq=False)
 class Team:
     """The ranks of a mesh, numbered as in :class:`~spectrim.distributed.sharding.Sharding`.
+
+    There is one object for each sequence of ranks, so teams are compared and looked up by identity.
 
     Attributes:
         group: their process group.
@@ -97,11 +100,20 @@ class Team:
     group: dist.ProcessGroup
     order: tuple[int, ...]
     member: int
+    _plans: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """Equal for teams of the same ranks in the same order."""
-        return (self.group, *self.order)
+    def planned(self, key: Hashable, make: Callable[[], Plan]) -> Plan:
+        """What ``make`` gives, made once.
+
+        Args:
+            key: everything that the plan depends on, and nothing that belongs to a parameter: those come and go.
+        """
+        plan: Plan | None = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            plan = self._plans[key] = make()
+        return plan
 
     @property
     def size(self) -> int:
@@ -127,51 +139,50 @@ class Team:
         dist.all_gather_object(found, value, group=self.group)
         return [found[rank] for rank in self.order]
 
-    def trade(
-        self,
-        outgoing: Sequence[Sequence[Tensor]],
-        incoming: Sequence[Sequence[Sequence[int]]],
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        purpose: str,
-    ) -> Trade:
+    def exchange(
+        self, route: Route, tensors: Sequence[Tensor], *, dtype: torch.dtype, device: torch.device, purpose: str
+    ) -> Exchange:
         """Post an all-to-all.
 
         Args:
-            outgoing: for every member, the tensors for it. Those for this rank itself are handed on as they are.
-            incoming: for every member, the shapes of the tensors that it sends here.
+            route: planned from the shapes of the tensors.
+            tensors: which are sent, or kept.
             dtype: in which they travel, and arrive.
             device: where they are.
             purpose: under which the bytes are counted.
         """
-        shapes = [[torch.Size(shape) for shape in found] for found in incoming]
-        own = [tensor.to(dtype) for tensor in outgoing[self.member]]
-        shapes[self.member] = []
-        by_rank = sorted(range(self.size), key=lambda member: self.order[member])
-        parcels = [
-            tensor.to(dtype).reshape(-1) for member in by_rank if member != self.member for tensor in outgoing[member]
-        ]
-        sizes_out = [0 if m == self.member else sum(t.numel() for t in outgoing[m]) for m in by_rank]
-        sizes_in = [sum(shape.numel() for shape in shapes[m]) for m in by_rank]
-        received = torch.empty(sum(sizes_in), dtype=dtype, device=device)
-        packed = torch.cat(parcels) if parcels else torch.empty(0, dtype=dtype, device=device)
+        own = [tensor.to(dtype).contiguous() for tensor in tensors]
+        message = route.pack(own, dtype, device)
+        received = torch.empty(route.total_received, dtype=dtype, device=device)
         work = None
         if self.size > 1:
-            _count(purpose, packed.nbytes)
-            work = dist.all_to_all_single(received, packed, sizes_in, sizes_out, group=self.group, async_op=True)
-        return Trade(work, packed, received, own, shapes, by_rank, self.member)
+            _count(purpose, message.nbytes)
+            work = dist.all_to_all_single(
+                received, message, route.received, route.sent, group=self.group, async_op=True
+            )
+        return Exchange(route, own, work, message, received)
 
 
 _groups: dict[tuple[int, ...], tuple[Any, dist.ProcessGroup]] = {}
+_teams: weakref.WeakValueDictionary[tuple[dist.ProcessGroup, tuple[int, ...]], Team] = weakref.WeakValueDictionary()
+#: By the identity of a mesh: comparing meshes takes time that grows with their ranks.
+_known: dict[int, tuple[weakref.ref[DeviceMesh], Any, Team]] = {}
 
 
 def team_of(mesh: DeviceMesh) -> Team:
     """The team of all ranks of a mesh, of any number of dimensions. To be called by all of them in the same order."""
+    found = _known.get(id(mesh))
+    if found is not None and found[0]() is mesh and found[1] is dist.group.WORLD:
+        return found[2]
     ranks = tuple(mesh.mesh.flatten().tolist())
     group = _group(mesh, ranks)
-    order = tuple(dist.get_group_rank(group, rank) for rank in ranks)
-    return Team(group=group, order=order, member=ranks.index(dist.get_rank()))
+    team = _teams.get((group, ranks))
+    if team is None:
+        order = tuple(dist.get_group_rank(group, rank) for rank in ranks)
+        team = _teams[group, ranks] = Team(group=group, order=order, member=ranks.index(dist.get_rank()))
+    number = id(mesh)
+    _known[number] = (weakref.ref(mesh, lambda _: _known.pop(number, None)), dist.group.WORLD, team)
+    return team
 
 
 def _group(mesh: DeviceMesh, ranks: tuple[int, ...]) -> dist.ProcessGroup:

@@ -4,15 +4,18 @@ spike's basis. Pure descriptions, made from a sharding alone."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from spectrim.distributed.runs import Runs, chunk, count, flattened, joined, overlaps
 from spectrim.distributed.sharding import Sharding, Split
 
-__all__ = ["Axes", "Grid", "Rows", "basis_sharding", "grid_of", "local_rows"]
+__all__ = ["Axes", "Grid", "Rows", "Share", "basis_sharding", "grid_of", "local_rows"]
+
+#: Ways to share out what a matrix has: its rows or columns as they are held, or the parts of its spike.
+Share = Literal["rows", "columns", "basis", "frame"]
 
 
 @dataclass(frozen=True)
@@ -39,50 +42,84 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """One matrix m x n, or a stack of E, on a mesh; each tuple has one item for every member.
+    """One matrix m x n, or a stack of E, on a mesh: the matrix that some rows of a sharded tensor make.
 
     A family are the members that hold the same matrices of a stack, in the same replica.
 
     Attributes:
-        shape: (m, n).
-        depth: E, or None where there is no stack.
-        rows, columns, stack: what a member holds.
-        basis: the columns whose part of the n x k basis a member keeps. Within a family they are disjoint.
-        replica: which replica a member belongs to.
+        sharding: of the tensor.
+        axes: how it is read as a matrix.
+        part: the rows.
     """
 
-    shape: tuple[int, int]
-    depth: int | None
-    rows: tuple[Runs, ...]
-    columns: tuple[Runs, ...]
-    stack: tuple[Runs, ...]
-    basis: tuple[Runs, ...]
-    replica: tuple[int, ...]
+    sharding: Sharding
+    axes: Axes
+    part: Rows
 
-    @cached_property
-    def family(self) -> tuple[tuple[int, Runs], ...]:
-        """For every member, its family."""
-        return tuple(zip(self.replica, self.stack, strict=True))
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return count(self._part_runs), math.prod(self.sharding.shape[dim] for dim in self.axes.columns)
 
-    @cached_property
-    def frame(self) -> tuple[Runs, ...]:
+    @property
+    def depth(self) -> int | None:
+        """E, or None where there is no stack."""
+        return None if self.axes.stack is None else self.sharding.shape[self.axes.stack]
+
+    def replica(self, member: int) -> int:
+        """Which replica a member belongs to."""
+        return self.sharding.replica(member)
+
+    def rows(self, member: int) -> Runs:
+        """The rows that a member holds."""
+        pairs = overlaps(_held(self.sharding, self.axes.rows, member), self._part_runs)
+        return joined([(place.start, place.stop) for _, place in pairs])
+
+    def columns(self, member: int) -> Runs:
+        """The columns that a member holds."""
+        return _held(self.sharding, self.axes.columns, member)
+
+    def stack(self, member: int) -> Runs:
+        """The matrices of which a member holds a part."""
+        return () if self.axes.stack is None else self.sharding.region(member)[self.axes.stack]
+
+    def basis(self, member: int) -> Runs:
+        """The columns whose part of the n x k basis a member keeps. Within a family they are disjoint."""
+        return self._basis.region(member)[-2]
+
+    def frame(self, member: int) -> Runs:
         """The rows whose part of the m x k left vectors a member works out: those that it holds, shared evenly with
         the members of its family that hold the same."""
-        sharers: dict[object, list[int]] = {}
-        for member, key in enumerate(zip(self.family, self.rows, strict=True)):
-            sharers.setdefault(key, []).append(member)
-        return tuple(
-            chunk(rows, len(same := sharers[family, rows]), same.index(member))
-            for member, (family, rows) in enumerate(zip(self.family, self.rows, strict=True))
-        )
+        same = self.sharding.varied(member, self.axes.columns)
+        return chunk(self.rows(member), len(same), same.index(member))
+
+    def family(self, member: int) -> list[int]:
+        """The members of a member's family, in order, itself among them."""
+        return self.sharding.varied(member, self.axes.rows + self.axes.columns)
+
+    def moves(self, have: Share, want: Share) -> bool:
+        """Whether any member wants another share than it has."""
+        key = (have, want)
+        if key not in self._moves:
+            share, wanted = self.share(have), self.share(want)
+            self._moves[key] = any(share(member) != wanted(member) for member in range(self.sharding.members))
+        return self._moves[key]
+
+    def share(self, which: Share) -> Callable[[int], Runs]:
+        """One of the four ways to share rows or columns out."""
+        return {"rows": self.rows, "columns": self.columns, "basis": self.basis, "frame": self.frame}[which]
 
     @cached_property
-    def peers(self) -> tuple[tuple[int, ...], ...]:
-        """For every member those of its family, itself among them."""
-        members: dict[object, list[int]] = {}
-        for member, family in enumerate(self.family):
-            members.setdefault(family, []).append(member)
-        return tuple(tuple(members[family]) for family in self.family)
+    def _part_runs(self) -> Runs:
+        return self.part.runs(math.prod(self.sharding.shape[dim] for dim in self.axes.rows))
+
+    @cached_property
+    def _basis(self) -> Sharding:
+        return basis_sharding(self.sharding, self.axes, 1)
+
+    @cached_property
+    def _moves(self) -> dict[tuple[Share, Share], bool]:
+        return {}
 
 
 def basis_sharding(sharding: Sharding, axes: Axes, rank: int) -> Sharding:
@@ -100,24 +137,8 @@ def basis_sharding(sharding: Sharding, axes: Axes, rank: int) -> Sharding:
 
 @cache
 def grid_of(sharding: Sharding, axes: Axes, part: Rows) -> Grid:
-    """The grid of the matrix that the rows of one part of a tensor make."""
-    rows_of_part = part.runs(math.prod(sharding.shape[dim] for dim in axes.rows))
-    kept = basis_sharding(sharding, axes, 1)
-
-    def places(member: int) -> Runs:
-        pairs = [theirs for _, theirs in overlaps(_held(sharding, axes.rows, member), rows_of_part)]
-        return joined([(place.start, place.stop) for place in pairs])
-
-    members = range(sharding.members)
-    return Grid(
-        shape=(count(rows_of_part), kept.shape[-2]),
-        depth=None if axes.stack is None else sharding.shape[axes.stack],
-        rows=tuple(map(places, members)),
-        columns=tuple(_held(sharding, axes.columns, member) for member in members),
-        stack=tuple(() if axes.stack is None else sharding.regions[member][axes.stack] for member in members),
-        basis=tuple(kept.regions[member][-2] for member in members),
-        replica=sharding.replica,
-    )
+    """The grid of some rows, one object for each, which remembers what was asked of it."""
+    return Grid(sharding, axes, part)
 
 
 @cache
@@ -130,5 +151,5 @@ def local_rows(sharding: Sharding, axes: Axes, part: Rows, member: int) -> Runs:
 
 def _held(sharding: Sharding, dims: Sequence[int], member: int) -> Runs:
     """What a member holds along the joined dimensions."""
-    region = sharding.regions[member]
+    region = sharding.region(member)
     return flattened([region[dim] for dim in dims], [sharding.shape[dim] for dim in dims])

@@ -3,24 +3,29 @@
 The unit of work is one tensor, or one matrix of a stack. Its owner is any rank of the mesh, chosen so that all have
 about the same work. Where there are replicas, the shards of one of them are sent and the result goes to all, so
 replicas share the work and hold the same bits.
+
+Who owns what and what goes where depends on shapes, layouts and the work so far in a step, the same in every step. It
+is planned once (:class:`OwnerPlan`), from what this rank sends and gets; a step looks the plan up.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from spectrim.distributed.collectives import Team, Trade
-from spectrim.distributed.runs import Runs, count, put, take, within
+from spectrim.distributed.collectives import Exchange, Team
+from spectrim.distributed.copies import Copy, copies_of_region
+from spectrim.distributed.routes import Route, RoutePlanner
+from spectrim.distributed.runs import Runs, count, within
 from spectrim.distributed.sharding import Sharding
 
-__all__ = ["Journey", "Unit", "owners", "rounds", "units"]
+__all__ = ["Loads", "OwnerExchange", "OwnerPlan", "Unit", "exchange_rounds", "owners", "plan_owners"]
 
 #: How many bytes of matrices, in float32, each owner holds at once; one matrix always may.
 ROUND_BYTES = 64 * 2**20
@@ -30,8 +35,12 @@ T = TypeVar("T")
 #: Works on whole units of one shape: which tensors they belong to, and the units; a result for each.
 Work = Callable[[list[int], list[Tensor]], Sequence[Tensor]]
 
+#: For every team the work of its members so far in one step, so that owners share that of the whole step evenly. Of
+#: each the first members, as far as they have any.
+Loads = dict[Team, tuple[int, ...]]
 
-def rounds(items: Sequence[T], shape: Callable[[T], Sequence[int]], members: int) -> Iterator[list[T]]:
+
+def exchange_rounds(items: Sequence[T], shape: Callable[[T], Sequence[int]], members: int) -> Iterator[list[T]]:
     """Items in order, as many together as fill every owner's room; ``shape`` tells that of the whole of an item."""
     some: list[T] = []
     room = ROUND_BYTES * members
@@ -54,111 +63,175 @@ class Unit:
         tensor: which of the tensors sent.
         index: which matrix of a stack, or None for a whole tensor.
         shape: of the unit.
-        holders: for every member its region of the unit; None where it holds nothing of it.
-        replica: for every member, the replica that it belongs to.
     """
 
     tensor: int
     index: int | None
     shape: tuple[int, ...]
-    holders: tuple[tuple[Runs, ...] | None, ...]
-    replica: tuple[int, ...]
-
-    def local_shape(self, member: int) -> tuple[int, ...]:
-        """The shape of what a member holds."""
-        region = self.holders[member]
-        assert region is not None
-        return tuple(count(runs) for runs in region)
 
 
-@cache
-def _units(sharding: Sharding) -> tuple[tuple[tuple[Runs, ...] | None, ...], ...]:
-    """For every matrix of a stack, who holds which part of it."""
-    return tuple(
-        tuple(region[1:] if within(region[0], index, index + 1) else None for region in sharding.regions)
-        for index in range(sharding.shape[0])
-    )
+def owners(works: Sequence[int], before: tuple[int, ...], members: int) -> tuple[list[int], tuple[int, ...]]:
+    """For every unit its owner: the largest first, each to the first of the members with the least work so far.
 
-
-def units(shardings: Sequence[Sharding], stacked: Sequence[bool]) -> list[Unit]:
-    """The units of several tensors, in order. A stack (E, m, n) is E units."""
-    found = []
-    for tensor, (sharding, stack) in enumerate(zip(shardings, stacked, strict=True)):
-        if 0 in sharding.shape:
-            continue
-        if not stack:
-            found.append(Unit(tensor, None, sharding.shape, sharding.regions, sharding.replica))
-            continue
-        for index, holders in enumerate(_units(sharding)):
-            found.append(Unit(tensor, index, sharding.shape[1:], holders, sharding.replica))
-    return found
-
-
-def owners(found: Sequence[Unit], loads: list[int]) -> list[int]:
-    """For every unit its owner: the largest first, each to the member with the least work so far.
+    Takes time for units, whatever the number of members: those without work are taken in turn, the others from a heap.
 
     Args:
-        found: the units.
-        loads: the work of every member so far in this step, to which theirs is added.
+        works: of the units, each at least 1.
+        before: the work so far of the first members; the others have none.
+        members: how many there are.
+
+    Returns:
+        The owners, and the work of the first members after.
     """
-    chosen = [0] * len(found)
-    for index in sorted(range(len(found)), key=lambda i: -_work(found[i].shape)):
-        member = min(range(len(loads)), key=loads.__getitem__)
+    chosen = [0] * len(works)
+    loads = list(before)
+    heap = [(load, member) for member, load in enumerate(loads)]
+    heapq.heapify(heap)
+    for index in sorted(range(len(works)), key=lambda i: -works[i]):
+        if len(loads) < members:
+            member = len(loads)
+            loads.append(works[index])
+            heapq.heappush(heap, (loads[member], member))
+        else:
+            member = heap[0][1]
+            loads[member] += works[index]
+            heapq.heapreplace(heap, (loads[member], member))
         chosen[index] = member
-        loads[member] += _work(found[index].shape)
-    return chosen
+    return chosen, tuple(loads)
+
+
+@dataclass(frozen=True, eq=False)
+class OwnerPlan:
+    """What one rank does in an exchange with owners.
+
+    Attributes:
+        units: all of them, the same on every rank.
+        owned: the numbers of those that this rank owns.
+        there: local tensors to units owned here.
+        back: units owned here to local tensors.
+        loads: see :data:`Loads`; after this exchange.
+    """
+
+    units: tuple[Unit, ...]
+    owned: tuple[int, ...]
+    there: Route
+    back: Route
+    loads: tuple[int, ...]
+
+
+def plan_owners(
+    tensors: Sequence[tuple[Sharding, bool]], before: tuple[int, ...], order: Sequence[int], me: int
+) -> OwnerPlan:
+    """Plan an exchange, from nothing but who holds what.
+
+    Args:
+        tensors: how each lies on the mesh, and whether it is a stack (E, m, n), which is E units.
+        before: see :func:`owners`.
+        order: for every member its rank in the process group.
+        me: which member this is.
+    """
+    units = tuple(_units(tensors))
+    chosen, loads = owners([_work(unit.shape) for unit in units], before, len(order))
+    there, back = RoutePlanner(order, me), RoutePlanner(order, me)
+    owned: list[int] = []
+    for number, (unit, owner) in enumerate(zip(units, chosen, strict=True)):
+        sharding = tensors[unit.tensor][0]
+        mine, replica = _local_copies(sharding, unit, me), sharding.replica(owner)
+        if owner != me:
+            if mine is not None:
+                if sharding.replica(me) == replica:
+                    there.send(owner, unit.tensor, mine)
+                back.receive(owner, unit.tensor, [copy.reversed() for copy in mine])
+            continue
+        place = len(owned)
+        owned.append(number)
+        for member in range(sharding.members):
+            region = _region(sharding, unit, member)
+            if region is None or not all(region):
+                continue
+            copies = copies_of_region(unit.shape, region)
+            if member == me:
+                begin = mine[0].source if mine else 0
+                local = [copy.moved(target=begin) for copy in copies]
+                there.keep(unit.tensor, place, [copy.reversed() for copy in local])
+                back.keep(place, unit.tensor, local)
+                continue
+            if sharding.replica(member) == replica:
+                there.receive(member, place, [copy.reversed() for copy in copies])
+            back.send(member, place, copies)
+    return OwnerPlan(units, tuple(owned), there.route(), back.route(), loads)
+
+
+def _units(tensors: Sequence[tuple[Sharding, bool]]) -> Iterator[Unit]:
+    for tensor, (sharding, is_stack) in enumerate(tensors):
+        if 0 in sharding.shape:
+            continue
+        if is_stack:
+            yield from (Unit(tensor, index, sharding.shape[1:]) for index in range(sharding.shape[0]))
+        else:
+            yield Unit(tensor, None, sharding.shape)
+
+
+def _region(sharding: Sharding, unit: Unit, member: int) -> tuple[Runs, ...] | None:
+    """What a member holds of a unit."""
+    region = sharding.region(member)
+    if unit.index is None:
+        return region
+    return region[1:] if within(region[0], unit.index, unit.index + 1) else None
+
+
+def _local_copies(sharding: Sharding, unit: Unit, me: int) -> list[Copy] | None:
+    """The copy of this rank's part of a unit from its contiguous local tensor to a parcel; None where it has none."""
+    region = _region(sharding, unit, me)
+    size = 0 if region is None else math.prod(count(runs) for runs in region)
+    if size == 0:
+        return None
+    # Matrices of a stack lie one after another.
+    place = (
+        0
+        if unit.index is None
+        else sum(min(stop, unit.index) - start for start, stop in sharding.region(me)[0] if start < unit.index)
+    )
+    return [Copy((size,), (1,), (1,), place * size, 0)]
 
 
 def _work(shape: Sequence[int]) -> int:
-    rows = shape[0]
-    columns = 1
-    for size in shape[1:]:
-        columns *= size
+    rows, columns = shape[0], math.prod(shape[1:])
     return max(1, rows * columns * min(rows, columns))
 
 
-@dataclass
-class Journey:
-    """Local shards to owners and back. :meth:`set_out`, then :meth:`work`, then :meth:`arrive`; each posts what the
-    next waits for, so that another journey's work fits in between.
+class OwnerExchange:
+    """Local shards to owners and back: :meth:`send`, then :meth:`work`, then :meth:`results`; each posts what the next
+    waits for, so that another exchange's work fits in between.
 
-    Attributes:
+    Args:
         team: the ranks of the mesh.
-        found: all units, the same on every rank.
+        shardings: of the tensors that will be sent.
+        stacks: of each, whether its first dimension counts matrices.
         dtype: in which matrices travel.
-        loads: the work of every member so far in this step; this journey's is added.
+        loads: the work so far in this step; this exchange's is added.
     """
 
-    team: Team
-    found: Sequence[Unit]
-    dtype: torch.dtype
-    loads: list[int]
-    _owners: list[int] = field(init=False)
-    _locals: list[Tensor] = field(init=False)
-    #: For a matrix of a stack, its place among those that are here.
-    _places: dict[tuple[int, int], int] = field(init=False)
-    _trade: Trade = field(init=False)
+    def __init__(
+        self, team: Team, shardings: Sequence[Sharding], stacks: Sequence[bool], dtype: torch.dtype, loads: Loads
+    ) -> None:
+        self._team, self._dtype = team, dtype
+        tensors = tuple(zip(shardings, stacks, strict=True))
+        before = loads.get(team, ())
+        self._plan = team.planned(
+            ("owners", tensors, before), lambda: plan_owners(tensors, before, team.order, team.member)
+        )
+        loads[team] = self._plan.loads
 
-    def __post_init__(self) -> None:
-        self._owners = owners(self.found, self.loads)
-        self._places = {}
-        here: dict[int, int] = {}
-        for unit in self.found:
-            if unit.index is not None and unit.holders[self.team.member] is not None:
-                self._places[unit.tensor, unit.index] = here[unit.tensor] = here.get(unit.tensor, -1) + 1
+    @property
+    def units(self) -> Sequence[Unit]:
+        """What is sent, in order, the same on every rank."""
+        return self._plan.units
 
-    def set_out(self, tensors: Sequence[Tensor]) -> None:
+    def send(self, tensors: Sequence[Tensor]) -> None:
         """Send this rank's shards, one local tensor for each, to the owners."""
         self._locals = list(tensors)
-        outgoing: list[list[Tensor]] = [[] for _ in range(self.team.size)]
-        incoming: list[list[tuple[int, ...]]] = [[] for _ in range(self.team.size)]
-        for unit, owner in zip(self.found, self._owners, strict=True):
-            for member in self._senders(unit, owner):
-                if member == self.team.member:
-                    outgoing[owner].append(self._part(tensors, unit))
-                if owner == self.team.member:
-                    incoming[member].append(unit.local_shape(member))
-        self._trade = self._post(outgoing, incoming)
+        self._under_way = self._post(self._plan.there, tensors)
 
     def work(self, function: Work) -> None:
         """Put the units owned here together, work on them, and send every holder its part of the result.
@@ -167,56 +240,26 @@ class Journey:
             function: see :data:`Work`. It may write to the units.
         """
         wholes = self.wholes()
-        mine: dict[tuple[int, ...], list[int]] = {}
+        alike: dict[tuple[int, ...], list[int]] = {}
         for number in wholes:
-            mine.setdefault(self.found[number].shape, []).append(number)
-        for same in mine.values():
-            done = function([self.found[n].tensor for n in same], [wholes[n] for n in same])
+            alike.setdefault(self.units[number].shape, []).append(number)
+        for same in alike.values():
+            done = function([self.units[n].tensor for n in same], [wholes[n] for n in same])
             wholes.update(zip(same, done, strict=True))
-        outgoing: list[list[Tensor]] = [[] for _ in range(self.team.size)]
-        incoming: list[list[tuple[int, ...]]] = [[] for _ in range(self.team.size)]
-        for number, (unit, owner) in enumerate(zip(self.found, self._owners, strict=True)):
-            if owner == self.team.member:
-                for member, region in enumerate(unit.holders):
-                    if region is not None:
-                        outgoing[member].append(take(wholes[number], region))
-            if unit.holders[self.team.member] is not None:
-                incoming[owner].append(unit.local_shape(self.team.member))
-        self._trade = self._post(outgoing, incoming)
+        self._under_way = self._post(self._plan.back, list(wholes.values()))
 
     def wholes(self) -> dict[int, Tensor]:
-        """The units owned here, put together, by their number; a journey may end with them."""
-        arrived = [iter(found) for found in self._trade.wait()]
-        found: dict[int, Tensor] = {}
-        for number, (unit, owner) in enumerate(zip(self.found, self._owners, strict=True)):
-            if owner != self.team.member:
-                continue
-            found[number] = self._locals[0].new_empty(unit.shape)
-            for member in self._senders(unit, owner):
-                region = unit.holders[member]
-                assert region is not None
-                put(found[number], region, next(arrived[member]))
+        """The units owned here, put together, by their number; an exchange may end with them."""
+        found = {number: self._locals[0].new_empty(self.units[number].shape) for number in self._plan.owned}
+        self._under_way.wait(list(found.values()))
         return found
 
-    def arrive(self) -> list[Tensor]:
-        """The results for this rank's shards: new tensors of the shape and dtype of those that set out."""
-        arrived = [iter(found) for found in self._trade.wait()]
-        results = [torch.empty_like(tensor) for tensor in self._locals]
-        for unit, owner in zip(self.found, self._owners, strict=True):
-            if unit.holders[self.team.member] is not None:
-                self._part(results, unit).copy_(next(arrived[owner]))
-        return results
+    def results(self) -> list[Tensor]:
+        """The results for this rank's shards: new tensors of the shape and dtype of those that were sent."""
+        found = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in self._locals]
+        self._under_way.wait(found)
+        return found
 
-    def _senders(self, unit: Unit, owner: int) -> list[int]:
-        replica = unit.replica[owner]
-        return [m for m, region in enumerate(unit.holders) if region is not None and unit.replica[m] == replica]
-
-    def _part(self, tensors: Sequence[Tensor], unit: Unit) -> Tensor:
-        local = tensors[unit.tensor]
-        if unit.index is None:
-            return local
-        return local[self._places[unit.tensor, unit.index]]
-
-    def _post(self, outgoing: list[list[Tensor]], incoming: list[list[tuple[int, ...]]]) -> Trade:
+    def _post(self, route: Route, tensors: Sequence[Tensor]) -> Exchange:
         device = self._locals[0].device
-        return self.team.trade(outgoing, incoming, dtype=self.dtype, device=device, purpose="matrices")
+        return self._team.exchange(route, tensors, dtype=self._dtype, device=device, purpose="matrices")

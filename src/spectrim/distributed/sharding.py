@@ -6,9 +6,8 @@ row-major order of their coordinates. Relied on by everything that moves shards.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -61,29 +60,42 @@ class Sharding:
         pairs = zip(self.mesh_shape, self.splits, strict=True)
         return any(split is not None and split.dim == dim and size > 1 for size, split in pairs)
 
-    @cached_property
-    def regions(self) -> tuple[tuple[Runs, ...], ...]:
-        """For every member, the indices that it holds along each dimension."""
-        return tuple(self._region(coordinate) for coordinate in self.coordinates)
+    def region(self, member: int) -> tuple[Runs, ...]:
+        """The indices that a member holds along each dimension."""
+        found = self._regions.get(member)
+        if found is None:
+            found = self._regions[member] = self._region_at(self.coordinate(member))
+        return found
 
-    @cached_property
-    def coordinates(self) -> tuple[tuple[int, ...], ...]:
-        """For every member, its place in the mesh."""
-        return tuple(itertools.product(*map(range, self.mesh_shape)))
+    def coordinate(self, member: int) -> tuple[int, ...]:
+        """A member's place in the mesh."""
+        place = []
+        for size in reversed(self.mesh_shape):
+            member, last = divmod(member, size)
+            place.append(last)
+        return tuple(reversed(place))
 
-    @cached_property
-    def replica(self) -> tuple[int, ...]:
-        """For every member, which of the replicas it belongs to; those of one replica hold the tensor once."""
-        return tuple(self._number(coordinate, replicated=True) for coordinate in self.coordinates)
+    def replica(self, member: int) -> int:
+        """Which of the replicas a member belongs to; those of one replica hold the tensor once."""
+        return self._number(self.coordinate(member), replicated=True)
 
-    @cached_property
-    def shard(self) -> tuple[int, ...]:
-        """For every member, the number of its shard; equal for those that hold the same one."""
-        return tuple(self._number(coordinate, replicated=False) for coordinate in self.coordinates)
+    def shard(self, member: int) -> int:
+        """The number of a member's shard; equal for those that hold the same one."""
+        return self._number(self.coordinate(member), replicated=False)
+
+    def varied(self, member: int, dims: Collection[int | None]) -> list[int]:
+        """The members whose place differs from one's only along mesh dimensions that split some of these dimensions of
+        the tensor, or hold replicas for None; in order, itself among them."""
+        found = [0]
+        for place, size, split in zip(self.coordinate(member), self.mesh_shape, self.splits, strict=True):
+            varies = (None if split is None else split.dim) in dims
+            places = range(size) if varies else (place,)
+            found = [number * size + each for number in found for each in places]
+        return found
 
     def local_shape(self, member: int) -> tuple[int, ...]:
         """The shape of a member's shard."""
-        return tuple(count(runs) for runs in self.regions[member])
+        return tuple(count(runs) for runs in self.region(member))
 
     def _number(self, coordinate: tuple[int, ...], *, replicated: bool) -> int:
         number = 0
@@ -92,7 +104,11 @@ class Sharding:
                 number = number * size + place
         return number
 
-    def _region(self, coordinate: tuple[int, ...]) -> tuple[Runs, ...]:
+    @cached_property
+    def _regions(self) -> dict[int, tuple[Runs, ...]]:
+        return {}
+
+    def _region_at(self, coordinate: tuple[int, ...]) -> tuple[Runs, ...]:
         region: list[Runs] = [((0, size),) if size else () for size in self.shape]
         for axis in self._order():
             split = self.splits[axis]
@@ -117,11 +133,18 @@ def sharding_of(tensor: DTensor, name: str) -> Sharding:
     return sharding_from(tuple(tensor.shape), tuple(tensor.device_mesh.shape), tuple(tensor.placements), name)
 
 
-@cache
 def sharding_from(
     shape: tuple[int, ...], mesh_shape: tuple[int, ...], placements: tuple[Placement, ...], name: str
 ) -> Sharding:
     """The sharding that placements stand for; :func:`sharding_of` without a tensor."""
+    try:
+        return _sharding_from(shape, mesh_shape, placements)
+    except ValueError as error:
+        raise ValueError(f"the layout of parameter {name!r}, {tuple(placements)}, is not served: {error}") from None
+
+
+@cache
+def _sharding_from(shape: tuple[int, ...], mesh_shape: tuple[int, ...], placements: tuple[Placement, ...]) -> Sharding:
     splits: list[Split | None] = []
     for placement in placements:
         if isinstance(placement, Replicate):
@@ -131,13 +154,13 @@ def sharding_from(
         elif type(placement).__name__ == "_StridedShard":
             splits.append(Split(placement.dim % len(shape), int(placement.split_factor)))  # type: ignore[attr-defined]
         else:
-            raise ValueError(_refusal(name, placements, f"{placement} is not served: expected Shard or Replicate"))
+            raise ValueError(f"{placement} is not served: expected Shard or Replicate")
     sharding = Sharding(shape, mesh_shape, tuple(splits))
-    _check_strides(sharding, placements, name)
+    _check_strides(sharding)
     return sharding
 
 
-def _check_strides(sharding: Sharding, placements: Sequence[Placement], name: str) -> None:
+def _check_strides(sharding: Sharding) -> None:
     """A strided shard must be split by later mesh dimensions into just as many parts as it says, and evenly enough
     that FSDP2, which splits from the right, and DTensor, which reads from the left, mean the same rows."""
     for axis, split in enumerate(sharding.splits):
@@ -149,19 +172,13 @@ def _check_strides(sharding: Sharding, placements: Sequence[Placement], name: st
             if other is not None and other.dim == split.dim
         ]
         if math.prod(later) != split.factor:
-            raise ValueError(
-                _refusal(name, placements, f"split_factor={split.factor} is not the {math.prod(later)} shards after it")
-            )
+            raise ValueError(f"split_factor={split.factor} is not the {math.prod(later)} shards after it")
     if any(split is not None and split.factor > 1 for split in sharding.splits):
-        for member, coordinate in enumerate(sharding.coordinates):
-            if sharding.regions[member] != _read_from_the_left(sharding, coordinate):
+        for member in range(sharding.members):
+            if sharding.region(member) != _read_from_the_left(sharding, sharding.coordinate(member)):
                 raise ValueError(
-                    _refusal(
-                        name,
-                        placements,
-                        f"shape {sharding.shape} on a mesh of {sharding.mesh_shape} splits so unevenly that FSDP2 and "
-                        f"DTensor disagree on who holds what",
-                    )
+                    f"shape {sharding.shape} on a mesh of {sharding.mesh_shape} splits so unevenly that FSDP2 and "
+                    f"DTensor disagree on who holds what"
                 )
 
 
@@ -175,7 +192,3 @@ def _read_from_the_left(sharding: Sharding, coordinate: tuple[int, ...]) -> tupl
         parts = [chunk(chunk(whole, split.factor, part), size, place) for part in range(split.factor)]
         region[split.dim] = tuple(run for part in parts for run in part)
     return tuple(joined(runs) for runs in region)
-
-
-def _refusal(name: str, placements: Sequence[Placement], reason: str) -> str:
-    return f"the layout of parameter {name!r}, {tuple(placements)}, is not served: {reason}"

@@ -1,5 +1,5 @@
-"""The spike of sharded matrices, followed and shaped without gathering one: products with what is local, and trades of
-k columns.
+"""The spike of sharded matrices, followed and shaped without gathering one: products with what is local, and exchanges
+of k columns.
 
 The same mathematics as :mod:`spectrim.operators.spike`, for any grid of blocks: with M_ij on one rank, Y = MV and
 W = MᵀU are sums of local products over the ranks of a row or a column of blocks. All matrices of a bucket share their
@@ -9,21 +9,24 @@ team, and sums of long things are taken in the order of members.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spectrim.distributed.collectives import Team
-from spectrim.distributed.grid import Grid
+from spectrim.distributed.copies import Copy
+from spectrim.distributed.grid import Grid, Share
+from spectrim.distributed.routes import Route, RoutePlanner
 from spectrim.distributed.runs import Runs, count, overlaps, put, take
 from spectrim.kernels.spike import DEAD_DIRECTION, EMPTY_TAIL, PLAIN_TAIL
 from spectrim.operators._product import product
 from spectrim.operators._stack import energy, reading_is_free
 
-__all__ = ["Block", "Correction", "shape_spikes"]
+__all__ = ["Block", "Correction", "plan_rows", "shape_spikes"]
 
 #: Added to a Gram matrix of unit diagonal so that its Cholesky factor exists; far below what float32 columns resolve.
 SHIFT = 1e-14
@@ -62,13 +65,13 @@ def shape_spikes(team: Team, blocks: Sequence[Block], *, steps: int) -> list[Cor
         blocks: of one dtype and device.
         steps: power steps, at least 1.
     """
-    work = _Work(team, blocks)
+    work = _SpikeStep(team, blocks)
     for _ in range(steps):
         work.power_step()
     return work.corrections()
 
 
-class _Work:
+class _SpikeStep:
     """The tensors of one call: lists with one item for every block."""
 
     def __init__(self, team: Team, blocks: Sequence[Block]) -> None:
@@ -150,71 +153,109 @@ class _Work:
             depth = block.grid.depth
             slot = value.new_zeros((1, *value.shape) if depth is None else (depth, *value.shape[1:]))
             # Replicas would count twice. One of them speaks for all, so that all hear the same bits.
-            if block.grid.replica[me] == 0:
+            if block.grid.replica(me) == 0:
                 if depth is None:
                     slot[0] = value
                 else:
-                    put(slot, [block.grid.stack[me], *_full(value.shape[1:])], value)
+                    put(slot, [block.grid.stack(me), *_full(value.shape[1:])], value)
             slots.append(slot)
         flat = torch.cat([slot.reshape(-1) for slot in slots])
         self.team.sum(flat, "spike, small sums")
         results = []
         for block, slot, found in zip(self.blocks, slots, torch.split(flat, [s.numel() for s in slots]), strict=True):
             total = found.view(slot.shape)
-            results.append(total[0] if block.grid.depth is None else take(total, [block.grid.stack[me]]))
+            results.append(total[0] if block.grid.depth is None else take(total, [block.grid.stack(me)]))
         return results
 
-    def _gathered(self, tensors: Sequence[Tensor], have: str, want: str) -> list[Tensor]:
+    def _gathered(self, tensors: Sequence[Tensor], have: Share, want: Share) -> list[Tensor]:
         """Rows that members have, brought to all of their family that want them."""
-        return self._routed(tensors, have, want, _overwrite)
+        return self._routed(tensors, have, want, summed=False)
 
-    def _summed(self, tensors: Sequence[Tensor], have: str, want: str) -> list[Tensor]:
-        """Partial sums of rows, brought to the member that keeps each row and summed there."""
-        return self._routed(tensors, have, want, _add)
+    def _summed(self, tensors: Sequence[Tensor], have: Share, want: Share) -> list[Tensor]:
+        """Partial sums of rows, brought to the member that keeps each row and summed there, in the order of members."""
+        return self._routed(tensors, have, want, summed=True)
 
-    def _routed(
-        self, tensors: Sequence[Tensor], have: str, want: str, place: Callable[[Tensor, Tensor], object]
-    ) -> list[Tensor]:
-        moving = [getattr(block.grid, have) != getattr(block.grid, want) for block in self.blocks]
-        if not any(moving):
+    def _routed(self, tensors: Sequence[Tensor], have: Share, want: Share, *, summed: bool) -> list[Tensor]:
+        moving = [i for i, block in enumerate(self.blocks) if block.grid.moves(have, want)]
+        if not moving:
             return list(tensors)
-        me = self.team.member
-        outgoing: list[list[Tensor]] = [[] for _ in range(self.team.size)]
-        incoming: list[list[tuple[int, ...]]] = [[] for _ in range(self.team.size)]
-        for block, tensor, moves in zip(self.blocks, tensors, moving, strict=True):
-            for peer in block.grid.peers[me] if moves else ():
-                for here, _ in overlaps(self._runs(block, have, me), self._runs(block, want, peer)):
-                    outgoing[peer].append(tensor[..., here, :])
-                for here, _ in overlaps(self._runs(block, want, me), self._runs(block, have, peer)):
-                    incoming[peer].append((*tensor.shape[:-2], here.stop - here.start, tensor.shape[-1]))
-        trade = self.team.trade(
-            outgoing, incoming, dtype=tensors[0].dtype, device=tensors[0].device, purpose="spike, columns"
+        sent = [tensors[i] for i in moving]
+        sizes = tuple((self.blocks[i].grid, *tensors[i].shape[:-2], tensors[i].shape[-1]) for i in moving)
+        route, shapes = self.team.planned(
+            ("spike", sizes, have, want, summed), lambda: plan_rows(self.team, sizes, have, want, summed=summed)
         )
-        arrived = [iter(found) for found in trade.wait()]
-        results = []
-        for block, tensor, moves in zip(self.blocks, tensors, moving, strict=True):
-            if not moves:
-                results.append(tensor)
-                continue
-            wanted = self._runs(block, want, me)
-            result = tensor.new_zeros((*tensor.shape[:-2], count(wanted), tensor.shape[-1]))
-            for peer in block.grid.peers[me]:
-                for here, _ in overlaps(wanted, self._runs(block, have, peer)):
-                    place(result[..., here, :], next(arrived[peer]))
-            results.append(result)
+        exchange = self.team.exchange(route, sent, dtype=sent[0].dtype, device=sent[0].device, purpose="spike, columns")
+        # Some members' parts may leave rows of a sum out.
+        targets = [sent[0].new_zeros(shape) if summed else sent[0].new_empty(shape) for shape in shapes]
+        exchange.wait(targets)
+        results = list(tensors)
+        for i, target in zip(moving, targets, strict=True):
+            results[i] = target.sum(0) if summed else target
         return results
 
-    def _runs(self, block: Block, which: str, member: int) -> Runs:
-        runs: Runs = getattr(block.grid, which)[member]
-        return runs
+
+def plan_rows(
+    team: Team, sizes: Sequence[tuple[Any, ...]], have: Share, want: Share, *, summed: bool
+) -> tuple[Route, list[tuple[int, ...]]]:
+    """How rows of some blocks get from those who have them to those who want them.
+
+    Args:
+        sizes: for every block its grid, the leading dimensions of what travels, and its columns.
+        summed: whether what several members have of the same rows is kept apart, to be summed.
+
+    Returns:
+        The route, and the shapes of its targets: (..., rows, columns), or (members, ..., rows, columns).
+    """
+    planner = RoutePlanner(team.order, team.member)
+    shapes: list[tuple[int, ...]] = []
+    # Layers of a model are alike.
+    parcels = {size: _parcels(team.member, *size, have=have, want=want, summed=summed) for size in dict.fromkeys(sizes)}
+    for slot, size in enumerate(sizes):
+        found, shape = parcels[size]
+        for member, sent, received in found:
+            if member == team.member:
+                planner.keep(slot, slot, received)
+                continue
+            for copy in received:
+                planner.receive(member, slot, [copy])
+            for copy in sent:
+                planner.send(member, slot, [copy])
+        shapes.append(shape)
+    return planner.route(), shapes
 
 
-def _overwrite(target: Tensor, source: Tensor) -> None:
-    target.copy_(source)
+def _parcels(
+    me: int, grid: Grid, *leading_and_columns: int, have: Share, want: Share, summed: bool
+) -> tuple[list[tuple[int, list[Copy], list[Copy]]], tuple[int, ...]]:
+    """For every member of a block's family the copies to parcels for it and from parcels of it, one each; of this rank
+    itself, in the place of the latter, those from tensor to tensor. And the shape of the target."""
+    *leading, k = leading_and_columns
+    deep, has, wants = math.prod(leading), grid.share(have), grid.share(want)
+    mine, wanted = has(me), wants(me)
+    rows_here, rows_wanted = count(mine), count(wanted)
+    found = []
+    layers = 0
+    for member in grid.family(me):
+        sent: list[Copy] = []
+        received: list[Copy] = []
+        layer = layers * deep * rows_wanted * k if summed else 0
+        for here, there in overlaps(wanted, has(member)):
+            copy = _rows_to_parcel(deep, rows_wanted, here, k).reversed().moved(target=layer)
+            if member == me:
+                source = _rows_to_parcel(deep, rows_here, there, k)
+                copy = copy._replace(source_strides=source.source_strides, source=source.source)
+            received.append(copy)
+        layers += bool(received)
+        if member != me:
+            sent = [_rows_to_parcel(deep, rows_here, here, k) for here, _ in overlaps(mine, wants(member))]
+        found.append((member, sent, received))
+    return found, (*((layers,) if summed else ()), *leading, rows_wanted, k)
 
 
-def _add(target: Tensor, source: Tensor) -> None:
-    target.add_(source)
+def _rows_to_parcel(deep: int, rows: int, some: slice, k: int) -> Copy:
+    """The copy of some rows of a contiguous (deep, rows, k) tensor to a parcel of their own."""
+    many = some.stop - some.start
+    return Copy((deep, many * k), (rows * k, 1), (many * k, 1), some.start * k, 0)
 
 
 def _full(shape: Sequence[int]) -> list[Runs]:

@@ -180,5 +180,5 @@ def buffers_of(subjects: Sequence[Subject], requests_of: Callable[[Subject], Req
     """One buffer for the subjects of each team."""
     teams: dict[object, list[Subject]] = {}
     for subject in subjects:
-        teams.setdefault(subject.team and subject.team.key, []).append(subject)
+        teams.setdefault(subject.team, []).append(subject)
     return [MeasurementBuffer(same[0].team, same, requests_of) for same in teams.values()]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from spectrim.distributed.collectives import Team
-from spectrim.distributed.owners import Journey, rounds, units
+from spectrim.distributed.owners import Loads, OwnerExchange, exchange_rounds
 from spectrim.monitor.buffer import MeasurementBuffer, PartMeasurement, Requests, Slot, buffers_of
 from spectrim.monitor.measure import Kind, MatrixRequest, measure
 from spectrim.monitor.metrics import rank_of_spike
@@ -219,8 +219,8 @@ def _fill_at_owners(
     buffer: MeasurementBuffer, team: Team, kind: Kind, subjects: Sequence[Subject], tensors_of: TensorsOf
 ) -> None:
     """Send shards to owners, which measure what they put together; a shard that is not there counts as zeros."""
-    loads = [0] * team.size
-    for some in rounds(subjects, lambda subject: subject.parameter.shape, team.size):
+    loads: Loads = {}
+    for some in exchange_rounds(subjects, lambda subject: subject.parameter.shape, team.size):
         tensors = [
             torch.zeros_like(weight) if tensor is None else tensor
             for tensor, weight in zip(tensors_of(some), _weights(some), strict=True)
@@ -228,10 +228,10 @@ def _fill_at_owners(
         dtypes = {tensor.dtype for tensor in tensors}
         dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
         shardings = [subject.sharding for subject in some if subject.sharding is not None]
-        journey = Journey(team, units(shardings, [subject.is_stack for subject in some]), dtype, loads)
-        journey.set_out([tensor.to(dtype) for tensor in tensors])
-        for number, whole in journey.wholes().items():
-            unit = journey.found[number]
+        exchange = OwnerExchange(team, shardings, [subject.is_stack for subject in some], dtype, loads)
+        exchange.send([tensor.to(dtype) for tensor in tensors])
+        for number, whole in exchange.wholes().items():
+            unit = exchange.units[number]
             subject = some[unit.tensor]
             for slot, part in zip(buffer.slots(subject, kind), subject.parts(whole), strict=True):
                 _measure(buffer, [slot if unit.index is None else slot.row(unit.index)], [as_matrices(part)])

@@ -57,7 +57,7 @@ def clip_of(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, s
         return None
     scale = math.sqrt(max(1.0, shape[-2] / shape[-1]))
     if isinstance(optimizer, SpectralClipping):
-        keep, limit = keep_and_limit(group, role, optimizer.manner(group, parameter))
+        keep, limit = keep_and_limit(group, role, optimizer.decomposition(group, parameter))
         return None if limit is None else Clip(keep, limit * scale, group["clip_form"])
     if isinstance(optimizer, SpectralOptimizer):
         rule = optimizer.rule_of(group, parameter)

@@ -101,7 +101,7 @@ class Subject:
     @property
     def counts(self) -> bool:
         """Whether sums over what this process holds go into a sum over all: replicas count once."""
-        return self.sharding is None or self.team is None or self.sharding.replica[self.team.member] == 0
+        return self.sharding is None or self.team is None or self.sharding.replica(self.team.member) == 0
 
 
 def subjects_of(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> list[Subject]:

@@ -40,7 +40,7 @@ class UpdateSampler:
     def __init__(self, subjects: Sequence[Subject]) -> None:
         samples: dict[tuple[Any, ...], _TeamSample] = {}
         for subject in subjects:
-            key = (subject.team and subject.team.key, subject.parameter.device)
+            key = (subject.team, subject.parameter.device)
             samples.setdefault(key, _TeamSample(subject.team)).subjects.append(subject)
         self._samples = list(samples.values())
         self._groups = {name: subject.position[0] for subject in subjects for name in subject.names}

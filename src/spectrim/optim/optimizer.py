@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from spectrim.distributed.owners import Loads
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.entries import Entry, parameter_name, role_and_layout
 from spectrim.optim.flat import check_group, count_matrices, warn_of_long_vectors
@@ -31,7 +32,6 @@ from spectrim.optim.schedule import remember_rates, varies_with_steps
 from spectrim.optim.screening import screen
 from spectrim.optim.sharded.agreement import Agreement
 from spectrim.optim.sharded.entry import ShardedEntry, sharded_entry
-from spectrim.optim.sharded.rounds import Loads
 from spectrim.optim.sharded.step import step_shards
 from spectrim.optim.skips import SkipWatch
 from spectrim.optim.state import check_parameter, drop_orphans, fit_state, new_state

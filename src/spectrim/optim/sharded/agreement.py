@@ -29,7 +29,7 @@ class Agreement:
     """What ranks have agreed on so far, for one optimizer."""
 
     def __init__(self) -> None:
-        self._met: set[tuple[Any, ...]] = set()
+        self._met: set[Team] = set()
 
     def check(self, groups: Sequence[Mapping[str, Any]], entries: Sequence[ShardedEntry]) -> None:
         """Compare options and parameters with the other ranks.
@@ -40,7 +40,7 @@ class Agreement:
         for team, found in by_team(entries):
             if team.size == 1:
                 continue
-            first = team.key not in self._met
+            first = team not in self._met
             if first:
                 digests = team.gather_objects(_digest(_described(groups, found)))
                 agreed = len(set(digests)) == 1
@@ -48,7 +48,7 @@ class Agreement:
                 agreed = not reading_is_free(found[0].grad) or _agrees(team, _described(groups, found), found[0].grad)
             if not agreed:
                 _raise_difference(team, groups, found)
-            self._met.add(team.key)
+            self._met.add(team)
 
 
 def any_rank(entries: Sequence[ShardedEntry], flag: bool) -> bool:

@@ -137,10 +137,10 @@ class ShardedEntry(Entry):
             found = entry_scale(view).double().sqrt() * count_here
             if self.layout != "vector" and self.axes.stack is not None:
                 whole = found.new_zeros(self.sharding.shape[self.axes.stack])
-                put(whole, [self.sharding.regions[self.team.member][self.axes.stack]], found)
+                put(whole, [self.sharding.region(self.team.member)[self.axes.stack]], found)
                 found = whole
             # Replicas would count twice.
-            sums.append(found if self.sharding.replica[self.team.member] == 0 else torch.zeros_like(found))
+            sums.append(found if self.sharding.replica(self.team.member) == 0 else torch.zeros_like(found))
         return sums
 
     def set_scales(self, sums: Sequence[Tensor]) -> None:
@@ -154,7 +154,7 @@ class ShardedEntry(Entry):
             scale = (total / max(size, 1)).square().to(torch.promote_types(self.grad.dtype, torch.float32))
             everywhere.append(scale.reshape(-1))
             if self.layout != "vector" and self.axes.stack is not None:
-                scale = take(scale, [self.sharding.regions[self.team.member][self.axes.stack]])
+                scale = take(scale, [self.sharding.region(self.team.member)[self.axes.stack]])
             self.scales.append(scale)
         self.mean_scale = torch.cat(everywhere).mean()
 
@@ -242,7 +242,7 @@ def sharded_basis(parameter: DTensor, layout: Layout, whole: Tensor) -> Tensor:
     """
     mesh, axes = parameter.device_mesh, axes_of(layout, parameter.ndim)
     kept = basis_sharding(sharding_of(parameter, ""), axes, whole.shape[-1])
-    local = take(whole.expand(kept.shape), kept.regions[team_of(mesh).member])
+    local = take(whole.expand(kept.shape), kept.region(team_of(mesh).member))
     local = local.clone(memory_format=torch.contiguous_format)
     placements = [Replicate() if split is None else Shard(split.dim) for split in kept.splits]
     stride = torch.empty(kept.shape, device="meta").stride()
@@ -262,7 +262,7 @@ def sharded_numbers(parameter: DTensor, layout: Layout, whole: Tensor) -> Tensor
         of_experts = zip(parameter.placements, sharding.splits, strict=True)
         placements = [p if split is not None and split.dim == axes.stack else Replicate() for p, split in of_experts]
         whole = whole.expand(sharding.shape[axes.stack], *whole.shape)
-    local = take(whole, [sharding.regions[team_of(mesh).member][axes.stack]]) if axes.stack is not None else whole
+    local = take(whole, [sharding.region(team_of(mesh).member)[axes.stack]]) if axes.stack is not None else whole
     shape = whole.shape
     local = local.clone(memory_format=torch.contiguous_format)
     stride = torch.empty(shape, device="meta").stride()
@@ -296,7 +296,7 @@ def local_state(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def by_team(entries: Iterable[AnyShard]) -> list[tuple[Team, list[AnyShard]]]:
     """Entries with those of the same ranks, in order."""
-    found: dict[tuple[Any, ...], tuple[Team, list[AnyShard]]] = {}
+    found: dict[Team, list[AnyShard]] = {}
     for entry in entries:
-        found.setdefault(entry.team.key, (entry.team, []))[1].append(entry)
-    return list(found.values())
+        found.setdefault(entry.team, []).append(entry)
+    return list(found.items())

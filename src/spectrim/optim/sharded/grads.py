@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from spectrim.distributed.collectives import Team
+from spectrim.distributed.owners import Loads
 from spectrim.operators import ShrinkForm
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.gradient import map_matrices, squared_norm
 from spectrim.optim.norms import largest_singular_value
 from spectrim.optim.sharded.entry import ShardedEntry, by_team
-from spectrim.optim.sharded.rounds import Loads, run_rounds, set_out, unit_layout
+from spectrim.optim.sharded.rounds import run_rounds, send_to_owners, unit_layout
 from spectrim.optim.spectral.base import StepContext
 from spectrim.optim.spectral.clip import CLIPS
 
@@ -100,11 +101,11 @@ class _Clipping:
 
         # As narrow as they are: the result is rounded to that anyway.
         grads = [_served(entry) for entry in entries]
-        journey = set_out(team, entries, grads, dtype=grads[0].dtype, loads=self._loads)
+        exchange = send_to_owners(team, entries, grads, dtype=grads[0].dtype, loads=self._loads)
         yield
-        journey.work(work)
+        exchange.work(work)
         yield
-        for entry, clipped in zip(entries, journey.arrive(), strict=True):
+        for entry, clipped in zip(entries, exchange.results(), strict=True):
             _write(entry, clipped)
 
 
@@ -122,7 +123,7 @@ def shrink_shards(
         for entry in some:
             shrunk = entry.shrunk(_exact(entry), factor, form)
             # Replicas would count twice.
-            energies.append(squared_norm(shrunk) * (entry.sharding.replica[team.member] == 0))
+            energies.append(squared_norm(shrunk) * (entry.sharding.replica(team.member) == 0))
             _write(entry, shrunk)
         after = torch.stack(energies)
         team.sum(after, "energies")

@@ -5,20 +5,16 @@ travelling while other rounds are worked on. Relied on by whatever sends matrice
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectrim.distributed.collectives import Team
-from spectrim.distributed.owners import Journey, rounds, units
+from spectrim.distributed.owners import Loads, OwnerExchange, exchange_rounds
 from spectrim.optim.layout import Layout
 from spectrim.optim.sharded.entry import AnyShard, ShardedEntry, by_team
 
-__all__ = ["Loads", "run_rounds", "set_out", "unit_layout"]
-
-#: For every team the work of its members so far in one step, so that owners share that of the whole step evenly.
-Loads = dict[Any, list[int]]
+__all__ = ["run_rounds", "send_to_owners", "unit_layout"]
 
 
 def run_rounds(entries: Sequence[AnyShard], step: Callable[[Team, list[AnyShard]], Iterator[None]]) -> None:
@@ -29,23 +25,23 @@ def run_rounds(entries: Sequence[AnyShard], step: Callable[[Team, list[AnyShard]
             next.
     """
     for team, found in by_team(entries):
-        _interleave([step(team, some) for some in rounds(found, lambda entry: entry.sharding.shape, team.size)])
+        together = exchange_rounds(found, lambda entry: entry.sharding.shape, team.size)
+        _interleave([step(team, some) for some in together])
 
 
-def set_out(
+def send_to_owners(
     team: Team, entries: Sequence[ShardedEntry], tensors: Sequence[Tensor], *, dtype: torch.dtype, loads: Loads
-) -> Journey:
+) -> OwnerExchange:
     """Send one local tensor of every entry to the owners of its matrices.
 
     Args:
         tensors: of one dtype, each of its entry's local shape.
         dtype: in which they travel.
     """
-    stacked = [entry.layout in ("stack", "transposed_stack") for entry in entries]
-    found = units([entry.sharding for entry in entries], stacked)
-    journey = Journey(team, found, dtype, loads.setdefault(team.key, [0] * team.size))
-    journey.set_out(tensors)
-    return journey
+    stacks = [entry.layout in ("stack", "transposed_stack") for entry in entries]
+    exchange = OwnerExchange(team, [entry.sharding for entry in entries], stacks, dtype, loads)
+    exchange.send(tensors)
+    return exchange
 
 
 def unit_layout(layout: Layout) -> Layout:

@@ -85,9 +85,9 @@ def _as_scalar(numbers: Tensor, entry: ShardedEntry) -> Tensor:
 def _flags(entry: ShardedEntry, value: Tensor) -> Tensor:
     """The value, whether there is a gradient, and a number whose sum is zero where replicas agree on that."""
     sharding, me = entry.sharding, entry.team.member
-    first = sharding.replica[me] == 0
+    first = sharding.replica(me) == 0
     # Whole numbers, so that sums are exact; scattered, so that disagreements of several shards do not cancel.
-    weight = 1 + sharding.shard[me] * 40503 % 65521
+    weight = 1 + sharding.shard(me) * 40503 % 65521
     parted = weight * entry.has_gradient * ((sharding.replicas if first else 0) - 1)
     present = value.new_full((1,), float(entry.has_gradient), dtype=torch.float64)
     return torch.cat([value.double().reshape(1), present, torch.full_like(present, parted)])

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from spectrim.distributed.collectives import Team
+from spectrim.distributed.owners import Loads
 from spectrim.optim.entries import by_flag
 from spectrim.optim.layout import put_back
 from spectrim.optim.rule import Rule
 from spectrim.optim.sharded.entry import AnyShard, ShardedEntry
-from spectrim.optim.sharded.rounds import Loads, set_out, unit_layout
+from spectrim.optim.sharded.rounds import send_to_owners, unit_layout
 from spectrim.optim.spectral.base import StepContext
 from spectrim.optim.stacks import bucket_bytes, parts_of
 from spectrim.optim.step import apply_to, keep, scale_factor, shape
@@ -47,11 +48,11 @@ def shape_round(
     if in_place and rule.clip is None:
         apply(entries, results)
         return
-    journey = set_out(team, entries, results, dtype=rule.exchange or results[0].dtype, loads=loads)
+    exchange = send_to_owners(team, entries, results, dtype=rule.exchange or results[0].dtype, loads=loads)
     yield
-    journey.work(lambda _, found: _shaped(entries[0], found, operated=in_place))
+    exchange.work(lambda _, found: _shaped(entries[0], found, operated=in_place))
     yield
-    apply(entries, journey.arrive())
+    apply(entries, exchange.results())
 
 
 def apply_updates_to(entries: Sequence[ShardedEntry], updates: Sequence[Tensor]) -> None:
@@ -114,7 +115,7 @@ def _clipped_vectors(
     squares = torch.stack(
         [
             torch.linalg.vector_norm(direction, dtype=torch.float64).square()
-            * (entry.sharding.replica[team.member] == 0)
+            * (entry.sharding.replica(team.member) == 0)
             for entry, direction in zip(entries, directions, strict=True)
         ]
     )

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from spectrim.distributed.collectives import Team
+from spectrim.distributed.owners import Loads
 from spectrim.optim.entries import by_flag, kind_of
 from spectrim.optim.layout import put_back
 from spectrim.optim.rule import Shrink
 from spectrim.optim.sharded.entry import ShardedEntry
-from spectrim.optim.sharded.rounds import Loads, run_rounds, set_out, unit_layout
+from spectrim.optim.sharded.rounds import run_rounds, send_to_owners, unit_layout
 from spectrim.optim.sharded.shape import apply_updates_to, shape_round
 from spectrim.optim.spectral.base import StepContext
 from spectrim.optim.stacks import parts_of
@@ -44,11 +45,11 @@ def _round(team: Team, entries: list[ShardedEntry], loads: Loads) -> Iterator[No
     rule = entries[0].rule
     grads = [_prepared(entry) for entry in entries]
     if rule.pre_clip is not None:
-        journey = set_out(team, entries, grads, dtype=rule.exchange or grads[0].dtype, loads=loads)
+        exchange = send_to_owners(team, entries, grads, dtype=rule.exchange or grads[0].dtype, loads=loads)
         yield
-        journey.work(lambda _, wholes: [_pre_clipped(entries[0], whole) for whole in wholes])
+        exchange.work(lambda _, wholes: [_pre_clipped(entries[0], whole) for whole in wholes])
         yield
-        grads = journey.arrive()
+        grads = exchange.results()
     filled = [(entry, grad) for entry, grad in zip(entries, grads, strict=True) if entry.parameter.numel()]
     given = dict(filled)
     some = by_flag([entry for entry, _ in filled])

@@ -14,20 +14,21 @@ import torch
 from torch import Tensor
 
 from spectrim.distributed.collectives import Team
+from spectrim.distributed.owners import Loads
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.entries import by_flag, kind_of
 from spectrim.optim.options import is_zero
 from spectrim.optim.rule import Rule, given_rule
 from spectrim.optim.schedule import clip_threshold
 from spectrim.optim.sharded.entry import AnyShard
-from spectrim.optim.sharded.rounds import Loads, run_rounds
+from spectrim.optim.sharded.rounds import run_rounds
 from spectrim.optim.sharded.shape import shape_round
 from spectrim.optim.spectral.clip import CLIPS
 from spectrim.optim.stacks import buckets
 from spectrim.optim.step import apply_to, operate
-from spectrim.optim.wrapping.held import Held
-from spectrim.optim.wrapping.held_shard import HeldShard, idle
-from spectrim.optim.wrapping.probe import Manner
+from spectrim.optim.wrapping.probe import StepDecomposition
+from spectrim.optim.wrapping.wrapped_entry import WrappedEntry
+from spectrim.optim.wrapping.wrapped_shard import WrappedShard, idle
 
 __all__ = ["clip_changes", "in_scope", "keep_and_limit", "rule_of_changes"]
 
@@ -40,33 +41,33 @@ def rule_of_changes(group: Mapping[str, Any], role: str, *, vector: bool, index:
     return given_rule(vector=vector, clip=clip, threshold=limit, raises=raises, group=index)
 
 
-def clip_changes(entries: Sequence[Held], groups: Sequence[Mapping[str, Any]], loads: Loads) -> None:
+def clip_changes(entries: Sequence[WrappedEntry], groups: Sequence[Mapping[str, Any]], loads: Loads) -> None:
     """Clip and apply what the base changed; parameters that it left alone stay so."""
     resting = idle(entries)
-    here: list[Held] = []
-    across: dict[tuple[Any, ...], list[HeldShard]] = {}
+    here: list[WrappedEntry] = []
+    across: dict[tuple[Any, ...], list[WrappedShard]] = {}
     decaying: dict[tuple[int, float], Rule] = {}
     for entry in entries:
         lr = groups[entry.position[0]]["lr"]
         if entry in resting or is_zero(lr):
             continue
-        entry.keep = entry.manner.keep(_usable(lr))
+        entry.keep = entry.decomposition.keep(_usable(lr))
         if not isinstance(entry.keep, Tensor):
             # Decay goes with the update, so that narrow weights are rounded once.
             key = (id(entry.rule), entry.keep)
             entry.rule = decaying.setdefault(key, replace(entry.rule, weight_decay=1 - entry.keep))
-        if isinstance(entry, HeldShard) and not entry.is_alone():
+        if isinstance(entry, WrappedShard) and not entry.is_alone():
             across.setdefault(kind_of(entry), []).append(entry)
         elif entry.parameter.numel():
             here.append(entry)
     for bucket in buckets(here):
-        held = [entry for stack in bucket for entry in stack.entries]
+        wrapped = [entry for stack in bucket for entry in stack.entries]
         views = [view for stack in bucket for view in stack.tensor.unbind()]
-        for entry, view in zip(held, views, strict=True):
+        for entry, view in zip(wrapped, views, strict=True):
             view.copy_(entry.direction())
             entry.restore()
         factors = operate(bucket)
-        _subtract(held, views, [f for f, stack in zip(factors, bucket, strict=True) for _ in stack.entries])
+        _subtract(wrapped, views, [f for f, stack in zip(factors, bucket, strict=True) for _ in stack.entries])
     for shards in across.values():
         run_rounds(shards, lambda team, some: _round(team, some, loads))
 
@@ -76,9 +77,11 @@ def in_scope(group: Mapping[str, Any], role: str) -> bool:
     return bool(group["clip_scope"] == "all" or role == "matrix")
 
 
-def keep_and_limit(group: Mapping[str, Any], role: str, manner: Manner) -> tuple[float | Tensor, float | Tensor | None]:
+def keep_and_limit(
+    group: Mapping[str, Any], role: str, decomposition: StepDecomposition
+) -> tuple[float | Tensor, float | Tensor | None]:
     """What the weights are multiplied by, and the threshold of what is then added to them; None where it is free."""
-    return manner.keep(_usable(group["lr"])), _limit(group, role)
+    return decomposition.keep(_usable(group["lr"])), _limit(group, role)
 
 
 def _limit(group: Mapping[str, Any], role: str) -> float | Tensor | None:
@@ -87,7 +90,7 @@ def _limit(group: Mapping[str, Any], role: str) -> float | Tensor | None:
     return None if threshold is None else threshold * lr
 
 
-def _round(team: Team, entries: list[HeldShard], loads: Loads) -> Iterator[None]:
+def _round(team: Team, entries: list[WrappedShard], loads: Loads) -> Iterator[None]:
     """Shards of parameters of one rule and layout, together with the other ranks."""
     directions = [entry.direction() for entry in entries]
     for entry in entries:
@@ -96,11 +99,11 @@ def _round(team: Team, entries: list[HeldShard], loads: Loads) -> Iterator[None]
 
 
 def _subtract_shards(entries: Sequence[AnyShard], updates: Sequence[Tensor]) -> None:
-    filled = [(e, u) for e, u in zip(entries, updates, strict=True) if isinstance(e, HeldShard) and u.numel()]
+    filled = [(e, u) for e, u in zip(entries, updates, strict=True) if isinstance(e, WrappedShard) and u.numel()]
     _subtract([entry for entry, _ in filled], [update for _, update in filled], [1.0] * len(filled))
 
 
-def _subtract(entries: Sequence[Held], updates: Sequence[Tensor], factors: Sequence[float]) -> None:
+def _subtract(entries: Sequence[WrappedEntry], updates: Sequence[Tensor], factors: Sequence[float]) -> None:
     """X ← keep · X − factor · U."""
     given = {entry: (update, factor) for entry, update, factor in zip(entries, updates, factors, strict=True)}
     for some in by_flag(entries):

@@ -18,7 +18,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["STEPS", "Manner", "Miniature", "check_base", "find_manner", "gradients", "numbers", "options_of", "refusal"]
+__all__ = [
+    "STEPS",
+    "Miniature",
+    "StepDecomposition",
+    "check_base",
+    "find_decomposition",
+    "gradients",
+    "numbers",
+    "options_of",
+    "refusal",
+]
 
 # Steps of a probe: enough for schemes that act every few steps, such as a look ahead every sixth, to show.
 STEPS = 12
@@ -33,7 +43,7 @@ SIZES = (6, 4, 3, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manner:
+class StepDecomposition:
     """How an optimizer steps parameters of one number of dimensions: X ← keep · X + change, keep = 1 − ηλ − φ.
 
     Attributes:
@@ -59,7 +69,7 @@ class Manner:
         return 1 - lr * self.decay - self.fixed_decay
 
 
-def find_manner(optimizer: Optimizer, group: Mapping[str, Any], dimensions: int) -> Manner:
+def find_decomposition(optimizer: Optimizer, group: Mapping[str, Any], dimensions: int) -> StepDecomposition:
     """Probe how an optimizer steps the parameters of a group that have this number of dimensions.
 
     The optimizer, its parameters and the global random state stay as they are.
@@ -71,7 +81,7 @@ def find_manner(optimizer: Optimizer, group: Mapping[str, Any], dimensions: int)
     shape = tuple(SIZES[min(index, len(SIZES) - 1)] for index in range(dimensions))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            manner = (
+            decomposition = (
                 _zeroed(optimizer, options, shape)
                 or _coupled(optimizer, options, shape)
                 or _direct(optimizer, options, shape)
@@ -79,13 +89,13 @@ def find_manner(optimizer: Optimizer, group: Mapping[str, Any], dimensions: int)
     except Exception as error:
         reason = f"a step on a small dense parameter of shape {shape} failed with {type(error).__name__}: {error}"
         raise refusal(optimizer, reason) from error
-    if manner is None:
+    if decomposition is None:
         raise refusal(
             optimizer,
             f"with these options, its step on parameters of {dimensions} dimensions is not a decay plus a change that "
             f"can be told apart from it, or its state holds weights",
         )
-    return manner
+    return decomposition
 
 
 def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,7 +177,7 @@ def _miniature(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[in
 
 def _zeroed(
     optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, ...], coupling: float = 0.0
-) -> Manner | None:
+) -> StepDecomposition | None:
     """The decay of an optimizer whose change is what a step makes of zeros, or None where it is not."""
     keeps = []
     for lr in RATES:
@@ -187,7 +197,7 @@ def _zeroed(
     decays = _decays(keeps)
     if decays is None or (coupling != 0 and decays != (0.0, 0.0)):
         return None
-    return Manner(
+    return StepDecomposition(
         way="zeroed" if coupling == 0 else "coupled",
         decay=decays[0],
         fixed_decay=decays[1],
@@ -197,14 +207,14 @@ def _zeroed(
     )
 
 
-def _coupled(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, ...]) -> Manner | None:
+def _coupled(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, ...]) -> StepDecomposition | None:
     """The sign with which the decay goes into the gradient, or None where it does not."""
     if not options.get("weight_decay"):
         return None
     return _zeroed(optimizer, options, shape, coupling=1.0) or _zeroed(optimizer, options, shape, coupling=-1.0)
 
 
-def _direct(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, ...]) -> Manner | None:
+def _direct(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, ...]) -> StepDecomposition | None:
     """The decay of an optimizer whose change depends on the weights, or None where the two cannot be told apart.
 
     The decay is what the same step without it, from the same weights, differs by. No state may depend on the weights,
@@ -231,7 +241,7 @@ def _direct(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, 
     decays = _decays(keeps)
     if decays is None:
         return None
-    return Manner(
+    return StepDecomposition(
         way="direct",
         decay=decays[0],
         fixed_decay=decays[1],

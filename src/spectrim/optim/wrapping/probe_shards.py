@@ -56,7 +56,7 @@ def try_shards(optimizer: Optimizer, group: Mapping[str, Any], parameter: DTenso
     mesh = parameter.device_mesh
     sharding = _small(sharding_of(parameter, name), parameter, name)
     team = team_of(mesh)
-    region = sharding.regions[team.member]
+    region = sharding.region(team.member)
 
     def placed(whole: Tensor) -> DTensor:
         local = take(whole, region).clone(memory_format=torch.contiguous_format).to(mesh.device_type)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from spectrim.distributed.owners import Loads
 from spectrim.optim.entries import Entry, parameter_name, role_and_layout
 from spectrim.optim.flat import check_group, check_whole, count_matrices
 from spectrim.optim.optimizer import SpectralOptimizer
@@ -24,14 +25,13 @@ from spectrim.optim.schedule import clip_threshold, remember_rates
 from spectrim.optim.screening import screen
 from spectrim.optim.sharded.agreement import Agreement
 from spectrim.optim.sharded.entry import ShardedEntry, sharded_entry
-from spectrim.optim.sharded.rounds import Loads
 from spectrim.optim.skips import SkipWatch
 from spectrim.optim.wrapping.changes import clip_changes, in_scope, rule_of_changes
 from spectrim.optim.wrapping.clipping_options import ADDED_KEYS, CLIPPING_KEYS, clipping_defaults, clipping_values
-from spectrim.optim.wrapping.held import Held
-from spectrim.optim.wrapping.held_shard import hold_shard
-from spectrim.optim.wrapping.probe import Manner, check_base, find_manner
+from spectrim.optim.wrapping.probe import StepDecomposition, check_base, find_decomposition
 from spectrim.optim.wrapping.probe_shards import trial_of, try_shards
+from spectrim.optim.wrapping.wrapped_entry import WrappedEntry
+from spectrim.optim.wrapping.wrapped_shard import wrapped_shard
 
 __all__ = ["SpectralClipping"]
 
@@ -90,7 +90,7 @@ class SpectralClipping(Optimizer):
         self._clipping = clipping_defaults(clip, options)
         self._counts: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._watch = SkipWatch()
-        self._manners: dict[tuple[Any, ...], Manner] = {}
+        self._decompositions: dict[tuple[Any, ...], StepDecomposition] = {}
         self._tried: set[tuple[Any, ...]] = set()
         self._agreement = Agreement()
         super().__init__(optimizer.param_groups, dict(optimizer.defaults))
@@ -127,7 +127,7 @@ class SpectralClipping(Optimizer):
         """What happens to a parameter of this group, in a few words; ``describe`` shows it."""
         role, layout = role_and_layout(group, parameter)
         name = type(self.base).__name__
-        if group.get("weight_decay") and self.manner(group, parameter).coupling:
+        if group.get("weight_decay") and self.decomposition(group, parameter).coupling:
             name += " with decay in its gradient"
         if group["clip"] is None or not in_scope(group, role):
             return name
@@ -141,14 +141,14 @@ class SpectralClipping(Optimizer):
         role, _ = role_and_layout(group, parameter)
         lr = float(group["lr"])
         limit = clip_threshold({**group, "lr": lr}) if in_scope(group, role) else None
-        manner = self.manner(group, parameter)
-        decay = manner.decay + (manner.fixed_decay / lr if lr else 0.0)
+        decomposition = self.decomposition(group, parameter)
+        decay = decomposition.decay + (decomposition.fixed_decay / lr if lr else 0.0)
         return Applied(lr, decay, None if limit is None else float(limit))
 
-    def manner(self, group: Mapping[str, Any], parameter: Tensor) -> Manner:
+    def decomposition(self, group: Mapping[str, Any], parameter: Tensor) -> StepDecomposition:
         """How the base steps a parameter of this group."""
         key = (_switches(group), parameter.ndim, parameter.dtype)
-        return self._manners.get(key) or find_manner(self.base, group, parameter.ndim)
+        return self._decompositions.get(key) or find_decomposition(self.base, group, parameter.ndim)
 
     def skipped_steps(self) -> dict[str, int]:
         """How many steps each parameter skipped because its gradient was not finite, for those that skipped any.
@@ -164,7 +164,7 @@ class SpectralClipping(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._manners, self._tried, self._agreement, self._watch = {}, set(), Agreement(), SkipWatch()
+        self._decompositions, self._tried, self._agreement, self._watch = {}, set(), Agreement(), SkipWatch()
         self.__dict__.setdefault("_counts", {})
         self.base.register_load_state_dict_post_hook(self._share)
 
@@ -194,29 +194,29 @@ class SpectralClipping(Optimizer):
             if not parameter.is_floating_point():
                 name, kind = self._name((index, position)), f"{type(parameter).__name__} of {parameter.dtype}"
                 raise ValueError(f"{name} is a {kind}: expected one of a real floating-point dtype")
-            self._check_manner(group, _switches(group), parameter, (index, position))
+            self._check_decomposition(group, _switches(group), parameter, (index, position))
 
-    def _check_manner(
+    def _check_decomposition(
         self, group: Mapping[str, Any], switches: str, parameter: Tensor, position: tuple[int, int]
-    ) -> Manner:
+    ) -> StepDecomposition:
         """How the base steps a parameter, probed and of shards tried once for all that are alike."""
         key = (switches, parameter.ndim, parameter.dtype)
-        if key not in self._manners:
-            manner = find_manner(self.base, group, parameter.ndim)
-            if manner.way == "direct" and parameter.dtype.itemsize < 4:
+        if key not in self._decompositions:
+            decomposition = find_decomposition(self.base, group, parameter.ndim)
+            if decomposition.way == "direct" and parameter.dtype.itemsize < 4:
                 raise ValueError(
                     f"SpectralClipping cannot wrap {type(self.base).__name__} for parameters of {parameter.dtype}: its "
                     f"update depends on the weights, so it is found as a difference of weights, which that dtype "
                     f"rounds away; keep the weights in float32"
                 )
-            self._manners[key] = manner
+            self._decompositions[key] = decomposition
         if isinstance(parameter, DTensor):
             name = self._name(position)
             trial = (switches, *trial_of(parameter, name))
             if trial not in self._tried:
                 try_shards(self.base, group, parameter, name)
                 self._tried.add(trial)
-        return self._manners[key]
+        return self._decompositions[key]
 
     def _name(self, position: tuple[int, int]) -> str:
         return parameter_name(self.param_groups, position)
@@ -260,7 +260,7 @@ class SpectralClipping(Optimizer):
             entry.found = None
         resting = [entry for entry in collected if entry not in set(stepping)]
         switches = [_switches(group) for group in self.param_groups]
-        held: list[Held] = []
+        wrapped: list[WrappedEntry] = []
         hidden: list[tuple[Tensor, Tensor | None]] = []
         try:
             for entry in resting:
@@ -268,16 +268,16 @@ class SpectralClipping(Optimizer):
                 hidden.append((parameter, parameter.grad))
                 parameter.grad = None
             for entry in stepping:
-                held.append(self._hold(entry, switches[entry.position[0]]))
+                wrapped.append(self._wrapped(entry, switches[entry.position[0]]))
             self.base.step()
             loads: Loads = {}
-            clip_changes(held, self.param_groups, loads)
+            clip_changes(wrapped, self.param_groups, loads)
             for group in self.param_groups:
                 if not is_zero(group["lr"]):
                     group["steps_taken"] += 1
         finally:
             # Also after a step that failed: no weight stays zero.
-            for entry in held:
+            for entry in wrapped:
                 entry.restore()
             for parameter, grad in hidden:
                 parameter.grad = grad
@@ -321,14 +321,14 @@ class SpectralClipping(Optimizer):
             self._counts[position] = {key: torch.zeros((), device=parameter.device) for key in ("step", "skipped")}
         return self._counts[position]
 
-    def _hold(self, entry: Entry, switches: str) -> Held:
+    def _wrapped(self, entry: Entry, switches: str) -> WrappedEntry:
         """Set a weight aside, and give the base what it is to step on."""
         group, parameter = self.param_groups[entry.position[0]], self._parameter(entry)
-        manner = self._check_manner(group, switches, parameter, entry.position)
+        decomposition = self._check_decomposition(group, switches, parameter, entry.position)
         weight_decay = float(group.get("weight_decay") or 0.0)
         if isinstance(entry, ShardedEntry) and isinstance(parameter, DTensor):
-            return hold_shard(entry, parameter, manner, weight_decay)
-        return Held(
+            return wrapped_shard(entry, parameter, decomposition, weight_decay)
+        return WrappedEntry(
             parameter=parameter,
             grad=entry.grad,
             role=entry.role,
@@ -336,7 +336,7 @@ class SpectralClipping(Optimizer):
             split=entry.split,
             rule=entry.rule,
             position=entry.position,
-            manner=manner,
+            decomposition=decomposition,
             weight_decay=weight_decay,
         )
 
@@ -348,7 +348,7 @@ class SpectralClipping(Optimizer):
 
 
 def _switches(group: Mapping[str, Any]) -> str:
-    """The base's options on which the manner may depend: not the numbers that a schedule moves, save the decay."""
+    """The base's options on which the decomposition may depend: not numbers that a schedule moves, but the decay."""
     ours = (*ADDED_KEYS, "role", "layout")
     base = [(key, value) for key, value in group.items() if key not in ours]
     return repr([(key, value) for key, value in base if isinstance(value, bool | str) or "decay" in key])

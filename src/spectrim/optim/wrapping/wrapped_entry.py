@@ -1,7 +1,7 @@
 """A parameter during the step of a base optimizer that :class:`~spectrim.optim.wrapper.SpectralClipping` wraps.
 
-The weight is set aside, the base steps on what its :class:`~spectrim.optim.probe.Manner` asks for, and what it did is
-taken back as a direction.
+The weight is set aside, the base steps on what its :class:`~spectrim.optim.wrapping.probe.StepDecomposition` asks for,
+and what it did is taken back as a direction.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 
 from spectrim.optim.entries import Entry
-from spectrim.optim.wrapping.probe import Manner
+from spectrim.optim.wrapping.probe import StepDecomposition
 
-__all__ = ["Held"]
+__all__ = ["WrappedEntry"]
 
 
 @dataclass(kw_only=True, eq=False)
-class Held(Entry):
+class WrappedEntry(Entry):
     """An entry whose parameter is in the hands of a base optimizer, from construction to :meth:`restore`.
 
     Attributes:
-        manner: how the base steps it.
-        weight_decay: the group's; it matters where the manner couples it to the gradient.
+        decomposition: how the base steps it.
+        weight_decay: the group's; it matters where the decomposition couples it to the gradient.
         keep: what the weight is multiplied by before the change is added; known after the base has stepped.
     """
 
-    manner: Manner
+    decomposition: StepDecomposition
     weight_decay: float
     keep: float | Tensor = 1.0
     _weight: Tensor | None = field(init=False)
@@ -35,12 +35,12 @@ class Held(Entry):
 
     def __post_init__(self) -> None:
         self._weight = self.parameter.clone()
-        if self.manner.way == "coupled":
-            alpha = self.manner.coupling * self.weight_decay
+        if self.decomposition.way == "coupled":
+            alpha = self.decomposition.coupling * self.weight_decay
             self.show(torch.add(self.grad, self._weight, alpha=alpha))
-        elif self.manner.writes_gradients:
+        elif self.decomposition.writes_gradients:
             self.show(self.grad.clone())
-        if self.manner.way != "direct":
+        if self.decomposition.way != "direct":
             self.parameter.zero_()
         self._version = self.parameter._version
 
@@ -57,16 +57,16 @@ class Held(Entry):
 
     def idled(self) -> bool:
         """Whether the base left the parameter out of this step, as some do in their first: nothing decays then."""
-        if not self.manner.idles or self.parameter._version != self._version:
+        if not self.decomposition.idles or self.parameter._version != self._version:
             return False
         # Reads the device, but only in those few steps.
-        return self.manner.way == "direct" or not self.parameter.any()
+        return self.decomposition.way == "direct" or not self.parameter.any()
 
     def direction(self) -> Tensor:
         """The learning rate times the base's direction, in float32 or better."""
         dtype = torch.promote_types(self.parameter.dtype, torch.float32)
         left = self.parameter.to(dtype)
-        if self.manner.way != "direct":
+        if self.decomposition.way != "direct":
             return -left
         assert self._weight is not None
         return self._weight.to(dtype) * self.keep - left

@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from spectrim.optim.sharded.entry import ShardedEntry, by_team, laid_like
-from spectrim.optim.wrapping.held import Held
-from spectrim.optim.wrapping.probe import Manner
+from spectrim.optim.wrapping.probe import StepDecomposition
+from spectrim.optim.wrapping.wrapped_entry import WrappedEntry
 
-__all__ = ["HeldShard", "hold_shard", "idle"]
+__all__ = ["WrappedShard", "idle", "wrapped_shard"]
 
 
 @dataclass(kw_only=True, eq=False)
-class HeldShard(Held, ShardedEntry):
-    """A :class:`~spectrim.optim.held.Held` of local tensors.
+class WrappedShard(WrappedEntry, ShardedEntry):
+    """A :class:`~spectrim.optim.wrapping.wrapped_entry.WrappedEntry` of local tensors.
 
     Attributes:
         whole: what the base holds. It sees a gradient on every rank, laid out like the parameter: where this rank has
@@ -39,16 +39,18 @@ class HeldShard(Held, ShardedEntry):
         self.whole.grad = self._given if grad is None else laid_like(self.whole, grad)
 
 
-def hold_shard(entry: ShardedEntry, whole: DTensor, manner: Manner, weight_decay: float) -> HeldShard:
-    """Hold what was screened as an entry."""
+def wrapped_shard(
+    entry: ShardedEntry, whole: DTensor, decomposition: StepDecomposition, weight_decay: float
+) -> WrappedShard:
+    """What was screened as an entry, given to the base."""
     values = {each.name: getattr(entry, each.name) for each in fields(entry)}
-    return HeldShard(**values, whole=whole, manner=manner, weight_decay=weight_decay)
+    return WrappedShard(**values, whole=whole, decomposition=decomposition, weight_decay=weight_decay)
 
 
-def idle(entries: Sequence[Held]) -> set[Held]:
+def idle(entries: Sequence[WrappedEntry]) -> set[WrappedEntry]:
     """The entries that the base left out of this step, as it may; of shards one decision for all ranks."""
-    found = {entry for entry in entries if not isinstance(entry, HeldShard) and entry.idled()}
-    shards = [entry for entry in entries if isinstance(entry, HeldShard) and entry.manner.idles]
+    found = {entry for entry in entries if not isinstance(entry, WrappedShard) and entry.idled()}
+    shards = [entry for entry in entries if isinstance(entry, WrappedShard) and entry.decomposition.idles]
     for team, some in by_team(shards):
         moved = torch.tensor([not entry.idled() for entry in some], dtype=torch.float32, device=some[0].grad.device)
         team.maximum(moved, "agreement")
