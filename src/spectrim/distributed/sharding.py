@@ -10,10 +10,12 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache, cached_property
-
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from typing import TYPE_CHECKING
 
 from spectrim.distributed.runs import Runs, chunk, count, joined
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor, Placement
 
 __all__ = ["Sharding", "Split", "sharding_from", "sharding_of"]
 
@@ -145,6 +147,8 @@ def sharding_from(
 
 @cache
 def _sharding_from(shape: tuple[int, ...], mesh_shape: tuple[int, ...], placements: tuple[Placement, ...]) -> Sharding:
+    from torch.distributed.tensor import Replicate, Shard
+
     splits: list[Split | None] = []
     for placement in placements:
         if isinstance(placement, Replicate):

@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from spectrim.distributed.dtensor import is_dtensor
 from spectrim.operators import (
     DEFAULT_SHRINK_FACTOR,
     DEFAULT_SHRINK_FORM,
@@ -207,7 +207,7 @@ def _gradients(parameters: Parameters) -> Iterator[_Gradient]:
             if isinstance(item, tuple):
                 name, item = item
             check_whole(item, repr(name))
-            sharded = isinstance(item, DTensor)
+            sharded = is_dtensor(item)
             if item.grad is None and not (sharded and item.requires_grad):
                 continue
             if item.grad is not None and (item.grad.is_sparse or not item.grad.is_floating_point()):

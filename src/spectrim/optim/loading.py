@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from spectrim.distributed.dtensor import is_dtensor
 from spectrim.optim.directions import Adam
 from spectrim.optim.entries import parameter_name, role_and_layout
 from spectrim.optim.layout import matrix_shapes
@@ -142,7 +142,7 @@ def _converted(
         value = saved[key]
         if tuple(value.shape) != shape:
             raise ValueError(f"state {key!r} of {name} has shape {tuple(value.shape)}: expected {shape}")
-        if isinstance(parameter, DTensor) != isinstance(value, DTensor):
+        if is_dtensor(parameter) != is_dtensor(value):
             raise ValueError(
                 f"state {key!r} of {name} is a {type(value).__name__} where the parameter is a "
                 f"{type(parameter).__name__}: load sharded state by torch.distributed.checkpoint.state_dict"

@@ -14,10 +14,10 @@ from typing import Any, ClassVar, overload
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from spectrim.distributed.dtensor import is_dtensor
 from spectrim.distributed.owners import Loads
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.entries import Entry, parameter_name, role_and_layout
@@ -213,7 +213,7 @@ class SpectralOptimizer(Optimizer):
         for index, group in enumerate(self.param_groups):
             rules: dict[tuple[str, bool], Rule] = {}
             for place, parameter in enumerate(group["params"]):
-                if parameter.grad is None and not (isinstance(parameter, DTensor) and parameter.requires_grad):
+                if parameter.grad is None and not (is_dtensor(parameter) and parameter.requires_grad):
                     continue
                 role, layout = role_and_layout(group, parameter)
                 kind = (role, layout == "vector")
@@ -234,7 +234,7 @@ class SpectralOptimizer(Optimizer):
     ) -> Entry:
         state = self.state[parameter]
         fit_state(state, rule, parameter, self._name, position)
-        if isinstance(parameter, DTensor):
+        if is_dtensor(parameter):
             return sharded_entry(parameter, group, position, self._name(position), state, rule)
         grad = parameter.grad
         assert grad is not None

@@ -8,17 +8,20 @@ expert that was never used has its keys.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from spectrim.distributed.dtensor import is_dtensor
 from spectrim.distributed.sharding import sharding_of
 from spectrim.optim.flat import check_whole
 from spectrim.optim.layout import Layout, matrix_shapes
 from spectrim.optim.rule import Rule, state_dtype_of
 from spectrim.optim.sharded.entry import sharded_basis, sharded_numbers
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = ["check_parameter", "drop_orphans", "fit_state", "new_state"]
 
@@ -30,7 +33,7 @@ def check_parameter(parameter: Tensor, name: str) -> None:
     check_whole(parameter, name)
     if not parameter.is_floating_point():
         raise ValueError(f"{name} has dtype {parameter.dtype}: expected a real floating-point dtype")
-    if isinstance(parameter, DTensor):
+    if is_dtensor(parameter):
         sharding_of(parameter, name)
 
 
@@ -54,7 +57,7 @@ def new_state(parameter: Tensor, rule: Rule, layout: Layout, split: Any, name: s
     if operator is not None and operator.keys:
         dtype = torch.promote_types(parameter.dtype, torch.float32)
         shapes = matrix_shapes(parameter.shape, layout, split)
-        if isinstance(parameter, DTensor):
+        if is_dtensor(parameter):
             # Whole for a moment, but of one matrix of a stack only: a basis is small.
             started = operator.start([shape[-2:] for shape in shapes], device=parameter.device, dtype=dtype)
             for key, value in started.items():

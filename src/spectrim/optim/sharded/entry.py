@@ -11,13 +11,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from spectrim.distributed.collectives import Team, team_of
+from spectrim.distributed.dtensor import is_dtensor
 from spectrim.distributed.grid import Axes, Grid, Rows, basis_sharding, grid_of, local_rows
 from spectrim.distributed.runs import Runs, put, take
 from spectrim.distributed.sharding import Sharding, sharding_of
@@ -25,6 +25,9 @@ from spectrim.operators import ShrinkForm, entry_scale, smooth_shrink
 from spectrim.optim.entries import Entry, role_and_layout
 from spectrim.optim.layout import Layout, Split, matrices, matrix_shapes, sizes_of
 from spectrim.optim.rule import Rule
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor, Placement
 
 __all__ = [
     "AnyShard",
@@ -244,6 +247,8 @@ def sharded_basis(parameter: DTensor, layout: Layout, whole: Tensor) -> Tensor:
     kept = basis_sharding(sharding_of(parameter, ""), axes, whole.shape[-1])
     local = take(whole.expand(kept.shape), kept.region(team_of(mesh).member))
     local = local.clone(memory_format=torch.contiguous_format)
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
     placements = [Replicate() if split is None else Shard(split.dim) for split in kept.splits]
     stride = torch.empty(kept.shape, device="meta").stride()
     return DTensor.from_local(local, mesh, placements, run_check=False, shape=torch.Size(kept.shape), stride=stride)
@@ -257,6 +262,8 @@ def sharded_numbers(parameter: DTensor, layout: Layout, whole: Tensor) -> Tensor
     """
     mesh, axes = parameter.device_mesh, axes_of(layout, parameter.ndim)
     sharding = sharding_of(parameter, "")
+    from torch.distributed.tensor import DTensor, Replicate
+
     placements: list[Placement] = [Replicate()] * mesh.ndim
     if axes.stack is not None:
         of_experts = zip(parameter.placements, sharding.splits, strict=True)
@@ -274,7 +281,7 @@ def local_gradient(parameter: DTensor, name: str) -> Tensor | None:
     grad = parameter.grad
     if grad is None:
         return None
-    if not isinstance(grad, DTensor):
+    if not is_dtensor(grad):
         raise ValueError(f"the gradient of {name!r} is a {type(grad).__name__}: expected a DTensor like the parameter")
     if grad.placements != parameter.placements or grad.device_mesh != parameter.device_mesh:
         grad = grad.redistribute(parameter.device_mesh, parameter.placements)
@@ -284,6 +291,8 @@ def local_gradient(parameter: DTensor, name: str) -> Tensor | None:
 def laid_like(parameter: DTensor, local: Tensor) -> DTensor:
     """A DTensor of a parameter's layout around this rank's shard."""
     mesh, placements = parameter.device_mesh, parameter.placements
+    from torch.distributed.tensor import DTensor
+
     return DTensor.from_local(
         local, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
     )
@@ -291,7 +300,7 @@ def laid_like(parameter: DTensor, local: Tensor) -> DTensor:
 
 def local_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """State whose DTensors are replaced by their local tensors, which share their memory."""
-    return {key: value.to_local() if isinstance(value, DTensor) else value for key, value in state.items()}
+    return {key: value.to_local() if is_dtensor(value) else value for key, value in state.items()}
 
 
 def by_team(entries: Iterable[AnyShard]) -> list[tuple[Team, list[AnyShard]]]:

@@ -11,17 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from spectrim.distributed.collectives import team_of
+from spectrim.distributed.dtensor import is_dtensor
 from spectrim.distributed.runs import take
 from spectrim.distributed.sharding import Sharding, sharding_from, sharding_of
 from spectrim.optim.wrapping.probe import Miniature, gradients, numbers, options_of, refusal
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["trial_of", "try_shards"]
 
@@ -53,6 +56,8 @@ def try_shards(optimizer: Optimizer, group: Mapping[str, Any], parameter: DTenso
     Raises:
         ValueError: its steps fail, or are not those on the whole, with the parameter's name and the reason.
     """
+    from torch.distributed.tensor import DTensor
+
     mesh = parameter.device_mesh
     sharding = _small(sharding_of(parameter, name), parameter, name)
     team = team_of(mesh)
@@ -75,7 +80,7 @@ def try_shards(optimizer: Optimizer, group: Mapping[str, Any], parameter: DTenso
                 new = whole.step(weight, grad)
                 shards.advance(placed(weight), placed(grad))
                 found = shards.parameter
-                assert isinstance(found, DTensor)
+                assert is_dtensor(found)
                 if not (found.to_local().cpu() - take(new, region)).norm() <= TOLERANCE * (new - weight).norm():
                     # The steps go on, since other ranks take them too.
                     reason = "its step on shards is not its step on the whole"

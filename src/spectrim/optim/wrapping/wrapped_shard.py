@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from spectrim.distributed.dtensor import is_dtensor
 from spectrim.optim.sharded.entry import ShardedEntry, by_team, laid_like
 from spectrim.optim.wrapping.probe import StepDecomposition
 from spectrim.optim.wrapping.wrapped_entry import WrappedEntry
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["WrappedShard", "idle", "wrapped_shard"]
 
@@ -30,7 +34,7 @@ class WrappedShard(WrappedEntry, ShardedEntry):
 
     def __post_init__(self) -> None:
         self._given = self.whole.grad
-        if not isinstance(self._given, DTensor) or self._given.placements != self.whole.placements:
+        if not is_dtensor(self._given) or self._given.placements != self.whole.placements:
             self.show(self.grad)
         super().__post_init__()
 

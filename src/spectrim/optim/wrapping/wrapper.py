@@ -8,13 +8,13 @@ the way, by the same functions that clip the library's own recipes. How that cha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from spectrim.distributed.dtensor import is_dtensor
 from spectrim.distributed.owners import Loads
 from spectrim.optim.entries import Entry, parameter_name, role_and_layout
 from spectrim.optim.flat import check_group, check_whole, count_matrices
@@ -32,6 +32,9 @@ from spectrim.optim.wrapping.probe import StepDecomposition, check_base, find_de
 from spectrim.optim.wrapping.probe_shards import trial_of, try_shards
 from spectrim.optim.wrapping.wrapped_entry import WrappedEntry
 from spectrim.optim.wrapping.wrapped_shard import wrapped_shard
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = ["SpectralClipping"]
 
@@ -210,7 +213,7 @@ class SpectralClipping(Optimizer):
                     f"rounds away; keep the weights in float32"
                 )
             self._decompositions[key] = decomposition
-        if isinstance(parameter, DTensor):
+        if is_dtensor(parameter):
             name = self._name(position)
             trial = (switches, *trial_of(parameter, name))
             if trial not in self._tried:
@@ -297,7 +300,7 @@ class SpectralClipping(Optimizer):
                 kind = (role, layout == "vector")
                 if kind not in rules:
                     rules[kind] = rule_of_changes(group, role, vector=layout == "vector", index=group_index)
-                if isinstance(parameter, DTensor) and (parameter.requires_grad or grad is not None):
+                if is_dtensor(parameter) and (parameter.requires_grad or grad is not None):
                     counts = self._counts_of(position, parameter)
                     name = self._name(position)
                     collected.append(sharded_entry(parameter, group, position, name, counts, rules[kind]))
@@ -326,7 +329,7 @@ class SpectralClipping(Optimizer):
         group, parameter = self.param_groups[entry.position[0]], self._parameter(entry)
         decomposition = self._check_decomposition(group, switches, parameter, entry.position)
         weight_decay = float(group.get("weight_decay") or 0.0)
-        if isinstance(entry, ShardedEntry) and isinstance(parameter, DTensor):
+        if isinstance(entry, ShardedEntry) and is_dtensor(parameter):
             return wrapped_shard(entry, parameter, decomposition, weight_decay)
         return WrappedEntry(
             parameter=parameter,
