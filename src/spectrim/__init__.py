@@ -1,40 +1,59 @@
 """spectrim: spectral control of LLM training.
 
 Optimizers that clip, flatten or reshape the singular values of gradients and updates, and the operators they are
-made of. Importing this package needs torch alone.
+made of. This package needs torch alone, and imports what is asked of it when it is asked.
 """
 
-from spectrim.monitor import SpectralMonitor
-from spectrim.operators import (
-    Spike,
-    bayes_shrink,
-    entry_scale,
-    hard_clip,
-    orthogonalize,
-    shape_spike,
-    smooth_shrink,
-    soft_clip,
-    track_spike,
-)
-from spectrim.optim import (
-    AdamW,
-    AdEMAMix,
-    Momentum,
-    Muon,
-    Signum,
-    Spectra,
-    SpectralClipping,
-    SpectralOptimizer,
-    clip_grad_spectral_,
-    create,
-    describe,
-    param_groups,
-    set_step_memory,
-    shrink_grad_,
-)
-from spectrim.optim.names import recipes
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spectrim.monitor import SpectralMonitor
+    from spectrim.operators import (
+        Spike,
+        bayes_shrink,
+        entry_scale,
+        hard_clip,
+        orthogonalize,
+        shape_spike,
+        smooth_shrink,
+        soft_clip,
+        track_spike,
+    )
+    from spectrim.optim import (
+        AdamW,
+        AdEMAMix,
+        Momentum,
+        Muon,
+        Signum,
+        Spectra,
+        SpectralClipping,
+        SpectralOptimizer,
+        clip_grad_spectral_,
+        create,
+        describe,
+        param_groups,
+        set_step_memory,
+        shrink_grad_,
+    )
+    from spectrim.optim.names import recipes
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "spectrim.monitor": ("SpectralMonitor",),
+    "spectrim.operators": (
+        *("Spike", "bayes_shrink", "entry_scale", "hard_clip", "orthogonalize", "shape_spike", "smooth_shrink"),
+        *("soft_clip", "track_spike"),
+    ),
+    "spectrim.optim": (
+        *("AdEMAMix", "AdamW", "Momentum", "Muon", "Signum", "Spectra", "SpectralClipping", "SpectralOptimizer"),
+        *("clip_grad_spectral_", "create", "describe", "param_groups", "set_step_memory", "shrink_grad_"),
+    ),
+    "spectrim.optim.names": ("recipes",),
+}
+_PACKAGES = ("distributed", "kernels", "monitor", "operators", "optim")
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AdEMAMix",
@@ -63,3 +82,17 @@ __all__ = [
     "soft_clip",
     "track_spike",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"spectrim.{name}")
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(home), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

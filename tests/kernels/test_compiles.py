@@ -10,6 +10,7 @@ from spectrim.kernels import choice, use
 from spectrim.kernels.adam import adam_directions, adamw_step
 from spectrim.kernels.ademamix import ademamix_directions
 from spectrim.kernels.device import operators, screen, settle, spike, symmetric, thin
+from spectrim.kernels.device.spike import TILES
 from spectrim.kernels.magnitudes import magnitudes_and_roots
 from spectrim.kernels.momentum import momentum_directions
 from spectrim.kernels.settling import settle as settled
@@ -135,6 +136,6 @@ def test_a_step_of_spectra(assembly, rank, dtype):
         assert ".local" not in code
         names = [name for name in ("_product", "_transposed", "_tail", "_update") if f".entry {name}(" in code]
         if names:
-            # Matrices are read by 16 bytes, and multiplied on tensor cores.
+            # Matrices are read by 16 bytes, and multiplied on tensor cores where their precision allows it.
             assert "ld.global.v4" in code or "cp.async.cg" in code
-            assert "mma" in code
+            assert ("mma" in code) == (TILES[names[0].removeprefix("_")].precision == "tf32x3")
