@@ -63,7 +63,8 @@ def test_a_step_that_is_not_measured_launches_a_handful_of_kernels_and_none_wait
     others = [kernels for kernels, _ in (*ours[1:11], ours[12])]
     assert ours[11][0] > 100
     assert 3 <= max(others) <= 20
-    assert sorted(others)[len(others) // 2] <= 6
+    # One copies the samples; one more the learning rate that is in a tensor.
+    assert sorted(others)[len(others) // 2] <= 2
     assert [waits for _, waits in ours[1:]] == [0] * 12
 
 
