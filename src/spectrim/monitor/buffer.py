@@ -101,8 +101,8 @@ class MeasurementBuffer:
         return self._slots.get((subject, kind), [])
 
     def put(self, slot: Slot, rows: Tensor) -> None:
-        """Have rows of numbers at their place."""
-        self._pieces[slot.start] = rows.reshape(-1)
+        """Have the numbers of its rows, one after the other, at their place."""
+        self._pieces[slot.start] = rows
 
     def put_heads(self, norms: Mapping[Subject, Tensor]) -> None:
         """Have it at its place which subjects have a gradient, and its squared norms (parts) where a hook saw it."""
