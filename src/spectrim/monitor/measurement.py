@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -151,12 +152,11 @@ class Measurement:
         return {kind: self._request(subject, kind) for kind, is_wanted in kinds.items() if is_wanted}
 
     def _request(self, subject: Subject, kind: Kind) -> list[MatrixRequest]:
-        found = []
-        for name, shape in zip(subject.names, subject.shapes, strict=True):
-            # Of weights the spike is not asked for.
-            rank = 1 if kind == "weight" else rank_of_spike(shape, self._wanted.rank_ratio)
-            found.append(MatrixRequest(kind, (shape[-2], shape[-1]), rank, name in self._wanted.exact))
-        return found
+        wanted = self._wanted
+        return [
+            _request(kind, (shape[-2], shape[-1]), wanted.rank_ratio, name in wanted.exact)
+            for name, shape in zip(subject.names, subject.shapes, strict=True)
+        ]
 
     def _clips_of(self, subject: Subject) -> list[Clip]:
         group = self._optimizer.param_groups[subject.position[0]]
@@ -193,6 +193,13 @@ class Measurement:
                 _fill_at_owners(buffer, buffer.team, kind, subjects, tensors_of)
 
 
+@cache
+def _request(kind: Kind, shape: tuple[int, int], rank_ratio: float, exact: bool) -> MatrixRequest:
+    """The request for a matrix; one object for all that are alike, which knows its fields once."""
+    # Of weights the spike is not asked for.
+    return MatrixRequest(kind, shape, 1 if kind == "weight" else rank_of_spike(shape, rank_ratio), exact)
+
+
 def _fill_here(buffer: MeasurementBuffer, kind: Kind, subjects: Sequence[Subject], tensors_of: TensorsOf) -> None:
     """Measure in company parts whose smaller sides are alike."""
     for some in _companies(subjects):
@@ -213,7 +220,7 @@ def _companies(subjects: Sequence[Subject]) -> Iterator[list[Subject]]:
     """Subjects in lists that are small enough to be measured at once, those with equal smaller sides together."""
     company: list[Subject] = []
     held = 0
-    for subject in sorted(subjects, key=lambda subject: [min(shape[-2:]) for shape in subject.shapes]):
+    for subject in sorted(subjects, key=lambda subject: [(min(shape[-2:]), *shape) for shape in subject.shapes]):
         size = 4 * subject.parameter.numel()
         limit = TOGETHER_ON_HOST if subject.parameter.device.type == "cpu" else TOGETHER
         if company and held + size > limit:
