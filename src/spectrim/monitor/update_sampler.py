@@ -161,6 +161,9 @@ class _TeamSample:
         after = self._sample = self._take(self._locals())
         # A step that lays its weights out anew has no entries to compare.
         self._pairs.append((before if before.shape == after.shape else after, after))
+        if after.device.type == "cpu":
+            # Where nothing is launched, what is still in the cache is added up at once.
+            self._add_up()
 
     def total(self) -> Tensor:
         """The mean squares of all steps since the last call, in a row, of what all ranks hold."""
@@ -178,7 +181,9 @@ class _TeamSample:
         assert self._lengths is not None
         assert self._factors is not None
         count = len(self._pairs)
-        before, after = (as_float(torch.cat(some)) for some in zip(*self._pairs, strict=True))
+        before, after = (
+            as_float(some[0] if count == 1 else torch.cat(some)) for some in zip(*self._pairs, strict=True)
+        )
         moved = functional.mse_loss(after, before, reduction="none")
         sums = torch.segment_reduce(moved, "sum", lengths=self._lengths.repeat(count), unsafe=True)
         self._sums.append(sums.double().view(count, -1) * self._factors)
