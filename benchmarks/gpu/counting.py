@@ -253,6 +253,7 @@ def measure_monitor(
         optimizer.step()
         alone = recorder.cost
         monitor = spectrim.SpectralMonitor(model, optimizer, every=10**9, out=None)
+        recorder.begin()  # what comes is no part of the step alone
         optimizer.step()  # the first sends what all later ones use
         for _ in range(steps):
             recorder.begin()

@@ -79,7 +79,8 @@ def test_a_step_without_kernels_launches_little_more_and_waits_as_little(name):
 
 def test_a_monitor_launches_little_on_a_step_that_it_does_not_measure_and_never_waits():
     cost = measure_monitor(CONTENDERS["adamw"], MODELS["gpt2-small"])
-    assert cost.kernels <= MONITOR_LAUNCHES
+    # At least the copy of the samples.
+    assert 1 <= cost.kernels <= MONITOR_LAUNCHES
     assert (cost.waits, cost.uploads) == (0, 0)
 
 

@@ -9,7 +9,8 @@ import torch
 from spectrim.monitor import metrics
 from spectrim.monitor.measure import MatrixRequest, measure, read
 
-SHAPES = [(48, 120), (300, 40), (96, 96), (3, 5), (1, 7), (6, 1)]
+#: Of the last one a Krylov space has 48 columns, of which the host gets 32.
+SHAPES = [(48, 120), (300, 40), (96, 96), (3, 5), (1, 7), (6, 1), (300, 420)]
 KINDS = ["noise", "power law", "spike", "cauchy"]
 
 
@@ -95,6 +96,25 @@ def test_gaussian_localisation_is_near_its_expectation():
     m, n = 200, 300
     expected = math.sqrt(2 * math.log(m * n)) / (math.sqrt(m) + math.sqrt(n))
     assert float(metrics.localisation(torch.randn(m, n))) == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize("kind", ["gradient", "update", "direction"])
+@pytest.mark.parametrize("small", [30, 300])
+def test_stacks_that_differ_in_the_larger_side_are_measured_together_as_each_by_itself(kind, small):
+    stacks = [torch.randn(2, small, small + 50), torch.randn(1, small + 90, small), torch.randn(3, small, small)]
+    request = MatrixRequest(kind, (small, small + 50), 4, exact=False)
+    together = measure(request, *stacks)
+    apart = torch.cat([measure(request, stack) for stack in stacks])
+    for name, values in read(request, together, limit=20.0).items():
+        assert torch.allclose(values, read(request, apart, limit=20.0)[name], rtol=1e-5), name
+
+
+def test_a_large_matrix_of_zeros_has_norm_zero_and_a_tiny_one_is_measured_like_any_other():
+    X = torch.randn(300, 400)
+    stack = torch.stack([torch.zeros_like(X), X, 1e-30 * X])
+    norms = metrics.spectral_norm(stack)
+    assert norms[0] == 0
+    assert norms[2] == pytest.approx(1e-30 * float(norms[1]), rel=1e-4)
 
 
 def test_zero_and_non_finite_matrices_have_numbers_or_none_but_raise_nothing():

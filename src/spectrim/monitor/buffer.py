@@ -101,8 +101,8 @@ class MeasurementBuffer:
         return self._slots.get((subject, kind), [])
 
     def put(self, slot: Slot, rows: Tensor) -> None:
-        """Have rows of numbers at their place."""
-        self._pieces[slot.start] = rows.reshape(-1)
+        """Have the numbers of its rows, one after the other, at their place."""
+        self._pieces[slot.start] = rows
 
     def put_heads(self, norms: Mapping[Subject, Tensor]) -> None:
         """Have it at its place which subjects have a gradient, and its squared norms (parts) where a hook saw it."""
@@ -118,14 +118,16 @@ class MeasurementBuffer:
 
     def complete(self) -> Tensor:
         """The numbers of all ranks, zero where none has put any; each of the team calls this."""
-        starts = sorted(self._pieces)
-        ends = [start + len(self._pieces[start]) for start in starts]
-        gaps = [after - end for end, after in zip([0, *ends], [*starts, self._length], strict=True)]
-        zeros = torch.zeros(max(gaps), dtype=torch.float64, device=self._device)
-        parts = [zeros[: gaps[0]]]
-        for start, gap in zip(starts, gaps[1:], strict=True):
-            parts += [self._pieces[start].to(self._device), zeros[:gap]]
-        numbers = torch.cat([part for part in parts if len(part)]) if self._length else zeros
+        zeros = torch.zeros(self._length, dtype=torch.float64, device=self._device)
+        parts: list[Tensor] = []
+        place = 0
+        for start in sorted(self._pieces):
+            piece = self._pieces[start]
+            if start > place:
+                parts.append(zeros[: start - place])
+            parts.append(piece.to(self._device))
+            place = start + piece.numel()
+        numbers = torch.cat([*parts, zeros[place:]])
         self._pieces.clear()
         if self.team is not None:
             self.team.sum(numbers, "monitor")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -16,10 +17,11 @@ from torch import Tensor
 from spectrim.monitor.metrics import share_of, singular_values, singular_values_of
 from spectrim.monitor.sketch import (
     WIDTH,
+    Entries,
     entry_statistics,
     gram_of_singular_values,
-    krylov_gram,
-    krylov_size,
+    krylov_columns,
+    krylov_grams,
     lanczos_coefficients,
     lanczos_shape,
     wide,
@@ -49,7 +51,7 @@ class MatrixRequest:
     rank: int
     exact: bool
 
-    @property
+    @cached_property
     def fields(self) -> dict[str, tuple[int, ...]]:
         """The names and shapes of the numbers, in order."""
         small = min(self.shape)
@@ -63,9 +65,9 @@ class MatrixRequest:
         if self.kind == "direction":
             # Of a small matrix the host can as well find all singular values.
             return {"gram": (small, small)} if small <= WIDTH else {"lanczos": _lanczos_field(small)}
-        return found | {"krylov": (math.prod(krylov_size(small, self.rank)),) * 2}
+        return found | {"krylov": (krylov_columns(small, self.rank),) * 2}
 
-    @property
+    @cached_property
     def length(self) -> int:
         """How many numbers there are."""
         return sum(map(math.prod, self.fields.values()))
@@ -76,27 +78,31 @@ def _lanczos_field(small: int) -> tuple[int, ...]:
     return (probes, 2, steps)
 
 
-def measure(request: MatrixRequest, X: Tensor) -> Tensor:
-    """The requested numbers of a stack of matrices (B, m, n): (B, request.length), in float64.
+def measure(request: MatrixRequest, *stacks: Tensor) -> Tensor:
+    """The requested numbers of stacks of matrices (Eᵢ, m, n): (ΣEᵢ, request.length), in float64.
 
     Waits for the device only if the request is exact.
+
+    Args:
+        request: for the first stack, and for others of the same smaller side, which ask for as many numbers.
+        stacks: of one dtype; what is alike of them is worked out in one batch.
     """
-    Y = wide(as_matrices(X))
+    wides = [wide(as_matrices(X)) for X in stacks]
     found: dict[str, Tensor] = {}
     if request.kind == "gradient":
-        statistics = entry_statistics(Y, sample=None) if request.exact else entry_statistics(Y)
-        found = dict(statistics._asdict())
+        each = [entry_statistics(Y, sample=None) if request.exact else entry_statistics(Y) for Y in wides]
+        found = {name: torch.cat(parts) for name, parts in zip(Entries._fields, zip(*each, strict=True), strict=True)}
     elif request.kind != "direction":
-        found["energy"] = energy(Y)
+        found["energy"] = torch.cat([energy(Y) for Y in wides])
     if request.exact:
-        found["singular_values"] = singular_values(Y)
+        found["singular_values"] = torch.cat([singular_values(Y) for Y in wides])
     elif request.kind != "direction":
-        found["krylov"] = krylov_gram(Y, request.rank, found["energy"])
+        found["krylov"] = krylov_grams(wides, request.rank, found["energy"])
     elif "gram" in request.fields:
-        found["gram"] = gram_of_singular_values(Y)
+        found["gram"] = torch.cat([gram_of_singular_values(Y) for Y in wides])
     else:
-        found["lanczos"] = lanczos_coefficients(Y)
-    return torch.cat([found[name].reshape(len(Y), -1) for name in request.fields], dim=-1)
+        found["lanczos"] = lanczos_coefficients(*wides)
+    return torch.cat([found[name].reshape(sum(map(len, wides)), -1) for name in request.fields], dim=-1)
 
 
 #: What the numbers of a stack of E matrices say, on the host: tensors of shape (E), by name. "energy" is ‖X‖_F², "norm"

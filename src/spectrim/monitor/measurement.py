@@ -7,8 +7,9 @@ at owners, as for a step, and measured there. Relied on by :class:`~spectrim.mon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -151,12 +152,11 @@ class Measurement:
         return {kind: self._request(subject, kind) for kind, is_wanted in kinds.items() if is_wanted}
 
     def _request(self, subject: Subject, kind: Kind) -> list[MatrixRequest]:
-        found = []
-        for name, shape in zip(subject.names, subject.shapes, strict=True):
-            # Of weights the spike is not asked for.
-            rank = 1 if kind == "weight" else rank_of_spike(shape, self._wanted.rank_ratio)
-            found.append(MatrixRequest(kind, (shape[-2], shape[-1]), rank, name in self._wanted.exact))
-        return found
+        wanted = self._wanted
+        return [
+            _request(kind, (shape[-2], shape[-1]), wanted.rank_ratio, name in wanted.exact)
+            for name, shape in zip(subject.names, subject.shapes, strict=True)
+        ]
 
     def _clips_of(self, subject: Subject) -> list[Clip]:
         group = self._optimizer.param_groups[subject.position[0]]
@@ -165,12 +165,12 @@ class Measurement:
 
     def _moved(self, subjects: Sequence[Subject], *, of_direction: bool = False) -> Sequence[Tensor]:
         """The weights minus those before, in float32 or better; of a direction, what the step was to keep of those."""
-        moved = []
-        for subject, weight in zip(subjects, _weights(subjects), strict=True):
-            keep = self._clips[subject][0].keep if of_direction else 1.0
-            now, before = as_float(weight), as_float(self._before[subject])
-            moved.append(now - before * keep if isinstance(keep, Tensor) else now.sub(before, alpha=keep))
-        return moved
+        now = [as_float(weight) for weight in _weights(subjects)]
+        before = [as_float(self._before[subject]) for subject in subjects]
+        if of_direction:
+            keeps = [self._clips[subject][0].keep for subject in subjects]
+            before = [kept * keep for kept, keep in zip(before, keeps, strict=True)]
+        return torch._foreach_sub(now, before) if now else []
 
     def _momenta(self, subjects: Sequence[Subject]) -> Sequence[Tensor | None]:
         found: list[Tensor | None] = []
@@ -193,26 +193,43 @@ class Measurement:
                 _fill_at_owners(buffer, buffer.team, kind, subjects, tensors_of)
 
 
+@cache
+def _request(kind: Kind, shape: tuple[int, int], rank_ratio: float, exact: bool) -> MatrixRequest:
+    """The request for a matrix; one object for all that are alike, which knows its fields once."""
+    # Of weights the spike is not asked for.
+    return MatrixRequest(kind, shape, 1 if kind == "weight" else rank_of_spike(shape, rank_ratio), exact)
+
+
 def _fill_here(buffer: MeasurementBuffer, kind: Kind, subjects: Sequence[Subject], tensors_of: TensorsOf) -> None:
-    """Measure parts of one shape in company."""
-    alike: dict[tuple[Any, ...], list[Subject]] = {}
-    for subject in subjects:
-        slots = buffer.slots(subject, kind)
-        key = (tuple((slot.request, slot.rows) for slot in slots), subject.parameter.dtype, subject.parameter.device)
-        alike.setdefault(key, []).append(subject)
-    for same in alike.values():
-        parameter = same[0].parameter
-        limit = TOGETHER_ON_HOST if parameter.device.type == "cpu" else TOGETHER
-        length = max(1, limit // max(1, 4 * parameter.numel()))
-        for start in range(0, len(same), length):
-            some = same[start : start + length]
-            there = [(s, t) for s, t in zip(some, tensors_of(some), strict=True) if t is not None]
-            together: dict[tuple[MatrixRequest, int], list[tuple[Slot, Tensor]]] = {}
-            for subject, tensor in there:
+    """Measure in company parts whose smaller sides are alike."""
+    for some in _companies(subjects):
+        # What asks for as many numbers can be measured in one batch, of one shape in one stack.
+        alike: dict[tuple[Any, ...], dict[tuple[MatrixRequest, int], list[tuple[Slot, Tensor]]]] = {}
+        for subject, tensor in zip(some, tensors_of(some), strict=True):
+            if tensor is not None:
                 for slot, part in zip(buffer.slots(subject, kind), subject.parts(tensor), strict=True):
-                    together.setdefault((slot.request, slot.rows), []).append((slot, as_matrices(part)))
-            for found in together.values():
-                _measure(buffer, *zip(*found, strict=True))
+                    request = slot.request
+                    key = (min(request.shape), request.rank, request.exact, part.dtype, part.device)
+                    same = alike.setdefault(key, {}).setdefault((request, slot.rows), [])
+                    same.append((slot, part))
+        for stacks in alike.values():
+            _measure(buffer, list(stacks.values()))
+
+
+def _companies(subjects: Sequence[Subject]) -> Iterator[list[Subject]]:
+    """Subjects in lists that are small enough to be measured at once, those with equal smaller sides together."""
+    company: list[Subject] = []
+    held = 0
+    for subject in sorted(subjects, key=lambda subject: [(min(shape[-2:]), *shape) for shape in subject.shapes]):
+        size = 4 * subject.parameter.numel()
+        limit = TOGETHER_ON_HOST if subject.parameter.device.type == "cpu" else TOGETHER
+        if company and held + size > limit:
+            yield company
+            company, held = [], 0
+        company.append(subject)
+        held += size
+    if company:
+        yield company
 
 
 def _fill_at_owners(
@@ -234,17 +251,18 @@ def _fill_at_owners(
             unit = exchange.units[number]
             subject = some[unit.tensor]
             for slot, part in zip(buffer.slots(subject, kind), subject.parts(whole), strict=True):
-                _measure(buffer, [slot if unit.index is None else slot.row(unit.index)], [as_matrices(part)])
+                _measure(buffer, [[(slot if unit.index is None else slot.row(unit.index), part)]])
 
 
-def _measure(buffer: MeasurementBuffer, slots: Sequence[Slot], found: Sequence[Tensor]) -> None:
-    """Measure matrices, or stacks of them, of one shape."""
-    request = slots[0].request
+def _measure(buffer: MeasurementBuffer, found: Sequence[Sequence[tuple[Slot, Tensor]]]) -> None:
+    """Measure matrices, or stacks of them, in lists of one shape each; the smaller side is that of all."""
+    request = found[0][0][0].request
     if request.kind == "momentum" and not request.exact:
         return
-    stacked = torch.stack(list(found)) if len(found) > 1 else found[0].unsqueeze(0)
-    numbers = measure(request, stacked.flatten(0, -3)).view(len(found), -1)
-    for slot, rows in zip(slots, numbers, strict=True):
+    stacks = [torch.stack([part for _, part in same]) if len(same) > 1 else same[0][1][None] for same in found]
+    numbers = measure(request, *(stack.flatten(0, -3) for stack in stacks)).flatten()
+    slots = [slot for same in found for slot, _ in same]
+    for slot, rows in zip(slots, torch.split(numbers, [slot.rows * request.length for slot in slots]), strict=True):
         buffer.put(slot, rows)
 
 

@@ -9,6 +9,7 @@ has found is fetched without waiting, and told at a later step. Relies on :mod:`
 from __future__ import annotations
 
 import logging
+import operator
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -136,7 +137,8 @@ class SpectralMonitor:
         self._measurement: Measurement | None = None
         self._pending: deque[_Pending] = deque()
         self._told = 0.0
-        self._held: list[tuple[Tensor, bool]] = []
+        self._held: list[Tensor] = []
+        self._trained: list[bool] = []
         self._gradient_hooks: list[Any] = []
         self._step_hooks: list[Any] = []
         self.writes = _first()
@@ -216,14 +218,14 @@ class SpectralMonitor:
 
     def _bind(self) -> None:
         """Find what there is to watch, anew where the optimizer's parameters are others than before."""
-        held = [(p, p.requires_grad) for group in self._optimizer.param_groups for p in group["params"]]
-        if len(held) == len(self._held) and all(
-            p is q and a == b for (p, a), (q, b) in zip(held, self._held, strict=True)
-        ):
+        held = [p for group in self._optimizer.param_groups for p in group["params"]]
+        trained = [p.requires_grad for p in held]
+        # Asked before every step; tensors do not compare by ==.
+        if trained == self._trained and all(map(operator.is_, held, self._held)):
             return
         if self._held:
             self._fetch_watch()
-        self._held = held
+        self._held, self._trained = held, trained
         self._subjects = subjects_of(self._model, self._optimizer.param_groups)
         self._skips.names = {subject.position: subject.name for subject in self._subjects}
         names = self.names

@@ -8,7 +8,7 @@ function of the shape, so no random state is touched and a run that resumes meas
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,7 +21,9 @@ __all__ = [
     "Entries",
     "entry_statistics",
     "gram_of_singular_values",
+    "krylov_columns",
     "krylov_gram",
+    "krylov_grams",
     "krylov_size",
     "lanczos_coefficients",
     "lanczos_shape",
@@ -34,6 +36,11 @@ OVERSAMPLING = 4
 DEPTH = 6
 #: Columns of a Krylov space, at most where it has more than two blocks: the host solves an eigenproblem of this size.
 WIDTH = 200
+#: Columns of a Krylov space that is left to the host as it is. Of a larger one it gets the part with the leading
+#: eigenvalues: those of 72 columns would take it ten times longer than those of 32.
+SMALL = 32
+#: Subspace iterations, of two products each, that find that part.
+SHRINKING = 4
 #: Starts and steps of the Lanczos iterations from which a share of singular values is estimated; of more steps the
 #: share gains little, for what is left is the spread of the starts.
 PROBES, LANCZOS_STEPS = 8, 14
@@ -97,7 +104,7 @@ def krylov_size(rows: int, rank: int) -> tuple[int, int]:
     return (rows, 1) if block * depth >= rows else (block, depth)
 
 
-def krylov_gram(X: Tensor, rank: int, energies: Tensor | None = None) -> Tensor:
+def krylov_gram(X: Tensor, rank: int) -> Tensor:
     """A small symmetric matrix whose leading eigenvalues are nearly the squares of the leading singular values of X.
 
     A block Krylov space [Q₁, …, Q_q] of XXᵀ, Qᵢ = orth(X Xᵀ Qᵢ₋₁), and the Gram matrix of X's part in it. Its
@@ -107,31 +114,70 @@ def krylov_gram(X: Tensor, rank: int, energies: Tensor | None = None) -> Tensor:
     Args:
         X: (..., m, n), m ≤ n, in float32 or float64.
         rank: how many directions matter.
-        energies: ‖X‖_F² of every matrix, where they are known.
 
     Returns:
-        (..., s, s), s columns in all, in float64.
+        (..., s, s), s as :func:`krylov_columns` says, in float64.
     """
-    rows, columns = X.shape[-2:]
+    stack = X.reshape(-1, *X.shape[-2:])
+    found = krylov_grams([stack], rank, energy(stack))
+    return found.view(*X.shape[:-2], *found.shape[-2:])
+
+
+def krylov_grams(stacks: Sequence[Tensor], rank: int, energies: Tensor) -> Tensor:
+    """:func:`krylov_gram` of stacks (Eᵢ, m, nᵢ) that differ in nᵢ: products with them apart, all else in one batch.
+
+    Args:
+        stacks: of one dtype.
+        rank: how many directions matter.
+        energies: ‖X‖_F² of every matrix, (ΣEᵢ), in float64.
+
+    Returns:
+        (ΣEᵢ, s, s), in float64.
+    """
+    rows = stacks[0].shape[-2]
     block, depth = krylov_size(rows, rank)
     if block == rows:
-        return gram_of_singular_values(X)
+        return torch.cat([gram_of_singular_values(X) for X in stacks])
+    counts = [len(X) for X in stacks]
     # Vectors are rows, which a thin product reads far faster than columns.
-    V = _start(columns, block, X).expand(*X.shape[:-2], block, columns)
+    starts = [_start(X.shape[-1], block, X).expand(len(X), block, X.shape[-1]) for X in stacks]
     # Of XXᵀ minus its mean eigenvalue the Krylov space is the same, but the blocks of noise differ far more.
-    mean = ((energy(X) if energies is None else energies) / rows).to(X.dtype)[..., None, None]
+    mean = (energies / rows).to(stacks[0].dtype)[..., None, None]
     basis: list[Tensor] = []
-    images: list[Tensor] = []
+    images = [starts]
     for _ in range(depth):
-        W = V @ X.mT
+        W = torch.cat([V @ X.mT for V, X in zip(images[-1], stacks, strict=True)])
         basis.append(_orthonormal_rows(torch.addcmul(W, mean, basis[-1], value=-1) if basis else W))
-        V = basis[-1] @ X
-        images.append(V)
-    B, Y = torch.cat(basis, -2).double(), torch.cat(images, -2).double()
+        images.append([Q @ X for Q, X in zip(torch.split(basis[-1], counts), stacks, strict=True)])
+    wholes = [torch.cat(of_one, -2).double() for of_one in zip(*images[1:], strict=True)]
+    B, gram = torch.cat(basis, -2).double(), torch.cat([Y @ Y.mT for Y in wholes])
     # With L Lᵀ = B Bᵀ the rows of L⁻¹B are orthonormal, and L⁻¹Y is X's part in their space.
-    L = torch.linalg.cholesky_ex(B @ B.mT + _constant("independent", B.shape[-2], X)).L
-    half = torch.linalg.solve_triangular(L, Y @ Y.mT, upper=False)
+    L = torch.linalg.cholesky_ex(B @ B.mT + _constant("independent", B.shape[-2], B)).L
+    half = torch.linalg.solve_triangular(L, gram, upper=False)
     found: Tensor = torch.linalg.solve_triangular(L, half.mT, upper=False)
+    size = krylov_columns(rows, rank)
+    return found if size == found.shape[-1] else _leading_part(found, size)
+
+
+def krylov_columns(rows: int, rank: int) -> int:
+    """The size of what :func:`krylov_gram` gives for a wide matrix."""
+    block, depth = krylov_size(rows, rank)
+    return min(block * depth, max(SMALL, 2 * block))
+
+
+def _leading_part(T: Tensor, size: int) -> Tensor:
+    """A matrix of this size whose leading eigenvalues are those of T, (..., s, s) in float64, by subspace iterations.
+
+    Twice the columns of a block leave a gap below the eigenvalues that matter, so that few iterations do. The last
+    columns of T belong to the last blocks, which are nearest to the leading directions.
+    """
+    # Of small gradients the fourth power would underflow.
+    unit = T / T.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(1e-300)[..., None, None]
+    # Rows, of a symmetric matrix.
+    Z = unit[..., -size:, :]
+    for _ in range(SHRINKING):
+        Z = _orthonormal_rows(Z @ unit @ unit)
+    found: Tensor = Z @ T @ Z.mT
     return found
 
 
@@ -158,26 +204,30 @@ def lanczos_shape(rows: int) -> tuple[int, int]:
     return min(PROBES, rows), min(LANCZOS_STEPS, rows)
 
 
-def lanczos_coefficients(X: Tensor) -> Tensor:
+def lanczos_coefficients(*stacks: Tensor) -> Tensor:
     """Lanczos iterations of XXᵀ from several orthonormal starts, for the density of singular values.
 
     Args:
-        X: (..., m, n), m ≤ n, in float32 or float64.
+        stacks: one (..., m, n), m ≤ n, in float32 or float64; or several (Eᵢ, m, nᵢ) of one dtype.
 
     Returns:
-        (..., p, 2, K) in float64: for each start the diagonal of its K x K tridiagonal matrix, and its off-diagonal,
-        of which the last entry means nothing.
+        (..., p, 2, K) or (ΣEᵢ, p, 2, K) in float64: for each start the diagonal of its K x K tridiagonal matrix, and
+        its off-diagonal, of which the last entry means nothing.
     """
-    rows = X.shape[-2]
+    leading, rows = stacks[0].shape[:-2], stacks[0].shape[-2]
+    if len(stacks) > 1:
+        leading = torch.Size([sum(map(len, stacks))])
     probes, steps = lanczos_shape(rows)
     # Vectors as rows, so that every start's iteration is a row of one product.
-    v = _orthonormal_start(rows, probes, X).expand(*X.shape[:-2], probes, rows)
+    v = _orthonormal_start(rows, probes, stacks[0]).expand(*leading, probes, rows)
     before: Tensor | None = None
     beta: Tensor | None = None
     alphas, betas = [], []
     for _ in range(steps):
+        each = list(torch.split(v, [len(X) for X in stacks])) if len(stacks) > 1 else [v]
         # Not orthogonalised against all vectors so far: converged values come back as ghosts, but share their weight.
-        w = (v @ X) @ X.mT
+        products = [(of_one @ X) @ X.mT for of_one, X in zip(each, stacks, strict=True)]
+        w = torch.cat(products) if len(products) > 1 else products[0]
         if before is not None and beta is not None:
             w = torch.addcmul(w, beta, before, value=-1)
         alpha = (v * w).sum(-1, keepdim=True)

@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from spectrim.distributed.collectives import Team, team_of
+from spectrim.distributed.dtensor import is_dtensor
 from spectrim.distributed.grid import local_rows
 from spectrim.distributed.sharding import Sharding, sharding_of
 from spectrim.optim.layout import Layout, Split, default_layout, matrices, matrix_shapes, sizes_of
@@ -46,7 +46,7 @@ class Subject:
     team: Team | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        if isinstance(self.parameter, DTensor):
+        if is_dtensor(self.parameter):
             self.sharding = sharding_of(self.parameter, self.name)
             self.team = team_of(self.parameter.device_mesh)
 
@@ -69,7 +69,7 @@ class Subject:
 
     def local(self, tensor: Tensor) -> Tensor:
         """What this process holds of a tensor like the parameter."""
-        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        return tensor.to_local() if is_dtensor(tensor) else tensor
 
     def parts(self, tensor: Tensor) -> list[Tensor]:
         """The parts of a whole tensor like the parameter, or of one matrix of its stack."""

@@ -1,7 +1,7 @@
 """An estimate of every update's root mean square after every step, from a fixed sample of entries.
 
-A thousand entries of every matrix are copied after each step and compared with those after the step before; the sums
-stay on the device until they are read, for many steps in one go. Of a sharded matrix every rank samples what it holds.
+A thousand entries of every matrix are copied after each step, in one launch, and compared with those after the step
+before when they are read, for many steps in one go. Of a sharded matrix every rank samples what it holds.
 Relied on by :class:`~spectrim.monitor.monitor.SpectralMonitor`.
 """
 
@@ -40,7 +40,7 @@ class UpdateSampler:
     def __init__(self, subjects: Sequence[Subject]) -> None:
         samples: dict[tuple[Any, ...], _TeamSample] = {}
         for subject in subjects:
-            key = (subject.team, subject.parameter.device)
+            key = (subject.team, subject.parameter.device, subject.parameter.dtype)
             samples.setdefault(key, _TeamSample(subject.team)).subjects.append(subject)
         self._samples = list(samples.values())
         self._groups = {name: subject.position[0] for subject in subjects for name in subject.names}
@@ -122,15 +122,24 @@ class UpdateSamples:
 
 
 class _TeamSample:
-    """The subjects of one team on one device."""
+    """The subjects of one team on one device, of one dtype.
+
+    A step costs the host one concatenation and a look at addresses and versions. What the copies say is worked out for
+    many steps at once, when it is asked for: till then two or fewer copies a step are kept.
+    """
 
     def __init__(self, team: Team | None) -> None:
         self.team = team
         self.subjects: list[Subject] = []
-        self.sums: list[Tensor] = []
         self._sample: Tensor | None = None
-        self._seen: list[tuple[int, int]] = []
-        self._views: list[Tensor] = []
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._sums: list[Tensor] = []
+        self._addresses: list[int] = []
+        self._versions: list[int] = []
+        self._entries: list[Tensor] = []
+        self._copies = False
+        self._grids: list[tuple[int, Tensor]] = []
+        self._sizes: list[tuple[int, int]] = []
         self._lengths: Tensor | None = None
         self._factors: Tensor | None = None
 
@@ -142,58 +151,89 @@ class _TeamSample:
         """Have the entries as they are now."""
         locals_ = self._locals()
         # The version changes where anything but the step has written to a weight (not through .data, which hides it).
-        if self._sample is None or self._seen != _seen(locals_):
+        if self._sample is None or self._versions != _versions(locals_) or self._addresses != _addresses(locals_):
             self._sample = self._take(locals_)
 
     def compare(self) -> None:
-        """Add the sums of squares of what moved since the sample was taken, and keep a new one."""
+        """Keep the entries before and after the step."""
         before = self._sample
-        locals_ = self._locals()
-        self._sample = self._take(locals_)
         assert before is not None
-        assert self._lengths is not None
-        moved = functional.mse_loss(as_float(self._sample), as_float(before), reduction="none")
-        self.sums.append(torch.segment_reduce(moved, "sum", lengths=self._lengths, unsafe=True))
+        after = self._sample = self._take(self._locals())
+        # A step that lays its weights out anew has no entries to compare.
+        self._pairs.append((before if before.shape == after.shape else after, after))
+        if after.device.type == "cpu":
+            # Where nothing is launched, what is still in the cache is added up at once.
+            self._add_up()
 
     def total(self) -> Tensor:
         """The mean squares of all steps since the last call, in a row, of what all ranks hold."""
-        assert self._factors is not None
-        total = (torch.stack(self.sums).double() * self._factors).flatten()
-        self.sums.clear()
+        self._add_up()
+        total = torch.cat(self._sums).flatten()
+        self._sums.clear()
         if self.team is not None:
             self.team.sum(total, "monitor")
         return total
 
+    def _add_up(self) -> None:
+        """Turn copies into mean squares, (steps, parts)."""
+        if not self._pairs:
+            return
+        assert self._lengths is not None
+        assert self._factors is not None
+        count = len(self._pairs)
+        before, after = (
+            as_float(some[0] if count == 1 else torch.cat(some)) for some in zip(*self._pairs, strict=True)
+        )
+        moved = functional.mse_loss(after, before, reduction="none")
+        sums = torch.segment_reduce(moved, "sum", lengths=self._lengths.repeat(count), unsafe=True)
+        self._sums.append(sums.double().view(count, -1) * self._factors)
+        self._pairs.clear()
+
     def _locals(self) -> list[Tensor]:
-        return [subject.local(subject.parameter.detach()) for subject in self.subjects]
+        # Hooks run without gradients, so that these need not be detached.
+        if self.team is None:
+            return [subject.parameter for subject in self.subjects]
+        return [subject.local(subject.parameter) for subject in self.subjects]
 
     def _take(self, locals_: list[Tensor]) -> Tensor:
         """The entries, all in a row."""
-        seen = _seen(locals_)
         # The views stay good as long as the memory that they look at is the parameter's.
         # Interleaved parts are no views.
-        copied = any(subject.interleaved for subject in self.subjects)
-        if copied or [address for address, _ in seen] != [address for address, _ in self._seen]:
+        addresses = _addresses(locals_)
+        if addresses != self._addresses or self._copies:
             self._look_at(locals_)
-        self._seen = seen
-        return torch.cat([view.reshape(-1) for view in self._views])
+        self._addresses, self._versions = addresses, _versions(locals_)
+        for index, grid in self._grids:
+            self._entries[index] = grid.reshape(-1)
+        return torch.cat(self._entries)
 
     def _look_at(self, locals_: list[Tensor]) -> None:
-        parts = [part for s, t in zip(self.subjects, locals_, strict=True) for part in s.local_parts(t)]
-        self._views = [sampled(part) for part in parts]
-        sizes = [math.prod(shape) for subject in self.subjects for shape in subject.shapes]
+        self._copies = any(subject.interleaved for subject in self.subjects)
+        parts = [part for s, t in zip(self.subjects, locals_, strict=True) for part in s.local_parts(t.detach())]
+        self._entries = [sampled(part) for part in parts]
+        self._grids = [(index, view) for index, view in enumerate(self._entries) if view.ndim != 1]
+        sizes = [(part.numel(), view.numel()) for part, view in zip(parts, self._entries, strict=True)]
+        if sizes == self._sizes:
+            return
+        self._add_up()
+        self._sizes = sizes
+        wholes = [math.prod(shape) for subject in self.subjects for shape in subject.shapes]
         counted = [subject.counts for subject in self.subjects for _ in subject.names]
         factors = [
-            part.numel() / max(1, view.numel()) / size if counts else 0.0
-            for part, view, size, counts in zip(parts, self._views, sizes, counted, strict=True)
+            size / max(1, length) / whole if counts else 0.0
+            for (size, length), whole, counts in zip(sizes, wholes, counted, strict=True)
         ]
         device = parts[0].device
         self._factors = torch.tensor(factors, dtype=torch.float64, device=device)
-        self._lengths = torch.tensor([view.numel() for view in self._views], device=device)
+        self._lengths = torch.tensor([length for _, length in sizes], device=device)
 
 
-def _seen(locals_: list[Tensor]) -> list[tuple[int, int]]:
-    return [(tensor.data_ptr(), tensor._version) for tensor in locals_]
+def _addresses(locals_: list[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in locals_]
+
+
+def _versions(locals_: list[Tensor]) -> list[int]:
+    return [tensor._version for tensor in locals_]
 
 
 def sampled(part: Tensor) -> Tensor:
