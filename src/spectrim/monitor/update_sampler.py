@@ -125,7 +125,7 @@ class _TeamSample:
     """The subjects of one team on one device, of one dtype.
 
     A step costs the host one concatenation and a look at addresses and versions. What the copies say is worked out for
-    many steps at once, when it is asked for: till then two or fewer copies a step are kept.
+    many steps at once, when it is asked for: till then at most two copies a step are kept.
     """
 
     def __init__(self, team: Team | None) -> None:
