@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .choice import switched_on
+from .choice import FLOATS, switched_on
 from .lists import is_dense
 
 __all__ = ["clip_scales", "combine", "frobenius_norms", "program_numbers"]
@@ -22,9 +22,6 @@ Stacks = Sequence[Tensor]
 SMALLEST = 1e-60
 #: And a threshold above as this one.
 LARGEST = 3e38
-
-#: Dtypes that the kernels take.
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def combine(out: Stacks, x: Stacks, a: Tensor, y: Stacks | None = None, b: Tensor | None = None) -> None:

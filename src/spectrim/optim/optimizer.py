@@ -191,14 +191,13 @@ class SpectralOptimizer(Optimizer):
         with _autocast_off(entries):
             scaler = (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
             taken = screen(entries, self.param_groups, self._watch, scaler=scaler, process_group=self._process_group)
-            across = [entry for entry in sharded if not entry.is_served_locally(entry.rule)] if taken else []
-            elsewhere = set(map(id, across))
-            step_entries([entry for entry in taken if id(entry) not in elsewhere] if across else taken)
+            across = [e for e in taken if isinstance(e, ShardedEntry) and not e.is_served_locally(e.rule)]
+            elsewhere = set(across)
+            step_entries([entry for entry in taken if entry not in elsewhere])
             if across:
-                present = set(map(id, taken))
                 # Carried from rule to rule, so that owners share the work of a whole step evenly.
                 loads: Loads = {}
-                step_shards([entry for entry in across if id(entry) in present], loads)
+                step_shards(across, loads)
         if taken:
             for group in self.param_groups:
                 if not is_zero(group["lr"]):

@@ -142,9 +142,9 @@ def _on_device(
     for some, sizes in by_device:
         if found is not None:
             others = found.to(sizes.device, non_blocking=True)
-        absent = [entry for entry in some if _is_absent(entry)] if sharded else []
-        elsewhere = set(map(id, absent))
-        counts = [entry.state["step"] for entry in some if not absent or id(entry) not in elsewhere]
+        absent = [entry for entry in some if isinstance(entry, ShardedEntry) and not entry.has_gradient]
+        elsewhere = set(absent)
+        counts = [entry.state["step"] for entry in some if entry not in elsewhere]
         blamed = [entry.state["skipped"] for entry in some]
         found = settle(sizes, counts, blamed, others, limit=_limit(some))
         for entry in some:
@@ -156,10 +156,6 @@ def _on_device(
     assert found is not None
     watch.flagged(found, groups, everything)
     return everything
-
-
-def _is_absent(entry: Entry) -> bool:
-    return isinstance(entry, ShardedEntry) and not entry.has_gradient
 
 
 def _raise_if_asked(
