@@ -21,6 +21,7 @@ ROOMS = {
     "experiments": {"recipes", "data", "logging", "training", "reports"},
     "diagnosis": {"recipes", "data", "models", "logging", "training", "reports"},
     "bench": {"data", "models", "logging", "training"},
+    "claims": {"recipes", "logging", "training", "reports", "experiments"},
     "cli": {
         "recipes",
         "data",
@@ -32,6 +33,7 @@ ROOMS = {
         "experiments",
         "diagnosis",
         "bench",
+        "claims",
     },
 }
 """What each may import, beside modules of the package ``lab`` itself."""

@@ -13,6 +13,7 @@ its docstring says, and never one below it; ``tests/lab/test_rooms.py`` holds th
     reports      tables, figures and pages, drawn from stored results
     experiments  comparisons and sweeps
     diagnosis    spectra of trained models
+    claims       the papers' claims, judged
     bench        benchmarks of operators, optimizers and the training loop
     cli          the command line
 """

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from spectrim.lab.cli.claims_command import claims_command
 from spectrim.lab.cli.compare_command import compare_command
 from spectrim.lab.cli.corpus_command import corpus_command
 from spectrim.lab.cli.plan_command import plan_command
@@ -42,6 +43,7 @@ app.command("plan")(plan_command)
 app.command("sweep")(sweep_command)
 app.command("report")(report_command)
 app.command("spectrum")(spectrum_command)
+app.command("claims")(claims_command)
 
 
 @app.command(

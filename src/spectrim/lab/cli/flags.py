@@ -25,7 +25,20 @@ __all__ = ["RECIPE_HELP", "configure", "parse_numbers", "trust_named", "with_set
 RECIPE_HELP = TrainConfig.model_fields["recipe"].description
 
 THEMES = {
-    "Experiment": ("recipe", "recipes", "seed", "seeds", "equal", "seconds", "trials", "pruner", "space", "overrides"),
+    "Experiment": (
+        "budget",
+        "only",
+        "recipe",
+        "recipes",
+        "seed",
+        "seeds",
+        "equal",
+        "seconds",
+        "trials",
+        "pruner",
+        "space",
+        "overrides",
+    ),
     "Optimizer": (
         *("lr", "embedding_lr", "head_lr", "clip_bound"),
         *("optimizer.lr", "optimizer.embedding_lr", "optimizer.head_lr", "optimizer.clip_bound"),

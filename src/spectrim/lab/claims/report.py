@@ -1,0 +1,162 @@
+"""The report on claims: JSON, a Markdown page, an HTML page, and a picture of every effect with its interval."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spectrim.lab.claims.catalogue import Judged
+from spectrim.lab.claims.claim import Interval
+from spectrim.lab.claims.studies import BUDGETS, ClaimsConfig
+from spectrim.lab.files import write_json, write_text
+from spectrim.lab.reports.page.figures import colour, layout
+from spectrim.lab.reports.page.html import Figure, Note, PagePart, Section, Table, write_page
+from spectrim.lab.reports.pictures import save_figure
+
+__all__ = ["as_dict", "rows_of", "write_claims"]
+
+PAPERS = {
+    "2603.14315": "SPECTRA: spectral clipping (arXiv 2603.14315)",
+    "2602.11185": "Spectra: the spike-aware optimizer (arXiv 2602.11185)",
+    "2605.27733": "Entry-wise shrinkage (arXiv 2605.27733)",
+    "none": "Mixtures that nobody has published",
+}
+
+HEADER = ("claim", "paper says", "verdict", "measured here", "repeat")
+
+VERDICTS = ("holds", "does not hold", "cannot be judged")
+
+
+def write_claims(judged: Sequence[Judged], config: ClaimsConfig, environment: Mapping[str, Any], folder: Path) -> None:
+    """Write results.json, results.md, report.html and effects.svg and .png; each replaces an older one whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(
+        folder / "results.json",
+        {
+            "kind": "claims",
+            "config": config.model_dump(mode="json"),
+            "environment": dict(environment),
+            "claims": [as_dict(one) for one in judged],
+        },
+    )
+    figure = effects_figure(judged)
+    if figure:
+        save_figure(figure, folder, "effects")
+    write_text(folder / "results.md", markdown(judged, config, environment, picture=figure is not None))
+    write_page([page(judged, config, environment, figure)], folder / "report.html")
+
+
+def as_dict(one: Judged) -> dict[str, Any]:
+    """A claim with its finding, as ``results.json`` has it."""
+    return {**one.claim.model_dump(mode="json"), **one.finding.model_dump(mode="json")}
+
+
+def command(name: str, config: ClaimsConfig, trains: bool) -> str:
+    """The command that judges one claim again."""
+    budget = f" --budget {config.budget}" if trains and config.budget != "default" else ""
+    return f"spectrim claims{budget} --only {name}"
+
+
+def rows_of(judged: Sequence[Judged], config: ClaimsConfig, paper: str) -> list[list[str]]:
+    """The table of one paper's claims, its header first; empty if none was judged."""
+    rows = []
+    for one in judged:
+        if one.claim.paper == paper:
+            measured = f"{one.finding.measured} {one.finding.caveat}".strip()
+            repeat = f"`{command(one.claim.name, config, bool(one.check.studies))}`"
+            rows.append([one.claim.statement, one.claim.published, one.finding.verdict, measured, repeat])
+    return [list(HEADER), *rows] if rows else []
+
+
+def headline(judged: Sequence[Judged]) -> str:
+    """How many claims got which verdict."""
+    counts = {verdict: sum(one.finding.verdict == verdict for one in judged) for verdict in VERDICTS}
+    return f"{len(judged)} claims: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+
+
+def about(config: ClaimsConfig) -> list[str]:
+    """How the runs were made, in sentences."""
+    budget = BUDGETS[config.budget]
+    sources = ", ".join(config.data.sources) or "State of the Union addresses"
+    return [
+        f"Budget {config.budget}: {budget.steps} steps, models {', '.join(budget.presets)}, seeds "
+        f"{', '.join(map(str, budget.seeds))}; text: {sources}"
+        f"{' and the Python sources of the standard library' if budget.corpora else ''}.",
+        f"Learning rates: every recipe was tried with seed 0 at {', '.join(f'{f:g}' for f in budget.factors)} times "
+        "its default, and its best one is used with the other seeds.",
+        "Brackets hold 95 % intervals: Student's t over seeds, paired where two recipes are compared. A claim on a "
+        "difference holds, or does not, where the interval leaves out zero; else it cannot be judged here.",
+    ]
+
+
+def markdown(judged: Sequence[Judged], config: ClaimsConfig, environment: Mapping[str, Any], *, picture: bool) -> str:
+    """The report as Markdown."""
+    lines = [
+        "# The papers' claims, measured",
+        "",
+        "<!-- Written by spectrim claims. -->",
+        "",
+        f"{headline(judged)}.",
+        "",
+    ]
+    lines += [*about(config), ""] if any(one.check.studies for one in judged) else []
+    if picture:
+        lines += ["![Differences of final loss with 95 % intervals](effects.svg)", ""]
+    for paper, title in PAPERS.items():
+        if rows := rows_of(judged, config, paper):
+            lines += [f"## {title}", "", f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
+            lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows[1:]] + [""]
+    lines += ["## Where", "", *(f"- {key}: {value}" for key, value in environment.items())]
+    return "\n".join(lines) + "\n"
+
+
+def page(
+    judged: Sequence[Judged], config: ClaimsConfig, environment: Mapping[str, Any], figure: Figure | None
+) -> PagePart:
+    """The report as a page."""
+    sections = [Section(title="Differences of final loss", items=[figure])] if figure else []
+    for paper, title in PAPERS.items():
+        if rows := rows_of(judged, config, paper):
+            sections.append(Section(title=title, items=[Table(caption=title, rows=rows, words=True)]))
+    where = [f"{key}: {value}" for key, value in environment.items()]
+    sections.append(Section(title="Where", items=[Note(lines=where, bullets=True)]))
+    summary = about(config) if any(one.check.studies for one in judged) else []
+    return PagePart(
+        title="The papers' claims", headline=headline(judged), summary=summary, swatches=(), sections=sections
+    )
+
+
+def effects(judged: Sequence[Judged]) -> Iterator[tuple[str, Interval]]:
+    """Every claim that is judged by one difference of final losses."""
+    for one in judged:
+        if isinstance(difference := one.finding.figures.get("difference"), Interval):
+            yield one.claim.name, difference
+
+
+def effects_figure(judged: Sequence[Judged]) -> Figure | None:
+    """Differences of final loss as dots, with their intervals as lines; None without any."""
+    found = list(effects(judged))
+    if not found:
+        return None
+    traces: list[dict[str, Any]] = []
+    for place, (name, interval) in enumerate(found):
+        look = {"color": colour(0 if interval.high < 0 else 1 if interval.low > 0 else 6)}
+        line = {**look, "width": 3}
+        ends = {"x": [interval.low, interval.high], "y": [place, place], "mode": "lines", "line": line}
+        dot = {"x": [interval.mean], "y": [place], "mode": "markers", "marker": {**look, "size": 9}}
+        traces += [{"type": "scatter", "name": name, "showlegend": False, **drawn} for drawn in (ends, dot)]
+    x = {"title": "difference of final loss (nats per token); left of zero is better"}
+    y = {
+        "title": "",
+        "autorange": "reversed",
+        "tickvals": list(range(len(found))),
+        "ticktext": [name for name, _ in found],
+    }
+    rows = [["claim", "mean", "low", "high"]]
+    rows += [[name, *(f"{value:+.4f}" for value in (each.mean, each.low, each.high))] for name, each in found]
+    return Figure(
+        title="Difference of final loss, with 95 % interval",
+        alt="; ".join(f"{name}: {each.shown('+.4f')}" for name, each in found),
+        drawing={"data": traces, "layout": layout(x=x, y=y)},
+        numbers=Table(caption="Difference of final loss", rows=rows),
+        height=120 + 28 * len(found),
+    )
