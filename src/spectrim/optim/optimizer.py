@@ -1,8 +1,9 @@
 """The one optimizer class: groups → rules → screening → buckets → direction → operator → update.
 
-Every named optimizer is this class with another :class:`~spectrim.optim.recipe.Recipe`. ``step`` runs in named phases:
-*collect* the parameters that have a gradient with the rules that they follow, *screen* all gradients at once, then step
-those that are whole here (:mod:`~spectrim.optim.step`) and those that are not (:mod:`~spectrim.optim.sharded.step`).
+Every named optimizer is this class with another :class:`.Recipe`. ``step`` runs in named phases: *collect* the
+parameters that have a gradient with the rules that they follow, *screen* all gradients at once, then step those that
+are whole here (:mod:`~spectrim.optim.stepping.step`) and those that are not
+(:mod:`~spectrim.optim.sharded.shard_step`).
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from torch.optim.optimizer import ParamsT
 from spectrim.distributed.dtensor import is_dtensor
 from spectrim.distributed.owners import Loads
 from spectrim.operators._stack import reading_is_free
-from spectrim.optim.entries import Entry, parameter_name, role_and_layout
-from spectrim.optim.flat import check_group, count_matrices, warn_of_long_vectors
-from spectrim.optim.layout import Layout
-from spectrim.optim.loading import load_state
-from spectrim.optim.options import complete_options, finish_group, is_zero
-from spectrim.optim.recipe import Recipe
-from spectrim.optim.roles import Role
-from spectrim.optim.rule import Applied, Rule, rule_of
-from spectrim.optim.schedule import remember_rates, varies_with_steps
-from spectrim.optim.screening import screen
-from spectrim.optim.sharded.agreement import Agreement
+from spectrim.optim.grouping.flat_shards import check_group, count_matrices, warn_of_long_vectors
+from spectrim.optim.grouping.layout import Layout
+from spectrim.optim.grouping.options import complete_options, finish_group, is_zero
+from spectrim.optim.grouping.roles import Role
+from spectrim.optim.grouping.unsaid import warn_of_unsaid_roles
+from spectrim.optim.rules.recipe import Recipe
+from spectrim.optim.rules.rule import Applied, Rule, rule_of
+from spectrim.optim.rules.schedule import remember_rates, varies_with_steps
+from spectrim.optim.screening.agreement import Agreement
+from spectrim.optim.screening.nonfinite import screen
+from spectrim.optim.screening.skips import SkipWatch
 from spectrim.optim.sharded.entry import ShardedEntry, sharded_entry
-from spectrim.optim.sharded.step import step_shards
-from spectrim.optim.skips import SkipWatch
-from spectrim.optim.state import check_parameter, drop_orphans, fit_state, new_state
-from spectrim.optim.step import step_entries
-from spectrim.optim.unsaid import warn_of_unsaid_roles
+from spectrim.optim.sharded.shard_step import step_shards
+from spectrim.optim.state.loading import load_state
+from spectrim.optim.state.parameter_state import check_parameter, drop_orphans, fit_state, new_state
+from spectrim.optim.stepping.entries import Entry, parameter_name, role_and_layout
+from spectrim.optim.stepping.step import step_entries
 
 __all__ = ["SpectralOptimizer"]
 
@@ -50,7 +51,7 @@ class SpectralOptimizer(Optimizer):
     Args:
         params: as for every torch optimizer; named parameters are named in messages.
         options: the subclass's own options, "lr" and "weight_decay" among them.
-        extra: keywords of :class:`~spectrim.optim.options.SpectralOptions` that the caller gave; and ``process_group``,
+        extra: keywords of :class:`.SpectralOptions` that the caller gave; and ``process_group``,
             ranks that skip a step together, for pipeline stages, whose parameters share no mesh.
 
     Raises:

@@ -9,7 +9,7 @@ import torch
 import spectrim
 from spectrim.kernels import use
 from spectrim.kernels.device import spike
-from spectrim.optim import step as steps
+from spectrim.optim.stepping import step as steps
 
 FLOAT32 = {"rtol": 2e-5, "atol": 2e-7}
 

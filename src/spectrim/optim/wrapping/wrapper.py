@@ -16,17 +16,17 @@ from torch.optim import Optimizer
 
 from spectrim.distributed.dtensor import is_dtensor
 from spectrim.distributed.owners import Loads
-from spectrim.optim.entries import Entry, parameter_name, role_and_layout
-from spectrim.optim.flat import check_group, check_whole, count_matrices
+from spectrim.optim.grouping.flat_shards import check_group, check_whole, count_matrices
+from spectrim.optim.grouping.options import ClippingOptions, is_zero
 from spectrim.optim.optimizer import SpectralOptimizer
-from spectrim.optim.options import ClippingOptions, is_zero
-from spectrim.optim.rule import Applied, Rule
-from spectrim.optim.schedule import clip_threshold, remember_rates
-from spectrim.optim.screening import screen
-from spectrim.optim.sharded.agreement import Agreement
+from spectrim.optim.rules.rule import Applied, Rule
+from spectrim.optim.rules.schedule import clip_threshold, remember_rates
+from spectrim.optim.screening.agreement import Agreement
+from spectrim.optim.screening.nonfinite import screen
+from spectrim.optim.screening.skips import SkipWatch
 from spectrim.optim.sharded.entry import ShardedEntry, sharded_entry
-from spectrim.optim.skips import SkipWatch
-from spectrim.optim.wrapping.changes import clip_changes, in_scope, rule_of_changes
+from spectrim.optim.stepping.entries import Entry, parameter_name, role_and_layout
+from spectrim.optim.wrapping.base_updates import clip_changes, in_scope, rule_of_changes
 from spectrim.optim.wrapping.clipping_options import ADDED_KEYS, CLIPPING_KEYS, clipping_defaults, clipping_values
 from spectrim.optim.wrapping.probe import StepDecomposition, check_base, find_decomposition
 from spectrim.optim.wrapping.probe_shards import trial_of, try_shards
@@ -52,14 +52,14 @@ class SpectralClipping(Optimizer):
             is; in plain ones, 2-D and 3-D parameters are matrices and the rest vectors.
         clip: threshold c of the update's singular values; "auto" is 0.01 over the group's peak learning rate, None
             leaves the base's steps as they are.
-        options: see :class:`~spectrim.optim.options.ClippingOptions`. ``clip_scope`` is "all": embeddings and
+        options: see :class:`.ClippingOptions`. ``clip_scope`` is "all": embeddings and
             heads are clipped as matrices, vectors by their norm; "matrices" leaves them to the base.
 
     Raises:
         ValueError: a value that is not allowed, or a base that cannot be wrapped, by name and with the reason.
         TypeError: an unknown keyword.
 
-    How it works. A probe at construction tells, for every group, how the base steps (:mod:`~spectrim.optim.probe`):
+    How it works. A probe at construction tells, for every group, how the base steps (:mod:`.probe`):
 
     - Its change does not depend on the weights (AdamW, NAdam, Lion, SOAP, ...): the base steps on zeros, so that the
       change is what it leaves there, exactly and in any dtype.
@@ -70,7 +70,7 @@ class SpectralClipping(Optimizer):
 
     Refused are bases that need the closure themselves (LBFGS), that wrap another optimizer, or that keep weights of
     their own; and for sharded parameters those whose step on shards is not their step on the whole, which is tried
-    (:mod:`~spectrim.optim.probe_shards`). Every rank constructs the wrapper, at the same point.
+    (:mod:`.probe_shards`). Every rank constructs the wrapper, at the same point.
 
     Good to know. The weights are held twice during a step, since the base steps all parameters at once; so is the
     gradient where decay is coupled. Hooks of the base run, and see what the base sees: zeros for weights. A gradient
