@@ -27,10 +27,11 @@ OPTIM = {
     "state": {"grouping", "directions", "rules", "stepping", "sharded"},
     "gradients": {"grouping", "rules", "spectral", "stepping", "sharded", "screening"},
     "describe": {"grouping"},
-    "optimizer": {"grouping", "rules", "stepping", "sharded", "screening", "state"},
+    "screened": {"grouping", "rules", "stepping", "sharded", "screening"},
+    "optimizer": {"grouping", "rules", "stepping", "sharded", "screening", "state", "screened"},
     "recipes": {"grouping", "directions", "spectral", "rules", "optimizer"},
     "recipe_names": {"grouping", "recipes", "optimizer"},
-    "wrapping": {"grouping", "rules", "spectral", "stepping", "sharded", "screening", "optimizer"},
+    "wrapping": {"grouping", "rules", "spectral", "stepping", "sharded", "screening", "screened", "optimizer"},
 }
 """What each package of optim, or module beside them, may import; for types alone, as an operator's method that takes
 entries, it may name any."""

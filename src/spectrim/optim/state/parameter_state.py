@@ -8,7 +8,7 @@ expert that was never used has its keys.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from spectrim.optim.grouping.flat_shards import check_whole
 from spectrim.optim.grouping.layout import Layout, matrix_shapes
 from spectrim.optim.rules.rule import Rule, state_dtype_of
 from spectrim.optim.sharded.entry import sharded_basis, sharded_numbers
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["check_parameter", "drop_orphans", "fit_state", "new_state"]
 

@@ -12,7 +12,7 @@ from spectrim.optim.grouping.layout import Layout, Split, default_layout
 from spectrim.optim.grouping.roles import Role
 from spectrim.optim.rules.rule import Rule
 
-__all__ = ["Entry", "by_flag", "kind_of", "parameter_name", "role_and_layout"]
+__all__ = ["Entry", "by_flag", "kind_of", "parameter_name", "role_and_layout", "whole_entry"]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -36,6 +36,36 @@ class Entry:
 
 
 AnyEntry = TypeVar("AnyEntry", bound=Entry)
+
+
+def whole_entry(
+    parameter: Tensor,
+    group: Mapping[str, Any],
+    position: tuple[int, int],
+    name: str,
+    state: dict[str, Tensor],
+    rule: Rule,
+) -> Entry:
+    """The entry of a parameter that is whole in this process and has a gradient."""
+    grad = parameter.grad
+    assert grad is not None
+    if grad.is_sparse:
+        raise RuntimeError(f"the gradient of {name} is sparse: expected a dense one")
+    if grad.shape != parameter.shape:
+        raise RuntimeError(
+            f"the gradient of {name} has shape {tuple(grad.shape)}: expected the parameter's, {tuple(parameter.shape)}"
+        )
+    role, layout = role_and_layout(group, parameter)
+    return Entry(
+        parameter=parameter,
+        grad=grad,
+        role=role,
+        layout=layout,
+        split=group.get("split"),
+        rule=rule,
+        position=position,
+        state=state,
+    )
 
 
 def kind_of(entry: Entry) -> tuple[Any, ...]:
