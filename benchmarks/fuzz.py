@@ -40,8 +40,8 @@ import spectrim
 from fuzz_cases import Case
 from spectrim.kernels.settling import LIMITS
 from spectrim.lab.files import write_json
-from spectrim.optim.entries import role_and_layout
-from spectrim.optim.layout import matrices
+from spectrim.optim.grouping.layout import matrices
+from spectrim.optim.stepping.entries import role_and_layout
 
 RESULTS = Path(__file__).parent / "results" / "fuzz.json"
 #: Where the clip of a matrix is accurate to 1e-3, and of estimates that a step makes in float32.

@@ -197,7 +197,7 @@ def like(parameter: nn.Parameter, whole: Tensor) -> Tensor:
     if not any(type(p).__name__ == "_StridedShard" for p in parameter.placements):
         return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
     from spectrim.distributed.collectives import team_of
-    from spectrim.distributed.runs import take
+    from spectrim.distributed.intervals import take
     from spectrim.distributed.sharding import sharding_of
 
     region = sharding_of(parameter, "").region(team_of(parameter.device_mesh).member)

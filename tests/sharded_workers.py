@@ -210,7 +210,7 @@ def faults(rank: int):
 
 def gradient_faults(rank: int):
     """One rank's gradient is not finite, or missing, or another plain one is: what is left, found and raised."""
-    with mock.patch("spectrim.optim.sharded.grads.reading_is_free", return_value=False):
+    with mock.patch("spectrim.optim.gradients.shard_gradients.reading_is_free", return_value=False):
         found = {("unread", utility): found for utility, found in bad_or_missing(rank).items()}
     found |= bad_or_missing(rank)
     plain, sharded = nn.Parameter(torch.ones(3, 4)), cases.fsdp(init_device_mesh("cpu", (4,)))["fused"]

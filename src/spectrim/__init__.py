@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         set_step_memory,
         shrink_grad_,
     )
-    from spectrim.optim.names import recipes
+    from spectrim.optim.recipe_names import recipes
 
 __version__ = "0.1.0"
 
@@ -50,7 +50,7 @@ _HOMES = {
         *("AdEMAMix", "AdamW", "Momentum", "Muon", "Signum", "Spectra", "SpectralClipping", "SpectralOptimizer"),
         *("clip_grad_spectral_", "create", "describe", "param_groups", "set_step_memory", "shrink_grad_"),
     ),
-    "spectrim.optim.names": ("recipes",),
+    "spectrim.optim.recipe_names": ("recipes",),
 }
 _PACKAGES = ("distributed", "kernels", "monitor", "operators", "optim")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

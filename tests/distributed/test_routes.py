@@ -19,8 +19,8 @@ import spectrim
 from spectrim.distributed.collectives import Team, team_of
 from spectrim.distributed.copies import Copy, copies_of_region, copy_all, merged
 from spectrim.distributed.grid import Axes, Rows, grid_of
+from spectrim.distributed.intervals import count, take
 from spectrim.distributed.owners import owners, plan_owners
-from spectrim.distributed.runs import count, take
 from spectrim.distributed.sharding import Sharding, Split
 from spectrim.distributed.spike import plan_rows
 

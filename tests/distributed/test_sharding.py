@@ -6,8 +6,8 @@ from torch.distributed.tensor import Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from spectrim.distributed.grid import Axes, Rows, grid_of
+from spectrim.distributed.intervals import count, flattened, overlaps, put, take
 from spectrim.distributed.owners import owners
-from spectrim.distributed.runs import count, flattened, overlaps, put, take
 from spectrim.distributed.sharding import sharding_from
 
 CASES = [

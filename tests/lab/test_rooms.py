@@ -1,13 +1,11 @@
 """The rooms of the lab import in one direction, and a report loads only what it draws. Read from import statements."""
 
-import ast
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "src"
+from import_graph import MODULES, SOURCE, imported, reached
+
 LAB = SOURCE / "spectrim" / "lab"
 
 ROOMS = {
@@ -39,40 +37,10 @@ ROOMS = {
 """What each may import, beside modules of the package ``lab`` itself."""
 
 
-def module(path: Path) -> str:
-    return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
-
-
-MODULES = {module(path): path for path in (SOURCE / "spectrim").rglob("*.py")}
-
-
 def room(name: str) -> str:
     """The room of a module; "" for one of the package itself."""
     parts = name.split(".")
     return parts[2] if len(parts) > 2 and (LAB / parts[2]).is_dir() else ""
-
-
-@cache
-def imported(name: str) -> frozenset[str]:
-    """The modules of spectrim that a module imports anywhere in it, functions and type checking included."""
-    found = set()
-    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            whole = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= (whole & MODULES.keys()) or {node.module}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return frozenset(found & MODULES.keys())
-
-
-def reached(name: str) -> set[str]:
-    """Every module that the import of one may lead to."""
-    found, waiting = set(), [name]
-    while waiting:
-        if (current := waiting.pop()) not in found:
-            found.add(current)
-            waiting += imported(current)
-    return found
 
 
 def crossings() -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from torch import nn
 
 import spectrim
 from spectrim.monitor import Callback, JsonLines
-from spectrim.optim.schedule import clip_threshold
+from spectrim.optim.rules.schedule import clip_threshold
 
 
 class Model(nn.Module):

@@ -9,7 +9,7 @@ from torch import nn
 
 import spectrim
 from spectrim.optim.describe import describe
-from spectrim.optim.groups import param_groups
+from spectrim.optim.grouping.groups import param_groups
 
 
 def model() -> nn.Module:

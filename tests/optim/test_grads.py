@@ -10,7 +10,7 @@ import oracle
 import reference_optimizers as reference
 import spectrim
 from spectra import SPECTRA, with_spectrum
-from spectrim.optim.grads import clip_grad_spectral_, shrink_grad_
+from spectrim.optim.gradients.in_place import clip_grad_spectral_, shrink_grad_
 
 
 @pytest.fixture(autouse=True)

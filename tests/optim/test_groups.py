@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import spectrim
-from spectrim.optim.groups import param_groups
-from spectrim.optim.layout import LAYOUTS
+from spectrim.optim.grouping.groups import param_groups
+from spectrim.optim.grouping.layout import LAYOUTS
 
 
 class Small(nn.Module):

@@ -13,8 +13,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 
-from spectrim.optim.groups import param_groups
-from spectrim.optim.layout import matrices, put_back
+from spectrim.optim.grouping.groups import param_groups
+from spectrim.optim.grouping.layout import matrices, put_back
 
 transformers = pytest.importorskip("transformers")
 

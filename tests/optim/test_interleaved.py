@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import spectrim
 from spectrim.monitor.subjects import subjects_of
 from spectrim.monitor.update_sampler import UpdateSampler
-from spectrim.optim.layout import matrices, matrix_shapes, put_back
+from spectrim.optim.grouping.layout import matrices, matrix_shapes, put_back
 
 # Layout, shape, sizes of one turn: queries, keys and values of two groups; gate and up projections of experts.
 FUSED = {

@@ -5,9 +5,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import spectrim
-from spectrim.optim.entries import Entry
 from spectrim.optim.memory import stack_bytes, workspace_bytes
-from spectrim.optim.stacks import buckets
+from spectrim.optim.stepping.buckets import buckets
+from spectrim.optim.stepping.entries import Entry
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import spectrim
-from spectrim.optim import screening as screening_module
-from spectrim.optim import stacks
-from spectrim.optim.options import SpectralOptions
-from spectrim.optim.schedule import clip_threshold
+from spectrim.optim.grouping.options import SpectralOptions
+from spectrim.optim.rules.schedule import clip_threshold
+from spectrim.optim.screening import nonfinite as screening_module
+from spectrim.optim.stepping import buckets
 
 RECIPES = {
     "adamw": lambda params, **options: spectrim.AdamW(params, **options),
@@ -87,7 +87,7 @@ def test_a_layout_is_read_as_its_logical_matrices(make, layout, shape, split, vi
 def test_a_bucket_of_many_is_each_by_itself(make, monkeypatch):
     results = []
     for limit in (0, 2 * 4 * 20 * 12, 2**20):
-        monkeypatch.setitem(stacks.BUCKET_BYTES, "cpu", limit)
+        monkeypatch.setitem(buckets.BUCKET_BYTES, "cpu", limit)
         model = nn.ModuleList(nn.Linear(12, 20, bias=False) for _ in range(5))
         torch.manual_seed(0)
         for parameter in model.parameters():

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import spectrim
-from spectrim.optim.schedule import clip_threshold, peak_lr_of
+from spectrim.optim.rules.schedule import clip_threshold, peak_lr_of
 
 
 def group(**values):

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 import reference_optimizers as reference
 import spectrim
 from spectrim import SpectralClipping
-from spectrim.optim.schedule import peak_lr_of
+from spectrim.optim.rules.schedule import peak_lr_of
 
 LR, DECAY, CLIP = 1e-2, 0.1, 0.5
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spectrim.distributed.runs import Runs, count
+from spectrim.distributed.intervals import Intervals, count
 
 __all__ = ["Copy", "copies_of_region", "copy_all", "is_plain", "merged"]
 
@@ -37,7 +37,7 @@ class Copy(NamedTuple):
         return Copy(self.shape, self.target_strides, self.source_strides, self.target, self.source)
 
 
-def copies_of_region(shape: Sequence[int], region: Sequence[Runs]) -> list[Copy]:
+def copies_of_region(shape: Sequence[int], region: Sequence[Intervals]) -> list[Copy]:
     """The copies that take a region out of a contiguous tensor of some shape, to a contiguous tensor of its own."""
     strides = _strides(shape)
     local = _strides([count(runs) for runs in region])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Literal, NamedTuple
 
-from spectrim.distributed.runs import Runs, chunk, count, flattened, joined, overlaps
+from spectrim.distributed.intervals import Intervals, chunk, count, flattened, joined, overlaps
 from spectrim.distributed.sharding import Sharding, Split
 
 __all__ = ["Axes", "Grid", "Rows", "Share", "basis_sharding", "grid_of", "local_rows"]
@@ -34,7 +34,7 @@ class Rows(NamedTuple):
     stop: int
     period: int | None = None
 
-    def runs(self, total: int) -> Runs:
+    def runs(self, total: int) -> Intervals:
         """The rows, of so many in all."""
         begins = [0] if self.period is None else range(0, total, self.period)
         return tuple((begin + self.start, begin + self.stop) for begin in begins)
@@ -70,24 +70,24 @@ class Grid:
         """Which replica a member belongs to."""
         return self.sharding.replica(member)
 
-    def rows(self, member: int) -> Runs:
+    def rows(self, member: int) -> Intervals:
         """The rows that a member holds."""
         pairs = overlaps(_held(self.sharding, self.axes.rows, member), self._part_runs)
         return joined([(place.start, place.stop) for _, place in pairs])
 
-    def columns(self, member: int) -> Runs:
+    def columns(self, member: int) -> Intervals:
         """The columns that a member holds."""
         return _held(self.sharding, self.axes.columns, member)
 
-    def stack(self, member: int) -> Runs:
+    def stack(self, member: int) -> Intervals:
         """The matrices of which a member holds a part."""
         return () if self.axes.stack is None else self.sharding.region(member)[self.axes.stack]
 
-    def basis(self, member: int) -> Runs:
+    def basis(self, member: int) -> Intervals:
         """The columns whose part of the n x k basis a member keeps. Within a family they are disjoint."""
         return self._basis.region(member)[-2]
 
-    def frame(self, member: int) -> Runs:
+    def frame(self, member: int) -> Intervals:
         """The rows whose part of the m x k left vectors a member works out: those that it holds, shared evenly with
         the members of its family that hold the same."""
         same = self.sharding.varied(member, self.axes.columns)
@@ -105,12 +105,12 @@ class Grid:
             self._moves[key] = any(share(member) != wanted(member) for member in range(self.sharding.members))
         return self._moves[key]
 
-    def share(self, which: Share) -> Callable[[int], Runs]:
+    def share(self, which: Share) -> Callable[[int], Intervals]:
         """One of the four ways to share rows or columns out."""
         return {"rows": self.rows, "columns": self.columns, "basis": self.basis, "frame": self.frame}[which]
 
     @cached_property
-    def _part_runs(self) -> Runs:
+    def _part_runs(self) -> Intervals:
         return self.part.runs(math.prod(self.sharding.shape[dim] for dim in self.axes.rows))
 
     @cached_property
@@ -142,14 +142,14 @@ def grid_of(sharding: Sharding, axes: Axes, part: Rows) -> Grid:
 
 
 @cache
-def local_rows(sharding: Sharding, axes: Axes, part: Rows, member: int) -> Runs:
+def local_rows(sharding: Sharding, axes: Axes, part: Rows, member: int) -> Intervals:
     """Which of the rows that a member holds are of a part."""
     whole = part.runs(math.prod(sharding.shape[dim] for dim in axes.rows))
     mine = [ours for ours, _ in overlaps(_held(sharding, axes.rows, member), whole)]
     return joined([(place.start, place.stop) for place in mine])
 
 
-def _held(sharding: Sharding, dims: Sequence[int], member: int) -> Runs:
+def _held(sharding: Sharding, dims: Sequence[int], member: int) -> Intervals:
     """What a member holds along the joined dimensions."""
     region = sharding.region(member)
     return flattened([region[dim] for dim in dims], [sharding.shape[dim] for dim in dims])

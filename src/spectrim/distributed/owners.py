@@ -21,8 +21,8 @@ from torch import Tensor
 
 from spectrim.distributed.collectives import Exchange, Team
 from spectrim.distributed.copies import Copy, copies_of_region
+from spectrim.distributed.intervals import Intervals, count, within
 from spectrim.distributed.routes import Route, RoutePlanner
-from spectrim.distributed.runs import Runs, count, within
 from spectrim.distributed.sharding import Sharding
 
 __all__ = ["Loads", "OwnerExchange", "OwnerPlan", "Unit", "exchange_rounds", "owners", "plan_owners"]
@@ -172,7 +172,7 @@ def _units(tensors: Sequence[tuple[Sharding, bool]]) -> Iterator[Unit]:
             yield Unit(tensor, None, sharding.shape)
 
 
-def _region(sharding: Sharding, unit: Unit, member: int) -> tuple[Runs, ...] | None:
+def _region(sharding: Sharding, unit: Unit, member: int) -> tuple[Intervals, ...] | None:
     """What a member holds of a unit."""
     region = sharding.region(member)
     if unit.index is None:

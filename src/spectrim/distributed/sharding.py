@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
-from spectrim.distributed.runs import Runs, chunk, count, joined
+from spectrim.distributed.intervals import Intervals, chunk, count, joined
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor, Placement
@@ -62,7 +62,7 @@ class Sharding:
         pairs = zip(self.mesh_shape, self.splits, strict=True)
         return any(split is not None and split.dim == dim and size > 1 for size, split in pairs)
 
-    def region(self, member: int) -> tuple[Runs, ...]:
+    def region(self, member: int) -> tuple[Intervals, ...]:
         """The indices that a member holds along each dimension."""
         found = self._regions.get(member)
         if found is None:
@@ -107,11 +107,11 @@ class Sharding:
         return number
 
     @cached_property
-    def _regions(self) -> dict[int, tuple[Runs, ...]]:
+    def _regions(self) -> dict[int, tuple[Intervals, ...]]:
         return {}
 
-    def _region_at(self, coordinate: tuple[int, ...]) -> tuple[Runs, ...]:
-        region: list[Runs] = [((0, size),) if size else () for size in self.shape]
+    def _region_at(self, coordinate: tuple[int, ...]) -> tuple[Intervals, ...]:
+        region: list[Intervals] = [((0, size),) if size else () for size in self.shape]
         for axis in self._order():
             split = self.splits[axis]
             assert split is not None
@@ -186,9 +186,9 @@ def _check_strides(sharding: Sharding) -> None:
                 )
 
 
-def _read_from_the_left(sharding: Sharding, coordinate: tuple[int, ...]) -> tuple[Runs, ...]:
+def _read_from_the_left(sharding: Sharding, coordinate: tuple[int, ...]) -> tuple[Intervals, ...]:
     """The region by DTensor's own reading: a strided shard is one part of each of its ``factor`` chunks."""
-    region: list[Runs] = [((0, size),) if size else () for size in sharding.shape]
+    region: list[Intervals] = [((0, size),) if size else () for size in sharding.shape]
     for place, size, split in zip(coordinate, sharding.mesh_shape, sharding.splits, strict=True):
         if split is None:
             continue

@@ -20,8 +20,8 @@ from torch import Tensor
 from spectrim.distributed.collectives import Team
 from spectrim.distributed.copies import Copy
 from spectrim.distributed.grid import Grid, Share
+from spectrim.distributed.intervals import Intervals, count, overlaps, put, take
 from spectrim.distributed.routes import Route, RoutePlanner
-from spectrim.distributed.runs import Runs, count, overlaps, put, take
 from spectrim.kernels.spike import DEAD_DIRECTION, EMPTY_TAIL, PLAIN_TAIL
 from spectrim.operators._product import product
 from spectrim.operators._stack import energy, reading_is_free
@@ -258,7 +258,7 @@ def _rows_to_parcel(deep: int, rows: int, some: slice, k: int) -> Copy:
     return Copy((deep, many * k), (rows * k, 1), (many * k, 1), some.start * k, 0)
 
 
-def _full(shape: Sequence[int]) -> list[Runs]:
+def _full(shape: Sequence[int]) -> list[Intervals]:
     return [((0, size),) if size else () for size in shape]
 
 

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from spectrim.optim.entries import role_and_layout
+from spectrim.optim.grouping.options import is_zero
 from spectrim.optim.optimizer import SpectralOptimizer
-from spectrim.optim.options import is_zero
-from spectrim.optim.wrapping.changes import keep_and_limit
+from spectrim.optim.stepping.entries import role_and_layout
+from spectrim.optim.wrapping.base_updates import keep_and_limit
 from spectrim.optim.wrapping.wrapper import SpectralClipping
 
 __all__ = ["Clip", "clip_of"]

@@ -1,6 +1,6 @@
 """What a monitor watches: the parameters of an optimizer that are matrices, by the names that their model gives them.
 
-A parameter is read as matrices as its param group says, else as the model says (:mod:`spectrim.optim.reading`), else
+A parameter is read as matrices as its param group says, else as the model says (:mod:`spectrim.optim.grouping`), else
 by its dimensions. Wrappers around the model (DDP, FSDP, ``torch.compile``) do not show in names.
 """
 
@@ -17,9 +17,9 @@ from spectrim.distributed.collectives import Team, team_of
 from spectrim.distributed.dtensor import is_dtensor
 from spectrim.distributed.grid import local_rows
 from spectrim.distributed.sharding import Sharding, sharding_of
-from spectrim.optim.layout import Layout, Split, default_layout, matrices, matrix_shapes, sizes_of
-from spectrim.optim.reading import read_model
-from spectrim.optim.roles import Reading, Role, sites
+from spectrim.optim.grouping.layout import Layout, Split, default_layout, matrices, matrix_shapes, sizes_of
+from spectrim.optim.grouping.reading import read_model
+from spectrim.optim.grouping.roles import Reading, Role, sites
 from spectrim.optim.sharded.entry import axes_of, rows_of_parts, take_rows
 
 __all__ = ["Subject", "parameter_name", "subjects_of"]

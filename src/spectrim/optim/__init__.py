@@ -1,13 +1,13 @@
 """Optimizers as recipes over the operators, and the groups they read."""
 
 from spectrim.optim.describe import describe
-from spectrim.optim.grads import clip_grad_spectral_, shrink_grad_
-from spectrim.optim.groups import param_groups
+from spectrim.optim.gradients.in_place import clip_grad_spectral_, shrink_grad_
+from spectrim.optim.grouping.groups import param_groups
 from spectrim.optim.memory import set_step_memory
-from spectrim.optim.names import create
 from spectrim.optim.optimizer import SpectralOptimizer
-from spectrim.optim.recipe import Recipe
+from spectrim.optim.recipe_names import create
 from spectrim.optim.recipes import AdamW, AdEMAMix, Momentum, Muon, Signum, Spectra
+from spectrim.optim.rules.recipe import Recipe
 from spectrim.optim.wrapping.wrapper import SpectralClipping
 
 __all__ = [

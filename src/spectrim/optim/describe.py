@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectrim.optim.layout import matrix_shapes, sizes_of
+from spectrim.optim.grouping.layout import matrix_shapes, sizes_of
 
 __all__ = ["Description", "Row", "describe"]
 

@@ -1,47 +1,43 @@
 """The one optimizer class: groups → rules → screening → buckets → direction → operator → update.
 
-Every named optimizer is this class with another :class:`~spectrim.optim.recipe.Recipe`. ``step`` runs in named phases:
-*collect* the parameters that have a gradient with the rules that they follow, *screen* all gradients at once, then step
-those that are whole here (:mod:`~spectrim.optim.step`) and those that are not (:mod:`~spectrim.optim.sharded.step`).
+Every named optimizer is this class with another :class:`.Recipe`. ``step`` runs in named phases: *collect* the
+parameters that have a gradient with the rules that they follow, *screen* all gradients at once, then step those that
+are whole here (:mod:`~spectrim.optim.stepping.step`) and those that are not
+(:mod:`~spectrim.optim.sharded.shard_step`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from spectrim.distributed.dtensor import is_dtensor
 from spectrim.distributed.owners import Loads
 from spectrim.operators._stack import reading_is_free
-from spectrim.optim.entries import Entry, parameter_name, role_and_layout
-from spectrim.optim.flat import check_group, count_matrices, warn_of_long_vectors
-from spectrim.optim.layout import Layout
-from spectrim.optim.loading import load_state
-from spectrim.optim.options import complete_options, finish_group, is_zero
-from spectrim.optim.recipe import Recipe
-from spectrim.optim.roles import Role
-from spectrim.optim.rule import Applied, Rule, rule_of
-from spectrim.optim.schedule import remember_rates, varies_with_steps
-from spectrim.optim.screening import screen
-from spectrim.optim.sharded.agreement import Agreement
-from spectrim.optim.sharded.entry import ShardedEntry, sharded_entry
-from spectrim.optim.sharded.step import step_shards
-from spectrim.optim.skips import SkipWatch
-from spectrim.optim.state import check_parameter, drop_orphans, fit_state, new_state
-from spectrim.optim.step import step_entries
-from spectrim.optim.unsaid import warn_of_unsaid_roles
+from spectrim.optim.grouping.flat_shards import check_group, count_matrices, warn_of_long_vectors
+from spectrim.optim.grouping.options import complete_options, finish_group
+from spectrim.optim.grouping.unsaid import warn_of_unsaid_roles
+from spectrim.optim.rules.recipe import Recipe
+from spectrim.optim.rules.rule import Applied, Rule, rule_of
+from spectrim.optim.rules.schedule import varies_with_steps
+from spectrim.optim.screened import Position, ScreenedOptimizer
+from spectrim.optim.screening.nonfinite import screen
+from spectrim.optim.sharded.entry import ShardedEntry
+from spectrim.optim.sharded.shard_step import step_shards
+from spectrim.optim.state.loading import load_state
+from spectrim.optim.state.parameter_state import check_parameter, drop_orphans, fit_state, new_state
+from spectrim.optim.stepping.entries import Entry, role_and_layout
+from spectrim.optim.stepping.step import step_entries
 
 __all__ = ["SpectralOptimizer"]
 
 
-class SpectralOptimizer(Optimizer):
+class SpectralOptimizer(ScreenedOptimizer):
     """The base of every spectrim optimizer. A subclass names a recipe and passes its options to ``__init__``.
 
     The options become the defaults of every param group. Groups made by :func:`spectrim.param_groups` say what each
@@ -50,7 +46,7 @@ class SpectralOptimizer(Optimizer):
     Args:
         params: as for every torch optimizer; named parameters are named in messages.
         options: the subclass's own options, "lr" and "weight_decay" among them.
-        extra: keywords of :class:`~spectrim.optim.options.SpectralOptions` that the caller gave; and ``process_group``,
+        extra: keywords of :class:`.SpectralOptions` that the caller gave; and ``process_group``,
             ranks that skip a step together, for pipeline stages, whose parameters share no mesh.
 
     Raises:
@@ -74,11 +70,6 @@ class SpectralOptimizer(Optimizer):
         super().__init__(params, defaults)
         if self.recipe.operator is not None:
             warn_of_unsaid_roles(type(self).__name__, self.param_groups)
-
-    def _begin(self) -> None:
-        """What no checkpoint holds."""
-        self._agreement = Agreement()
-        self._watch = SkipWatch()
 
     # -- Groups and state ----------------------------------------------------------------------------------------------
 
@@ -159,35 +150,9 @@ class SpectralOptimizer(Optimizer):
         _, layout = role_and_layout(group, parameter)
         return new_state(parameter, self.rule_of(group, parameter), layout, group["split"], name)
 
-    def _name(self, position: tuple[int, int]) -> str:
-        return parameter_name(self.param_groups, position)
-
     # -- The step ------------------------------------------------------------------------------------------------------
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient, or none if any gradient is not finite.
-
-        Args:
-            closure: re-evaluates the model and returns the loss.
-
-        Raises:
-            FloatingPointError: a gradient is not finite and its group says ``on_nonfinite="raise"``. Nothing has moved.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        entries = self._collect()
-        sharded = [entry for entry in entries if isinstance(entry, ShardedEntry)]
-        if sharded:
-            self._agreement.check(self.param_groups, sharded)
+    def _take(self, entries: list[Entry]) -> bool:
         with _autocast_off(entries):
             scaler = (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
             taken = screen(entries, self.param_groups, self._watch, scaler=scaler, process_group=self._process_group)
@@ -198,64 +163,17 @@ class SpectralOptimizer(Optimizer):
                 # Carried from rule to rule, so that owners share the work of a whole step evenly.
                 loads: Loads = {}
                 step_shards(across, loads)
-        if taken:
-            for group in self.param_groups:
-                if not is_zero(group["lr"]):
-                    group["steps_taken"] += 1
-        return loss
+        return bool(taken)
 
-    def _collect(self) -> list[Entry]:
-        """All parameters that take part in the step, with the rules that they follow and with their state."""
-        self._make_state()
-        remember_rates(self.param_groups)
-        entries: list[Entry] = []
-        for index, group in enumerate(self.param_groups):
-            rules: dict[tuple[str, bool], Rule] = {}
-            for place, parameter in enumerate(group["params"]):
-                if parameter.grad is None and not (is_dtensor(parameter) and parameter.requires_grad):
-                    continue
-                role, layout = role_and_layout(group, parameter)
-                kind = (role, layout == "vector")
-                if kind not in rules:
-                    steps = self._steps_on_device(group)
-                    rules[kind] = rule_of(group, self.recipe, role, vector=layout == "vector", index=index, steps=steps)
-                entries.append(self._entry(parameter, group, (index, place), role, layout, rules[kind]))
-        return entries
+    def _rule_of_step(self, group: Mapping[str, Any], role: str, vector: bool, index: int) -> Rule:
+        return rule_of(group, self.recipe, role, vector=vector, index=index, steps=self._steps_on_device(group))
 
-    def _entry(
-        self,
-        parameter: Tensor,
-        group: Mapping[str, Any],
-        position: tuple[int, int],
-        role: Role,
-        layout: Layout,
-        rule: Rule,
-    ) -> Entry:
-        state = self.state[parameter]
+    def _state_of_step(self, parameter: Tensor, position: Position, rule: Rule) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[parameter]
         fit_state(state, rule, parameter, self._name, position)
-        if is_dtensor(parameter):
-            return sharded_entry(parameter, group, position, self._name(position), state, rule)
-        grad = parameter.grad
-        assert grad is not None
-        if grad.is_sparse:
-            raise RuntimeError(f"the gradient of {self._name(position)} is sparse: expected a dense one")
-        if grad.shape != parameter.shape:
-            raise RuntimeError(
-                f"the gradient of {self._name(position)} has shape {tuple(grad.shape)}: expected the parameter's, "
-                f"{tuple(parameter.shape)}"
-            )
-        return Entry(
-            parameter=parameter,
-            grad=grad,
-            state=state,
-            role=role,
-            layout=layout,
-            split=group["split"],
-            rule=rule,
-            position=position,
-        )
+        return state
 
-    def _make_state(self) -> None:
+    def _prepare(self) -> None:
         """Make what state is missing; then forget that of parameters that are gone."""
         made = False
         for group_index, group in enumerate(self.param_groups):

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from spectrim.optim import directions
+from spectrim.optim.grouping.options import SpectralOptions
 from spectrim.optim.optimizer import SpectralOptimizer
-from spectrim.optim.options import SpectralOptions
-from spectrim.optim.recipe import Recipe
+from spectrim.optim.rules.recipe import Recipe
 from spectrim.optim.spectral.orthogonalize import Orthogonalize
 from spectrim.optim.spectral.spike import ShapeSpike
 
@@ -35,7 +35,7 @@ class AdamW(SpectralOptimizer):
         clip: threshold c of the update's singular values; "auto" is 0.01 over the group's peak learning rate.
         pre_clip: threshold of the gradient's singular values; its authors advise against using both.
         shrink: factor on the gradient's entry scale above which entries are shrunk; "auto" for the default factor.
-        options: see :class:`~spectrim.optim.options.SpectralOptions`. ``clip_scope`` is "all": embeddings and heads are
+        options: see :class:`.SpectralOptions`. ``clip_scope`` is "all": embeddings and heads are
             clipped as matrices, vectors by their norm.
 
     When to use it: with ``clip="auto"`` wherever AdamW is used now, at about its learning rate or somewhat above.
@@ -77,7 +77,7 @@ class Signum(SpectralOptimizer):
         clip, pre_clip, shrink: as for :class:`AdamW`. A sign matrix has singular values up to √(pq), so clipping
             matters
             most here.
-        options: see :class:`~spectrim.optim.options.SpectralOptions`. ``clip_scope`` is "all".
+        options: see :class:`.SpectralOptions`. ``clip_scope`` is "all".
         betas, eps: of the plain AdamW that embeddings, heads and vectors get with ``clip_scope="matrices"``.
 
     When to use it: with ``clip="auto"`` where memory allows one state tensor but AdamW's quality is wanted.
@@ -123,7 +123,7 @@ class AdEMAMix(SpectralOptimizer):
         eps, weight_decay: as for :class:`AdamW`.
         slow_warmup_steps: T_w; ``total_steps`` unless given, and no warm-up where neither is.
         clip, pre_clip, shrink: as for :class:`AdamW`.
-        options: see :class:`~spectrim.optim.options.SpectralOptions`. ``clip_scope`` is "all"; with "matrices",
+        options: see :class:`.SpectralOptions`. ``clip_scope`` is "all"; with "matrices",
             embeddings,
             heads and vectors get plain AdamW with β₁ and β₂.
 
@@ -166,7 +166,7 @@ class Momentum(SpectralOptimizer):
         nesterov: look one step ahead.
         weight_decay: decoupled decay λ.
         clip, pre_clip, shrink: as for :class:`AdamW`. Gradients are small: a threshold on their sum is in their unit.
-        options: see :class:`~spectrim.optim.options.SpectralOptions`. ``clip_scope`` is "all".
+        options: see :class:`.SpectralOptions`. ``clip_scope`` is "all".
         betas, eps: of the plain AdamW that embeddings, heads and vectors get with ``clip_scope="matrices"``.
 
     When to use it: where SGD is used today, and with ``clip`` as the plainest form of the Frank-Wolfe step of the
@@ -214,7 +214,7 @@ class Spectra(SpectralOptimizer):
         clip: threshold on the singular values of the final direction, after its scaling, in AdamW's unit.
         shrink: factor on the gradient's entry scale above which entries are shrunk.
         betas, eps: of the plain AdamW.
-        options: see :class:`~spectrim.optim.options.SpectralOptions`.
+        options: see :class:`.SpectralOptions`.
 
     When to use it: where optimizer state or optimizer time is what hurts.
 
@@ -267,7 +267,7 @@ class Muon(SpectralOptimizer):
             would, 5 in the original, which on a CPU is several times faster.
         shrink: factor on the gradient's entry scale above which entries are shrunk, before momentum.
         betas, eps: of the plain AdamW.
-        options: see :class:`~spectrim.optim.options.SpectralOptions`.
+        options: see :class:`.SpectralOptions`.
 
     When to use it: as the comparison to beat, or with ``shrink`` where its optimizer time does not matter.
 

@@ -9,7 +9,7 @@ import torch
 import spectrim
 from spectrim.kernels import use
 from spectrim.kernels.device import spike
-from spectrim.optim import step as steps
+from spectrim.optim.stepping import step as steps
 
 FLOAT32 = {"rtol": 2e-5, "atol": 2e-7}
 
@@ -200,7 +200,7 @@ def test_a_skipped_step_changes_no_weight_and_no_state(first, monkeypatch):
         return original(entries)
 
     monkeypatch.setattr(steps, "by_operators", on_a_device)
-    optimizer._make_state()
+    optimizer._prepare()
     before = {key: value.clone() for key, value in tensors(optimizer).items() if key[1] not in ("skipped", "step")}
     with use(True):
         steps.step_entries(optimizer._collect())

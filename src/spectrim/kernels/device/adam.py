@@ -11,7 +11,7 @@ from torch import Tensor
 from ..costs import Cost, entrywise_cost
 from ..table import upload
 from .common import entries, mean_of, minus_expm1, noise, number, number_or_tensor, pointer, put, shrink, work_of
-from .operators import addresses, form_number, operator, parts_of
+from .operators import addresses, form_number, launches_of, operator
 
 __all__ = ["adam_directions", "adamw_step"]
 
@@ -187,7 +187,7 @@ def adam_directions(
 ) -> None:
     """:func:`~spectrim.kernels.adam.adam_directions` as an operator."""
     counts = addresses(steps)
-    for part in parts_of(runs, grads, exp_avgs, exp_avg_sqs, out):
+    for part in launches_of(runs, grads, exp_avgs, exp_avg_sqs, out):
         part.launch(
             _directions_kernel,
             upload(grads[0].device, [*part.rows, part.of(counts, 0), part.of(seeds, 0)]),
@@ -240,7 +240,7 @@ def adamw_step(
     """:func:`~spectrim.kernels.adam.adamw_step` as an operator."""
     counts = addresses(steps)
     rates = [lr_tensors[place].data_ptr() if place >= 0 else 0 for place in lr_places]
-    for part in parts_of(runs, params, grads, exp_avgs, exp_avg_sqs):
+    for part in launches_of(runs, params, grads, exp_avgs, exp_avg_sqs):
         rows = [*part.rows, part.of(counts, 0), part.of(seeds, 0), part.of(rates, 0)]
         part.launch(
             _step_kernel,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..costs import Cost, entrywise_cost
 from ..table import upload
 from .common import entries, mean_of, minus_expm1, noise, pointer, put, shrink, work_of
-from .operators import addresses, form_number, operator, parts_of
+from .operators import addresses, form_number, launches_of, operator
 
 __all__ = ["ademamix_directions"]
 
@@ -128,7 +128,7 @@ def ademamix_directions(
     # Without warm-up every step has come as far as the end of one.
     warmup = 0.5 if warmup_steps is None else float(warmup_steps)
     counts = addresses(steps)
-    for part in parts_of(runs, grads, exp_avgs, exp_avgs_slow, exp_avg_sqs, out):
+    for part in launches_of(runs, grads, exp_avgs, exp_avgs_slow, exp_avg_sqs, out):
         part.launch(
             _kernel,
             upload(grads[0].device, [*part.rows, part.of(counts, 0), part.of(seeds, 0)]),

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..costs import Cost, entrywise_cost
 from ..table import upload
 from .common import entries, mean_of, noise, pointer, put, shrink, work_of
-from .operators import addresses, form_number, operator, parts_of
+from .operators import addresses, form_number, launches_of, operator
 
 __all__ = ["momentum_directions"]
 
@@ -101,7 +101,7 @@ def momentum_directions(
 ) -> None:
     """:func:`~spectrim.kernels.momentum.momentum_directions` as an operator."""
     counts = None if steps is None else addresses(steps)
-    for part in parts_of(runs, grads, buffers, out):
+    for part in launches_of(runs, grads, buffers, out):
         part.launch(
             _kernel,
             upload(grads[0].device, [*part.rows, part.of(seeds, 0), part.of(counts, 0)]),

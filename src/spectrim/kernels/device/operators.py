@@ -15,7 +15,7 @@ from ..runs import triples
 from ..shrinking import FORMS
 from ..table import BLOCK, BlockMap, block_map, by_dtypes, map_of_pieces, pieces_of
 
-__all__ = ["Part", "addresses", "aligned", "form_number", "launch", "operator", "parts_of"]
+__all__ = ["Launch", "addresses", "aligned", "form_number", "launch", "launches_of", "operator"]
 
 V = TypeVar("V")
 
@@ -139,7 +139,7 @@ def addresses(tensors: Sequence[Tensor]) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
 
 
-class Part(NamedTuple):
+class Launch(NamedTuple):
     """Tensors of several lists that one launch takes, for the dtype of each list is uniform.
 
     map: which block works on what.
@@ -163,18 +163,18 @@ class Part(NamedTuple):
         launch(kernel, self.map.programs, table.device, table, self.map.blocks, len(self.places), *args, **constants)
 
 
-def parts_of(runs: Sequence[int] | None, *lists: Sequence[Tensor]) -> Iterator[Part]:
+def launches_of(runs: Sequence[int] | None, *lists: Sequence[Tensor]) -> Iterator[Launch]:
     """One part for each combination of dtypes: one, nearly always."""
     device = lists[0][0].device
     sizes = [tensor.numel() for tensor in lists[0]]
     if all(tensor.dtype == tensors[0].dtype for tensors in lists for tensor in tensors):
         map_ = block_map(sizes, triples(runs), device)
         kinds = [TYPES[tensors[0].dtype] for tensors in lists]
-        yield Part(map_, [addresses(tensors) for tensors in lists], kinds, list(range(len(sizes))))
+        yield Launch(map_, [addresses(tensors) for tensors in lists], kinds, list(range(len(sizes))))
         return
     for uniform, kept, places in by_dtypes(pieces_of(sizes, triples(runs)), *lists):
         kinds = [TYPES[tensors[0].dtype] for tensors in uniform]
-        yield Part(map_of_pieces(kept, device), [addresses(tensors) for tensors in uniform], kinds, places)
+        yield Launch(map_of_pieces(kept, device), [addresses(tensors) for tensors in uniform], kinds, places)
 
 
 def form_number(taus: Tensor | None, form: str) -> int:

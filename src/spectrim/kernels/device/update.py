@@ -10,7 +10,7 @@ from torch import Tensor
 from ..costs import Cost, entrywise_cost
 from ..table import upload
 from .common import entries, noise, number, number_or_tensor, pointer, put, work_of
-from .operators import addresses, operator, parts_of
+from .operators import addresses, launches_of, operator
 
 __all__ = ["apply_updates"]
 
@@ -76,7 +76,7 @@ def apply_updates(
     """:func:`~spectrim.kernels.update.apply_updates` as an operator."""
     counts = None if steps is None else addresses(steps)
     rates = [lr_tensors[place].data_ptr() if place >= 0 else 0 for place in lr_places]
-    for part in parts_of(runs, weights, updates):
+    for part in launches_of(runs, weights, updates):
         rows = [*part.rows, part.of(seeds, 0), part.of(rates, 0), part.of(counts, 0)]
         part.launch(
             _kernel,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from spectrim.lab.errors import LabError
 from spectrim.lab.logging.monitor_log import layer_of
-from spectrim.optim.groups import param_groups
-from spectrim.optim.layout import Layout, matrices
+from spectrim.optim.grouping.groups import param_groups
+from spectrim.optim.grouping.layout import Layout, matrices
 
 __all__ = ["ChosenMatrix", "choose"]
 

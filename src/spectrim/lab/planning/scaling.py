@@ -213,9 +213,9 @@ def read_work(optimizer: SpectralOptimizer) -> list[Work]:
 
 def _work(optimizer: SpectralOptimizer, group: Mapping[str, Any], parameter: Any) -> Work:
 
-    from spectrim.optim.entries import role_and_layout
-    from spectrim.optim.layout import matrix_shapes
+    from spectrim.optim.grouping.layout import matrix_shapes
     from spectrim.optim.spectral.spike import ShapeSpike, spike_rank
+    from spectrim.optim.stepping.entries import role_and_layout
 
     _, layout = role_and_layout(group, parameter)
     rule = optimizer.rule_of(group, parameter)

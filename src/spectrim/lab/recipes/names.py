@@ -18,7 +18,7 @@ from torch import nn
 from spectrim.lab.config import Config, OptimizerConfig, PositiveFloat, TrainConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.recipes import external
-from spectrim.optim.names import BASES, MODIFIERS, parse_name
+from spectrim.optim.recipe_names import BASES, MODIFIERS, parse_name
 
 __all__ = [
     "BASELINE",

@@ -40,7 +40,7 @@ def weight_norm(model: nn.Module) -> float:
 def largest_singular_value(model: nn.Module) -> float:
     """The largest singular value of any hidden matrix: embeddings and head are not among them."""
     import spectrim
-    from spectrim.optim.layout import matrices
+    from spectrim.optim.grouping.layout import matrices
 
     largest = 0.0
     for group in spectrim.param_groups(model):

@@ -1,6 +1,8 @@
-"""The step of parameters that are DTensors: shards of whole matrices, on whatever mesh.
+"""The step of sharded parameters (DTensors), on any mesh.
 
-Entry-wise work runs on the shards by the same lists as in one process. What needs whole matrices brings them to owners,
-which work on them and send the results back; Spectra's spike is shaped where it lies. Relies on
-:mod:`spectrim.distributed` for every message.
+Entry-wise work runs on the shards, by the same functions as in one process. Whole-matrix work is sent to owner ranks
+and back; Spectra's spike is shaped on the shards. ``entry`` describes a shard, ``rounds`` splits the work into
+messages, ``shape`` applies operator, scale and clip, ``shard_step`` is the step.
+
+Imports ``grouping``, ``spectral``, ``rules`` and ``stepping``; all messages go through :mod:`spectrim.distributed`.
 """

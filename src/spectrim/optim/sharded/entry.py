@@ -19,12 +19,12 @@ from torch import Tensor
 from spectrim.distributed.collectives import Team, team_of
 from spectrim.distributed.dtensor import is_dtensor
 from spectrim.distributed.grid import Axes, Grid, Rows, basis_sharding, grid_of, local_rows
-from spectrim.distributed.runs import Runs, put, take
+from spectrim.distributed.intervals import Intervals, put, take
 from spectrim.distributed.sharding import Sharding, sharding_of
 from spectrim.operators import ShrinkForm, entry_scale, smooth_shrink
-from spectrim.optim.entries import Entry, role_and_layout
-from spectrim.optim.layout import Layout, Split, matrices, matrix_shapes, sizes_of
-from spectrim.optim.rule import Rule
+from spectrim.optim.grouping.layout import Layout, Split, matrices, matrix_shapes, sizes_of
+from spectrim.optim.rules.rule import Rule
+from spectrim.optim.stepping.entries import Entry, role_and_layout
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor, Placement
@@ -53,7 +53,7 @@ class ShardedEntry(Entry):
         has_gradient: on this rank; where not, ``grad`` is zeros.
         shares_scales: entries are shrunk by scales that no rank knows by itself.
         total: after screening, what all ranks together know of the gradient: NaN where it is not finite, zero where it
-            is zero; see :func:`~spectrim.optim.sharded.screening.screen_shards`.
+            is zero; see :func:`~spectrim.optim.screening.shard_screening.screen_shards`.
         present: after screening, whether any rank has a gradient.
         scales: of each logical matrix, as :meth:`views` lists them, after screening; :attr:`mean_scale` over all ranks.
     """
@@ -105,7 +105,7 @@ class ShardedEntry(Entry):
             else:
                 whole.index_copy_(-2, _indices(rows, whole.device), block.to(whole.dtype))
 
-    def _local_rows(self) -> list[Runs]:
+    def _local_rows(self) -> list[Intervals]:
         return [local_rows(self.sharding, self.axes, part, self.team.member) for part in self.parts]
 
     def is_whole(self) -> bool:
@@ -213,7 +213,7 @@ def rows_of_parts(shape: Sequence[int], layout: Layout, split: Split | None) -> 
     return [Rows(start, stop, period) for start, stop in zip([0, *ends], ends, strict=False)]
 
 
-def take_rows(whole: Tensor, rows: Runs, dim: int = -2) -> Tensor:
+def take_rows(whole: Tensor, rows: Intervals, dim: int = -2) -> Tensor:
     """Some rows: a view where they are one run."""
     if len(rows) <= 1:
         start, stop = rows[0] if rows else (0, 0)
@@ -222,7 +222,7 @@ def take_rows(whole: Tensor, rows: Runs, dim: int = -2) -> Tensor:
 
 
 @cache
-def _indices(rows: Runs, device: torch.device) -> Tensor:
+def _indices(rows: Intervals, device: torch.device) -> Tensor:
     return torch.tensor([index for start, stop in rows for index in range(start, stop)], device=device)
 
 

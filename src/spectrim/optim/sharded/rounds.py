@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spectrim.distributed.collectives import Team
 from spectrim.distributed.owners import Loads, OwnerExchange, exchange_rounds
-from spectrim.optim.layout import Layout
+from spectrim.optim.grouping.layout import Layout
 from spectrim.optim.sharded.entry import AnyShard, ShardedEntry, by_team
 
 __all__ = ["run_rounds", "send_to_owners", "unit_layout"]

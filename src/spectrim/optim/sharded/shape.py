@@ -13,14 +13,14 @@ from torch import Tensor
 
 from spectrim.distributed.collectives import Team
 from spectrim.distributed.owners import Loads
-from spectrim.optim.entries import by_flag
-from spectrim.optim.layout import put_back
-from spectrim.optim.rule import Rule
+from spectrim.optim.grouping.layout import put_back
+from spectrim.optim.rules.rule import Rule
 from spectrim.optim.sharded.entry import AnyShard, ShardedEntry
 from spectrim.optim.sharded.rounds import send_to_owners, unit_layout
 from spectrim.optim.spectral.base import StepContext
-from spectrim.optim.stacks import bucket_bytes, parts_of
-from spectrim.optim.step import apply_to, keep, scale_factor, shape
+from spectrim.optim.stepping.buckets import bucket_bytes, parts_of
+from spectrim.optim.stepping.entries import by_flag
+from spectrim.optim.stepping.step import apply_to, keep, scale_factor, shape
 
 __all__ = ["Apply", "apply_updates_to", "shape_round"]
 

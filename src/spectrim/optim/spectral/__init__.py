@@ -1,6 +1,7 @@
-"""Operations on the singular values of whole matrices, as objects that own all that is theirs.
+"""Spectral operators as objects: numbers, state, the work on whole matrices and on shards, cost and label.
 
-One class a file: its numbers, its state, what it does to stacks of whole matrices, what it does to shards, its cost and
-its label. The pure functions that they call are in :mod:`spectrim.operators`. A recipe names one; nothing else in
-``optim`` knows which there are.
+One class a module, each named like the pure function of :mod:`spectrim.operators` that it calls (``clip``,
+``orthogonalize``, ``spike``). A recipe names one; the rest of ``optim`` sees the base class alone.
+
+Imports ``grouping``, ``directions`` and ``memory``.
 """

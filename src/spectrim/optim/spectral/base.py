@@ -6,31 +6,30 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from spectrim.operators.clip import Precision
 from spectrim.operators.half import half_workspace
 from spectrim.optim.memory import workspace_bytes
 
 if TYPE_CHECKING:
     from spectrim.distributed.collectives import Team
     from spectrim.distributed.grid import Grid
-    from spectrim.optim.entries import Entry
+    from spectrim.optim.stepping.entries import Entry
 
 __all__ = [
     "ADAMW_RMS",
     "LEAST_NORM",
     "Part",
-    "Precision",
     "SpectralOperator",
     "StepContext",
     "in_place",
     "runs_in_half",
 ]
 
-Precision = Literal["auto", "exact", "half"]
 Shape = Sequence[int]
 
 #: The root mean square of a typical AdamW update, which matched scales aim at (arXiv 2602.11185 and torch.optim.Muon

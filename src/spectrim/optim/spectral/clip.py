@@ -11,10 +11,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from spectrim.operators import hard_clip, soft_clip
+from spectrim.operators.clip import Precision
 from spectrim.operators.half import half_clip
 from spectrim.optim.spectral.base import (
     Part,
-    Precision,
     SpectralOperator,
     StepContext,
     in_place,

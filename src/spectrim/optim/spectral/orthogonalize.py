@@ -10,10 +10,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from spectrim.operators import orthogonalize
+from spectrim.operators.clip import Precision
 from spectrim.operators.half import half_polar
 from spectrim.optim.spectral.base import (
     Part,
-    Precision,
     SpectralOperator,
     StepContext,
     in_place,

@@ -17,13 +17,13 @@ from spectrim.kernels.choice import switched_on
 from spectrim.kernels.spike import MOST_DIRECTIONS, SpikeMatrix, spike_step
 from spectrim.operators.spike import follow_and_shape_stacks, start_basis
 from spectrim.optim.directions import Momentum
-from spectrim.optim.layout import Layout, sizes_of
+from spectrim.optim.grouping.layout import Layout, sizes_of
 from spectrim.optim.spectral.base import ADAMW_RMS, LEAST_NORM, Part, Shape, SpectralOperator, StepContext
 
 if TYPE_CHECKING:
     from spectrim.distributed.collectives import Team
     from spectrim.distributed.grid import Grid
-    from spectrim.optim.entries import Entry
+    from spectrim.optim.stepping.entries import Entry
 
 __all__ = ["ShapeSpike", "spike_rank"]
 

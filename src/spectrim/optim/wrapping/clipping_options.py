@@ -1,4 +1,4 @@
-"""How groups of another optimizer take the options of :class:`~spectrim.optim.wrapper.SpectralClipping`.
+"""How groups of another optimizer take the options of :class:`.SpectralClipping`.
 
 A group that states an option before it is wrapped keeps its value.
 """
@@ -10,8 +10,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from spectrim.optim.options import ClippingOptions, complete_options, finish_group
-from spectrim.optim.schedule import peak_lr_of
+from spectrim.optim.grouping.options import ClippingOptions, complete_options, finish_group
+from spectrim.optim.rules.schedule import peak_lr_of
 
 __all__ = ["ADDED_KEYS", "CLIPPING_KEYS", "clipping_defaults", "clipping_values"]
 

@@ -1,7 +1,7 @@
 """How the step of an optimizer splits into a decay of the weights and a change: measured, not read from its class.
 
 A copy of the optimizer with one small parameter takes a few steps with fixed gradients, and its steps are compared with
-what each way of splitting them would give. Relied on by :class:`~spectrim.optim.wrapper.SpectralClipping`, which clips
+what each way of splitting them would give. Relied on by :class:`.SpectralClipping`, which clips
 the change and leaves the decay alone.
 """
 

@@ -3,7 +3,7 @@
 torch's DTensors promise that every operation on shards means the same on the whole, but not every optimizer keeps to
 operations that they know, and some give other numbers silently. So the optimizer takes a few steps on a small DTensor
 of a parameter's layout, and they are compared with its steps on the whole. Relied on by
-:class:`~spectrim.optim.wrapper.SpectralClipping`.
+:class:`.SpectralClipping`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from spectrim.distributed.collectives import team_of
 from spectrim.distributed.dtensor import is_dtensor
-from spectrim.distributed.runs import take
+from spectrim.distributed.intervals import take
 from spectrim.distributed.sharding import Sharding, sharding_from, sharding_of
 from spectrim.optim.wrapping.probe import Miniature, gradients, numbers, options_of, refusal
 

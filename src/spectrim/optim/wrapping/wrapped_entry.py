@@ -1,6 +1,6 @@
-"""A parameter during the step of a base optimizer that :class:`~spectrim.optim.wrapper.SpectralClipping` wraps.
+"""A parameter during the step of a base optimizer that :class:`.SpectralClipping` wraps.
 
-The weight is set aside, the base steps on what its :class:`~spectrim.optim.wrapping.probe.StepDecomposition` asks for,
+The weight is set aside, the base steps on what its :class:`.StepDecomposition` asks for,
 and what it did is taken back as a direction.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from spectrim.optim.entries import Entry
+from spectrim.optim.stepping.entries import Entry
 from spectrim.optim.wrapping.probe import StepDecomposition
 
 __all__ = ["WrappedEntry"]

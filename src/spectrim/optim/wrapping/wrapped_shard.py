@@ -22,7 +22,7 @@ __all__ = ["WrappedShard", "idle", "wrapped_shard"]
 
 @dataclass(kw_only=True, eq=False)
 class WrappedShard(WrappedEntry, ShardedEntry):
-    """A :class:`~spectrim.optim.wrapping.wrapped_entry.WrappedEntry` of local tensors.
+    """A :class:`.WrappedEntry` of local tensors.
 
     Attributes:
         whole: what the base holds. It sees a gradient on every rank, laid out like the parameter: where this rank has

@@ -7,8 +7,8 @@ the way, by the same functions that clip the library's own recipes. How that cha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from collections.abc import Mapping
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -16,30 +16,26 @@ from torch.optim import Optimizer
 
 from spectrim.distributed.dtensor import is_dtensor
 from spectrim.distributed.owners import Loads
-from spectrim.optim.entries import Entry, parameter_name, role_and_layout
-from spectrim.optim.flat import check_group, check_whole, count_matrices
+from spectrim.optim.grouping.flat_shards import check_group, check_whole, count_matrices
+from spectrim.optim.grouping.options import ClippingOptions
 from spectrim.optim.optimizer import SpectralOptimizer
-from spectrim.optim.options import ClippingOptions, is_zero
-from spectrim.optim.rule import Applied, Rule
-from spectrim.optim.schedule import clip_threshold, remember_rates
-from spectrim.optim.screening import screen
-from spectrim.optim.sharded.agreement import Agreement
-from spectrim.optim.sharded.entry import ShardedEntry, sharded_entry
-from spectrim.optim.skips import SkipWatch
-from spectrim.optim.wrapping.changes import clip_changes, in_scope, rule_of_changes
+from spectrim.optim.rules.rule import Applied, Rule
+from spectrim.optim.rules.schedule import clip_threshold
+from spectrim.optim.screened import Position, ScreenedOptimizer
+from spectrim.optim.screening.nonfinite import screen
+from spectrim.optim.sharded.entry import ShardedEntry
+from spectrim.optim.stepping.entries import Entry, role_and_layout
+from spectrim.optim.wrapping.base_updates import clip_changes, in_scope, rule_of_changes
 from spectrim.optim.wrapping.clipping_options import ADDED_KEYS, CLIPPING_KEYS, clipping_defaults, clipping_values
 from spectrim.optim.wrapping.probe import StepDecomposition, check_base, find_decomposition
 from spectrim.optim.wrapping.probe_shards import trial_of, try_shards
 from spectrim.optim.wrapping.wrapped_entry import WrappedEntry
 from spectrim.optim.wrapping.wrapped_shard import wrapped_shard
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["SpectralClipping"]
 
 
-class SpectralClipping(Optimizer):
+class SpectralClipping(ScreenedOptimizer):
     r"""Clip the updates of any optimizer spectrally: the base finds the direction U, the wrapper takes the step.
 
         U ← the base's direction;   X ← keep · X − η √max(1, m/n) H_c(U)       H_c(U) = Σ σ/√(1+σ²/c²) uvᵀ
@@ -52,14 +48,14 @@ class SpectralClipping(Optimizer):
             is; in plain ones, 2-D and 3-D parameters are matrices and the rest vectors.
         clip: threshold c of the update's singular values; "auto" is 0.01 over the group's peak learning rate, None
             leaves the base's steps as they are.
-        options: see :class:`~spectrim.optim.options.ClippingOptions`. ``clip_scope`` is "all": embeddings and
+        options: see :class:`.ClippingOptions`. ``clip_scope`` is "all": embeddings and
             heads are clipped as matrices, vectors by their norm; "matrices" leaves them to the base.
 
     Raises:
         ValueError: a value that is not allowed, or a base that cannot be wrapped, by name and with the reason.
         TypeError: an unknown keyword.
 
-    How it works. A probe at construction tells, for every group, how the base steps (:mod:`~spectrim.optim.probe`):
+    How it works. A probe at construction tells, for every group, how the base steps (:mod:`.probe`):
 
     - Its change does not depend on the weights (AdamW, NAdam, Lion, SOAP, ...): the base steps on zeros, so that the
       change is what it leaves there, exactly and in any dtype.
@@ -70,7 +66,7 @@ class SpectralClipping(Optimizer):
 
     Refused are bases that need the closure themselves (LBFGS), that wrap another optimizer, or that keep weights of
     their own; and for sharded parameters those whose step on shards is not their step on the whole, which is tried
-    (:mod:`~spectrim.optim.probe_shards`). Every rank constructs the wrapper, at the same point.
+    (:mod:`.probe_shards`). Every rank constructs the wrapper, at the same point.
 
     Good to know. The weights are held twice during a step, since the base steps all parameters at once; so is the
     gradient where decay is coupled. Hooks of the base run, and see what the base sees: zeros for weights. A gradient
@@ -92,10 +88,9 @@ class SpectralClipping(Optimizer):
         check_base(optimizer)
         self._clipping = clipping_defaults(clip, options)
         self._counts: dict[tuple[int, int], dict[str, Tensor]] = {}
-        self._watch = SkipWatch()
         self._decompositions: dict[tuple[Any, ...], StepDecomposition] = {}
         self._tried: set[tuple[Any, ...]] = set()
-        self._agreement = Agreement()
+        self._begin()
         super().__init__(optimizer.param_groups, dict(optimizer.defaults))
         self.defaults.update({key: self._clipping[key] for key in CLIPPING_KEYS})
         self.base = optimizer
@@ -167,7 +162,8 @@ class SpectralClipping(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._decompositions, self._tried, self._agreement, self._watch = {}, set(), Agreement(), SkipWatch()
+        self._begin()
+        self._decompositions, self._tried = {}, set()
         self.__dict__.setdefault("_counts", {})
         self.base.register_load_state_dict_post_hook(self._share)
 
@@ -221,47 +217,33 @@ class SpectralClipping(Optimizer):
                 self._tried.add(trial)
         return self._decompositions[key]
 
-    def _name(self, position: tuple[int, int]) -> str:
-        return parameter_name(self.param_groups, position)
-
     # -- The step ------------------------------------------------------------------------------------------------------
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Let the base step, and clip what it changes.
-
-        Args:
-            closure: re-evaluates the model and returns the loss; called once, before the base steps.
-
-        Raises:
-            FloatingPointError: a gradient is not finite and its group says ``on_nonfinite="raise"``. Nothing has moved.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _prepare(self) -> None:
         self._share(self.base)
-        remember_rates(self.param_groups)
-        collected = self._collected()
-        sharded = [entry for entry in collected if isinstance(entry, ShardedEntry)]
-        if sharded:
-            self._agreement.check(self.param_groups, sharded)
-        taken = screen(collected, self.param_groups, self._watch)
+        for index, group in enumerate(self.param_groups):
+            check_group(group, f"group {index} of {type(self.base).__name__}")
+
+    def _rule_of_step(self, group: Mapping[str, Any], role: str, vector: bool, index: int) -> Rule:
+        return rule_of_changes(group, role, vector=vector, index=index)
+
+    def _state_of_step(self, parameter: Tensor, position: Position, rule: Rule) -> dict[str, Tensor]:
+        """Counts of steps as the library's optimizers keep them in their state, which here is the base's."""
+        if position not in self._counts or self._counts[position]["step"].device != parameter.device:
+            self._counts[position] = {key: torch.zeros((), device=parameter.device) for key in ("step", "skipped")}
+        return self._counts[position]
+
+    def _take(self, entries: list[Entry]) -> bool:
+        taken = screen(entries, self.param_groups, self._watch)
         # A base knows no flags: what only the device knows is read, once.
         flags = {id(entry.found): entry.found for entry in taken if entry.found is not None}
         skipped = {key for key, found in flags.items() if bool(found)}
         stepping = [entry for entry in taken if id(entry.found) not in skipped]
-        if not stepping and collected:
-            return loss
+        if not stepping and entries:
+            return False
         for entry in stepping:
             entry.found = None
-        resting = [entry for entry in collected if entry not in set(stepping)]
+        resting = [entry for entry in entries if entry not in set(stepping)]
         switches = [_switches(group) for group in self.param_groups]
         wrapped: list[WrappedEntry] = []
         hidden: list[tuple[Tensor, Tensor | None]] = []
@@ -275,54 +257,13 @@ class SpectralClipping(Optimizer):
             self.base.step()
             loads: Loads = {}
             clip_changes(wrapped, self.param_groups, loads)
-            for group in self.param_groups:
-                if not is_zero(group["lr"]):
-                    group["steps_taken"] += 1
         finally:
             # Also after a step that failed: no weight stays zero.
             for entry in wrapped:
                 entry.restore()
             for parameter, grad in hidden:
                 parameter.grad = grad
-        return loss
-
-    def _collected(self) -> list[Entry]:
-        """Every parameter that has a gradient, and the sharded ones of which another rank may have one."""
-        collected: list[Entry] = []
-        for group_index, group in enumerate(self.param_groups):
-            check_group(group, f"group {group_index} of {type(self.base).__name__}")
-            rules: dict[tuple[str, bool], Rule] = {}
-            for index, parameter in enumerate(group["params"]):
-                position, grad = (group_index, index), parameter.grad
-                if grad is not None and grad.is_sparse:
-                    raise RuntimeError(f"the gradient of {self._name(position)} is sparse: expected a dense one")
-                role, layout = role_and_layout(group, parameter)
-                kind = (role, layout == "vector")
-                if kind not in rules:
-                    rules[kind] = rule_of_changes(group, role, vector=layout == "vector", index=group_index)
-                if is_dtensor(parameter) and (parameter.requires_grad or grad is not None):
-                    counts = self._counts_of(position, parameter)
-                    name = self._name(position)
-                    collected.append(sharded_entry(parameter, group, position, name, counts, rules[kind]))
-                elif grad is not None:
-                    entry = Entry(
-                        parameter=parameter,
-                        grad=grad,
-                        state=self._counts_of(position, parameter),
-                        role=role,
-                        layout=layout,
-                        split=group.get("split"),
-                        rule=rules[kind],
-                        position=position,
-                    )
-                    collected.append(entry)
-        return collected
-
-    def _counts_of(self, position: tuple[int, int], parameter: Tensor) -> dict[str, Tensor]:
-        """Counts of steps as the optimizers of this library keep them in their state; here it is the base's."""
-        if position not in self._counts or self._counts[position]["step"].device != parameter.device:
-            self._counts[position] = {key: torch.zeros((), device=parameter.device) for key in ("step", "skipped")}
-        return self._counts[position]
+        return True
 
     def _wrapped(self, entry: Entry, switches: str) -> WrappedEntry:
         """Set a weight aside, and give the base what it is to step on."""

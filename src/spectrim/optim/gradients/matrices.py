@@ -1,0 +1,39 @@
+"""Gradients by themselves: their size, and functions of their logical matrices. For what acts on gradients alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from spectrim.operators import ShrinkForm, entry_scale, smooth_shrink
+from spectrim.optim.grouping.layout import Layout, Split, matrices, put_back
+
+__all__ = ["map_matrices", "shrink_entries", "squared_norm"]
+
+
+def squared_norm(grad: Tensor) -> Tensor:
+    """The sum of squares as a scalar in float64; not finite where any entry is not."""
+    norm: Tensor = torch.linalg.vector_norm(grad, dtype=torch.float64)
+    return norm.square()
+
+
+def shrink_entries(tensor: Tensor, factor: float, form: ShrinkForm, layout: Layout, split: Split | None) -> Tensor:
+    """Shrink the entries that are large against their logical matrix's scale; a new tensor."""
+    return map_matrices(lambda G: smooth_shrink(G, factor * entry_scale(G), form=form), tensor, layout, split)
+
+
+def map_matrices(function: Callable[[Tensor], Tensor], tensor: Tensor, layout: Layout, split: Split | None) -> Tensor:
+    """Apply a function to every logical matrix of a tensor, or to the tensor where it is a vector."""
+    if layout == "vector":
+        return function(tensor.reshape(-1)).view_as(tensor)
+    if split is None and layout in ("matrix", "stack"):
+        return function(tensor)
+    # Contiguous, so that convolutions in channels_last have their matrices too.
+    source, result = tensor.contiguous(), torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    targets = matrices(result, layout, split)
+    for matrix, target in zip(matrices(source, layout, split), targets, strict=True):
+        target.copy_(function(matrix))
+    put_back(targets, result, layout, split)
+    return result

@@ -1,0 +1,52 @@
+"""The largest singular value of a gradient, estimated without reading the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectrim.operators import track_spike
+from spectrim.optim.gradients.matrices import squared_norm
+from spectrim.optim.grouping.layout import Layout, Split, matrices
+
+__all__ = ["largest_singular_value"]
+
+# Power steps and vectors of a norm estimate. Random 768 x 768 matrices, a hard case, come out 1.3 % low.
+NORM_STEPS = 12
+NORM_RANK = 8
+
+
+def largest_singular_value(grad: Tensor, layout: Layout, split: Split | None) -> Tensor:
+    """The largest singular value of a gradient's matrices, in float32; of a vector its norm.
+
+    An estimate from below, by power steps, within 2 %. Nothing is read.
+    """
+    # Contiguous, so that convolutions in channels_last have their matrices too.
+    views = matrices(grad.contiguous(), layout, split)
+    if not views:
+        return squared_norm(grad).sqrt()
+    found = [grad.new_zeros((), dtype=torch.float32)]
+    for view in views:
+        if view.numel():
+            spike = track_spike(view, None, rank=min(NORM_RANK, *view.shape[-2:]), steps=NORM_STEPS)
+            found.append(_norm_of_few_columns(spike.W).amax().float())
+    return torch.stack(found).amax()
+
+
+def _norm_of_few_columns(W: Tensor) -> Tensor:
+    """The largest singular value of every (..., n, k), for small k, by squaring the Gram matrix: nothing is read.
+
+    With B = WᵀW and p = 64, tr(Bᵖ⁺¹)/tr(Bᵖ) is a mean of B's eigenvalues on which only the largest have weight.
+    """
+    norm: Tensor = torch.linalg.matrix_norm(W.double(), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    B: Tensor = (W / norm).mT @ (W / norm)
+    P = B
+    for _ in range(6):
+        P = P @ P
+        P = P / _trace(P).clamp_min(torch.finfo(P.dtype).tiny)
+    return (_trace(P @ B).sqrt() * norm)[..., 0, 0]
+
+
+def _trace(B: Tensor) -> Tensor:
+    trace: Tensor = B.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return trace[..., None, None]

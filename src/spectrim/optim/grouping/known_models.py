@@ -1,0 +1,236 @@
+"""Fused and unusual parameters of known models, recognised by the class of the module that holds or surrounds them.
+
+A layer that computes several projections at once is read as one matrix for each, whether the outputs of a projection
+lie next to each other or take turns with the others', head by head or one by one. Every entry here was checked against
+the model's forward pass. What was not is left out and read as one matrix: CodeGen, DeBERTa, MiniMax's lightning
+attention, Qwen3-Next's in_proj_qkvz, Zamba's in_proj, gated query projections (Qwen3-Next, Qwen3.5).
+
+Class names alone are compared, so that nothing has to be imported. Relied on by :mod:`reading`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from spectrim.optim.grouping.layout import INTERLEAVED, Layout, sizes_of
+from spectrim.optim.grouping.roles import Reading, Site, class_names
+
+__all__ = ["expert_reading", "fused_sizes", "known_parameter"]
+
+#: A split: see :func:`spectrim.optim.grouping.layout.matrices`.
+Sizes = tuple[int | str, ...]
+SizeRule = Callable[[nn.Module, int], Sizes | None]
+
+
+def fused_sizes(site: Site, outputs: int) -> Sizes | None:
+    """The sizes of the projections that a known model stores in one layer, or None if the layer is one projection."""
+    if site.around is None:
+        return None
+    for class_pattern, attribute, rule in _FUSED_LAYERS:
+        if attribute == site.attribute and _any_matches(class_names(site.around), class_pattern):
+            # A projection may be absent: rotary keys of a model without rotary positions.
+            split = tuple(size for size in rule(site.around, outputs) or () if size)
+            sizes, interleaved = sizes_of(split)
+            whole = outputs % sum(sizes) == 0 if interleaved and sizes else sum(sizes) == outputs
+            return split if len(sizes) > 1 and whole else None
+    return None
+
+
+def expert_reading(site: Site) -> Reading | None:
+    """The reading of experts' weights that are held as one 3-D parameter, in classes named "...Experts"."""
+    if len(site.shape) != 3 or site.leaf not in _EXPERT_WEIGHTS or not _any_matches(site.kinds, "*Experts"):
+        return None
+    transposed = getattr(site.holder, "is_transposed", not _TRANSPOSED_EXPERTS.isdisjoint(site.kinds))
+    outputs = site.shape[2] if transposed else site.shape[1]
+    sizes = fused_sizes(site, outputs)
+    if site.leaf == "gate_up_proj":
+        sizes = _halves(site.holder, outputs) if getattr(site.holder, "is_concatenated", True) else _ALTERNATING
+    if site.leaf in ("mlp1_weight", "mlp1_weight_EGD"):
+        sizes = _ALTERNATING
+    return Reading("matrix", "transposed_stack" if transposed else "stack", sizes)
+
+
+def known_parameter(site: Site) -> Reading | None:
+    """The reading of a parameter that a known module multiplies by itself, without a layer around it."""
+    for class_pattern, leaf_pattern, layout, rule in _PARAMETERS:
+        if _any_matches(site.kinds, class_pattern) and fnmatchcase(site.leaf, leaf_pattern):
+            return Reading("matrix", layout, rule(site.holder, site.shape[0]) if rule else None)
+    return None
+
+
+def _any_matches(names: Iterable[str], pattern: str) -> bool:
+    """Whether any of the names matches the pattern."""
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _equal(parts: int) -> SizeRule:
+    """So many equal parts."""
+    return lambda module, outputs: None if outputs % parts else (outputs // parts,) * parts
+
+
+def _named(*attributes: str) -> SizeRule:
+    """One part for each attribute of the module, of that size."""
+
+    def sizes(module: nn.Module, outputs: int) -> Sizes | None:
+        found = [getattr(module, attribute, None) for attribute in attributes]
+        return tuple(size for size in found if isinstance(size, int)) if None not in found else None
+
+    return sizes
+
+
+def _chunks_of(attribute: str) -> SizeRule:
+    """Equal parts, each as large as an attribute of the module."""
+
+    def sizes(module: nn.Module, outputs: int) -> Sizes | None:
+        size = getattr(module, attribute, None)
+        return (size,) * (outputs // size) if isinstance(size, int) and size > 0 else None
+
+    return sizes
+
+
+def _per_head(width: str) -> SizeRule:
+    """The query, key and value of one head, then those of the next; an attribute of the module has their width."""
+
+    def sizes(module: nn.Module, outputs: int) -> Sizes | None:
+        size = getattr(module, width, None)
+        return (INTERLEAVED, size, size, size) if isinstance(size, int) and size > 0 else None
+
+    return sizes
+
+
+def _per_group(module: nn.Module, outputs: int) -> Sizes | None:
+    """torchtitan's: the queries that share a key and a value, then these two, and so on for every group."""
+    queries, width = getattr(module, "heads_per_kv", 0), getattr(module, "head_dim", 0)
+    return (INTERLEAVED, queries * width, width, width) if queries * width else None
+
+
+def _grouped_queries(module: nn.Module, outputs: int) -> Sizes | None:
+    """The queries of all heads, then the keys and the values of the key-value heads."""
+    config = getattr(module, "config", None)
+    heads = getattr(config, "num_attention_heads", None)
+    if heads is None:
+        return None
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    width = outputs // (heads + 2 * groups)
+    return heads * width, groups * width, groups * width
+
+
+def _multi_query(module: nn.Module, outputs: int) -> Sizes | None:
+    """The queries of all heads, then one key and one value; in Falcon's and BigCode's other forms they take turns."""
+    width = getattr(module, "head_dim", 0)
+    if getattr(module, "new_decoder_architecture", False):
+        groups = getattr(module, "num_kv_heads", 0)
+        queries = getattr(module, "num_heads", 0) // groups if groups else 0
+        return (INTERLEAVED, queries * width, width, width) if queries * width else None
+    if not getattr(module, "multi_query", False):
+        return _per_head("head_dim")(module, outputs)
+    return outputs - 2 * width, width, width
+
+
+def _dbrx_attention(module: nn.Module, outputs: int) -> Sizes | None:
+    groups = getattr(module, "num_key_value_heads", 0) * getattr(module, "head_dim", 0)
+    return outputs - 2 * groups, groups, groups
+
+
+def _mamba2_input(module: nn.Module, outputs: int) -> Sizes | None:
+    """Gate, input, B, C and time step of Mamba-2."""
+    width, heads = getattr(module, "intermediate_size", 0), getattr(module, "num_heads", 0)
+    states = getattr(module, "n_groups", 0) * getattr(module, "ssm_state_size", 0)
+    return width, width, states, states, heads
+
+
+_halves, _thirds, _quarters = _equal(2), _equal(3), _equal(4)
+#: Gate and up projections whose outputs alternate.
+_ALTERNATING = (INTERLEAVED, 1, 1)
+_mamba_states = _named("time_step_rank", "ssm_state_size", "ssm_state_size")
+
+# (class around the layer, the layer's name in it, sizes along its outputs); the first match decides.
+_FUSED_LAYERS: tuple[tuple[str, str, SizeRule], ...] = (
+    # Queries, keys and values. Cross-attention of the GPT-2 family stores two parts, without the queries.
+    ("GPT2Attention", "c_attn", _chunks_of("split_size")),
+    ("DecisionTransformerGPT2Attention", "c_attn", _chunks_of("split_size")),
+    ("ImageGPTAttention", "c_attn", _chunks_of("split_size")),
+    ("Attention", "c_attn", _chunks_of("split_size")),  # openai-gpt
+    ("CausalSelfAttention", "c_attn", _chunks_of("n_embd")),  # nanoGPT
+    ("GPTBigCodeAttention", "c_attn", _multi_query),
+    ("FalconAttention", "query_key_value", _multi_query),
+    ("GPTNeoXAttention", "query_key_value", _per_head("head_size")),
+    ("BloomAttention", "query_key_value", _per_head("head_dim")),
+    ("PersimmonAttention", "query_key_value", _per_head("head_dim")),
+    ("FusedQKVLinear", "wqkv", _per_group),  # torchtitan
+    ("Phi3Attention", "qkv_proj", _grouped_queries),
+    ("Phi4MultimodalAttention", "qkv_proj", _grouped_queries),
+    ("DbrxAttention", "Wqkv", _dbrx_attention),
+    ("MptAttention", "Wqkv", _thirds),
+    ("ModernBertAttention", "Wqkv", _thirds),
+    ("LayoutLMv2SelfAttention", "qkv_linear", _thirds),
+    ("Exaone4_5_VisionAttention", "qkv", _named("q_dim", "kv_dim", "kv_dim")),
+    ("*Vision*Attention", "qkv", _thirds),  # Qwen-VL, GLM-V, SAM and others that follow them
+    ("*Blip*Attention", "qkv", _thirds),
+    ("HieraMaskUnitAttention", "qkv", _thirds),
+    ("MgpstrAttention", "qkv", _thirds),
+    ("PPOCR*Attention", "qkv", _thirds),
+    ("Sam2MultiScaleAttention", "qkv", _thirds),
+    ("SegGptAttention", "qkv", _thirds),
+    ("TimesformerSelfAttention", "qkv", _thirds),
+    ("VitDetAttention", "qkv", _thirds),
+    ("JetMoeAttention", "kv_proj", _halves),
+    ("GraniteSpeech*Attention", "to_kv", _halves),
+    ("EvollaSequenceCompressorAttention", "to_kv", _halves),
+    # Multi-head latent attention: the compressed keys and values, then the shared rotary key.
+    ("*", "kv_a_proj_with_mqa", _named("kv_lora_rank", "qk_rope_head_dim")),
+    ("*", "wkv_a", _named("kv_lora_rank", "qk_rope_head_dim")),  # torchtitan
+    # Gate and up projections.
+    ("*MLP", "gate_up_proj", _halves),
+    ("EsmFold2SwiGLU", "gate_up_proj", _halves),
+    ("GraniteMoe*MLP", "input_linear", _halves),
+    ("JetMoeMoE", "input_linear", _halves),
+    ("ModernBert*MLP", "Wi", _halves),
+    # State-space models, gated convolutions and linear attention.
+    ("MambaMixer", "in_proj", _halves),
+    ("MambaMixer", "x_proj", _mamba_states),
+    ("FalconMambaMixer", "in_proj", _halves),
+    ("FalconMambaMixer", "x_proj", _mamba_states),
+    ("JambaMambaMixer", "in_proj", _halves),
+    ("JambaMambaMixer", "x_proj", _mamba_states),
+    ("Mamba2Mixer", "in_proj", _mamba2_input),
+    ("BambaMixer", "in_proj", _mamba2_input),
+    ("FalconH1Mixer", "in_proj", _mamba2_input),
+    ("GraniteMoeHybridMambaLayer", "in_proj", _mamba2_input),
+    ("NemotronHMamba2Mixer", "in_proj", _mamba2_input),
+    ("Zamba2MambaMixer", "in_proj", _mamba2_input),
+    ("Lfm*ShortConv", "in_proj", _thirds),
+    ("*GatedDeltaNet", "in_proj_qkv", _named("key_dim", "key_dim", "value_dim")),
+)
+
+# (class of the holder, the parameter's name, layout, sizes along its outputs)
+_PARAMETERS: tuple[tuple[str, str, Layout, SizeRule | None], ...] = (
+    ("MultiheadAttention", "in_proj_weight", "matrix", _thirds),
+    ("MultiheadAttention", "[qkv]_proj_weight", "matrix", None),
+    ("LSTM", "weight_hr_l*", "matrix", None),
+    ("LSTM*", "weight_[ih]h*", "matrix", _quarters),
+    ("GRU*", "weight_[ih]h*", "matrix", _thirds),
+    ("RNN*", "weight_[ih]h*", "matrix", None),
+    ("*MultiModalProjector", "mm_input_projection_weight", "transposed", None),  # Gemma 3
+    ("*HyperConnection", "fn", "matrix", None),  # DeepSeek-V4
+    ("*HyperHead", "hc_fn", "matrix", None),
+    ("Glm5NextTextIndexer", "index_kpool_compress_gate", "matrix", None),
+    ("Inkling*RelativeLogits", "proj", "transposed", None),
+    ("RecurrentGemmaRglru", "*_gate_weight", "transposed_stack", None),
+    ("ZambaMambaMixer", "*_proj_weight", "stack", None),
+)
+
+# torchtitan's name their axes too: experts, hidden features, features of the model.
+_EXPERT_WEIGHTS = frozenset(
+    {
+        *("gate_up_proj", "gate_proj", "up_proj", "down_proj", "weight"),
+        *("w1", "w2", "w3", "w1_EFD", "w2_EDF", "w3_EFD"),
+        # ... its GPT-OSS's, whose first layer alternates between gate and up.
+        *("mlp1_weight", "mlp2_weight", "mlp1_weight_EGD", "mlp2_weight_EDF"),
+    }
+)
+# Experts stored as inputs x outputs that do not say so themselves.
+_TRANSPOSED_EXPERTS = frozenset({"Llama4TextExperts"})

@@ -1,0 +1,291 @@
+"""The options of a param group: their defaults and their checks. :mod:`spectrim.optim.rules` reads them for a step."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict, cast, get_args
+
+from torch import Tensor
+
+from spectrim.operators import DEFAULT_SHRINK_FORM, ShrinkForm
+from spectrim.operators.clip import Precision
+from spectrim.optim.grouping.layout import LAYOUTS
+from spectrim.optim.grouping.roles import ROLES
+
+__all__ = [
+    "ClipDecay",
+    "ClipScope",
+    "ClippingOptions",
+    "Scale",
+    "SpectralOptions",
+    "complete_options",
+    "finish_group",
+    "is_zero",
+]
+
+ClipDecay = Literal["constant", "linear", "cosine", "sqrt", "square", "exponential"]
+ClipScope = Literal["all", "matrices"]
+Scale = Literal["none", "original", "match_rms_adamw", "rms"]
+
+
+class ClippingOptions(TypedDict, total=False):
+    """Options of whatever clips, each also a value of a param group.
+
+    Attributes:
+        clip_scope: "all": every role is clipped. "matrices": embeddings, heads and vectors are not; the recipes of this
+            library give them plain AdamW then.
+        peak_lr: the learning rate that thresholds refer to; None for what the group knows: the ``max_lr`` or
+            ``initial_lr`` that torch's schedulers leave there, else what it was made with; or the largest that it has
+            stepped with, where that is larger.
+        warmup_steps: while the learning rate warms up, threshold times learning rate is constant.
+        total_steps: length of training, needed where ``clip_decay`` is not "constant".
+        clip_form: "soft" shrinks every singular value σ to σ/√(1+σ²/c²); "hard" only those above c, to c.
+        clip_decay: how the threshold falls over the last ``clip_decay_fraction`` of training to ``clip_final`` of
+            itself.
+        on_nonfinite: what a gradient that is not finite does: "skip" leaves all parameters and their state as they are
+            in this step; "raise" is an error before any moves, and reads the device.
+        precision: of the operators: "half" computes in float16 with float32 accumulation, "exact" to 1e-3, "auto" is
+            half where float16 products are fast (CUDA) and exact elsewhere.
+    """
+
+    clip_scope: ClipScope
+    peak_lr: float | None
+    warmup_steps: int
+    total_steps: int | None
+    clip_form: Literal["soft", "hard"]
+    clip_decay: ClipDecay
+    clip_decay_fraction: float
+    clip_final: float
+    on_nonfinite: Literal["skip", "raise"]
+    precision: Precision
+
+
+class SpectralOptions(ClippingOptions, total=False):
+    """Options that every recipe takes by keyword: the clip's, and these.
+
+    Attributes:
+        shrink_at: "gradient", or "direction" to shrink what the base direction gives instead.
+        shrink_form: "redescending", "monotone" or "hard"; see :func:`spectrim.smooth_shrink`.
+        state_dtype: in which the direction's state is kept: "float32", or "bfloat16" with stochastic rounding; None for
+            float32, or the parameter's dtype where that is wider.
+        maximize: ascend instead of descend.
+        exchange_dtype: in which sharded matrices travel to the rank that works on them and back: "float32", the
+            default, or "bfloat16" for half the bytes.
+    """
+
+    shrink_at: Literal["gradient", "direction"]
+    shrink_form: ShrinkForm
+    state_dtype: Literal["float32", "bfloat16"] | None
+    maximize: bool
+    exchange_dtype: Literal["float32", "bfloat16"]
+
+
+_DEFAULTS: dict[str, Any] = {
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "clip": None,
+    "pre_clip": None,
+    "shrink": None,
+    "scale": "none",
+    "clip_scope": "matrices",
+    "peak_lr": None,
+    "warmup_steps": 0,
+    "total_steps": None,
+    "clip_form": "soft",
+    "clip_decay": "constant",
+    "clip_decay_fraction": 0.1,
+    "clip_final": 0.1,
+    "shrink_at": "gradient",
+    "shrink_form": DEFAULT_SHRINK_FORM,
+    "state_dtype": None,
+    "maximize": False,
+    "exchange_dtype": "float32",
+    "on_nonfinite": "skip",
+    "precision": "auto",
+}
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "role": ROLES,
+    "layout": LAYOUTS,
+    "scale": get_args(Scale),
+    "clip_scope": ("all", "matrices"),
+    "clip_form": ("soft", "hard"),
+    "clip_decay": get_args(ClipDecay),
+    "shrink_at": ("gradient", "direction"),
+    "shrink_form": get_args(ShrinkForm),
+    "state_dtype": ("float32", "bfloat16"),
+    "on_nonfinite": ("skip", "raise"),
+    "precision": get_args(Precision),
+    "exchange_dtype": ("float32", "bfloat16"),
+}
+
+
+def complete_options(options: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of an optimizer: every recipe's, then its own, then what its caller gave by keyword.
+
+    Raises:
+        TypeError: a keyword that is no option.
+    """
+    allowed = SpectralOptions.__annotations__
+    for key in extra:
+        if key not in allowed:
+            raise TypeError(f"unexpected option {key!r}: expected one of {', '.join(sorted(allowed))}")
+    return {**_DEFAULTS, **options, **extra}
+
+
+def finish_group(group: dict[str, Any], defaults: Mapping[str, Any], index: int) -> None:
+    """Complete a group in place: plain values, learning rate times its factor, counts, all of it checked.
+
+    Keys that are no options are kept, as torch keeps them: frameworks put their own there.
+
+    Raises:
+        ValueError: a value that is not allowed, naming the group, its first parameters and the choices.
+    """
+    where = f"group {index}{_first_names(group)}"
+    for key in group:
+        _warn_of_near_miss(key, defaults, where)
+    group.setdefault("lr_factor", 1.0)
+    group.setdefault("split", None)
+    if "lr" not in group:
+        # Only a default is scaled: a group that states its learning rate, as one taken from another optimizer does,
+        # has it.
+        lr = defaults["lr"]
+        group["lr"] = (
+            lr * group["lr_factor"] if isinstance(lr, float | int | Tensor) and group["lr_factor"] != 1.0 else lr
+        )
+    group.setdefault("steps_taken", 0)
+    # The default decay leaves vectors alone; one that their group states is meant for them.
+    group.setdefault("decays_vectors", "weight_decay" in group)
+    for key, value in defaults.items():
+        group.setdefault(key, value)
+    for key in (*defaults, "lr_factor", "split"):
+        group[key] = _plain(group[key])
+    _check(group, where)
+    group.setdefault("first_lr", float(group["lr"]))
+    group.setdefault("largest_lr", 0.0)
+
+
+def is_zero(lr: float | Tensor) -> bool:
+    """Whether a learning rate is known to be zero without reading a device."""
+    return isinstance(lr, float | int) and lr == 0
+
+
+def _warn_of_near_miss(key: str, defaults: Mapping[str, Any], where: str) -> None:
+    if key not in defaults and key not in _KNOWN and (close := difflib.get_close_matches(key, defaults, 1, 0.8)):
+        warnings.warn(
+            f"unknown option {key!r} for {where} is kept and has no effect: did you mean {close[0]!r}?", stacklevel=4
+        )
+
+
+#: What groups hold besides options: what torch and its schedulers keep there, and what grouping says.
+_KNOWN = {
+    *("params", "param_names", "role", "layout", "split", "lr_factor", "steps_taken", "first_lr", "recipe"),
+    *("largest_lr", "decays_vectors", "matrices", "lr_scale"),
+    *("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "name"),
+}
+
+
+def _plain(value: Any) -> Any:
+    """A value as plain Python: numpy's numbers become numbers, lists of any kind tuples. Others stay as they are."""
+    if value is None or isinstance(value, bool | str | Tensor):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, Sequence):
+        return tuple(_plain(item) for item in value)
+    return value
+
+
+#: For every option of a type, the test that a value must pass, and what is expected in words.
+_Check = tuple[Callable[[Any], bool], str]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _decay(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1
+
+
+_CHECKS: dict[str, _Check] = {
+    "clip": (lambda v: v is None or v == "auto" or _positive(v), 'a positive number, "auto" or None'),
+    "shrink": (lambda v: v is None or v == "auto" or _positive(v), 'a positive number, "auto" or None'),
+    "pre_clip": (lambda v: v is None or _positive(v), "a positive number or None"),
+    "peak_lr": (lambda v: v is None or (_is_number(v) and v >= 0), "a number of at least 0, or None"),
+    "momentum": (_decay, "a number from 0 up to, but not including, 1"),
+    "alpha": (_is_number, "a finite number"),
+    "rank_ratio": (lambda v: _positive(v) and v <= 1, "a number above 0 and at most 1"),
+    "clip_decay_fraction": (lambda v: _positive(v) and v <= 1, "a number above 0 and at most 1"),
+    "clip_final": (lambda v: _positive(v) and v <= 1, "a number above 0 and at most 1"),
+    "total_steps": (lambda v: v is None or (_is_whole(v) and v > 0), "a positive whole number or None"),
+    "orthogonalize_steps": (lambda v: v is None or (_is_whole(v) and v > 0), "a positive whole number or None"),
+    "slow_warmup_steps": (lambda v: v is None or (_is_whole(v) and v > 0), "a positive whole number or None"),
+    "warmup_steps": (lambda v: _is_whole(v) and v >= 0, "a whole number of at least 0"),
+    "weight_decay": (lambda v: _is_number(v) and v >= 0, "a number of at least 0"),
+    "eps": (lambda v: _is_number(v) and v >= 0, "a number of at least 0"),
+    "lr_factor": (lambda v: _is_number(v) and v >= 0, "a number of at least 0"),
+    "nesterov": (lambda v: isinstance(v, bool), "True or False"),
+    "maximize": (lambda v: isinstance(v, bool), "True or False"),
+}
+
+
+def _spells_number(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def _check(group: Mapping[str, Any], where: str) -> None:
+    def refuse(key: str, expected: str) -> None:
+        # YAML takes 2e-3 for text, and so do forms and environment variables.
+        text = "; this is text, not a number" if _spells_number(group[key]) else ""
+        raise ValueError(f"{key}={group[key]!r} for {where}: expected {expected}{text}")
+
+    for key, choices in _CHOICES.items():
+        value = group.get(key)
+        if not (value is None and key in _MAY_BE_NONE) and key in group and value not in choices:
+            refuse(key, f"one of {', '.join(map(repr, choices))}")
+    for key, (passes, expected) in _CHECKS.items():
+        if key in group and not passes(group[key]):
+            refuse(key, expected)
+    lr = group["lr"]
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"lr of shape {tuple(lr.shape)} for {where}: expected one number")
+    elif not (_is_number(lr) and lr >= 0):
+        refuse("lr", "a number of at least 0")
+    betas, count = group["betas"], 3 if "alpha" in group else 2
+    if not (isinstance(betas, tuple) and all(map(_decay, betas))):
+        refuse("betas", "numbers from 0 up to, but not including, 1")
+    if len(betas) != count:
+        refuse("betas", f"{count} numbers")
+    if group["clip_decay"] != "constant" and group["total_steps"] is None:
+        refuse("total_steps", f"the length of training, which clip_decay={group['clip_decay']!r} needs")
+
+
+#: Options with choices that may also be None: what a plain list of parameters does not say, and the default dtype.
+_MAY_BE_NONE = ("role", "layout", "state_dtype")
+
+
+def _first_names(group: Mapping[str, Any]) -> str:
+    params = cast("list[Any]", group.get("params") if isinstance(group.get("params"), list) else [])
+    names = [item[0] for item in params[:2] if isinstance(item, tuple)] or list(group.get("param_names", ()))[:2]
+    return f" ({', '.join(map(repr, names))}{', ...' if len(params) > len(names) else ''})" if names else ""

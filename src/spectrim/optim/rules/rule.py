@@ -1,0 +1,260 @@
+"""What happens to the parameters of one group and role in one step: a group's plain values, read once.
+
+:func:`rule_of` makes a :class:`Rule` and everything downstream takes that, never the group. Relied on by the step of
+one process and of many, by ``describe``, the planner and the monitor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spectrim.operators import DEFAULT_SHRINK_FACTOR, ShrinkForm
+from spectrim.operators._stack import reading_is_free
+from spectrim.optim.directions import Adam, Direction, Given
+from spectrim.optim.grouping.options import Scale
+from spectrim.optim.rules.recipe import PLAIN_ADAMW, Recipe
+from spectrim.optim.rules.schedule import clip_threshold
+from spectrim.optim.spectral.base import SpectralOperator
+from spectrim.optim.spectral.clip import CLIPS, SoftClip
+
+__all__ = ["Applied", "Rule", "Shrink", "given_rule", "rule_of", "state_dtype_of"]
+
+#: Their rows belong to tokens, which differ in frequency by orders of magnitude: a scale taken over all of them would
+#: call the frequent ones outliers.
+UNSHRUNK_ROLES = ("embedding", "head")
+
+
+class Shrink(NamedTuple):
+    """How entries are shrunk: by which factor on their scale, in which form, before or after the base direction."""
+
+    factor: float
+    form: ShrinkForm
+    at: str
+
+
+class Applied(NamedTuple):
+    """The numbers of a parameter's next step, as ``describe`` shows them.
+
+    Without a gradient the weight is multiplied by 1 − lr · weight_decay.
+    """
+
+    lr: float
+    weight_decay: float
+    threshold: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One step of the parameters of one group and role, in the order in which it is done.
+
+    Attributes:
+        maximize: the gradient's sign is turned.
+        shrink: entries of the gradient, or of the direction, are shrunk.
+        pre_clip: threshold of the gradient's singular values.
+        direction: the base direction, and its state.
+        narrow_state: state is kept in bfloat16.
+        operator: what is done to the direction's singular values.
+        scale: of the operator's result.
+        clip: the operator that clips the scaled result, or None; ``threshold`` is its c. The clipped result is scaled
+            by √max(1, m/n).
+        lr, weight_decay: X ← (1 − lr · weight_decay) X − lr · (the result).
+        vector: True for parameters that are no matrices.
+        first: True if the group has taken no step yet.
+        exchange: in which dtype sharded matrices travel.
+        raises: a non-finite gradient is an error.
+    """
+
+    direction: Direction
+    operator: SpectralOperator | None
+    scale: Scale
+    clip: SpectralOperator | None
+    threshold: float | Tensor | None
+    pre_clip: float | None
+    pre_clipper: SpectralOperator
+    shrink: Shrink | None
+    lr: float | Tensor
+    weight_decay: float
+    vector: bool
+    maximize: bool
+    narrow_state: bool
+    first: bool
+    exchange: torch.dtype | None
+    raises: bool
+    group: int
+    steps_taken: int
+
+    @property
+    def is_adamw(self) -> bool:
+        """True if the step is torch's AdamW, but for a gradient that may be shrunk first."""
+        plain = self.operator is None and self.clip is None and self.pre_clip is None and self.scale == "none"
+        return plain and isinstance(self.direction, Adam) and not self.narrow_state
+
+    @property
+    def shrinks_gradient(self) -> bool:
+        """True if entries of the gradient are shrunk."""
+        return self.shrink is not None and self.shrink.at == "gradient"
+
+    @property
+    def shrinks_direction(self) -> bool:
+        """True if entries of the direction are shrunk."""
+        return self.shrink is not None and self.shrink.at == "direction"
+
+    @property
+    def is_dense(self) -> bool:
+        """True if something works on whole matrices, to which sharded ones must be brought together."""
+        gathers = self.operator is not None and self.operator.gathers
+        return not self.vector and (gathers or self.clip is not None or self.pre_clip is not None)
+
+    @property
+    def still(self) -> bool:
+        """True if the learning rate is known to be zero: only the state moves."""
+        return not isinstance(self.lr, Tensor) and self.lr == 0
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """Plain values that are equal for rules whose parameters may share a stack: all but learning rate and decay.
+
+        A threshold on the device is one of its group.
+        """
+        return (
+            *self.direction.numbers,
+            None if self.operator is None else self.operator.numbers,
+            None if self.clip is None else self.clip.numbers,
+            ("group", self.group) if isinstance(self.threshold, Tensor) else self.threshold,
+            self.scale,
+            self.pre_clip,
+            self.shrink,
+            self.vector,
+            self.maximize,
+            self.narrow_state,
+            self.first,
+            str(self.exchange),
+            self.still,
+        )
+
+    @property
+    def applied(self) -> Applied:
+        """Learning rate, decay and threshold as plain numbers; reads the device where they are tensors."""
+        threshold = None if self.threshold is None or self.clip is None else float(self.threshold)
+        return Applied(float(self.lr), self.weight_decay, threshold)
+
+    @property
+    def label(self) -> str:
+        """The rule in a few words."""
+        if self.is_adamw and self.shrink is None:
+            return "adamw"
+        words = [self.direction.name]
+        if self.pre_clip is not None:
+            words.insert(0, "pre-clip")
+        if self.shrink is not None:
+            words.insert(0 if self.shrink.at == "gradient" else len(words), "shrink")
+        if self.operator is not None:
+            words.append(self.operator.label)
+        if self.clip is not None:
+            words.append(f"{self.clip.label} norm" if self.vector else self.clip.label)
+        return " → ".join(words)
+
+
+def rule_of(
+    group: Mapping[str, Any],
+    recipe: Recipe,
+    role: str,
+    *,
+    vector: bool,
+    index: int = 0,
+    steps: int | Tensor | None = None,
+) -> Rule:
+    """Read a group's values as they act on parameters of a role.
+
+    A role that does not follow the optimizer's recipe gets plain AdamW. A learning rate in a tensor stays one where
+    reading it would make the host wait, and where a compiler traces.
+
+    Args:
+        group: a param group.
+        recipe: the optimizer's.
+        vector: True for parameters that are no matrices.
+        index: of the group, which keeps apart what may differ between groups without a number that shows it.
+        steps: how many steps the group has taken, where a device counts them; see :func:`~.schedule.clip_threshold`.
+    """
+    follows = group["clip_scope"] == "all" or role == "matrix"
+    taken = recipe if follows else PLAIN_ADAMW
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and reading_is_free(lr):
+        lr = float(lr)
+    shrinks = follows and group["shrink"] is not None and role not in UNSHRUNK_ROLES
+    clips = follows and group["clip"] is not None
+    operator = None if taken.operator is None or vector else taken.operator.of(group)
+    exchange = torch.bfloat16 if group["exchange_dtype"] == "bfloat16" else None
+    rule = Rule(
+        direction=taken.direction.of(group),
+        operator=operator,
+        scale=group["scale"] if follows and not vector else "none",
+        clip=CLIPS[group["clip_form"]].of(group) if clips else None,
+        threshold=clip_threshold({**group, "lr": lr}, steps) if clips else None,
+        pre_clip=group["pre_clip"] if follows and not vector else None,
+        pre_clipper=SoftClip.of(group),
+        shrink=Shrink(_shrink_factor(group["shrink"]), group["shrink_form"], group["shrink_at"]) if shrinks else None,
+        lr=lr,
+        weight_decay=float(group["weight_decay"]),
+        vector=vector,
+        maximize=group["maximize"],
+        narrow_state=group["state_dtype"] == "bfloat16",
+        first=group["steps_taken"] == 0,
+        exchange=exchange,
+        raises=group["on_nonfinite"] == "raise",
+        group=index,
+        steps_taken=group["steps_taken"],
+    )
+    return rule if not vector else _without_decay(rule, group, recipe)
+
+
+def given_rule(
+    *,
+    vector: bool,
+    clip: SpectralOperator | None = None,
+    threshold: float | Tensor | None = None,
+    raises: bool = False,
+    group: int = 0,
+) -> Rule:
+    """The rule of a direction that comes from elsewhere, subtracted as it is after the clip."""
+    return Rule(
+        direction=Given(),
+        operator=None,
+        scale="none",
+        clip=clip,
+        threshold=threshold,
+        pre_clip=None,
+        pre_clipper=SoftClip(),
+        shrink=None,
+        lr=1.0,
+        weight_decay=0.0,
+        vector=vector,
+        maximize=False,
+        narrow_state=False,
+        first=False,
+        exchange=None,
+        raises=raises,
+        group=group,
+        steps_taken=0,
+    )
+
+
+def state_dtype_of(rule: Rule, parameter: Tensor) -> torch.dtype:
+    """In which dtype a parameter's state is kept: float32, or the parameter's where that is wider, or bfloat16."""
+    return torch.bfloat16 if rule.narrow_state else torch.promote_types(parameter.dtype, torch.float32)
+
+
+def _without_decay(rule: Rule, group: Mapping[str, Any], recipe: Recipe) -> Rule:
+    """Vectors decay where their group was given a decay of its own, and in a plain list given to AdamW with everything
+    off, which is torch's AdamW; the optimizer's default does not touch them."""
+    torch_like = group.get("role") is None and recipe.direction is Adam and rule.is_adamw and rule.shrink is None
+    return rule if torch_like or group["decays_vectors"] else replace(rule, weight_decay=0.0)
+
+
+def _shrink_factor(shrink: float | str) -> float:
+    return DEFAULT_SHRINK_FACTOR if shrink == "auto" else float(shrink)

@@ -1,0 +1,108 @@
+"""The opening of a step, which the library's optimizers share with the wrapper of other optimizers.
+
+All parameters are collected with the rules that they follow, ranks compare what they are about to do, and the subclass
+screens the gradients and steps.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from spectrim.distributed.dtensor import is_dtensor
+from spectrim.optim.grouping.options import is_zero
+from spectrim.optim.rules.rule import Rule
+from spectrim.optim.rules.schedule import remember_rates
+from spectrim.optim.screening.agreement import Agreement
+from spectrim.optim.screening.skips import SkipWatch
+from spectrim.optim.sharded.entry import ShardedEntry, sharded_entry
+from spectrim.optim.stepping.entries import Entry, parameter_name, role_and_layout, whole_entry
+
+__all__ = ["ScreenedOptimizer"]
+
+#: Indices of a group and of a parameter in it.
+Position = tuple[int, int]
+
+
+class ScreenedOptimizer(Optimizer):
+    """An optimizer that steps all parameters or, if a gradient is not finite, none."""
+
+    def _begin(self) -> None:
+        """Set what no checkpoint holds."""
+        self._agreement = Agreement()
+        self._watch = SkipWatch()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient, or none if any gradient is not finite.
+
+        Args:
+            closure: re-evaluates the model and returns the loss; called once, before the update.
+
+        Raises:
+            FloatingPointError: a gradient is not finite and its group says ``on_nonfinite="raise"``. Nothing has moved.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        entries = self._collect()
+        sharded = [entry for entry in entries if isinstance(entry, ShardedEntry)]
+        if sharded:
+            self._agreement.check(self.param_groups, sharded)
+        if self._take(entries):
+            for group in self.param_groups:
+                if not is_zero(group["lr"]):
+                    group["steps_taken"] += 1
+        return loss
+
+    def _collect(self) -> list[Entry]:
+        """All parameters with a gradient, and the shards whose gradient another rank may have."""
+        self._prepare()
+        remember_rates(self.param_groups)
+        entries: list[Entry] = []
+        for index, group in enumerate(self.param_groups):
+            rules: dict[tuple[str, bool], Rule] = {}
+            for place, parameter in enumerate(group["params"]):
+                sharded = is_dtensor(parameter)
+                if parameter.grad is None and not (sharded and parameter.requires_grad):
+                    continue
+                role, layout = role_and_layout(group, parameter)
+                kind = (role, layout == "vector")
+                if kind not in rules:
+                    rules[kind] = self._rule_of_step(group, *kind, index)
+                position = (index, place)
+                state = self._state_of_step(parameter, position, rules[kind])
+                entry_of = sharded_entry if sharded else whole_entry
+                entries.append(entry_of(parameter, group, position, self._name(position), state, rules[kind]))
+        return entries
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Check and complete groups and state before parameters are collected."""
+
+    @abstractmethod
+    def _rule_of_step(self, group: Mapping[str, Any], role: str, vector: bool, index: int) -> Rule:
+        """The rule of a group's parameters of one role."""
+
+    @abstractmethod
+    def _state_of_step(self, parameter: Tensor, position: Position, rule: Rule) -> dict[str, Tensor]:
+        """A parameter's state, with its counts of steps taken and skipped."""
+
+    @abstractmethod
+    def _take(self, entries: list[Entry]) -> bool:
+        """Screen the gradients and step; False if the step was skipped."""
+
+    def _name(self, position: Position) -> str:
+        return parameter_name(self.param_groups, position)

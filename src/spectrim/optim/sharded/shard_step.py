@@ -1,0 +1,105 @@
+"""The step of shards whose rule needs more than this rank holds.
+
+Phases of a round, each a message ahead of the next: *prepare* the gradients, *direct* them entry by entry, then *shape*
+and *apply* what :mod:`~spectrim.optim.sharded.shape` makes of the directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectrim.distributed.collectives import Team
+from spectrim.distributed.owners import Loads
+from spectrim.optim.grouping.layout import put_back
+from spectrim.optim.rules.rule import Shrink
+from spectrim.optim.sharded.entry import ShardedEntry
+from spectrim.optim.sharded.rounds import run_rounds, send_to_owners, unit_layout
+from spectrim.optim.sharded.shape import apply_updates_to, shape_round
+from spectrim.optim.spectral.base import StepContext
+from spectrim.optim.stepping.buckets import parts_of
+from spectrim.optim.stepping.entries import by_flag, kind_of
+from spectrim.optim.stepping.step import directed, step_adamw
+
+__all__ = ["step_shards"]
+
+
+def step_shards(entries: Sequence[ShardedEntry], loads: Loads) -> None:
+    """Step all entries. Every rank calls this with its shards of the same parameters, in the same order.
+
+    Args:
+        entries: of whatever rules; their steps are counted already.
+        loads: the work of owners so far in this step.
+    """
+    alike: dict[tuple[Any, ...], list[ShardedEntry]] = {}
+    for entry in entries:
+        alike.setdefault(kind_of(entry), []).append(entry)
+    for same in alike.values():
+        run_rounds(same, lambda team, some: _round(team, some, loads))
+
+
+def _round(team: Team, entries: list[ShardedEntry], loads: Loads) -> Iterator[None]:
+    rule = entries[0].rule
+    grads = [_prepared(entry) for entry in entries]
+    if rule.pre_clip is not None:
+        exchange = send_to_owners(team, entries, grads, dtype=rule.exchange or grads[0].dtype, loads=loads)
+        yield
+        exchange.work(lambda _, wholes: [_pre_clipped(entries[0], whole) for whole in wholes])
+        yield
+        grads = exchange.results()
+    filled = [(entry, grad) for entry, grad in zip(entries, grads, strict=True) if entry.parameter.numel()]
+    given = dict(filled)
+    some = by_flag([entry for entry, _ in filled])
+    if rule.is_adamw and not rule.shrinks_direction:
+        some = [alike for alike in some if not step_adamw(alike, [given[entry] for entry in alike])]
+    directions = {entry: torch.empty_like(grad, memory_format=torch.contiguous_format) for entry, grad in filled}
+    for alike in some:
+        directed(alike, [given[entry] for entry in alike], [directions[entry] for entry in alike])
+    if rule.is_adamw and not rule.shrinks_direction:
+        for alike in some:
+            apply_updates_to(alike, [directions[entry] for entry in alike])
+        return
+    results = [directions.get(entry, grad) for entry, grad in zip(entries, grads, strict=True)]
+    del grads, given, filled, directions
+    if rule.shrink is not None and rule.shrinks_direction:
+        results = _shrunk_directions(team, entries, results, rule.shrink)
+    if not rule.still:
+        yield from shape_round(team, entries, results, loads, apply_updates_to)
+
+
+def _prepared(entry: ShardedEntry) -> Tensor:
+    """The gradient in float32 or better, its sign turned and its entries shrunk where asked for."""
+    rule = entry.rule
+    exact = entry.grad.to(torch.promote_types(entry.parameter.dtype, torch.float32))
+    if rule.maximize:
+        exact = -exact
+    if rule.shrink is None or not rule.shrinks_gradient:
+        return exact
+    if not entry.shares_scales:
+        entry.set_scales(entry.root_sums(exact))
+    return entry.shrunk(exact, rule.shrink.factor, rule.shrink.form)
+
+
+def _shrunk_directions(
+    team: Team, entries: Sequence[ShardedEntry], directions: Sequence[Tensor], shrink: Shrink
+) -> list[Tensor]:
+    sums = [entry.root_sums(direction) for entry, direction in zip(entries, directions, strict=True)]
+    total = torch.cat([number.reshape(-1) for found in sums for number in found])
+    team.sum(total, "scales")
+    numbers = iter(torch.split(total, [number.numel() for found in sums for number in found]))
+    for entry, found in zip(entries, sums, strict=True):
+        entry.set_scales([next(numbers).view(number.shape) for number in found])
+    return [entry.shrunk(d, shrink.factor, shrink.form) for entry, d in zip(entries, directions, strict=True)]
+
+
+def _pre_clipped(entry: ShardedEntry, whole: Tensor) -> Tensor:
+    """An owner's work on one whole gradient."""
+    rule = entry.rule
+    clipped = whole.unsqueeze(0).clone()
+    parts = parts_of(clipped, unit_layout(entry.layout), entry.split)
+    rule.pre_clipper.whole(parts, StepContext(threshold=rule.pre_clip))
+    put_back([part.matrices for part in parts], clipped, unit_layout(entry.layout), entry.split, leading=1)
+    return clipped[0]

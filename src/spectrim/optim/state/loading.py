@@ -1,0 +1,177 @@
+"""State dicts into an optimizer: of its own class, of an older release, or of torch's class with the same moments.
+
+Everything is checked and converted before anything of the optimizer changes. Hooks run as torch documents them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from spectrim.distributed.dtensor import is_dtensor
+from spectrim.optim.directions import Adam
+from spectrim.optim.grouping.layout import matrix_shapes
+from spectrim.optim.rules.rule import Rule, state_dtype_of
+from spectrim.optim.stepping.entries import parameter_name, role_and_layout
+
+if TYPE_CHECKING:
+    from spectrim.optim.optimizer import SpectralOptimizer
+
+__all__ = ["load_state"]
+
+#: What a group's parameters are: the model says that, not a state dict.
+_STRUCTURE = ("params", "param_names", "role", "layout", "split", "matrices")
+_COUNTS = ("step", "skipped")
+
+
+def load_state(optimizer: SpectralOptimizer, state_dict: dict[str, Any]) -> None:
+    """Load a state dict; see :meth:`SpectralOptimizer.load_state_dict`.
+
+    Raises:
+        ValueError: groups, shapes or state that do not fit, by name. Nothing changed.
+    """
+    state_dict = dict(state_dict)
+    for before in optimizer._optimizer_load_state_dict_pre_hooks.values():
+        replaced = before(optimizer, state_dict)
+        state_dict = state_dict if replaced is None else replaced
+    saved_groups: list[dict[str, Any]] = state_dict["param_groups"]
+    sources = _sources(optimizer.param_groups, saved_groups)
+    groups: list[dict[str, Any]] = []
+    state: dict[Any, Any] = {key: value for key, value in state_dict["state"].items() if not isinstance(key, int)}
+    for group, indices, saved in zip(optimizer.param_groups, *sources, strict=True):
+        completed = _completed(group, saved, state_dict["state"], indices)
+        _check_recipe(optimizer, group, saved)
+        groups.append(completed)
+        for place, (parameter, index) in enumerate(zip(group["params"], indices, strict=True)):
+            if found := state_dict["state"].get(index):
+                name = parameter_name([{**completed, "param_names": group.get("param_names")}], (0, place))
+                state[parameter] = _converted(optimizer, completed, parameter, found, name)
+    optimizer.__setstate__({"state": _as_default(optimizer, state), "param_groups": groups})
+    for after in optimizer._optimizer_load_state_dict_post_hooks.values():
+        after(optimizer)
+
+
+def _sources(
+    groups: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]
+) -> tuple[list[list[int]], list[Mapping[str, Any]]]:
+    """For every group the saved index of each of its parameters, and the saved group whose options it takes.
+
+    By name where both sides have names, else by place.
+    """
+    mine, theirs = _names(groups), _names(saved)
+    if mine and theirs and set(mine) <= set(theirs):
+        places = {
+            name: (index, group)
+            for group in saved
+            for name, index in zip(group["param_names"], group["params"], strict=True)
+        }
+        indices = [[places[name][0] for name in group["param_names"]] for group in groups]
+        return indices, [places[group["param_names"][0]][1] if group["params"] else {} for group in groups]
+    sizes, saved_sizes = [len(group["params"]) for group in groups], [len(group["params"]) for group in saved]
+    if sizes != saved_sizes:
+        raise ValueError(
+            f"a state dict with groups of {saved_sizes} parameters for an optimizer with groups of {sizes}: expected "
+            f"the same groups, or names of parameters on both sides, as optimizers of model.named_parameters() and of "
+            f"spectrim.param_groups(model) have them"
+        )
+    return [list(group["params"]) for group in saved], list(saved)
+
+
+def _names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of all parameters; none where any group lacks them or two are equal."""
+    names: list[str] = []
+    for group in groups:
+        if group["params"] and len(group.get("param_names") or ()) != len(group["params"]):
+            return []
+        names += group.get("param_names") or ()
+    return names if len(set(names)) == len(names) else []
+
+
+def _completed(
+    group: Mapping[str, Any], saved: Mapping[str, Any], state: Mapping[Any, Any], indices: Sequence[int]
+) -> dict[str, Any]:
+    """A group with the saved values, and its own where the saved group has none."""
+    kept = {key: value for key, value in saved.items() if key not in _STRUCTURE}
+    if "steps_taken" in saved and "lr_factor" not in saved and "lr_scale" in saved:
+        # What the factor was called once. A group may hold one of timm's by that name, which is timm's.
+        kept["lr_factor"] = kept.pop("lr_scale")
+    completed = {**group, **copy.deepcopy(kept)}
+    if "steps_taken" not in saved:
+        steps = [float(state[index]["step"]) for index in indices if "step" in state.get(index, {})]
+        completed["steps_taken"] = int(max(steps, default=0.0))
+        if group.get("role") == "vector":
+            # Its decay, if any, is this group's own: the other class may have had no group for vectors.
+            completed["weight_decay"] = group["weight_decay"]
+        # Another class's learning rate, to which this group's factor was never applied.
+        for key in ("lr", "initial_lr", "max_lr", "min_lr"):
+            if key in saved and group["lr_factor"] != 1.0:
+                completed[key] = saved[key] * group["lr_factor"]
+    return completed
+
+
+def _check_recipe(optimizer: SpectralOptimizer, group: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    theirs, mine = saved.get("recipe", group["recipe"]), group["recipe"]
+    if theirs != mine and theirs != Adam.name:
+        raise ValueError(f"a state dict of the recipe {theirs!r} for {type(optimizer).__name__}, which is {mine!r}")
+
+
+def _converted(
+    optimizer: SpectralOptimizer, group: Mapping[str, Any], parameter: Tensor, saved: Mapping[str, Any], name: str
+) -> dict[str, Any]:
+    """A parameter's saved state on its device, in the dtypes in which the optimizer keeps it."""
+    rule = optimizer.rule_of(group, parameter)
+    _, layout = role_and_layout(group, parameter)
+    shapes = _expected_shapes(rule, parameter, () if layout == "vector" else _matrices(group, parameter))
+    for key in saved:
+        if key not in shapes and key not in _COUNTS:
+            raise ValueError(
+                f"state {key!r} of {name}, whose rule is {rule.label!r}: expected {', '.join(map(repr, shapes))}. It "
+                f"belongs to another optimizer"
+            )
+    state: dict[str, Any] = {}
+    for key in _COUNTS:
+        number = torch.as_tensor(saved.get(key, 0.0), dtype=torch.float32)
+        state[key] = number.detach().to(parameter.device).reshape(())
+    for key, shape in shapes.items():
+        if key not in saved:
+            continue
+        value = saved[key]
+        if tuple(value.shape) != shape:
+            raise ValueError(f"state {key!r} of {name} has shape {tuple(value.shape)}: expected {shape}")
+        if is_dtensor(parameter) != is_dtensor(value):
+            raise ValueError(
+                f"state {key!r} of {name} is a {type(value).__name__} where the parameter is a "
+                f"{type(parameter).__name__}: load sharded state by torch.distributed.checkpoint.state_dict"
+            )
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        dtype = state_dtype_of(rule, parameter) if key in rule.direction.keys else wide
+        state[key] = value.detach().to(device=parameter.device, dtype=dtype)
+    missing = [key for key in shapes if key not in state]
+    if missing:
+        fresh = optimizer.state_of(parameter, group, name)
+        state |= {key: fresh[key] for key in missing}
+    return state
+
+
+def _matrices(group: Mapping[str, Any], parameter: Tensor) -> Sequence[Sequence[int]]:
+    _, layout = role_and_layout(group, parameter)
+    return matrix_shapes(parameter.shape, layout, group.get("split"))
+
+
+def _expected_shapes(rule: Rule, parameter: Tensor, matrices: Sequence[Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    shapes = {key: tuple(parameter.shape) for key in rule.direction.keys}
+    if rule.operator is not None and rule.operator.keys:
+        started = rule.operator.start(matrices, device=torch.device("meta"), dtype=torch.float32)
+        shapes |= {key: tuple(value.shape) for key, value in started.items()}
+    return shapes
+
+
+def _as_default(optimizer: SpectralOptimizer, state: dict[Any, Any]) -> Any:
+    """State in the kind of dictionary that torch keeps it in."""
+    kept = type(optimizer.state)(dict) if hasattr(optimizer.state, "default_factory") else {}
+    kept.update(state)
+    return kept

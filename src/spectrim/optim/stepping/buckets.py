@@ -1,0 +1,128 @@
+"""Parameters of one rule in stacks of one shape, and stacks in buckets: what one batch of operators works on.
+
+Relied on by the step of one process and of many, and by the wrapper of other optimizers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from spectrim.optim.grouping.layout import Layout, Split, matrices, put_back
+from spectrim.optim.memory import stack_bytes
+from spectrim.optim.spectral.base import Part
+from spectrim.optim.stepping.entries import AnyEntry, Entry
+
+__all__ = ["BUCKET_BYTES", "Stack", "bucket_bytes", "buckets", "parts_of"]
+
+#: How many bytes of matrices, in float32, go through an operator at once; one matrix always may. On the host only small
+#: ones gain from company: a large one fills the cores by itself. Elsewhere :mod:`~spectrim.optim.memory` says.
+BUCKET_BYTES = {"cpu": 4 * 2**20}
+
+T = TypeVar("T")
+
+
+class Stack(Generic[AnyEntry]):
+    """Parameters of one structure, layout, shape, dtype and device.
+
+    Attributes:
+        entries: the parameters.
+        tensor: (E, *shape), their directions and then their updates, each in its parameter's own layout.
+    """
+
+    def __init__(self, entries: list[AnyEntry]) -> None:
+        self.entries = entries
+        first = entries[0]
+        self.rule, self.layout, self.split = first.rule, first.layout, first.split
+        self.shape = tuple(first.parameter.shape)
+        self.dtype = torch.promote_types(first.parameter.dtype, torch.float32)
+        self._tensor: Tensor | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        """The memory of the stack, made when it is first asked for."""
+        if self._tensor is None:
+            like = self.entries[0].parameter
+            self._tensor = torch.empty((len(self.entries), *self.shape), dtype=self.dtype, device=like.device)
+        return self._tensor
+
+    def parts(self) -> list[Part]:
+        """The logical matrices of the stack, as views of it or as :meth:`put_back` writes them; none for vectors."""
+        return parts_of(self.tensor, self.layout, self.split)
+
+    def put_back(self, parts: Sequence[Part]) -> None:
+        """Write what became of :meth:`parts` to the stack, where they are no views."""
+        put_back([part.matrices for part in parts], self.tensor, self.layout, self.split, leading=1)
+
+    def free(self) -> None:
+        """Let go of the memory."""
+        self._tensor = None
+
+
+def parts_of(tensor: Tensor, layout: Layout, split: Split | None) -> list[Part]:
+    """The logical matrices of whole parameters (E, *shape) as parts of (E', m, n); experts count among E'.
+
+    Interleaved parts are copies: see :func:`~spectrim.optim.grouping.layout.put_back`.
+    """
+    return [
+        Part(matrices=view.flatten(0, -3) if view.ndim > 3 else view)
+        for view in matrices(tensor, layout, split, leading=1)
+    ]
+
+
+def buckets(entries: Sequence[AnyEntry], limit: int | None = None) -> Iterator[list[Stack[AnyEntry]]]:
+    """Group entries of one flag into stacks, and those of one structure into buckets of at most ``limit`` bytes.
+
+    Matrices of one small side come one after the other, so that an operator may iterate on them as one stack.
+    """
+    alike: dict[tuple[Any, ...], dict[tuple[Any, ...], list[AnyEntry]]] = {}
+    structures: dict[int, tuple[Any, ...]] = {}
+    for entry in entries:
+        rule = entry.rule
+        if id(rule) not in structures:
+            structures[id(rule)] = rule.structure
+        parameter = entry.parameter
+        key = (entry.layout, None if entry.split is None else tuple(entry.split), tuple(parameter.shape))
+        memory = (parameter.dtype, parameter.device, id(entry.found))
+        same = alike.setdefault((*structures[id(rule)], *memory), {})
+        same.setdefault(key, []).append(entry)
+    for shapes in alike.values():
+        some = sorted(shapes.values(), key=lambda found: _small_side(found[0]))
+        most = bucket_bytes(some[0][0].parameter) if limit is None else limit
+        yield from _packed(some, most)
+
+
+def bucket_bytes(tensor: Tensor) -> int:
+    """How many bytes a bucket holds on a tensor's device."""
+    return BUCKET_BYTES.get(tensor.device.type, stack_bytes())
+
+
+def _packed(shapes: Sequence[list[AnyEntry]], limit: int) -> Iterator[list[Stack[AnyEntry]]]:
+    bucket: list[Stack[AnyEntry]] = []
+    room = limit
+    for same in shapes:
+        size = max(1, 4 * same[0].parameter.numel())
+        while same:
+            count = min(len(same), room // size)
+            if count < 1 and bucket:
+                yield bucket
+                bucket, room = [], limit
+                continue
+            count = max(1, count)
+            bucket.append(Stack(same[:count]))
+            same, room = same[count:], room - count * size
+    if bucket:
+        yield bucket
+
+
+def _small_side(entry: Entry) -> int:
+    shape = entry.parameter.shape
+    if entry.layout == "vector":
+        return 0
+    if entry.layout == "flatten":
+        return min(shape[0], math.prod(shape[1:]))
+    return min(shape[-2:])

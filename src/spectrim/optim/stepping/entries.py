@@ -1,0 +1,102 @@
+"""The parameters of one step: each with its gradient, its state and the rule that it follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from spectrim.optim.grouping.layout import Layout, Split, default_layout
+from spectrim.optim.grouping.roles import Role
+from spectrim.optim.rules.rule import Rule
+
+__all__ = ["Entry", "by_flag", "kind_of", "parameter_name", "role_and_layout", "whole_entry"]
+
+
+@dataclass(kw_only=True, eq=False)
+class Entry:
+    """One parameter within a step. All tensors are local ones.
+
+    Attributes:
+        position: indices of its group and of itself in the group.
+        found: None where the step is known to be taken; else a float32 scalar on the device, 1 where it is skipped.
+    """
+
+    parameter: Tensor
+    grad: Tensor
+    role: Role
+    layout: Layout
+    split: Split | None
+    rule: Rule
+    position: tuple[int, int]
+    state: dict[str, Tensor] = field(default_factory=dict)
+    found: Tensor | None = None
+
+
+AnyEntry = TypeVar("AnyEntry", bound=Entry)
+
+
+def whole_entry(
+    parameter: Tensor,
+    group: Mapping[str, Any],
+    position: tuple[int, int],
+    name: str,
+    state: dict[str, Tensor],
+    rule: Rule,
+) -> Entry:
+    """The entry of a parameter that is whole in this process and has a gradient."""
+    grad = parameter.grad
+    assert grad is not None
+    if grad.is_sparse:
+        raise RuntimeError(f"the gradient of {name} is sparse: expected a dense one")
+    if grad.shape != parameter.shape:
+        raise RuntimeError(
+            f"the gradient of {name} has shape {tuple(grad.shape)}: expected the parameter's, {tuple(parameter.shape)}"
+        )
+    role, layout = role_and_layout(group, parameter)
+    return Entry(
+        parameter=parameter,
+        grad=grad,
+        role=role,
+        layout=layout,
+        split=group.get("split"),
+        rule=rule,
+        position=position,
+        state=state,
+    )
+
+
+def kind_of(entry: Entry) -> tuple[Any, ...]:
+    """Equal for entries that take the same steps and are read as matrices alike, whatever their shapes; on every rank
+    the same."""
+    split = None if entry.split is None else tuple(entry.split)
+    return (*entry.rule.structure, entry.layout, split, entry.parameter.dtype)
+
+
+def role_and_layout(group: Mapping[str, Any], parameter: Tensor) -> tuple[Role, Layout]:
+    """What a parameter is: as its group says, or by its dimensions where the group is a plain list."""
+    layout: Layout = group.get("layout") or default_layout(parameter.shape)
+    role: Role = group.get("role") or ("vector" if layout == "vector" else "matrix")
+    return role, layout
+
+
+def parameter_name(groups: Sequence[Mapping[str, Any]], position: tuple[int, int]) -> str:
+    """A parameter's name, or its group and place where it was given none."""
+    group, index = position
+    names = groups[group].get("param_names")
+    return str(names[index]) if names else f"group {group}, parameter {index}"
+
+
+def by_flag(entries: Iterable[AnyEntry]) -> list[list[AnyEntry]]:
+    """Entries in lists that share one flag, device and dtypes, as one call of a kernel over lists wants them.
+
+    All of a step share one flag, save shards that are absent here and may be present elsewhere.
+    """
+    alike: dict[tuple[Any, ...], list[AnyEntry]] = {}
+    for entry in entries:
+        weight = entry.parameter
+        key = (id(entry.found), weight.device, weight.dtype, entry.grad.dtype, weight.is_contiguous())
+        alike.setdefault(key, []).append(entry)
+    return list(alike.values())

@@ -1,0 +1,120 @@
+"""What a wrapped base changed, clipped and applied to the weights.
+
+Clipping commutes with scaling, η H_c(U) = H_ηc(ηU): what the base added, −ηU, is clipped as it is, at ηc. Relied on by
+:class:`.SpectralClipping`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectrim.distributed.collectives import Team
+from spectrim.distributed.owners import Loads
+from spectrim.operators._stack import reading_is_free
+from spectrim.optim.grouping.options import is_zero
+from spectrim.optim.rules.rule import Rule, given_rule
+from spectrim.optim.rules.schedule import clip_threshold
+from spectrim.optim.sharded.entry import AnyShard
+from spectrim.optim.sharded.rounds import run_rounds
+from spectrim.optim.sharded.shape import shape_round
+from spectrim.optim.spectral.clip import CLIPS
+from spectrim.optim.stepping.buckets import buckets
+from spectrim.optim.stepping.entries import by_flag, kind_of
+from spectrim.optim.stepping.step import apply_to, operate
+from spectrim.optim.wrapping.probe import StepDecomposition
+from spectrim.optim.wrapping.wrapped_entry import WrappedEntry
+from spectrim.optim.wrapping.wrapped_shard import WrappedShard, idle
+
+__all__ = ["clip_changes", "in_scope", "keep_and_limit", "rule_of_changes"]
+
+
+def rule_of_changes(group: Mapping[str, Any], role: str, *, vector: bool, index: int) -> Rule:
+    """The rule by which the changes of parameters of a role are clipped. Its threshold is that of the change."""
+    limit = _limit(group, role)
+    clip = None if limit is None else CLIPS[group["clip_form"]].of(group)
+    raises = group["on_nonfinite"] == "raise"
+    return given_rule(vector=vector, clip=clip, threshold=limit, raises=raises, group=index)
+
+
+def clip_changes(entries: Sequence[WrappedEntry], groups: Sequence[Mapping[str, Any]], loads: Loads) -> None:
+    """Clip and apply what the base changed; parameters that it left alone stay so."""
+    resting = idle(entries)
+    here: list[WrappedEntry] = []
+    across: dict[tuple[Any, ...], list[WrappedShard]] = {}
+    decaying: dict[tuple[int, float], Rule] = {}
+    for entry in entries:
+        lr = groups[entry.position[0]]["lr"]
+        if entry in resting or is_zero(lr):
+            continue
+        entry.keep = entry.decomposition.keep(_usable(lr))
+        if not isinstance(entry.keep, Tensor):
+            # Decay goes with the update, so that narrow weights are rounded once.
+            key = (id(entry.rule), entry.keep)
+            entry.rule = decaying.setdefault(key, replace(entry.rule, weight_decay=1 - entry.keep))
+        if isinstance(entry, WrappedShard) and not entry.is_alone():
+            across.setdefault(kind_of(entry), []).append(entry)
+        elif entry.parameter.numel():
+            here.append(entry)
+    for bucket in buckets(here):
+        wrapped = [entry for stack in bucket for entry in stack.entries]
+        views = [view for stack in bucket for view in stack.tensor.unbind()]
+        for entry, view in zip(wrapped, views, strict=True):
+            view.copy_(entry.direction())
+            entry.restore()
+        factors = operate(bucket)
+        _subtract(wrapped, views, [f for f, stack in zip(factors, bucket, strict=True) for _ in stack.entries])
+    for shards in across.values():
+        run_rounds(shards, lambda team, some: _round(team, some, loads))
+
+
+def in_scope(group: Mapping[str, Any], role: str) -> bool:
+    """True if parameters of a role are clipped."""
+    return bool(group["clip_scope"] == "all" or role == "matrix")
+
+
+def keep_and_limit(
+    group: Mapping[str, Any], role: str, decomposition: StepDecomposition
+) -> tuple[float | Tensor, float | Tensor | None]:
+    """What the weights are multiplied by, and the threshold of what is then added to them; None where it is free."""
+    return decomposition.keep(_usable(group["lr"])), _limit(group, role)
+
+
+def _limit(group: Mapping[str, Any], role: str) -> float | Tensor | None:
+    lr = _usable(group["lr"])
+    threshold = clip_threshold({**group, "lr": lr}) if in_scope(group, role) else None
+    return None if threshold is None else threshold * lr
+
+
+def _round(team: Team, entries: list[WrappedShard], loads: Loads) -> Iterator[None]:
+    """Shards of parameters of one rule and layout, together with the other ranks."""
+    directions = [entry.direction() for entry in entries]
+    for entry in entries:
+        entry.restore()
+    yield from shape_round(team, entries, directions, loads, _subtract_shards)
+
+
+def _subtract_shards(entries: Sequence[AnyShard], updates: Sequence[Tensor]) -> None:
+    filled = [(e, u) for e, u in zip(entries, updates, strict=True) if isinstance(e, WrappedShard) and u.numel()]
+    _subtract([entry for entry, _ in filled], [update for _, update in filled], [1.0] * len(filled))
+
+
+def _subtract(entries: Sequence[WrappedEntry], updates: Sequence[Tensor], factors: Sequence[float]) -> None:
+    """X ← keep · X − factor · U."""
+    given = {entry: (update, factor) for entry, update, factor in zip(entries, updates, factors, strict=True)}
+    for some in by_flag(entries):
+        for entry in some:
+            if isinstance(entry.keep, Tensor):
+                entry.parameter.copy_(entry.parameter * entry.keep)
+        apply_to(some, [given[entry][0] for entry in some], [given[entry][1] for entry in some])
+
+
+def _usable(lr: float | Tensor) -> float | Tensor:
+    """A learning rate as a number where reading it is free; else one by which to divide, even if zero."""
+    if not isinstance(lr, Tensor):
+        return lr
+    return float(lr) if reading_is_free(lr) else lr.clamp_min(torch.finfo(lr.dtype).tiny)
