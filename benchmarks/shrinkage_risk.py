@@ -5,17 +5,14 @@ squared error, by quadrature over y: p(y) and E[x|y] have closed forms. τ is a 
 measures, whose population value is taken here.
 """
 
-import math
 from pathlib import Path
 
-import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from spectrim.lab.claims.entry_noise import risks
 from spectrim.lab.files import write_atomically, write_text
-from spectrim.operators import DEFAULT_SHRINK_FACTOR, DEFAULT_SHRINK_FORM, bayes_shrink, smooth_shrink
-from spectrim.operators.faddeeva import faddeeva
-from spectrim.operators.shrink import HALF_MOMENT
+from spectrim.operators import DEFAULT_SHRINK_FACTOR, DEFAULT_SHRINK_FORM
 
 DOCS = Path(__file__).parent.parent / "docs"
 SHARES = (0.0, 0.001, 0.01, 0.1, 0.5, 1.0)
@@ -25,36 +22,13 @@ FACTORS = tuple(round(0.5 * 2 ** (i / 4), 3) for i in range(21))
 FORMS = ("redescending", "monotone", "hard")
 
 
-def density(y: torch.Tensor, gamma: float, share: float) -> torch.Tensor:
-    """p(y): a Voigt profile with the share of the noise, a normal density with the rest."""
-    clean = torch.exp(-0.5 * y * y)
-    noisy = faddeeva(torch.complex(y, torch.full_like(y, gamma)) / math.sqrt(2)).real
-    return (share * noisy + (1 - share) * clean) / math.sqrt(2 * math.pi)
-
-
-def quadrature() -> tuple[torch.Tensor, torch.Tensor]:
-    """Points y > 0 and weights of the trapezoidal rule in log y; even integrands, so the weights count twice."""
-    u = torch.linspace(math.log(1e-6), math.log(1e12), 20001, dtype=torch.float64)
-    y = u.exp()
-    return y, 2 * y * (u[1] - u[0])
-
-
-def risks(gamma: float, share: float) -> tuple[float, dict[str, list[float]]]:
-    """The Bayes risk, and each form's risk at every factor. The mean square of x is one."""
-    y, weight = quadrature()
-    p = density(y, gamma, share) * weight
-    bayes = bayes_shrink(y, 1.0, gamma, contamination=share)
-    least = 1 - (p * bayes * bayes).sum().item()
-    scale = (p * y.sqrt()).sum().item() ** 2 / HALF_MOMENT
-    risk = {}
-    for form in FORMS:
-        shrunk = [smooth_shrink(y, factor * scale, form=form) for factor in FACTORS]
-        risk[form] = [1 + (p * (estimate * estimate - 2 * estimate * bayes)).sum().item() for estimate in shrunk]
-    return least, risk
-
-
 def main() -> None:
-    grid = {(gamma, share): risks(gamma, share) for share in SHARES for gamma in SCALES if share > 0 or gamma == 1}
+    grid = {
+        (gamma, share): risks(gamma, share, FACTORS, FORMS)
+        for share in SHARES
+        for gamma in SCALES
+        if share > 0 or gamma == 1
+    }
     likely = [entry for (_, share), entry in grid.items() if share <= LARGEST_LIKELY_SHARE]
     excess = {
         form: [sum(risk[form][i] - least for least, risk in likely) / len(likely) for i in range(len(FACTORS))]

@@ -1,0 +1,215 @@
+"""The papers' claims: solvers against known answers, verdicts on planted results, and the command at a tiny size."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectrim.cli import main
+from spectrim.lab.claims import catalogue, entry_noise, frank_wolfe, regression, spike_noise, studies, training
+from spectrim.lab.claims.claim import Interval, by_sign, mean_interval
+from spectrim.lab.claims.studies import Budget, Study, studies_of, tuned_factor
+from spectrim.lab.errors import LabError
+
+
+def test_every_claim_has_a_check_and_every_check_a_claim() -> None:
+    assert list(catalogue.all_claims()) == list(catalogue.CHECKS)
+
+
+def test_checks_name_studies_that_some_budget_has() -> None:
+    known = {study.name for budget in studies.BUDGETS.values() for study in studies_of(budget)}
+    named = {study for check in catalogue.CHECKS.values() for study in check.studies}
+    assert named <= known
+
+
+def test_only_takes_beginnings_of_names_and_refuses_others() -> None:
+    assert [claim.name for claim in catalogue.chosen(["shrink"])] == ["shrink-adamw", "shrink-muon"]
+    assert all(not catalogue.CHECKS[claim.name].studies for claim in catalogue.chosen(["theory"]))
+    with pytest.raises(LabError, match="--only nonsense: no claim begins so"):
+        catalogue.chosen(["nonsense"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(-2, -1, "holds"), (1, 2, "does not hold"), (-1, 1, "cannot be judged")]
+)
+def test_a_difference_is_judged_by_where_its_interval_lies(low: float, high: float, verdict: str) -> None:
+    assert by_sign(Interval(mean=(low + high) / 2, low=low, high=high)) == verdict
+
+
+def test_an_interval_is_students() -> None:
+    found = mean_interval([1.0, 2.0, 3.0])
+    assert found.mean == pytest.approx(2)
+    assert found.high - found.mean == pytest.approx(4.302653 / 3**0.5, rel=1e-6)  # t(0.975, 2 degrees)
+    with pytest.raises(ValueError, match="at least two"):
+        mean_interval([1.0])
+
+
+def test_the_solver_finds_the_minimum_that_is_known_for_a_diagonal() -> None:
+    direction = torch.diag(torch.tensor([3.0, 1.0, -0.2], dtype=torch.float64))
+    best = frank_wolfe.minimise_in_ball(direction, radius=1.0, curvature=2.0)
+    expected = torch.diag(torch.tensor([-1.0, -0.5, 0.1], dtype=torch.float64))
+    torch.testing.assert_close(best, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("check", [frank_wolfe.clipped_sgd_step, frank_wolfe.clipped_sign_step])
+def test_a_wrong_step_is_told_from_frank_wolfe(check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frank_wolfe, "DRAWS", 1)
+    assert check().verdict == "holds"
+    step = frank_wolfe.library_step
+
+    def longer(kind, X, G, **options):
+        return X + 1.05 * (step(kind, X, G, **options) - X)
+
+    monkeypatch.setattr(frank_wolfe, "library_step", longer)
+    assert check().verdict == "does not hold"
+
+
+def test_weights_leave_the_ball_where_the_clip_is_looser_than_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm = frank_wolfe.largest_norm
+    assert norm(frank_wolfe.Momentum, 1.0, {}) <= 1 + 1e-5
+    assert norm(frank_wolfe.Momentum, 1.0, {"clip": 1.2 * frank_wolfe.THRESHOLD}) > 1.05
+
+
+def test_pre_clipping_holds_and_does_not_for_a_threshold_that_lets_the_spike_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(spike_noise, "DRAWS", 50)
+    assert spike_noise.pre_clipping().verdict == "holds"
+    monkeypatch.setattr(spike_noise, "hard_clip", lambda noisy, bound: noisy)
+    assert spike_noise.pre_clipping().verdict == "does not hold"
+
+
+@pytest.mark.parametrize(
+    "check", [entry_noise.perturbed_singular_values, entry_noise.localised_noise, entry_noise.risk_of_shrinkage]
+)
+def test_theory_of_entry_noise_holds(check) -> None:
+    assert check().verdict == "holds"
+
+
+def test_localisation_does_not_hold_for_gaussian_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = entry_noise.noise_like
+    monkeypatch.setattr(entry_noise, "noise_like", lambda G, generator, heavy: draw(G, generator, heavy=False))
+    assert entry_noise.localised_noise().verdict == "does not hold"
+
+
+def test_shrinkage_converges_under_cauchy_noise_where_sgd_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regression, "LENGTHS", (100, 316, 1000))
+    finding = regression.heavy_tailed_regression()
+    assert finding.figures["shrunk"].high < -0.2
+    assert finding.figures["plain"].high > finding.figures["shrunk"].high + 0.1
+
+
+def planted(losses: dict[str, list[float | None]]) -> dict:
+    """A comparison's summary with these final losses, a seed each, and curves that fall to them."""
+    recipes = {}
+    for name, ends in losses.items():
+        seeds = {
+            str(seed): {
+                "final_loss": end,
+                "weight_norm": 10.0 * (end or 1),
+                "largest_singular_value": 2.0,
+                "optimizer_ms": 3.0,
+                "val_loss_by_frequency": {"1-10": end, "11-99": None if end is None else 2 * end},
+                "curve": {"tokens": [100, 200], "val_loss": [end and end + 1, end]},
+            }
+            for seed, end in enumerate(ends)
+        }
+        known = [end for end in ends if end is not None]
+        recipes[name] = {"seeds": seeds, "final_loss": sum(known) / len(known) if len(known) == len(ends) else None}
+        recipes[name]["state_bytes"] = 50 if name == "spectra" else 100
+    return {"recipes": recipes, "config": {"model": {"preset": "tiny"}}}
+
+
+def test_a_lower_loss_holds_a_higher_one_does_not_and_a_mixed_one_is_open() -> None:
+    results = {
+        "recipes": planted({"adamw": [4.0, 4.1, 4.2], "b": [3.9, 4.0, 4.11], "c": [4.1, 4.2, 4.31], "d": [3, 5, 4.2]})
+    }
+    verdicts = [training.better(recipe, "adamw")(results).verdict for recipe in ("b", "c", "d")]
+    assert verdicts == ["holds", "does not hold", "cannot be judged"]
+
+
+def test_a_run_that_diverged_leaves_a_difference_open() -> None:
+    results = {"recipes": planted({"adamw": [4.0, 4.1], "b": [3.9, None]})}
+    assert training.better("b", "adamw")(results).verdict == "cannot be judged"
+
+
+def test_tokens_to_the_loss_are_read_from_each_seeds_curve() -> None:
+    results = {"recipes": planted({"adamw": [4.0, 4.0], "b": [3.5, 3.5]})}
+    # From 4.5 at 100 to 3.5 at 200: 4.0 is reached at 150, three quarters of the tokens.
+    assert training.token_shares(results, "b", "adamw") == [pytest.approx(0.75)] * 2
+    finding = training.fewer_tokens("b", "adamw", 0.2)(results)
+    assert finding.verdict == "holds"
+    assert finding.figures["saved"].mean == pytest.approx(0.25)
+
+
+def test_safe_rates_compare_what_a_larger_rate_costs() -> None:
+    results = {
+        "recipes": planted({"adamw": [4.0, 4.1], "b": [3.9, 4.0]}),
+        "rate-x4": planted({"adamw": [5.0, 5.11], "b": [4.0, 4.1]}),
+        "rate-x16": planted({"adamw": [None, 9.0], "b": [4.2, 4.3]}),
+    }
+    finding = training.safe_rates("b")(results)
+    assert finding.verdict == "holds"
+    assert finding.figures["gap_x4"].mean == pytest.approx(-0.905)
+    assert "at 16 times the rate adamw diverged" in finding.measured
+    results["rate-x16"] = planted({"adamw": [4.2, 4.3], "b": [None, 4.3]})
+    assert training.safe_rates("b")(results).verdict == "cannot be judged"
+
+
+def test_half_of_the_state_is_counted() -> None:
+    results = {"recipes": planted({"adamw": [4.0], "spectra": [4.0]})}
+    assert training.half_the_state(results).figures["share"] == pytest.approx(0.5)
+
+
+def test_rates_are_tuned_by_the_lowest_loss_and_a_diverged_trial_is_none() -> None:
+    done = {
+        "tune-0.5": planted({"adamw": [4.0]}),
+        "tune-1": planted({"adamw": [3.9]}),
+        "tune-2": planted({"adamw": [None]}),
+    }
+    assert tuned_factor("adamw", done) == 1.0
+    assert tuned_factor("another", done) == 1.0
+
+
+def test_the_command_trains_judges_and_goes_on_without_training_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget = Budget(presets=("tiny",), steps=2, factors=(1.0,), seeds=(1, 2), corpora=False)
+    monkeypatch.setitem(studies.BUDGETS, "quick", budget)
+    monkeypatch.setattr(studies, "RECIPES", ("adamw", "adamw+clip"))
+    text = tmp_path / "text.txt"
+    text.write_text("One sentence of text, and another one. " * 800, encoding="utf-8")
+    asked = ["claims", "--budget", "quick", "--only", "clip-adamw", "--only", "bayes", "--data", str(text)]
+    asked += ["--vocabulary-size", "300", "--runs-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]
+    assert main(asked) == 0
+    folder = tmp_path / "claims" / "quick"
+    written = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert [entry["name"] for entry in written["claims"]] == ["clip-adamw", "bayes-risk"] or [
+        entry["name"] for entry in written["claims"]
+    ] == ["bayes-risk", "clip-adamw"]
+    page = (folder / "results.md").read_text(encoding="utf-8")
+    assert "spectrim claims --budget quick --only clip-adamw" in page
+    assert (folder / "effects.svg").is_file()
+    assert (folder / "report.html").is_file()
+    trained = (folder / "recipes" / "adamw" / "seed-1" / "result.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main([*asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["verdict"] in ("holds", "does not hold", "cannot be judged")
+    assert (folder / "recipes" / "adamw" / "seed-1" / "result.json").stat().st_mtime_ns == trained
+
+
+def test_the_quick_budget_is_a_plan_of_which_every_study_has_its_own_name() -> None:
+    for budget in studies.BUDGETS.values():
+        names = [study.name for study in studies_of(budget)]
+        assert len(set(names)) == len(names)
+
+
+def test_a_studys_rates_are_the_tuned_ones_times_its_factor() -> None:
+    budget = dataclasses.replace(studies.BUDGETS["quick"], factors=(1.0, 2.0))
+    done = {"tune-1": planted({"adamw": [4.0]}), "tune-2": planted({"adamw": [3.0]})}
+    study = Study(name="rate-x4", recipes=("adamw",), preset="tiny", seeds=(1,), times=4)
+    settings = studies.settings_of(study, studies.ClaimsConfig(), budget, done)
+    default = studies.default_hyperparameters(studies.parse_recipe("adamw")).lr
+    assert settings.lr == {"adamw": pytest.approx(8 * default)}
