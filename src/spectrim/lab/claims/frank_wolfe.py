@@ -100,7 +100,7 @@ def clipped_sign_step() -> Finding:
         verdict="holds" if error <= TOLERANCE else "does not hold",
         measured=f"Largest relative distance in {DRAWS} matrices: {max(unclipped):.1e} without clipping, from "
         f"the solution of the linear program; {max(clipped):.1e} with it, from the solver's point for the direction "
-        f"sign(M). As a minimum of ⟨M, S⟩ over both balls at once, the clipped step attains {100 * min(attained):.0f} to "
+        f"sign(M). As a minimum of ⟨M, S⟩ over both balls, the clipped step attains {100 * min(attained):.0f} to "
         f"{100 * max(attained):.0f} % of the best decrease.",
         figures={"unclipped_error": max(unclipped), "clipped_error": max(clipped), "attained": attained},
         caveat="The paper's exact form of the l-infinity term was not available; both readings are given.",
