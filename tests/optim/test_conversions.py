@@ -6,11 +6,11 @@ the steps are written here as the formulas that their code computes, with exact 
 
 import math
 
-import oracle
 import pytest
 import torch
 from torch import Tensor, nn
 
+import oracle
 import spectrim
 
 STEPS = 6
