@@ -98,7 +98,9 @@ def test_python_is_fenced_so_that_it_is_run(page):
             continue
         with contextlib.suppress(SyntaxError):
             tree = ast.parse(block.text)
-            code = any(isinstance(node, ast.Import | ast.ImportFrom | ast.Call | ast.FunctionDef) for node in ast.walk(tree))
+            code = any(
+                isinstance(node, ast.Import | ast.ImportFrom | ast.Call | ast.FunctionDef) for node in ast.walk(tree)
+            )
             assert not code, f"{name(page)}:{block.line} is Python: begin it with ```python"
 
 
@@ -130,8 +132,9 @@ def commands_of(page: Path) -> Iterator[tuple[int, list[str]]]:
 
 def parse(words: list[str]) -> None:
     """Parse one command line as the program would, and run nothing."""
-    from spectrim.lab.cli.app import app
     from typer.main import get_command
+
+    from spectrim.lab.cli.app import app
 
     group = get_command(app)
     context = group.make_context("spectrim", list(words))
@@ -148,8 +151,9 @@ def parse(words: list[str]) -> None:
 
 def flags_of(command: list[str]) -> set[str]:
     """The flags that a command knows."""
-    from spectrim.lab.cli.app import app
     from typer.main import get_command
+
+    from spectrim.lab.cli.app import app
 
     group = get_command(app)
     context = group.make_context("spectrim", command[:1])
@@ -207,3 +211,20 @@ def test_links_lead_somewhere(page):
             assert (ROOT / "docs") in found.parents, f"{name(page)}: {target} is not on the site: link to GitHub"
         if anchor and found.suffix == ".md":
             assert anchor in anchors(found), f"{name(page)}: {target}"
+
+
+# --- figures
+
+
+def quotes_of(page: Path) -> list[str]:
+    """The lines of a page's quotations."""
+    return [line[2:] for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("> ")]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if quotes_of(page)], ids=name)
+def test_quoted_figures_stand_in_the_page_that_a_command_wrote(page):
+    sources = [other for other in PAGES if other != page and not quotes_of(other)]
+    sources += (ROOT / "benchmarks" / "results").rglob("*.md")
+    written = {line for source in sources for line in source.read_text(encoding="utf-8").splitlines()}
+    for line in quotes_of(page):
+        assert line in written, f"{name(page)} quotes what no page says any more: {line}"

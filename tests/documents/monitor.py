@@ -1,6 +1,6 @@
 """A model with the names that the page speaks of, and a few steps of training after its first line."""
 
-import os
+from pathlib import Path
 
 import torch
 import wandb
@@ -8,12 +8,14 @@ from torch import nn
 
 import spectrim
 
-os.makedirs("runs/a")
+Path("runs/a").mkdir(parents=True)
 path = "checkpoint.pt"
 run = wandb.init(mode="disabled")
 
 layer = nn.ModuleDict({"mlp": nn.ModuleDict({"up_proj": nn.Linear(8, 16, bias=False)})})
-model = nn.ModuleDict({"model": nn.ModuleDict({"layers": nn.ModuleList([layer])}), "lm_head": nn.Linear(16, 32, bias=False)})
+model = nn.ModuleDict(
+    {"model": nn.ModuleDict({"layers": nn.ModuleList([layer])}), "lm_head": nn.Linear(16, 32, bias=False)}
+)
 optimizer = spectrim.AdamW(spectrim.param_groups(model), lr=1e-3, clip="auto")
 
 
