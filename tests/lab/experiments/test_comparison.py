@@ -6,7 +6,8 @@ import pytest
 
 from spectrim.lab.config import SharedConfig, TrainConfig
 from spectrim.lab.errors import LabError
-from spectrim.lab.experiments.comparison import CompareConfig, compare
+from spectrim.lab.experiments.comparison import compare
+from spectrim.lab.experiments.settings import CompareConfig
 from spectrim.lab.logging.log import StepRecord, read_log
 from spectrim.lab.logging.monitor_log import MonitorRecord
 from spectrim.lab.logging.run_result import RunResult

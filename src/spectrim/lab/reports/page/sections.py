@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from spectrim.lab.config import toml
 from spectrim.lab.logging.monitor_log import MonitoredRun, read_measurements
 from spectrim.lab.models.architecture import name_of
 from spectrim.lab.recipes.names import parse_recipe
 from spectrim.lab.reports.page.html import Listing, Note, Section, Table
 from spectrim.lab.reports.page.training_spectra import spectra_section
 from spectrim.lab.reports.shareable import SHORTENED, shareable
+from spectrim.lab.settings import toml
 from spectrim.lab.training.folder import RunFolder
 
 __all__ = ["Study", "configuration", "plan", "reproduction", "spectra"]
