@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from spectrim.lab.files import write_text
-from spectrim.lab.reports.comparison_report import NOTE, heading, table_lines
+from spectrim.lab.reports.comparison_report import NOTE, heading, table_rows
 from spectrim.lab.reports.words import verdict_rows
 from spectrim.lab.tables import markdown_table
 
@@ -25,7 +25,7 @@ def main(folder: Path) -> None:
     lines = [
         heading(summary) + ".",
         "",
-        *table_lines(summary),
+        *markdown_table(table_rows(summary)),
         "",
         NOTE,
         "",

@@ -74,7 +74,7 @@ def compare(
     Raises:
         LabError: the input cannot be served. ``out`` is then as it was.
     """
-    from spectrim.lab.reports.comparison_report import write_report
+    from spectrim.lab.reports.page.comparison_page import write_report
     from spectrim.lab.reports.study import PAGE, report
 
     config = canonical(config, out)

@@ -16,7 +16,8 @@ from spectrim.lab.experiments.sweep import Sweep
 from spectrim.lab.experiments.sweep_runs import dimensions_of
 from spectrim.lab.logging.log import read_log
 from spectrim.lab.recipes.names import parse_recipe
-from spectrim.lab.reports.sweep_report import TOLERANCE, write_summary
+from spectrim.lab.reports.page.sweep_page import write_report
+from spectrim.lab.reports.sweep_report import TOLERANCE
 from spectrim.lab.settings import merge
 from spectrim.lab.training.folder import RunFolder
 
@@ -147,5 +148,5 @@ def winners(sweep: Sweep, recipes: Sequence[str]) -> dict[str, dict[str, Any]]:
 def write_sweep_report(sweep: Sweep) -> dict[str, Any]:
     """Write results.json, summary.md and the picture into the sweep's folder; returns what results.json holds."""
     summary = collect(sweep)
-    write_summary(summary, sweep.out)
+    write_report(summary, sweep.out)
     return summary
