@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from spectrim.lab.files import write_text
-from spectrim.lab.reports.comparison_report import NOTE, heading, table_lines
+from spectrim.lab.reports.comparison_report import NOTE, heading, table_rows
 from spectrim.lab.reports.words import verdict_rows
 from spectrim.lab.tables import markdown_table
 
@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
     quote(ROOT / "README.md", [title, "", *verdicts, "", f"{picture}({(folder / 'loss.svg').as_posix()})"])
     # The site shows what lies in docs/ alone.
     shutil.copyfile(folder / "loss.svg", ROOT / "docs" / "images" / "comparison.svg")
-    tables = [*table_lines(summary), "", NOTE, "", *verdicts]
+    tables = [*markdown_table(table_rows(summary)), "", NOTE, "", *verdicts]
     quote(ROOT / "docs" / "start.md", [title, "", *tables, "", f"{picture}(images/comparison.svg)"])
 
 

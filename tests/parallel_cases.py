@@ -16,9 +16,10 @@ import transformers.models.gpt2.modeling_gpt2
 import transformers.models.llama.modeling_llama  # noqa: F401 - once, before ranks are forked
 
 import spectrim.lab.training.placement  # noqa: F401
-from spectrim.lab.config import TrainConfig, read_toml
+from spectrim.lab.config import TrainConfig
 from spectrim.lab.errors import Interrupted, LabError
 from spectrim.lab.recipes import external
+from spectrim.lab.settings import read_toml
 from spectrim.lab.training.processes import Parallel, open_parallel
 from spectrim.lab.training.run import train
 

@@ -19,7 +19,8 @@ from torch.distributed.tensor import distribute_tensor
 
 from spectrim.lab.models.build import build_model
 from spectrim.lab.planning.plan import optimizer_on_meta
-from spectrim.lab.planning.scaling import Cluster, cost, read_work
+from spectrim.lab.planning.scaling import cost, read_work
+from spectrim.lab.planning.settings import Cluster
 
 RANKS = 4
 CLUSTERS = {

@@ -18,13 +18,15 @@ import pytest
 from monitor_records import record, write_records
 from report_results import entry, results
 from spectrim.cli import main
-from spectrim.lab.config import SharedConfig, TrainConfig, toml
+from spectrim.lab.config import SharedConfig, TrainConfig
 from spectrim.lab.errors import LabError
-from spectrim.lab.experiments.comparison import CompareConfig, compare
+from spectrim.lab.experiments.comparison import compare
+from spectrim.lab.experiments.settings import CompareConfig
 from spectrim.lab.reports.page.figures import target_figure
 from spectrim.lab.reports.page.html import MARK, Note, PagePart, Section, Table, render
 from spectrim.lab.reports.page.loss_figure import loss_figure
 from spectrim.lab.reports.study import report
+from spectrim.lab.settings import toml
 
 INJECTED = "<script>document.title='owned'<x>"
 """A folder's name that would run if it were not escaped (a slash cannot stand in one)."""

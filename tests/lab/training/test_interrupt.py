@@ -150,7 +150,8 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_and_costs_nothing_before_it(
 FILL_THE_DISK = """
 import sys
 from pathlib import Path
-from spectrim.lab.config import MonitorConfig, TrainConfig, read_toml
+from spectrim.lab.config import MonitorConfig, TrainConfig
+from spectrim.lab.settings import read_toml
 from spectrim.lab.training.run import train
 
 config, run, cache, file = map(Path, sys.argv[1:])
