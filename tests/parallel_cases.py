@@ -1,4 +1,4 @@
-"""What ranks of lab/training/test_processes.py run: a case is one launch with many checks, and fails by an exception."""
+"""What the ranks of lab/training/test_processes.py run: each case is one launch, and fails by an exception."""
 
 import os
 import signal
