@@ -1,12 +1,7 @@
 """The cost model: published shapes, operations against the operators' own, bytes by hand, pieces against FSDP2's."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+import recorded_bytes
 import spectrim
+import worlds
 from spectrim.kernels.adam import adam
 from spectrim.kernels.momentum import momentum
 from spectrim.lab.bench.counting import Counter
@@ -296,13 +293,8 @@ def test_ranks_and_hardware_that_cannot_be_are_refused(make: Any, message: str) 
         make()
 
 
-def test_bytes_are_those_that_four_ranks_record(tmp_path: Path) -> None:
-    pytest.importorskip("spectrim.distributed.collectives", reason="the sharded optimizer is not there yet")
-    out = tmp_path / "rows.json"
-    script = Path(__file__).with_name("recorded_bytes.py")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-    subprocess.run([*launch, str(script), str(out)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    rows = json.loads(out.read_text())
+def test_bytes_are_those_that_four_ranks_record() -> None:
+    rows = worlds.run(recorded_bytes.RANKS, recorded_bytes.everything)[0]
     assert len(rows) == 2 * 2 * 6
     for row in rows:
         # Hosts compare options in every step, accelerators only in the first.
