@@ -7,9 +7,10 @@ from textwrap import fill
 from torch import nn
 
 from spectrim.lab.files import write_text
-from spectrim.lab.planning.plan import DEFAULT_HARDWARE, SCALING_RECIPES, build_on_meta, optimizer_on_meta
+from spectrim.lab.planning.plan import SCALING_RECIPES, build_on_meta, optimizer_on_meta
 from spectrim.lab.planning.plan_tables import scaling_rows
-from spectrim.lab.planning.scaling import Cluster, Projection, Work, active_parameters, project, read_work
+from spectrim.lab.planning.scaling import Projection, Work, active_parameters, project, read_work
+from spectrim.lab.planning.settings import Cluster, Hardware
 from spectrim.optim.spectral.orthogonalize import Orthogonalize
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -130,8 +131,7 @@ class Planned:
 
     def on(self, cluster: Cluster) -> dict[str, Projection]:
         return {
-            recipe: project(recipe, work, cluster, DEFAULT_HARDWARE, active=self.active)
-            for recipe, work in self.work.items()
+            recipe: project(recipe, work, cluster, Hardware(), active=self.active) for recipe, work in self.work.items()
         }
 
 
@@ -148,9 +148,9 @@ def main() -> None:
         clip_gflop=f"{one_matrix(planned['llama3-8b'], 'adamw+clip') / 1e9:,.0f}",
         polar_gflop=f"{Orthogonalize().flops(4096, 14_336) / 1e9:,.0f}",
         spike_gflop=f"{one_matrix(planned['llama3-8b'], 'spectra') / 1e9:,.0f}",
-        tokens=DEFAULT_HARDWARE.tokens,
-        flops=DEFAULT_HARDWARE.flops,
-        bandwidth=DEFAULT_HARDWARE.bandwidth,
+        tokens=Hardware().tokens,
+        flops=Hardware().flops,
+        bandwidth=Hardware().bandwidth,
         findings=findings(projected),
         tables="\n\n".join(section(name, planned[name], projected[name]) for name in MODELS),
     )

@@ -2,15 +2,17 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from spectrim.lab.bench import bench_tables, operator_bench
+from spectrim.lab.bench.settings import DtypeName, SolverName, SpectrumName, parse_shapes
 from spectrim.lab.files import write_text
 
 DOCS = Path(__file__).parent.parent / "docs"
 ACCURACY_SHAPE = (256, 512)
-DTYPES = ["float32", "bfloat16"]
+DTYPES: list[DtypeName] = ["float32", "bfloat16"]
 
 TEXT = """\
 # Solvers of spectral clipping
@@ -85,8 +87,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--shapes", default="small")
     arguments = parser.parse_args()
-    shapes = operator_bench.parse_shapes(arguments.shapes)
-    solvers = list(operator_bench.SOLVERS)
+    shapes = parse_shapes(arguments.shapes)
+    solvers = list(get_args(SolverName))
     with operator_bench.threads(arguments.threads):
         rows = operator_bench.bench_operators(
             shapes, solvers=solvers, dtypes=["float32"], spectra=["adam"], repeats=arguments.repeats, progress=print
@@ -117,7 +119,7 @@ def accuracy_lines(solvers: list[str]) -> list[dict[str, str]]:
             [ACCURACY_SHAPE],
             solvers=solvers,
             dtypes=DTYPES,
-            spectra=list(operator_bench.SPECTRA),
+            spectra=list(get_args(SpectrumName)),
             ratio=ratio,
             repeats=1,
             progress=print,

@@ -1,6 +1,5 @@
-"""What the ranks of lab/test_parallel.py run: each case is one launch with many checks, and fails by an exception."""
+"""What the ranks of lab/training/test_processes.py run: each case is one launch, and fails by an exception."""
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -16,9 +15,11 @@ import transformers.models.gpt2.modeling_gpt2
 import transformers.models.llama.modeling_llama  # noqa: F401 - once, before ranks are forked
 
 import spectrim.lab.training.placement  # noqa: F401
-from spectrim.lab.config import TrainConfig, read_toml
+import worlds
+from spectrim.lab.config import TrainConfig
 from spectrim.lab.errors import Interrupted, LabError
 from spectrim.lab.recipes import external
+from spectrim.lab.settings import read_toml
 from spectrim.lab.training.processes import Parallel, open_parallel
 from spectrim.lab.training.run import train
 
@@ -155,16 +156,15 @@ def main(case: str, rank: int, ranks: int, port: int, folder: Path, cache_dir: P
 
 
 def launch(case: str, ranks: int, folder: Path, cache_dir: Path) -> list[int | None]:
-    """Run a case on several ranks; their exit codes. They are forked from one process that has imported torch."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["parallel_cases"])
+    """Run a case on several ranks; their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    here: Any = worlds.context()
     arguments = [(case, rank, ranks, port, folder, cache_dir) for rank in range(ranks)]
-    processes = [context.Process(target=main, args=each) for each in arguments]
+    processes = [here.Process(target=main, args=each) for each in arguments]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(300)
+        process.join(worlds.PATIENCE)
     return [process.exitcode for process in processes]

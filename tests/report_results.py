@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from spectrim.lab.experiments.comparison import CompareConfig
+from spectrim.lab.experiments.settings import CompareConfig
 
 
 def entry(losses: list[float | None], **more: Any) -> dict[str, Any]:

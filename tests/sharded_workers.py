@@ -14,7 +14,7 @@ import sharded_cases as cases
 import spectrim
 from spectrim.distributed.collectives import record
 
-STEPS = 20
+STEPS = 8
 
 #: What layouts are tried on beside FSDP, which is tried on everything.
 SOME = ("wide", "tall", "uneven", "fused", "experts", "bias", "short")

@@ -5,12 +5,14 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from worlds import PATIENCE
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def test_the_notebook_goes_from_a_model_to_a_diagnosis(tmp_path: Path) -> None:
     notebook = nbformat.read(EXAMPLES / "diagnose_your_model.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=PATIENCE, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "".join(output["text"] for output in outputs if output.output_type == "stream" and output.name == "stdout")
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]

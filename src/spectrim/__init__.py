@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
     from spectrim.optim.recipe_names import recipes
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "spectrim.monitor": ("SpectralMonitor",),

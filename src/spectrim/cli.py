@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any
 
+import spectrim
+
 __all__ = ["main"]
 
 LAB_MODULES = {
@@ -22,6 +24,21 @@ LAB_MODULES = {
 }
 """Packages of the extra ``lab``, by the names that a failed import reports."""
 
+ABOUT = "Spectral control of LLM training: compare optimizer recipes on your own text."
+
+COMMANDS = {
+    "compare": "Compare recipes on the same text, batches and initial weights.",
+    "train": "Train one model with one recipe.",
+    "sweep": "Search each recipe's learning rate and own hyperparameters.",
+    "spectrum": "Show spectra of weights, gradients, momentum and gradient noise.",
+    "claims": "Judge the claims of the three papers on this machine.",
+    "report": "Write the page of finished comparisons, sweeps and spectra again.",
+    "plan": "Show what a recipe does to every parameter, or costs on many ranks.",
+    "corpus": "Show the documents, bytes and tokens of a corpus, and a sample.",
+    "bench": "Measure the speed of operators, optimizers and training.",
+}
+"""Every command with one line of what it does."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
@@ -29,12 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Print the number of a letter that the terminal cannot show, such as one in a file's name.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         from spectrim.lab.cli.app import app
         from spectrim.lab.errors import Interrupted, LabError
 
         try:
-            given = list(sys.argv[1:] if arguments is None else arguments)
             with warnings_in_one_line(), termination_as_exception():
                 # Each command has a context of its own, so that trust in a recipe ends with it.
                 code = copy_context().run(app, given, prog_name="spectrim", standalone_mode=False)
@@ -47,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in LAB_MODULES:
             raise
+        if given in ([], ["--help"], ["--version"]):
+            print(spectrim.__version__ if given == ["--version"] else help_without_lab())
+            return 0
         return fail(f"the package {error.name!r} is missing: pip install 'spectrim[lab]'", 1)
     except KeyboardInterrupt:
         return fail(f"interrupted; {KEPT}", 130)
@@ -59,6 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not hasattr(error, "format_message"):
             raise
         return fail(error.format_message(), getattr(error, "exit_code", 2))
+
+
+def help_without_lab() -> str:
+    """The commands, and how to install what they need."""
+    commands = "\n".join(f"  {name:9} {summary}" for name, summary in COMMANDS.items())
+    return f"{ABOUT}\n\nThe commands need the extra `lab`: pip install 'spectrim[lab]'\n\n{commands}"
 
 
 KEPT = "what is done is kept: `compare` and `sweep` go on when called again, `train` with --resume"

@@ -10,8 +10,10 @@ import torch
 from spectrim.cli import main
 from spectrim.lab.claims import catalogue, entry_noise, frank_wolfe, regression, spike_noise, studies, training
 from spectrim.lab.claims.claim import Interval, by_sign, mean_interval
-from spectrim.lab.claims.studies import Budget, Study, studies_of, tuned_factor
+from spectrim.lab.claims.settings import BUDGETS, Budget, ClaimsConfig
+from spectrim.lab.claims.studies import Study, studies_of, tuned_factor
 from spectrim.lab.errors import LabError
+from spectrim.lab.recipes.names import default_hyperparameters, parse_recipe
 
 
 def test_every_claim_has_a_check_and_every_check_a_claim() -> None:
@@ -19,7 +21,7 @@ def test_every_claim_has_a_check_and_every_check_a_claim() -> None:
 
 
 def test_checks_name_studies_that_some_budget_has() -> None:
-    known = {study.name for budget in studies.BUDGETS.values() for study in studies_of(budget)}
+    known = {study.name for budget in BUDGETS.values() for study in studies_of(budget)}
     named = {study for check in catalogue.CHECKS.values() for study in check.studies}
     assert named <= known
 
@@ -177,7 +179,7 @@ def test_the_command_trains_judges_and_goes_on_without_training_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     budget = Budget(presets=("tiny",), steps=2, factors=(1.0,), seeds=(1, 2), corpora=False)
-    monkeypatch.setitem(studies.BUDGETS, "quick", budget)
+    monkeypatch.setitem(BUDGETS, "quick", budget)
     monkeypatch.setattr(studies, "RECIPES", ("adamw", "adamw+clip"))
     text = tmp_path / "text.txt"
     text.write_text("One sentence of text, and another one. " * 800, encoding="utf-8")
@@ -201,15 +203,15 @@ def test_the_command_trains_judges_and_goes_on_without_training_again(
 
 
 def test_the_quick_budget_is_a_plan_of_which_every_study_has_its_own_name() -> None:
-    for budget in studies.BUDGETS.values():
+    for budget in BUDGETS.values():
         names = [study.name for study in studies_of(budget)]
         assert len(set(names)) == len(names)
 
 
 def test_a_studys_rates_are_the_tuned_ones_times_its_factor() -> None:
-    budget = dataclasses.replace(studies.BUDGETS["quick"], factors=(1.0, 2.0))
+    budget = dataclasses.replace(BUDGETS["quick"], factors=(1.0, 2.0))
     done = {"tune-1": planted({"adamw": [4.0]}), "tune-2": planted({"adamw": [3.0]})}
     study = Study(name="rate-x4", recipes=("adamw",), preset="tiny", seeds=(1,), times=4)
-    settings = studies.settings_of(study, studies.ClaimsConfig(), budget, done)
-    default = studies.default_hyperparameters(studies.parse_recipe("adamw")).lr
+    settings = studies.settings_of(study, ClaimsConfig(), budget, done)
+    default = default_hyperparameters(parse_recipe("adamw")).lr
     assert settings.lr == {"adamw": pytest.approx(8 * default)}

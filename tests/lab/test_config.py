@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrim.lab.config import DataConfig, MonitorConfig, OptimizerConfig, TrainConfig, differences, read_toml
+from spectrim.lab.config import DataConfig, MonitorConfig, OptimizerConfig, TrainConfig
 from spectrim.lab.errors import LabError
-from spectrim.lab.experiments.comparison import CompareConfig
+from spectrim.lab.experiments.settings import CompareConfig
 from spectrim.lab.files import write_text
+from spectrim.lab.settings import differences, read_toml
 
 # What UTF-8 can carry; a path may hold anything of it.
 PATHS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

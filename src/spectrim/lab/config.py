@@ -6,73 +6,32 @@ output folder and the token cache are not settings: they do not change what is t
 
 import json
 import re
-import tomllib
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import tomli_w
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from spectrim.lab.errors import LabError
+from spectrim.lab.settings import Config, Count, PositiveFloat, PositiveInt, Seed, unset
 
 __all__ = [
     "DEFAULT_VOCABULARY_SIZE",
-    "Config",
     "DataConfig",
     "EvaluationConfig",
     "ModelConfig",
     "MonitorConfig",
     "OptimizerConfig",
     "Precision",
+    "Recipes",
     "ScheduleConfig",
+    "Seeds",
     "SharedConfig",
     "TrainConfig",
-    "describe_differences",
-    "differences",
-    "is_text",
-    "merge",
-    "read_toml",
     "without_paths",
 ]
 
 DEFAULT_VOCABULARY_SIZE = 2048
 
-PositiveInt = Annotated[int, Field(ge=1, le=2**53)]
-Count = Annotated[int, Field(ge=0, le=2**53)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 OptionalBound = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(lambda v: 0.0 if v == "none" else v)]
 """A bound, or 0 for none; TOML has no null, so the word ``"none"`` is understood too."""
-
-
-def unset(default: str, **limits: Any) -> Any:
-    """A field that is None unless given; ``default`` says in words what applies then, and ``--help`` shows it."""
-    return Field(default=None, json_schema_extra={"default": default}, **limits)
-
-
-class Config(BaseModel):
-    """Frozen settings that refuse unknown keys. The docstring below a field is its help on the command line."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    @classmethod
-    def parse(cls, values: dict[str, Any], *, source: str) -> Self:
-        """Validate ``values``; an error names the key, the value and what is allowed, in one line.
-
-        Raises:
-            LabError: a key is unknown or missing, or a value is out of range. ``source`` says where it was written.
-        """
-        for key, value in leaves(values):
-            if isinstance(value, str) and not is_text(value):
-                raise LabError(f"{source}: {key}={value!r} is not UTF-8 and could not be written down; rename it")
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise LabError(f"{source}: {explain(cls, error)}") from None
-
-    def to_toml(self) -> str:
-        """The settings as TOML, one table for each section; an unset value is left out."""
-        return toml(self.model_dump(mode="json"))
 
 
 class DataConfig(Config):
@@ -155,7 +114,7 @@ class OptimizerConfig(Config):
     clip_form: Literal["soft", "hard"] | None = None
     clip_scope: Literal["all", "matrices"] | None = None
     """For recipes with +clip; "matrices" leaves embeddings, head and vectors to plain AdamW."""
-    arguments: Annotated[dict[str, Any], BeforeValidator(as_json)] = {}
+    arguments: Annotated[dict[str, Any], BeforeValidator(as_json)] = Field(default={})
     """Keyword arguments of an external optimizer (:mod:`spectrim.lab.recipes.external`)."""
     gradient_clip: OptionalBound = 1.0
     """Bound on the global L2 norm of the gradient, applied before the optimizer; 0 or none turns it off."""
@@ -212,8 +171,6 @@ def check_distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
         raise ValueError("each may stand once only")
     return values
 
-
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(check_distinct)]
 Recipes = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(check_distinct)]
@@ -287,49 +244,6 @@ class TrainConfig(SharedConfig):
         return min(self.steps - self.warmup_steps, max(1, round(self.schedule.decay_fraction * self.steps)))
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file as nested dictionaries.
-
-    Raises:
-        LabError: the file is missing or is not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LabError(f"config {str(path)!r}: {error.strerror}") from None
-    except RecursionError:
-        raise LabError(f"config {str(path)!r} is nested too deeply") from None
-    except ValueError as error:
-        raise LabError(f"config {str(path)!r} is not TOML: {str(error).partition(';')[0]}") from None
-
-
-def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Two nested dictionaries as one new one; the second wins."""
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def differences(stored: Config, asked: Config) -> Iterator[tuple[str, Any, Any]]:
-    """Every dotted key whose values differ, with the stored and the asked value.
-
-    Settings that were stored before the monitor existed do not differ in it.
-    """
-    if "monitor" in type(stored).model_fields.keys() - stored.model_fields_set:
-        asked = asked.model_copy(update={"monitor": getattr(stored, "monitor")})  # noqa: B009 - not of every Config
-    old, new = dict(leaves(stored.model_dump(mode="json"))), dict(leaves(asked.model_dump(mode="json")))
-    for key in old | new:
-        if old.get(key) != new.get(key):
-            yield key, old.get(key), new.get(key)
-
-
-def describe_differences(stored: Config, asked: Config) -> str:
-    """The differences in words, for an error message; empty if there are none."""
-    return "; ".join(f"{key} is {old!r} there, {new!r} here" for key, old, new in differences(stored, asked))
-
-
 AnyShared = TypeVar("AnyShared", bound=SharedConfig)
 
 
@@ -342,50 +256,3 @@ def without_paths(config: AnyShared) -> AnyShared:
         kinds = ("weights", "architecture")
         model = model.model_copy(update={kind: "a file" for kind in kinds if getattr(model, kind) is not None})
     return config.model_copy(update={"data": data, "model": model})
-
-
-def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def is_text(value: str) -> bool:
-    """Whether a string can be written; a file's name need not be."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def explain(model: type[BaseModel], error: ValidationError) -> str:
-    """The first problem that pydantic found, as one line."""
-    problem = error.errors(include_url=False)[0]
-    path = [str(part) for part in problem["loc"]]
-    key = ".".join(path)
-    if problem["type"] == "extra_forbidden":
-        for part in path[:-1]:
-            annotation = model.model_fields[part].annotation
-            assert isinstance(annotation, type)
-            model = annotation
-        return f"unknown key {key!r}, expected one of {', '.join(model.model_fields)}"
-    if problem["type"] == "missing":
-        return f"key {key!r} is missing"
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
-        # A check of several keys together names them itself.
-        return f"{key + ': ' if key else ''}{message.removeprefix('value error, ')}"
-    return f"{key}={problem['input']!r}: {message.removeprefix('value error, ')}"
-
-
-def toml(tree: dict[str, Any]) -> str:
-    """Nested dictionaries of plain values as TOML; values of None and empty tables are left out."""
-
-    def given(tree: dict[str, Any]) -> dict[str, Any]:
-        plain = {key: given(value) if isinstance(value, dict) else value for key, value in tree.items()}
-        return {key: value for key, value in plain.items() if value is not None and value != {}}
-
-    return tomli_w.dumps(given(tree))

@@ -239,7 +239,7 @@ class SpectralMonitor:
 
     def _arm(self, *, anew: bool = False) -> None:
         """Have hooks on gradients before a step that is measured, and none before others: they cost a call each."""
-        wanted = "gradient" in self.kinds and self._is_measured(self.steps_taken + 1)
+        wanted = "gradient" in self.kinds and self.is_measured(self.steps_taken + 1)
         if self._gradient_hooks and (anew or not wanted):
             for hook in self._gradient_hooks:
                 hook.remove()
@@ -250,7 +250,8 @@ class SpectralMonitor:
                 hook = parameter.register_post_accumulate_grad_hook(partial(self._on_gradient, subject))
                 self._gradient_hooks.append(hook)
 
-    def _is_measured(self, step: int) -> bool:
+    def is_measured(self, step: int) -> bool:
+        """Whether a step, counted from 1, is measured."""
         return step % self.every == 0 or self._is_exact(step)
 
     def _is_exact(self, step: int) -> bool:
@@ -288,7 +289,7 @@ class SpectralMonitor:
         step = self.steps_taken + 1
         self._sampler.before()
         self._measurement = None
-        if self._is_measured(step):
+        if self.is_measured(step):
             exact = self._exact if self._is_exact(step) else frozenset[str]()
             scale = 1.0 if self._loss_scale is None else self._loss_scale()
             wanted = MeasurementRequest(kinds=self.kinds, exact=exact, rank_ratio=self.rank_ratio, loss_scale=scale)

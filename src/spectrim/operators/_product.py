@@ -13,7 +13,7 @@ from torch import Tensor
 from ._precision import float32_product, true_float32
 from ._stack import reading_is_free
 
-__all__ = ["product"]
+__all__ = ["multiply", "product"]
 
 WORTH_IT = 2**18  # multiplications below which the call costs more than it gains
 SKINNY = 64  # a result with fewer columns is computed as its transpose where that lets a factor be read along its rows
@@ -30,10 +30,19 @@ def product(A: Tensor, B: Tensor) -> Tensor:
     if not _served(A, B):
         return float32_product(A, B)
     with true_float32(A.device):
-        if A.ndim == 2 or A.shape[:-2] == (1,):
-            return _host_product(A[0], B[0]).unsqueeze(0) if A.ndim == 3 else _host_product(A, B)
-        pairs = zip(A.flatten(0, -3), B.flatten(0, -3), strict=True)
-        return torch.stack([_host_product(a, b) for a, b in pairs]).view(*A.shape[:-1], B.shape[-1])
+        return _on_host(A, B)
+
+
+def multiply(A: Tensor, B: Tensor) -> Tensor:
+    """:func:`product` on the host for a caller that holds :func:`true_float32` around many of them."""
+    return _on_host(A, B) if _served(A, B) else A @ B
+
+
+def _on_host(A: Tensor, B: Tensor) -> Tensor:
+    if A.ndim == 2 or A.shape[:-2] == (1,):
+        return _host_product(A[0], B[0]).unsqueeze(0) if A.ndim == 3 else _host_product(A, B)
+    pairs = zip(A.flatten(0, -3), B.flatten(0, -3), strict=True)
+    return torch.stack([_host_product(a, b) for a, b in pairs]).view(*A.shape[:-1], B.shape[-1])
 
 
 def _served(A: Tensor, B: Tensor) -> bool:

@@ -2,30 +2,34 @@ r"""(I + X Xᵀ/c²)^(-1/2) X by Zolotarev's best rational approximation of the 
 
     λ^(-1/2) ≈ M (1 + Σⱼ aⱼ / (λ + pⱼ))   on [1, κ],   with r poles and a relative error that r and κ determine
 
-Every pole costs the inverse of one positive definite matrix of the small side, no more than one product of it, and next
-to nothing where it lies far beyond all but a spike. Four to seven poles do where a polynomial iteration takes fifteen
-products. Reads κ, so it is for devices where that is free.
+Every pole costs the inverse of one positive definite matrix of the small side. With κ up to 3e4 two poles leave an
+error of a few per cent, which one step of the best odd quintic takes to a tolerance of 1e-3 in three products. κ is
+read, so this is for devices where reading is free.
 
-A Gram matrix squares the condition number. Where a spike would drown the rest in rounding, X is first embedded so that
-the spike's singular directions have rows of their own: the Gram matrix is then graded, and inversion of a graded
-positive definite matrix keeps small entries accurate. Before a result is made, what rounding may have done to it is
-bounded; if that is too much, all is computed in float64; and if that does not do, it is left to the reference. The
-result is made smaller by as much as it may have become too large, so that no singular value exceeds c.
+A Gram matrix squares the condition number. Before a result is made, what rounding may have done to it is bounded. If
+that is too much because of a spike, X is embedded so that the spike's singular directions have rows of their own: the
+Gram matrix is then graded, and inversion of a graded positive definite matrix keeps small entries accurate. If that is
+not enough either, all is computed in float64, and at last by the reference. The result is made smaller by as much as
+it may have become too large, so that no singular value exceeds c.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._product import product
+from ._precision import true_float32
+from ._product import multiply
 from ._stack import energy
-from ._symmetric import COLUMN_BLOCK, Embedding, add_resolvent_, gram_matrix
+from ._symmetric import COLUMN_BLOCK, LEAF, Embedding, add_resolvent_, gram_matrix
+from .minimax import Quintic, minimax_quintic
 from .spike import start_basis
 
-__all__ = ["largest_eigenvalue", "rational", "zolotarev"]
+__all__ = ["eigenvalue_bound", "fit", "inverse_root", "rational", "zolotarev"]
 
 SPIKE_RANK = 16  # rows that the embedding adds
 SPIKE_RATIO = 4.0  # ‖X‖_F/c above which a spike could drown the rest in float32
@@ -37,6 +41,7 @@ HALVING_ROUNDING = 0.02  # the same by inversion by halves, in units of eps ‖I
 PRODUCT_ROUNDING = 0.6  # of products with a spike, in units of eps σ₁/c; it turns the spike, and makes nothing larger
 TIGHTEST = 1e-5  # a bound this tight is promised whatever the tolerance
 MOST_POLES = 60
+QUINTIC_POLES = 1  # poles that cost as much as the quintic's three products
 LOOSEST_TOL = 0.5  # a larger one is taken as this, so that errors stay small against the result
 FLOAT32_TOL = 1e-4  # below this tolerance float32 arithmetic is not enough
 POWER_STEPS = 8
@@ -44,6 +49,20 @@ POWER_VECTORS = 8
 POWER_MARGIN = 1.25  # power steps may stop this far below the largest eigenvalue
 SQUARED_RANGE = (1e-140, 1e140)  # of norms whose square, in float64, was no rounding
 UNIT_RANGE = (1e-30, 1e30)  # of float32 thresholds and entries that neither overflow nor lose digits in a product
+
+
+class Fit(NamedTuple):
+    """scale + Σⱼ weightⱼ / (λ + shiftⱼ) for (1 + λ)^(-1/2), and what is done with it.
+
+    Without a quintic the relative error is ``error`` to either side. With one, times √(1 + λ) it lies in an interval
+    with the upper end one, which the quintic takes to [1 − 2 error, 1].
+    """
+
+    scale: float
+    weights: tuple[float, ...]
+    shifts: tuple[float, ...]
+    error: float
+    quintic: Quintic | None
 
 
 def rational(X: Tensor, c: float, tol: float, *, overwrite: bool = False) -> Tensor | None:
@@ -63,9 +82,10 @@ def rational(X: Tensor, c: float, tol: float, *, overwrite: bool = False) -> Ten
     out = X if overwrite else torch.empty_like(X)
     float32 = X.dtype == torch.float32 and tol >= FLOAT32_TOL
     float32 = float32 and all(UNIT_RANGE[0] < number < UNIT_RANGE[1] for number in (size, c))
-    if float32 and _clip_into(out, X, c, ratio, tol):
-        return out
-    return out if _clip_into(out, X.double(), c, ratio, tol) else None
+    with true_float32(X.device):
+        if float32 and _clip_into(out, X, c, ratio, tol):
+            return out
+        return out if _clip_into(out, X.double(), c, ratio, tol) else None
 
 
 def _clip_into(out: Tensor, X: Tensor, c: float, ratio: float, tol: float) -> bool:
@@ -74,18 +94,22 @@ def _clip_into(out: Tensor, X: Tensor, c: float, ratio: float, tol: float) -> bo
     # σ₁ is no less than ‖X‖_F/√m.
     if not PRODUCT_ROUNDING * torch.finfo(X.dtype).eps * ratio / math.sqrt(len(X)) <= allowed:
         return False
-    embedding = Embedding(spike_basis(X, c, min(SPIKE_RANK, len(X)))) if ratio > SPIKE_RATIO else None
-    spike = 0 if embedding is None else embedding.Q.shape[-1]
-    root = inverse_root(gram_matrix(X, c, embedding), tol, allowed, spike)
+    root = embedding = None
+    # A large matrix is embedded at once: inversion by halves, which it gains from, needs a small tail.
+    if ratio <= SPIKE_RATIO or len(X) <= LEAF:
+        root = inverse_root(gram_matrix(X, c), tol, allowed)
+    if root is None and ratio > SPIKE_RATIO:
+        embedding = Embedding(spike_basis(X, c, min(SPIKE_RANK, len(X))))
+        root = inverse_root(gram_matrix(X, c, embedding), tol, allowed, embedding.Q.shape[-1])
     if root is None:
         return False
     # The root is not folded back into a matrix of X's side, whose product with a spike would cancel.
     blocks = zip(torch.split(X, COLUMN_BLOCK, dim=-1), torch.split(out, COLUMN_BLOCK, dim=-1), strict=True)
     for columns, place in blocks:
         if embedding is None:
-            place.copy_(product(root, columns))
+            place.copy_(multiply(root, columns))
         else:
-            place.copy_(embedding.fold(product(root, embedding.apply(columns))))
+            place.copy_(embedding.fold(multiply(root, embedding.apply(columns))))
     return True
 
 
@@ -99,19 +123,23 @@ def inverse_root(gram: Tensor, tol: float, allowed: float, spike: int = 0) -> Te
         allowed: the part of it that rounding may take, to either side.
     """
     eps = torch.finfo(gram.dtype).eps
-    tail = POWER_MARGIN * largest_eigenvalue(gram[spike:, spike:])
+    rest = gram[spike:, spike:]
+    tail = eigenvalue_bound(rest)
+    by_gram, by_halving = GRAM_ROUNDING * eps * tail, HALVING_ROUNDING * eps * (1 + tail) ** 2
+    # What rounding does is less by ‖(I + G)^(-1)‖, which is no less than one over the mean eigenvalue.
+    if not by_gram / (1 + rest.trace().item() / len(rest)) <= allowed:
+        return None
     # No eigenvalue of a positive semidefinite matrix exceeds the sum of those of its diagonal blocks.
     top = torch.linalg.eigvalsh(gram[:spike, :spike])[-1].item() if spike else 0.0
     kappa = max(1 + tail + top, 1.01)
     by_product = PRODUCT_ROUNDING * eps * math.sqrt(kappa)
     if not by_product <= allowed:
         return None
-    poles = next((r for r in range(1, MOST_POLES) if zolotarev(kappa, r)[3] <= FIT_SHARE * tol), None)
-    if poles is None:
+    found = fit(_rounded_up(kappa), FIT_SHARE * tol, refine=spike == 0)
+    if found is None:
         return None
-    scale, factors, places, error = zolotarev(kappa, poles)
-    weights, shifts = [scale * factor for factor in factors], [1 + place for place in places]
-    near = poles
+    scale, weights, shifts, error, quintic = found
+    near = len(shifts)
     while spike and near:
         # What the fit leaves of its share goes to far poles by halves, from the farthest on.
         line = weights[near - 1] * _line_error(shifts[near - 1], tail) * math.sqrt(1 + tail)
@@ -119,7 +147,10 @@ def inverse_root(gram: Tensor, tol: float, allowed: float, spike: int = 0) -> Te
             break
         near, error = near - 1, error + line
     root = torch.diag_embed(gram.new_full((len(gram),), scale))
-    by_gram, by_halving = GRAM_ROUNDING * eps * tail, HALVING_ROUNDING * eps * (1 + tail) ** 2
+    inverse = None
+    if quintic is not None:  # (I + G) times the root, by the same poles
+        inverse = gram * scale
+        inverse.diagonal().add_(scale + sum(weights))
     by_halves = by_halving <= (allowed - by_product) / 4
     if by_halves:
         by_gram += by_halving
@@ -127,8 +158,10 @@ def inverse_root(gram: Tensor, tol: float, allowed: float, spike: int = 0) -> Te
         resolvent = add_resolvent_(root, gram, weight, shift, by_halves=by_halves)
         if resolvent is None:
             return None
+        if inverse is not None:
+            inverse.add_(resolvent, alpha=-weight * (shift - 1))
         if shift == shifts[0] and by_gram > (allowed - by_product) / 4:
-            by_gram *= min(1.0, POWER_MARGIN * shift * largest_eigenvalue(resolvent))  # nothing may lie near c
+            by_gram *= min(1.0, shift * eigenvalue_bound(resolvent))  # nothing may lie near c
         del resolvent
         if not by_gram + by_product <= allowed:
             return None
@@ -136,7 +169,47 @@ def inverse_root(gram: Tensor, tol: float, allowed: float, spike: int = 0) -> Te
         add_far_resolvent_(root, gram, weight, shift, tail, spike)
     if not by_gram + by_product <= allowed:
         return None
-    return root.div_((1 + error) * (1 + by_gram))
+    if quintic is None or inverse is None:
+        return root.div_((1 + error) * (1 + by_gram))
+    square = multiply(root, inverse)
+    factor = multiply(square, square).mul_(quintic.c).add_(square, alpha=quintic.b)
+    factor.diagonal().add_(quintic.a)
+    return multiply(root, factor).div_(1 + by_gram)
+
+
+def eigenvalue_bound(A: Tensor) -> float:
+    """An upper bound on the largest eigenvalue of a positive semidefinite matrix."""
+    if len(A) > LEAF:
+        return POWER_MARGIN * largest_eigenvalue(A)
+    return float(torch.linalg.vector_norm(multiply(A, A), dtype=torch.float64).sqrt())
+
+
+def _rounded_up(kappa: float) -> float:
+    """The next power of 1.05, so that few fits are made."""
+    return 1.05 ** math.ceil(math.log(kappa, 1.05))
+
+
+@lru_cache(maxsize=1024)
+def fit(kappa: float, error: float, *, refine: bool) -> Fit | None:
+    """The cheapest approximation of (1 + λ)^(-1/2) on [0, κ − 1] with at most that error; None where many poles fail.
+
+    With ``refine`` a quintic may take fewer poles the rest of the way.
+    """
+    refined: Fit | None = None
+    for poles in range(1, MOST_POLES):
+        scale, factors, places, rough = zolotarev(kappa, poles)
+        shifts = tuple(1 + place for place in places)
+        if refined is not None and poles > len(refined.shifts) + QUINTIC_POLES:
+            return refined
+        if rough <= error:
+            return Fit(scale, tuple(scale * factor for factor in factors), shifts, rough, None)
+        if refine and refined is None:
+            quintic = minimax_quintic((1 - rough) / (1 + rough))
+            if (1 - quintic.low) / 2 <= error:
+                scale /= 1 + rough
+                weights = tuple(scale * factor for factor in factors)
+                refined = Fit(scale, weights, shifts, (1 - quintic.low) / 2, quintic)
+    return refined
 
 
 def _line_error(shift: float, tail: float) -> float:
@@ -152,16 +225,16 @@ def add_far_resolvent_(out: Tensor, gram: Tensor, weight: float, shift: float, t
     top, side, rest = gram[:spike, :spike], gram[spike:, :spike], gram[spike:, spike:]
     slope = 1 / (shift * (shift + tail))
     level = 1 / shift - _line_error(shift, tail)
-    eliminated = level * side - slope * product(rest, side)
-    core = top - product(side.mT, eliminated)
+    eliminated = level * side - slope * multiply(rest, side)
+    core = top - multiply(side.mT, eliminated)
     core.diagonal().add_(shift)
     core = weight * torch.linalg.inv_ex(core).inverse
-    corner = product(eliminated, core)
+    corner = multiply(eliminated, core)
     out[:spike, :spike] += core
     out[spike:, :spike] -= corner
     out[:spike, spike:] -= corner.mT
     tails = out[spike:, spike:]
-    tails.add_(product(corner, eliminated.mT)).add_(rest, alpha=-slope * weight)
+    tails.add_(multiply(corner, eliminated.mT)).add_(rest, alpha=-slope * weight)
     tails.diagonal().add_(level * weight)
     return out
 
@@ -207,7 +280,7 @@ def largest_eigenvalue(A: Tensor, steps: int = POWER_STEPS) -> float:
     V = start_basis(len(A), POWER_VECTORS, device=A.device, dtype=A.dtype)
     for _ in range(steps):
         length = torch.linalg.vector_norm(V, dim=-2, keepdim=True)
-        V = product(A, V / length.clamp_min(torch.finfo(A.dtype).tiny))
+        V = multiply(A, V / length.clamp_min(torch.finfo(A.dtype).tiny))
     return float(torch.linalg.vector_norm(V, dim=-2).amax())
 
 
@@ -219,8 +292,8 @@ def spike_basis(X: Tensor, c: float, rank: int) -> Tensor:
     """
     start = start_basis(len(X), rank, device=X.device, dtype=X.dtype)
     # Over c, so that two products of very large or small numbers stay within float32.
-    Q = torch.linalg.qr(product(X, product(X.mT, start) / c) / c).Q
-    rows = product(Q.mT, X).double() / c
+    Q = torch.linalg.qr(multiply(X, multiply(X.mT, start) / c) / c).Q
+    rows = multiply(Q.mT, X).double() / c
     order = torch.linalg.eigh(rows @ rows.mT).eigenvectors.flip(-1)
     basis: Tensor = torch.linalg.qr(Q.double() @ order).Q
     return basis.to(X.dtype)

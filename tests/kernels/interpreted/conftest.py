@@ -4,19 +4,36 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-import triton  # noqa: F401 (without it every test here must fail)
 from torch import Tensor
+from triton.runtime.interpreter import GridExecutor
 
 from spectrim.kernels import use
 
 SIZES = [(0,), (1,), (7,), (33, 31), (4097,), (4096,), (3, 40)]
 
 
+@pytest.fixture(autouse=True)
+def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The kernels that a test launches, which are some: a form that quietly falls back to eager must fail."""
+    names: list[str] = []
+    launch = GridExecutor.__call__
+
+    def named(executor: GridExecutor, *args: object, **options: object) -> object:
+        names.append(executor.fn.__name__)
+        return launch(executor, *args, **options)
+
+    monkeypatch.setattr(GridExecutor, "__call__", named)
+    yield names
+    assert names, "no kernel was launched"
+
+
 @pytest.fixture(params=[False, True], ids=["eager", "kernel"])
-def form(request) -> Iterator[bool]:
+def form(request: pytest.FixtureRequest, launches: list[str]) -> Iterator[bool]:
     """An operation in each of its forms."""
     with use(request.param):
         yield request.param
+    assert bool(launches) == request.param
+    launches.append("counted")
 
 
 @pytest.fixture

@@ -1,20 +1,24 @@
 """The benchmark of operators: it measures what it says, and refuses what it does not know."""
 
 import json
+from typing import get_args
 
 import pytest
 import torch
 
 pytest.importorskip("typer")
 
-from spectrim.lab.bench import operator_bench
-from spectrim.lab.cli.bench_command import bench_app
+from spectrim.lab.bench.counting import Counter
+from spectrim.lab.bench.matrices import matrix
+from spectrim.lab.bench.settings import SolverName, SpectrumName
+from spectrim.lab.cli.app import app
 from spectrim.lab.errors import LabError
+from spectrim.operators import Solver
 from spectrim.operators._product import product
 
 
 def run(*arguments: str) -> int:
-    return bench_app(["operators", *arguments], prog_name="spectrim bench", standalone_mode=False) or 0
+    return app(["bench", "operators", *arguments], prog_name="spectrim", standalone_mode=False) or 0
 
 
 def test_it_prints_a_table_and_writes_json_and_a_picture(tmp_path, capsys):
@@ -43,28 +47,32 @@ def test_unknown_values_are_named_with_what_is_allowed(option, value):
         run(option, value)
 
 
+def test_the_solvers_that_can_be_measured_are_those_of_the_library():
+    assert get_args(SolverName) == get_args(Solver)
+
+
 def test_products_and_their_traffic_are_counted():
     X, Y = torch.ones(2, 3, 5), torch.ones(2, 5, 7)
-    with operator_bench.Counter() as counter:
+    with Counter() as counter:
         X @ Y
     assert counter.flops == 2 * 2 * 3 * 5 * 7
     assert counter.bytes == 4 * 2 * (3 * 5 + 5 * 7 + 3 * 7)
-    with operator_bench.Counter() as counter:
+    with Counter() as counter:
         product(torch.ones(80, 90), torch.ones(90, 70))
     assert counter.flops == 2 * 80 * 90 * 70
 
 
-@pytest.mark.parametrize("spectrum", operator_bench.SPECTRA)
+@pytest.mark.parametrize("spectrum", get_args(SpectrumName))
 def test_every_spectrum_has_a_largest_singular_value_of_one(spectrum):
-    X = operator_bench.matrix(spectrum, (2, 20, 30))
+    X = matrix(spectrum, (2, 20, 30))
     assert X.shape == (2, 20, 30)
     torch.testing.assert_close(torch.linalg.matrix_norm(X, ord=2), torch.ones(2, dtype=torch.float64))
 
 
 def test_the_benchmark_of_optimizers_prints_a_table_and_writes_json(tmp_path, capsys):
     rows = tmp_path / "rows.json"
-    arguments = ["optimizers", "--block", "tiny", "--blocks", "1", "--repeats", "2", "--json", str(rows)]
-    code = bench_app([*arguments, "--contender", "spectra,muon"], prog_name="spectrim bench", standalone_mode=False)
+    arguments = ["bench", "optimizers", "--block", "tiny", "--blocks", "1", "--repeats", "2", "--json", str(rows)]
+    code = app([*arguments, "--contender", "spectra,muon"], prog_name="spectrim", standalone_mode=False)
     assert not code
     out = capsys.readouterr().out
     assert "torch.Muon" in out
@@ -79,4 +87,4 @@ def test_the_benchmark_of_optimizers_prints_a_table_and_writes_json(tmp_path, ca
 
 def test_an_unknown_contender_is_answered_with_those_there_are():
     with pytest.raises(LabError, match=r"'adam'.*'adamw\+clip'"):
-        bench_app(["optimizers", "--contender", "adam"], prog_name="spectrim bench", standalone_mode=False)
+        app(["bench", "optimizers", "--contender", "adam"], prog_name="spectrim", standalone_mode=False)

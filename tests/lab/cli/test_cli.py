@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from spectrim.cli import main
+import spectrim
+from spectrim.cli import COMMANDS, main
+from spectrim.lab.bench.settings import OperatorBench, OptimizerBench, TrainingBench
 from spectrim.lab.cli.flags import THEMES, find
 from spectrim.lab.config import SharedConfig, TrainConfig
-from spectrim.lab.experiments.comparison import CompareConfig
+from spectrim.lab.diagnosis.settings import SpectrumConfig
+from spectrim.lab.experiments.settings import CompareConfig
+from spectrim.lab.planning.settings import PlanConfig
+from spectrim.lab.settings import Config
 
 
 @pytest.fixture
@@ -147,6 +152,42 @@ def test_a_missing_dependency_is_told_with_the_command_that_installs_it() -> Non
     assert done.stderr.strip() == "spectrim: the package 'typer' is missing: pip install 'spectrim[lab]'"
 
 
+WITHOUT_LAB = """
+import sys
+from spectrim.cli import LAB_MODULES, main
+sys.modules |= dict.fromkeys(LAB_MODULES)
+sys.exit(main(sys.argv[1:]))
+"""
+"""A fresh interpreter that can import no package of the extra "lab"."""
+
+
+@pytest.mark.parametrize("flags", [["--help"], []])
+def test_without_the_lab_help_names_the_commands_and_how_to_install_them(flags: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_LAB, *flags], capture_output=True, text=True, check=True)
+    assert "pip install 'spectrim[lab]'" in done.stdout
+    assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_without_the_lab_the_version_is_printed() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_LAB, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == spectrim.__version__
+
+
+def test_help_of_every_command_is_shown_without_torch() -> None:
+    code = """
+import sys
+from spectrim.cli import COMMANDS, main
+bench = [["bench", name] for name in ("operators", "optimizers", "training")]
+for command in [[], *([name] for name in COMMANDS), *bench]:
+    main([*command, "--help"])
+sys.exit("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code.strip()], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage:") == 4 + len(COMMANDS)
+
+
 def test_python_m_spectrim_shows_the_commands() -> None:
     done = subprocess.run([sys.executable, "-m", "spectrim", "--help"], capture_output=True, text=True, check=True)
     for command in ("compare", "train", "corpus", "plan"):
@@ -180,6 +221,34 @@ def test_help_fits_eighty_columns_and_is_grouped(
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert "╭─" in shown
+
+
+PLAIN = [
+    (["plan"], PlanConfig),
+    (["spectrum"], SpectrumConfig),
+    (["bench", "operators"], OperatorBench),
+    (["bench", "optimizers"], OptimizerBench),
+    (["bench", "training"], TrainingBench),
+]
+
+
+@pytest.mark.parametrize(("command", "model"), PLAIN)
+def test_every_setting_of_a_command_without_a_file_has_a_flag_with_its_help_and_default(
+    command: list[str], model: type[Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "4000")
+    assert main([*command, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    fields = {
+        key: field
+        for section in (model(), *(value for _, value in model() if isinstance(value, Config)))
+        for key, field in type(section).model_fields.items()
+        if not isinstance(field.default, Config)
+    }
+    for key, field in fields.items():
+        assert field.description, key
+        [line] = [line for line in lines if " ".join(field.description.split()).rstrip(".") in line]
+        assert field.annotation is bool or "[default: " in line, key
 
 
 @pytest.mark.parametrize(("command", "model"), [("train", TrainConfig), ("compare", CompareConfig)])

@@ -17,8 +17,9 @@ from spectrim.lab.data.batches import Batches
 from spectrim.lab.data.tokens import prepare_tokens
 from spectrim.lab.diagnosis.gradients import GradientSource
 from spectrim.lab.diagnosis.matrices import choose
-from spectrim.lab.diagnosis.spectrum import SpectrumOptions, default_out, spectrum, write_spectrum
-from spectrim.lab.diagnosis.targets import TextOptions, find_targets
+from spectrim.lab.diagnosis.settings import SpectrumConfig, TextConfig
+from spectrim.lab.diagnosis.spectrum import default_out, spectrum, write_spectrum
+from spectrim.lab.diagnosis.targets import find_targets
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import write_json
 from spectrim.lab.models.build import build_model
@@ -52,7 +53,7 @@ def run(text_folder: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def measured(run: Path, cache_dir: Path) -> dict[str, Any]:
-    return spectrum([run], SpectrumOptions(batches=4, thresholds=(0.05,)), cache_dir=cache_dir)
+    return spectrum([run], SpectrumConfig(batches=4, thresholds=(0.05,)), cache_dir=cache_dir)
 
 
 def command(*words: str | Path) -> int:
@@ -138,9 +139,9 @@ def test_the_command_writes_numbers_pictures_words_and_a_page(
 
 def test_a_run_is_measured_the_same_twice_and_in_rounds(run: Path, measured: dict[str, Any], cache_dir: Path) -> None:
     # Room for one parameter at a time: the same batches are run again for each.
-    again = spectrum([run], SpectrumOptions(batches=4, thresholds=(0.05,), memory=1.0), cache_dir=cache_dir)
+    again = spectrum([run], SpectrumConfig(batches=4, thresholds=(0.05,), memory=1e-9), cache_dir=cache_dir)
     assert again["subjects"] == measured["subjects"]
-    other = spectrum([run], SpectrumOptions(batches=4, seed=1, parameters=(Q,)), cache_dir=cache_dir)
+    other = spectrum([run], SpectrumConfig(batches=4, seed=1, parameters=(Q,)), cache_dir=cache_dir)
     assert (
         other["subjects"]["adamw"]["matrices"][Q]["gradient"]
         != measured["subjects"]["adamw"]["matrices"][Q]["gradient"]
@@ -149,7 +150,7 @@ def test_a_run_is_measured_the_same_twice_and_in_rounds(run: Path, measured: dic
 
 def test_a_checkpoint_is_measured_as_it_was_then(run: Path, measured: dict[str, Any], cache_dir: Path) -> None:
     path = run / "checkpoints" / "step-00000004.pt"
-    summary = spectrum([path, run], SpectrumOptions(batches=4, parameters=(Q,)), cache_dir=cache_dir)
+    summary = spectrum([path, run], SpectrumConfig(batches=4, parameters=(Q,)), cache_dir=cache_dir)
     assert list(summary["subjects"]) == ["adamw at step 4", "adamw"]
     then, now = (subject["matrices"][Q] for subject in summary["subjects"].values())
     weights = torch.load(path, weights_only=True)["model"][Q]
@@ -171,8 +172,8 @@ def test_weights_of_gpt2_are_read_as_the_matrices_they_hold(
     model.save_pretrained(folder)
     for file in (run / "model").glob("tokenizer*"):
         shutil.copy(file, folder)
-    text = TextOptions(sources=(str(text_folder),), batch_size=2, sequence_length=16)
-    summary = spectrum([folder], SpectrumOptions(batches=4, layers=(1,), text=text), cache_dir=cache_dir)
+    text = TextConfig(sources=(str(text_folder),), batch_size=2, sequence_length=16)
+    summary = spectrum([folder], SpectrumConfig(batches=4, layers=(1,), data=text), cache_dir=cache_dir)
     subject = summary["subjects"]["mine"]
     shapes = {each["kind"]: tuple(each["shape"]) for each in subject["matrices"].values()}
     assert shapes == {
@@ -185,13 +186,13 @@ def test_weights_of_gpt2_are_read_as_the_matrices_they_hold(
     found = subject["matrices"]["transformer.h.1.attn.c_attn.weight[1]"]
     assert found["weight"]["spectral_norm"] == pytest.approx(float(torch.linalg.matrix_norm(fused[16:32], 2)), rel=1e-4)
     # Dropout is as in training, and yet the same each time.
-    again = spectrum([folder], SpectrumOptions(batches=4, layers=(1,), text=text), cache_dir=cache_dir)
+    again = spectrum([folder], SpectrumConfig(batches=4, layers=(1,), data=text), cache_dir=cache_dir)
     assert again["subjects"] == summary["subjects"]
     assert any("no optimizer state" in line for line in reading_notes(subject))
 
 
 def test_weights_alone_need_no_text(run: Path, tmp_path: Path, cache_dir: Path) -> None:
-    summary = spectrum([run / "model", run], SpectrumOptions(batches=0), cache_dir=cache_dir)
+    summary = spectrum([run / "model", run], SpectrumConfig(batches=0), cache_dir=cache_dir)
     model, whole = summary["subjects"].values()
     assert [each["weight"] for each in model["matrices"].values()] == [
         each["weight"] for each in whole["matrices"].values()
@@ -241,8 +242,8 @@ def test_a_text_in_a_name_stays_text_on_the_page(measured: dict[str, Any], tmp_p
         (["run", "--layers", "7"], "--layers 7: the model's layers are 0 to 0"),
         (["run", "--layers", "a"], "--layers 'a': expected whole numbers separated by commas"),
         (["run", "--layers", "0", "--parameters", "*"], "give one of them"),
-        (["run", "--threshold", "0"], "--threshold 0: expected a positive number"),
-        (["run", "--memory", "0"], "--memory 0: expected a positive number of gigabytes"),
+        (["run", "--threshold", "0"], "thresholds.0=0.0: input should be greater than 0"),
+        (["run", "--memory", "0"], "memory=0.0: input should be greater than 0"),
         (["run", "run/model"], "--out is missing"),
         (["run", "run", "--out", "o"], "is given twice"),
         (["begun"], "is not finished and has no checkpoint yet"),
@@ -296,4 +297,4 @@ def test_diverged_weights_are_told_by_the_gradient_that_is_not_finite(
     state["model"][Q].fill_(math.inf)
     torch.save(state, path)
     with pytest.raises(LabError, match=r"the gradient of .* is not finite on batch 6"):
-        spectrum([broken], SpectrumOptions(batches=4, parameters=("*v_proj*",)), cache_dir=cache_dir)
+        spectrum([broken], SpectrumConfig(batches=4, parameters=("*v_proj*",)), cache_dir=cache_dir)

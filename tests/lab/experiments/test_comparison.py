@@ -4,13 +4,19 @@ from pathlib import Path
 
 import pytest
 
+from report_results import entry as stored_entry
+from report_results import results as stored_results
 from spectrim.lab.config import SharedConfig, TrainConfig
 from spectrim.lab.errors import LabError
-from spectrim.lab.experiments.comparison import CompareConfig, compare
+from spectrim.lab.experiments.comparison import compare
+from spectrim.lab.experiments.settings import CompareConfig
 from spectrim.lab.logging.log import StepRecord, read_log
 from spectrim.lab.logging.monitor_log import MonitorRecord
 from spectrim.lab.logging.run_result import RunResult
-from spectrim.lab.reports.comparison_report import difference, markdown, terminal_tables
+from spectrim.lab.reports.comparison_report import difference, terminal_tables
+from spectrim.lab.reports.markdown import markdown
+from spectrim.lab.reports.page.comparison_page import comparison_part
+from spectrim.lab.reports.page.sections import Study
 from spectrim.lab.training.folder import RunFolder
 
 
@@ -153,22 +159,11 @@ def test_a_folder_that_is_no_comparison_is_left_alone(config: CompareConfig, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_diverged_recipe_is_reported_as_such() -> None:
-    healthy = {
-        "final_loss": 4.0,
-        "tokens_to_adamw": 1.0,
-        "lr": 0.1,
-        "curve": {"tokens": [10, 20], "val_loss": [5.0, 4.0]},
-    }
-    diverged = {
-        **healthy,
-        "final_loss": None,
-        "tokens_to_adamw": None,
-        "curve": {"tokens": [10, 20], "val_loss": [5.0, None]},
-    }
-    config = {"steps": 2, "seeds": [0], "model": {"preset": "tiny"}, "data": {"sources": []}}
-    summary = {"recipes": {"adamw": healthy, "muon": diverged}, "config": config, "environment": {}}
-    page = markdown(summary, "x")
+def test_a_diverged_recipe_is_reported_as_such(tmp_path: Path) -> None:
+    summary = stored_results(
+        {"adamw": stored_entry([5.0, 4.0], tokens_to_adamw=1.0), "muon": stored_entry([5.0, None])}
+    )
+    page = markdown(comparison_part(Study(kind="compare", name="x", folder=tmp_path, summary=summary)), {})
     assert "| diverged | never |" in page
     [verdict] = [line for line in page.splitlines() if line.endswith("| diverged |")]
     assert verdict.startswith("| `muon` |")
@@ -196,7 +191,7 @@ def test_the_page_says_both_terms_and_shows_both_pictures(
 ) -> None:
     summary = compare(config, tmp_path / "x", cache_dir=cache_dir)
     page = (tmp_path / "x" / "summary.md").read_text()
-    assert "## On equal terms" in page
+    assert "**On equal terms**" in page
     assert page.count("| `muon` |") == 4
     assert (tmp_path / "x" / "loss_over_time.svg").is_file()
     ranks = list(summary["recipes"]["adamw"]["val_loss_by_frequency"])

@@ -6,8 +6,9 @@ import pytest
 from spectrim.lab.config import SharedConfig, TrainConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.experiments import equal_time
-from spectrim.lab.experiments.comparison import CompareConfig, compare
+from spectrim.lab.experiments.comparison import compare
 from spectrim.lab.experiments.equal_time import CALIBRATION_STEPS, fit_steps, time_step
+from spectrim.lab.experiments.settings import CompareConfig
 from spectrim.lab.logging.log import read_log
 from spectrim.lab.recipes.names import resolve
 

@@ -7,9 +7,9 @@ import pytest
 from spectrim.cli import main
 from spectrim.lab.config import SharedConfig, TrainConfig
 from spectrim.lab.errors import Interrupted, LabError
+from spectrim.lab.experiments.settings import SweepConfig
 from spectrim.lab.experiments.sweep import Sweep, open_sweep
 from spectrim.lab.experiments.sweep_results import good_rates, rate_curve, settings_of_winners, write_sweep_report
-from spectrim.lab.experiments.sweep_settings import SweepConfig
 from spectrim.lab.logging.log import read_log
 from spectrim.lab.training.folder import RunFolder
 

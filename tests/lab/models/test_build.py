@@ -8,10 +8,11 @@ import pytest
 import torch
 import transformers
 
-from spectrim.lab.config import ModelConfig, TrainConfig, read_toml
+from spectrim.lab.config import ModelConfig, TrainConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.models.architecture import PRESETS, causal_configuration, name_of, resolve_model
 from spectrim.lab.models.build import build_model
+from spectrim.lab.settings import read_toml
 from spectrim.lab.training.run import prepare, train
 
 TYPES = ("llama", "gpt2", "qwen3", "mixtral", "mamba")

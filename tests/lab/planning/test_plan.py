@@ -9,10 +9,10 @@ import torch
 import transformers
 
 from spectrim.cli import main
-from spectrim.lab.cli.plan_command import plan_command
 from spectrim.lab.errors import LabError
 from spectrim.lab.planning.plan import SCALING_RECIPES, build_on_meta, optimizer_on_meta, plan, plan_scaling
-from spectrim.lab.planning.scaling import Cluster, Hardware, cost, read_work
+from spectrim.lab.planning.scaling import cost, read_work
+from spectrim.lab.planning.settings import Cluster, Hardware
 
 
 def test_a_preset_is_planned_with_the_bytes_that_the_optimizer_would_hold() -> None:
@@ -45,14 +45,14 @@ def test_a_configuration_on_disk_names_its_architecture(tmp_path: Path, as_folde
 
 
 def test_the_command_prints_a_table_with_whole_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    plan_command(model="tiny", recipe="adamw+clip")
+    assert main(["plan", "--model", "tiny", "--recipe", "adamw+clip"]) == 0
     printed = capsys.readouterr().out
     assert all(row.name in printed for row in plan("tiny", "adamw+clip").rows)
     assert "12 tensors" in printed
 
 
 def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
-    plan_command(model="tiny", recipe="muon", lr=0.5, as_json=True)
+    assert main(["plan", "--model", "tiny", "--recipe", "muon", "--lr", "0.5", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert (printed["model"], printed["recipe"], printed["tensors"]) == ("tiny", "muon", 12)
     assert printed["rows"] == plan("tiny", "muon", lr=0.5).to_dict()["rows"]
@@ -117,12 +117,12 @@ def test_a_projection_prints_a_table_that_says_what_it_is(capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--parallel", "fsdp"], "--parallel fsdp: only a projection has it, give the number of ranks by --world"),
-        (["--tokens", "8"], "--tokens 8: only a projection has it"),
-        (["--world", "8", "--lr", "0.1"], "--lr 0.1: it changes nothing in what a step costs"),
-        (["--world", "8", "--parallel", "tp"], "--parallel 'tp': expected one of ddp, fsdp, hsdp"),
+        (["--parallel", "fsdp"], "--parallel fsdp: only for a projection; add --world"),
+        (["--tokens", "8"], "--tokens 8: only for a projection"),
+        (["--world", "8", "--lr", "0.1"], "--lr 0.1: the cost of a step does not depend on it"),
+        (["--world", "8", "--parallel", "tp"], "parallel='tp': input should be 'ddp', 'fsdp' or 'hsdp'"),
         (["--world", "12", "--parallel", "hsdp"], "--shard 8: hsdp on 12 ranks expects a divisor of 12"),
-        (["--world", "8", "--flops", "0"], "--flops 0.0: expected a positive number"),
+        (["--world", "8", "--flops", "0"], "flops=0.0: input should be greater than 0"),
         (["--world", "8", "--recipe", "torch.optim:SGD"], "what SGD costs on many ranks is not known"),
     ],
 )

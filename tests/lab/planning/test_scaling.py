@@ -1,12 +1,7 @@
 """The cost model: published shapes, operations against the operators' own, bytes by hand, pieces against FSDP2's."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,13 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+import recorded_bytes
 import spectrim
+import worlds
 from spectrim.kernels.adam import adam
 from spectrim.kernels.momentum import momentum
-from spectrim.lab.bench.operator_bench import Counter
+from spectrim.lab.bench.counting import Counter
 from spectrim.lab.errors import LabError
 from spectrim.lab.planning.plan import SCALING_RECIPES, build_on_meta, from_configuration, optimizer_on_meta
-from spectrim.lab.planning.scaling import Cluster, Hardware, active_parameters, cost, gathering, project, read_work
+from spectrim.lab.planning.scaling import active_parameters, cost, gathering, project, read_work
+from spectrim.lab.planning.settings import Cluster, Hardware
 from spectrim.operators.half import half_clip, half_polar
 from spectrim.optim.spectral.clip import SoftClip
 from spectrim.optim.spectral.orthogonalize import Orthogonalize
@@ -285,9 +283,9 @@ def test_the_share_of_a_step_is_the_busiest_ranks_time_over_all_of_it() -> None:
         (lambda: Cluster(world=8, parallel="hsdp", shard=3), "--shard 3: hsdp on 8 ranks expects a divisor of 8"),
         (lambda: Cluster(world=8, parallel="hsdp"), "--shard is missing"),
         (lambda: Cluster(world=8, shard=4), "--shard 4: fsdp has no shard groups"),
-        (lambda: Hardware(flops=-1.0, bandwidth=1.0, tokens=1), "--flops -1.0: expected a positive number"),
-        (lambda: Hardware(flops=1.0, bandwidth=math.nan, tokens=1), "--bandwidth nan: expected a positive number"),
-        (lambda: Hardware(flops=1.0, bandwidth=1.0, tokens=0), "--tokens 0: expected a positive number"),
+        (lambda: Hardware.parse({"flops": -1.0}, source="test"), "flops=-1.0: input should be greater than 0"),
+        (lambda: Hardware.parse({"bandwidth": math.nan}, source="test"), "bandwidth=nan: input should be a finite"),
+        (lambda: Hardware.parse({"tokens": 0}, source="test"), "tokens=0: input should be greater than or equal to 1"),
     ],
 )
 def test_ranks_and_hardware_that_cannot_be_are_refused(make: Any, message: str) -> None:
@@ -295,13 +293,8 @@ def test_ranks_and_hardware_that_cannot_be_are_refused(make: Any, message: str) 
         make()
 
 
-def test_bytes_are_those_that_four_ranks_record(tmp_path: Path) -> None:
-    pytest.importorskip("spectrim.distributed.collectives", reason="the sharded optimizer is not there yet")
-    out = tmp_path / "rows.json"
-    script = Path(__file__).with_name("recorded_bytes.py")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-    subprocess.run([*launch, str(script), str(out)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    rows = json.loads(out.read_text())
+def test_bytes_are_those_that_four_ranks_record() -> None:
+    rows = worlds.run(recorded_bytes.RANKS, recorded_bytes.everything)[0]
     assert len(rows) == 2 * 2 * 6
     for row in rows:
         # Hosts compare options in every step, accelerators only in the first.

@@ -1,6 +1,7 @@
-"""The report page: what it says, what it refuses, and how it behaves in a browser, where one is installed.
+"""The report page: what it says, what it refuses, and how it behaves in a browser.
 
-The browser is Debian's (packages chromium and chromium-driver); nothing is downloaded.
+The browser is Debian's (packages chromium and chromium-driver); nothing is downloaded. Where it is missing its tests
+are skipped, or fail if the environment has SPECTRIM_REQUIRE_BROWSER=1, as in .ci/run.
 """
 
 import json
@@ -11,20 +12,23 @@ import subprocess
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from monitor_records import record, write_records
 from report_results import entry, results
 from spectrim.cli import main
-from spectrim.lab.config import SharedConfig, TrainConfig, toml
+from spectrim.lab.config import SharedConfig, TrainConfig
 from spectrim.lab.errors import LabError
-from spectrim.lab.experiments.comparison import CompareConfig, compare
+from spectrim.lab.experiments.comparison import compare
+from spectrim.lab.experiments.settings import CompareConfig
 from spectrim.lab.reports.page.figures import target_figure
 from spectrim.lab.reports.page.html import MARK, Note, PagePart, Section, Table, render
 from spectrim.lab.reports.page.loss_figure import loss_figure
 from spectrim.lab.reports.study import report
+from spectrim.lab.settings import toml
+from worlds import PATIENCE
 
 INJECTED = "<script>document.title='owned'<x>"
 """A folder's name that would run if it were not escaped (a slash cannot stand in one)."""
@@ -255,17 +259,24 @@ def test_the_template_is_in_the_package_and_marks_its_pages() -> None:
     assert "@media print" in page
 
 
+def no_browser(reason: str) -> NoReturn:
+    if os.environ.get("SPECTRIM_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"no browser: {reason}")
+    pytest.skip(f"no browser: {reason}")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium that records what the console says and which requests a page makes."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if not program or not driver:
-        pytest.skip("no browser: chromium and chromedriver are not installed")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=60)
+        no_browser("chromium and chromedriver are not installed")
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
     if version.returncode:
-        pytest.skip(f"no browser: {program} does not start")
+        no_browser(f"{program} does not start: {version.stderr}")
+    from selenium import webdriver
+
     options = webdriver.ChromeOptions()
     options.binary_location = program
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
@@ -274,7 +285,8 @@ def browser() -> Iterator[Any]:
     # Without a path selenium would look for a driver on the network.
     os.environ["SE_OFFLINE"] = "true"
     started = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
-    started.set_page_load_timeout(120)
+    started.set_page_load_timeout(PATIENCE)
+    started.set_script_timeout(PATIENCE)
     yield started
     started.quit()
 
@@ -290,7 +302,7 @@ def open_page(browser: Any, page: Path) -> Any:
 
     browser.get(page.as_uri())
     drawn = "return [...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.trace, .point'))"
-    WebDriverWait(browser, 60).until(lambda page: page.execute_script(drawn))
+    WebDriverWait(browser, PATIENCE).until(lambda page: page.execute_script(drawn))
     return browser
 
 
@@ -309,7 +321,7 @@ def press(browser: Any, selector: str) -> None:
 def wait_for(browser: Any, script: str, expected: Any) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(browser, 30).until(lambda page: page.execute_script(f"return {script}") == expected)
+    WebDriverWait(browser, PATIENCE).until(lambda page: page.execute_script(f"return {script}") == expected)
 
 
 LINES = "document.querySelectorAll('.plot')[0].querySelectorAll('.scatterlayer .trace path.js-line').length"

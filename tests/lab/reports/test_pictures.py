@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as Picture
 
 from report_results import entry, results
 from spectrim.lab.reports import pictures
-from spectrim.lab.reports.comparison_report import write_report
+from spectrim.lab.reports.page.comparison_page import write_report
 from spectrim.lab.reports.page.html import Control, Figure, Frame, Menus, Table
 from spectrim.lab.reports.page.loss_figure import loss_figure
 

@@ -60,7 +60,8 @@ def test_every_stage_matrix_and_kind_has_its_curves() -> None:
                 assert curve[1][0] == pytest.approx(runs[index].records[stage]["spectra"][EXACT[0]][name][0], rel=1e-3)
     packed = json.loads(json.dumps(choices.packed()))
     assert len(packed["places"]) == 1, "all spectra here have the same ranks"
-    assert len(packed["axes"]) == 4, "an axis stays as it is while the slider moves"
+    assert len(packed["axes"]) <= 2 * 4, "axes hold scale and ticks; plotly fits the range to every stage"
+    assert all(axis["autorange"] for axis in packed["axes"])
 
 
 def test_a_clip_draws_what_it_allows_an_update() -> None:
@@ -139,11 +140,27 @@ def test_names_are_short_and_still_tell_matrices_apart() -> None:
     assert list(short_names(twins).values()) == twins
 
 
-@pytest.mark.parametrize("known", [[0.0], [1e-9, 2.0], [3.0, 3.1], [5.0]])
-@pytest.mark.parametrize("log", [True, False])
-def test_an_axis_holds_all_values_and_has_the_keys_of_every_other(known: list[float], log: bool) -> None:
-    axis = axis_of(known, log=log)
-    assert axis.keys() == axis_of([1.0, 100.0], log=True).keys()
-    low, high = axis["range"]
-    ends = [10**low, 10**high] if axis["type"] == "log" else [low, high]
-    assert ends[0] <= min(known) <= max(known) <= ends[1]
+@pytest.mark.parametrize(
+    ("known", "shown", "kind", "tick"),
+    [
+        ([0.0], None, "linear", None),
+        ([3.0, 3.1], None, "linear", None),
+        ([1e-9, 2.0], None, "log", 1),
+        ([1e-9, 2.0], [1.0, 2.0], "log", None),
+        ([1.0, 100.0], [0.0, 1.0, 50.0], "log", "D2"),
+    ],
+)
+def test_an_axis_is_logarithmic_for_wide_values_and_has_ticks_for_those_that_are_shown(
+    known: list[float], shown: list[float] | None, kind: str, tick: object
+) -> None:
+    axis = axis_of(known, log=True, shown=shown)
+    assert (axis["type"], axis["dtick"]) == (kind, tick)
+    assert axis_of(known, log=False)["type"] == "linear"
+    assert axis.keys() == axis_of([0.5], log=False, percent=True).keys()
+
+
+def test_every_figure_with_lines_has_a_legend_that_needs_no_colour() -> None:
+    made = figures(course([20, 40]), course([20, 40], 1))
+    for figure in made.values():
+        assert [(entry.recipe, entry.group) for entry in figure.legend] == [("recipe 0", "0"), ("recipe 1", "1")]
+        assert len({entry.dashes for entry in figure.legend}) == 2

@@ -15,7 +15,7 @@ from spectrim.lab.reports.words import (
     verdict_rows,
 )
 
-BELOW = "muon ends 0.1000 below AdamW's 4.0000 and reaches that loss after 80% of the tokens"
+BELOW = "muon ends 0.1000 nats per token below AdamW's 4.0000 and reaches that loss after 80% of the tokens"
 INTERVAL = "95\u00a0% interval"
 
 
@@ -24,20 +24,20 @@ INTERVAL = "95\u00a0% interval"
     [
         (
             entry([5.0, 3.9], tokens_to_adamw=0.8, difference_to_adamw=paired(-0.1, -0.12, -0.08)),
-            f"{BELOW} (lower; {INTERVAL} -0.1200 to -0.0800, 3 seeds).",
+            f"{BELOW} ({INTERVAL} -0.1200 to -0.0800, 3 seeds).",
         ),
         (
             entry([5.0, 3.9], tokens_to_adamw=0.8, difference_to_adamw=paired(-0.1, -0.3, 0.1)),
-            f"{BELOW} (lower, but may be nothing; {INTERVAL} -0.3000 to +0.1000, 3 seeds).",
+            f"{BELOW} (not significant; {INTERVAL} -0.3000 to +0.1000, 3 seeds).",
         ),
         (
             entry([5.0, 3.9], tokens_to_adamw=0.8, difference_to_adamw=paired(-0.1, None, None)),
-            f"{BELOW} (lower; how sure is not known).",
+            f"{BELOW} (one seed).",
         ),
         (
             entry([5.0, 4.2], difference_to_adamw=paired(0.2, 0.1, 0.3)),
-            "No recipe ends below AdamW: muon ends 0.2000 above AdamW's 4.0000 "
-            f"(higher; {INTERVAL} +0.1000 to +0.3000, 3 seeds).",
+            "No recipe ends below AdamW: muon ends 0.2000 nats per token above AdamW's 4.0000 "
+            f"({INTERVAL} +0.1000 to +0.3000, 3 seeds).",
         ),
         (entry([5.0, None]), "AdamW ends at 4.0000; no other recipe has a final loss."),
     ],
@@ -52,7 +52,7 @@ def test_the_headline_prefers_a_sure_gain_to_a_larger_one() -> None:
         "muon": entry([5.0, 3.8], tokens_to_adamw=0.7, difference_to_adamw=paired(-0.2, -0.5, 0.1)),
         "adamw+clip": entry([5.0, 3.9], tokens_to_adamw=0.9, difference_to_adamw=paired(-0.1, -0.2, -0.05)),
     }
-    assert comparison_headline(results(recipes)).startswith("adamw+clip ends 0.1000 below")
+    assert comparison_headline(results(recipes)).startswith("adamw+clip ends 0.1000 nats per token below")
 
 
 def test_headlines_without_something_to_hold_against() -> None:
@@ -79,10 +79,10 @@ def test_the_verdict_follows_the_seeds() -> None:
     muon, spectra, signum = (dict(zip(header, row, strict=True)) for row in rows)
     assert (muon["verdict"], muon["95 % interval"]) == ("lower", "-1.0059 to -0.9931")
     assert (muon["step time"], muon["optimizer state"]) == ("x1.00", "x1.00")
-    assert spectra["verdict"] == "higher, but may be nothing"
+    assert spectra["verdict"] == "higher, not significant"
     assert (signum["verdict"], signum["final loss"]) == ("diverged", "-")
     alone = verdict_rows({"recipes": summarise({"adamw": runs["adamw"][:1], "muon": runs["muon"][:1]})})
-    assert (alone[1][3], alone[1][-1]) == ("-", "lower; how sure is not known")
+    assert (alone[1][3], alone[1][-1]) == ("-", "lower, one seed")
     assert verdict_rows({"recipes": summarise({"muon": runs["muon"]})}) == []
 
 

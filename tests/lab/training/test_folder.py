@@ -11,9 +11,9 @@ from spectrim.lab.config import TrainConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.experiments import comparison as comparing
 from spectrim.lab.experiments import sweep as sweeping
-from spectrim.lab.experiments.comparison import CompareConfig, compare
+from spectrim.lab.experiments.comparison import compare
+from spectrim.lab.experiments.settings import CompareConfig, SweepConfig
 from spectrim.lab.experiments.sweep import open_sweep
-from spectrim.lab.experiments.sweep_settings import SweepConfig
 from spectrim.lab.files import create_text
 from spectrim.lab.training.folder import RunFolder
 from spectrim.lab.training.run import train

@@ -11,11 +11,12 @@ import torch
 import spectrim.lab.training.loop
 import spectrim.monitor.monitor
 from lab_runs import StopError, assert_equal, final_state, log_without_times, stop_after
-from spectrim.lab.config import MonitorConfig, TrainConfig, read_toml, toml
+from spectrim.lab.config import MonitorConfig, TrainConfig
 from spectrim.lab.errors import LabError
-from spectrim.lab.experiments.sweep_settings import SweepConfig
+from spectrim.lab.experiments.settings import SweepConfig
 from spectrim.lab.logging.log import read_log
 from spectrim.lab.logging.monitor_log import read_measurements
+from spectrim.lab.settings import read_toml, toml
 from spectrim.lab.training.folder import RunFolder
 from spectrim.lab.training.monitoring import exact_patterns
 from spectrim.lab.training.run import train

@@ -14,12 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectrim.lab.training.run
 from lab_runs import StopError, assert_equal, final_state, log_without_times, stop_after
-from spectrim.lab.config import MonitorConfig, TrainConfig, read_toml
+from spectrim.lab.config import MonitorConfig, TrainConfig
 from spectrim.lab.errors import LabError, LabWarning
-from spectrim.lab.experiments.comparison import CompareConfig, compare
-from spectrim.lab.experiments.sweep_settings import SweepConfig
-from spectrim.lab.experiments.sweep_settings import canonical as canonical_sweep
+from spectrim.lab.experiments.comparison import compare
+from spectrim.lab.experiments.settings import CompareConfig, SweepConfig
+from spectrim.lab.experiments.sweep_runs import canonical as canonical_sweep
 from spectrim.lab.logging.log import StepRecord
+from spectrim.lab.settings import read_toml
 from spectrim.lab.training import step_records
 from spectrim.lab.training.checkpoints import read
 from spectrim.lab.training.clock import Clock

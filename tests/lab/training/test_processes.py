@@ -24,6 +24,7 @@ from spectrim.lab.errors import LabError, LabWarning
 from spectrim.lab.training import checkpoints
 from spectrim.lab.training.processes import open_parallel
 from spectrim.lab.training.run import train
+from worlds import PATIENCE
 
 TOLERANCE = 1e-5
 
@@ -225,7 +226,9 @@ def test_torchrun_goes_on_by_itself_where_a_rank_was_killed_while_it_saved(
         str(cache_dir),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "KILLED_IN": "save"}
-    done = subprocess.run(command, env=environment, cwd=runs, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command, env=environment, cwd=runs, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "exitcode: -9" in done.stderr
     # The class is torch's AdamW, so the runs are one but for their names.

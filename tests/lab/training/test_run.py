@@ -7,10 +7,11 @@ import torch
 import transformers
 
 from lab_runs import StopError, assert_equal, final_state, log_without_times, stop_after
-from spectrim.lab.config import TrainConfig, read_toml
+from spectrim.lab.config import TrainConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.logging.log import read_log
 from spectrim.lab.logging.run_result import RunResult
+from spectrim.lab.settings import read_toml
 from spectrim.lab.training.evaluate import Evaluation
 from spectrim.lab.training.loop import clip_gradient
 from spectrim.lab.training.run import prepare, train

@@ -6,48 +6,34 @@ slows all of them; read the ratios, not the milliseconds.
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
-from spectrim.lab.errors import LabError
-from spectrim.operators import Solver, soft_clip, spike_correction, track_spike
-from spectrim.operators.inverse_root import reference
+from spectrim.lab.bench.counting import Counter
+from spectrim.lab.bench.matrices import LARGEST_SVD, exact_soft_clip, largest_singular_value, matrix
+from spectrim.lab.bench.settings import DtypeName, SolverName, SpectrumName
+from spectrim.operators import soft_clip, spike_correction, track_spike
 
 __all__ = [
-    "DTYPES",
-    "SHAPE_SETS",
-    "SOLVERS",
-    "SPECTRA",
     "OperatorRow",
     "SpikeRow",
     "bench_operators",
     "bench_spike",
     "error_by_kappa",
-    "matrix",
-    "parse_shapes",
 ]
 
-SHAPE_SETS: dict[str, tuple[tuple[int, ...], ...]] = {
-    "small": ((768, 768), (768, 3072), (1024, 4096), (2048, 2048)),
-    "gpt2-small": ((768, 768), (2304, 768), (3072, 768), (768, 3072)),
-    "llama-1b": ((2048, 2048), (512, 2048), (8192, 2048), (2048, 8192)),
-    "llama-8b": ((4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336)),
-    "moe": ((64, 1024, 2048), (64, 2048, 1024)),
+DTYPES: dict[DtypeName, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
 }
-SOLVERS: tuple[str, ...] = get_args(Solver)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-SPECTRA = ("adam", "flat", "geometric", "one-spike", "ten-spikes", "rank-deficient", "sign")
-LARGEST_SVD = 1024  # smaller side up to which a singular value decomposition is waited for
 PASS_RANK_RATIO = 0.015  # the rank that Spectra follows, as a share of the smaller side
 
 
@@ -86,9 +72,9 @@ class SpikeRow:
 def bench_operators(
     shapes: list[tuple[int, ...]],
     *,
-    solvers: list[str],
-    dtypes: list[str],
-    spectra: list[str],
+    solvers: Sequence[SolverName],
+    dtypes: Sequence[DtypeName],
+    spectra: Sequence[SpectrumName],
     ratio: float = 100.0,
     device: str = "cpu",
     repeats: int = 5,
@@ -116,8 +102,8 @@ def _rows(
     shape: tuple[int, ...],
     spectrum: str,
     ratio: float,
-    dtype: str,
-    solvers: list[str],
+    dtype: DtypeName,
+    solvers: Sequence[SolverName],
     repeats: int,
 ) -> list[OperatorRow]:
     wide = X if X.shape[-2] <= X.shape[-1] else X.mT
@@ -134,7 +120,7 @@ def _rows(
     rows = []
     for solver in solvers:
         with Counter() as counter:
-            clipped = soft_clip(X, c, solver=solver).double()  # type: ignore[arg-type]
+            clipped = soft_clip(X, c, solver=solver).double()
         error = (torch.linalg.matrix_norm(clipped - exact) / size).amax().item()
         norm = largest_singular_value(clipped)
         row = OperatorRow(
@@ -197,8 +183,8 @@ def bench_spike(
 
 
 def error_by_kappa(
-    solvers: list[str],
-    dtypes: list[str],
+    solvers: Sequence[SolverName],
+    dtypes: Sequence[DtypeName],
     *,
     spectrum: str = "ten-spikes",
     shape: tuple[int, int] = (256, 512),
@@ -213,80 +199,10 @@ def error_by_kappa(
             c = 10 ** (-exponent / 4)
             exact = exact_soft_clip(X, c)
             for solver in solvers:
-                clipped = soft_clip(X, c, solver=solver).double()  # type: ignore[arg-type]
+                clipped = soft_clip(X, c, solver=solver).double()
                 error = torch.linalg.matrix_norm(clipped - exact) / torch.linalg.matrix_norm(exact)
                 curves.setdefault((solver, dtype), []).append((1 + c**-2, error.item()))
     return curves
-
-
-def parse_shapes(text: str) -> list[tuple[int, ...]]:
-    """The shapes of a set by name, or of a list such as 768x3072,8x512x512."""
-    if text in SHAPE_SETS:
-        return list(SHAPE_SETS[text])
-    shapes = []
-    for part in text.split(","):
-        sizes = part.strip().split("x")
-        if not 2 <= len(sizes) <= 3 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-            raise LabError(f"shapes {part!r}: expected {', '.join(SHAPE_SETS)}, or sizes such as 768x3072 or 8x512x512")
-        shapes.append(tuple(map(int, sizes)))
-    return shapes
-
-
-def matrix(spectrum: str, shape: tuple[int, ...], device: str = "cpu", seed: int = 0) -> Tensor:
-    """A float64 stack of seeded matrices of largest singular value one with the named spectrum.
-
-    "adam" is an Adam-like direction: entries in [-1, 1], ten directions far above a random bulk. "sign" is random
-    signs.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    m, n = shape[-2:]
-    k = min(m, n)
-    if spectrum in ("adam", "sign"):
-        X = torch.randn(shape, generator=generator)
-        if spectrum == "adam":
-            left = torch.randn(*shape[:-1], 10, generator=generator) * torch.logspace(0.5, -0.5, 10)
-            X = torch.tanh(X + 0.5 * left @ torch.randn(*shape[:-2], 10, n, generator=generator))
-        else:
-            X = X.sign()
-        X = X.to(device).double()
-        normed: Tensor = X / largest_singular_values(X)[..., None, None]
-        return normed
-    place = torch.arange(k) / max(k - 1, 1)
-    sigma = {
-        "flat": torch.ones(k),
-        "geometric": 10 ** (-4 * place),
-        "one-spike": torch.where(torch.arange(k) < 1, 1.0, 1e-2 * (1 - 0.9 * place)),
-        "ten-spikes": torch.where(torch.arange(k) < 10, 1 - torch.arange(k) / 20, 1e-2 * (1 - 0.9 * place)),
-        "rank-deficient": (1 - 0.9 * place) * (torch.arange(k) < (k + 1) // 2),
-    }[spectrum]
-    U = torch.linalg.qr(torch.randn(*shape[:-1], k, generator=generator, dtype=torch.float64).to(device)).Q
-    V = torch.linalg.qr(torch.randn(*shape[:-2], n, k, generator=generator, dtype=torch.float64).to(device)).Q
-    made: Tensor = (U * sigma.to(device)) @ V.mT
-    return made
-
-
-def exact_soft_clip(X: Tensor, c: float) -> Tensor:
-    """The result in float64: by singular values, or by the Gram matrix where these would take minutes."""
-    X = X.double()
-    if min(X.shape[-2:]) > LARGEST_SVD:
-        tall = X.shape[-2] > X.shape[-1]
-        exact = reference(X.mT if tall else X, X.new_full((1, 1), c), 1e-6)
-        return exact.mT if tall else exact
-    U, sigma, Vh = torch.linalg.svd(X, full_matrices=False)
-    clipped: Tensor = (U * (sigma / (1 + (sigma / c).square()).sqrt())[..., None, :]) @ Vh
-    return clipped
-
-
-def largest_singular_values(X: Tensor) -> Tensor:
-    """σ₁ of every matrix of a stack, from the eigenvalues of the smaller Gram matrix."""
-    gram = X @ X.mT if X.shape[-2] <= X.shape[-1] else X.mT @ X
-    eigenvalues: Tensor = torch.linalg.eigvalsh(gram)
-    return eigenvalues[..., -1].clamp_min(0).sqrt()
-
-
-def largest_singular_value(X: Tensor) -> float:
-    """The largest σ₁ of a stack."""
-    return largest_singular_values(X).amax().item()
 
 
 def interleaved(tasks: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, float]:
@@ -301,44 +217,6 @@ def interleaved(tasks: dict[str, Callable[[], Tensor]], repeats: int) -> dict[st
             if round_:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts floating-point operations of products and decompositions, and bytes that operations read and write.
-
-    Decompositions by LAPACK's conventional counts: Cholesky n³/3, its inverse 2n³/3, QR 4mk² − 4k³/3, symmetric
-    eigenvectors 9n³. Every operation that is not a view reads its arguments and writes its results once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0.0
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count one operation and run it."""
-        out = func(*args, **(kwargs or {}))
-        name = func._schema.name.removeprefix("aten::")
-        if func.is_view or name == "_unsafe_view":
-            return out
-        leaves = torch.utils._pytree.tree_leaves((args, kwargs, out))
-        self.bytes += sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
-        if func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        elif name == "mkldnn::_linear_pointwise":
-            self.flops += 2 * args[0].numel() * args[1].shape[0]
-        elif name in DECOMPOSITIONS:
-            *stack, m, n = args[0].shape
-            self.flops += math.prod(stack) * DECOMPOSITIONS[name](m, n)
-        return out
-
-
-DECOMPOSITIONS: dict[str, Callable[[int, int], float]] = {
-    "linalg_cholesky_ex": lambda m, n: n**3 / 3,
-    "cholesky_inverse": lambda m, n: 2 * n**3 / 3,
-    "linalg_qr": lambda m, n: 4 * m * min(m, n) ** 2 - 4 * min(m, n) ** 3 / 3,
-    "_linalg_eigh": lambda m, n: 9 * n**3,
-}
 
 
 @contextmanager

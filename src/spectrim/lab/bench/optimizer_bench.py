@@ -19,17 +19,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectrim
+from spectrim.lab.bench.settings import BLOCKS
 from spectrim.lab.errors import LabError
 from spectrim.lab.training.run_statistics import state_bytes, tensors
 
-__all__ = ["BLOCKS", "CONTENDERS", "OptimizerRow", "bench_optimizers"]
-
-BLOCKS: dict[str, tuple[tuple[int, ...], ...]] = {
-    "gpt2-small": ((2304, 768), (768, 768), (3072, 768), (768, 3072)),
-    "llama-1b": ((2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192)),
-    "tiny": ((96, 64), (64, 96)),
-}
-"""The matrices of one block, outputs x inputs."""
+__all__ = ["CONTENDERS", "OptimizerRow", "bench_optimizers"]
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 

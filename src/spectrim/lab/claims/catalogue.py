@@ -11,9 +11,11 @@ from typing import Any
 
 from spectrim.lab.claims import entry_noise, frank_wolfe, regression, spike_noise, training
 from spectrim.lab.claims.claim import Check, Claim, Finding
-from spectrim.lab.claims.studies import ClaimsConfig, quiet, run_studies
+from spectrim.lab.claims.settings import ClaimsConfig
+from spectrim.lab.claims.studies import quiet, run_studies
 from spectrim.lab.errors import LabError
-from spectrim.lab.experiments.comparison import CompareConfig, ComparisonListener
+from spectrim.lab.experiments.comparison import ComparisonListener
+from spectrim.lab.experiments.settings import CompareConfig
 
 __all__ = ["CHECKS", "Judged", "all_claims", "chosen", "judge_claims"]
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from spectrim.lab.config import Config
+from spectrim.lab.settings import Config
 
 __all__ = ["Check", "Claim", "Finding", "Interval", "Verdict", "by_sign", "mean_interval"]
 

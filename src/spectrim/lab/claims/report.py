@@ -6,7 +6,7 @@ from typing import Any
 
 from spectrim.lab.claims.catalogue import Judged
 from spectrim.lab.claims.claim import Interval
-from spectrim.lab.claims.studies import BUDGETS, ClaimsConfig
+from spectrim.lab.claims.settings import BUDGETS, ClaimsConfig
 from spectrim.lab.files import write_json, write_text
 from spectrim.lab.reports.page.figures import colour, layout
 from spectrim.lab.reports.page.html import Figure, Note, PagePart, Section, Table, write_page

@@ -9,15 +9,17 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, Literal
+from typing import Any
 
-from spectrim.lab.config import Config, DataConfig, ModelConfig, MonitorConfig, Precision, unset
-from spectrim.lab.experiments.comparison import CompareConfig, ComparisonListener, compare
+from spectrim.lab.claims.settings import BUDGETS, Budget, ClaimsConfig
+from spectrim.lab.config import ModelConfig, MonitorConfig
+from spectrim.lab.experiments.comparison import ComparisonListener, compare
+from spectrim.lab.experiments.settings import CompareConfig
 from spectrim.lab.logging.monitor_log import read_measurements
 from spectrim.lab.recipes.names import BASELINE, default_hyperparameters, parse_recipe
 from spectrim.lab.training.folder import RunFolder
 
-__all__ = ["BUDGETS", "ROBUST_FACTORS", "Budget", "ClaimsConfig", "Study", "run_studies", "studies_of"]
+__all__ = ["ROBUST_FACTORS", "Study", "quiet", "run_studies", "studies_of"]
 
 RECIPES = (
     *("adamw", "adamw+clip", "signum", "signum+clip", "ademamix", "ademamix+clip", "muon", "spectra"),
@@ -36,41 +38,6 @@ UNSEARCHED = {"embedding_lr": {"signum": 16.0, "ademamix": 16.0}}
 
 RANKS = (0.005, 0.05, 0.1)
 """Rank ratios of Spectra beside the published 0.015."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How much is trained."""
-
-    presets: tuple[str, ...]
-    """Sizes of the model; all claims are judged at the first, trends over all."""
-    steps: int
-    factors: tuple[float, ...]
-    """Of the default learning rate, when rates are tuned."""
-    seeds: tuple[int, ...]
-    corpora: bool
-    """True if a second corpus is trained on, the Python sources of the standard library."""
-
-
-BUDGETS: Mapping[str, Budget] = {
-    "quick": Budget(presets=("1m",), steps=120, factors=(0.5, 1, 2), seeds=(1, 2, 3), corpora=False),
-    "default": Budget(presets=("2m", "1m", "tiny"), steps=320, factors=(0.5, 1, 2, 4), seeds=(1, 2, 3), corpora=True),
-    "long": Budget(
-        presets=("10m", "2m", "1m"), steps=1280, factors=(0.25, 0.5, 1, 2, 4), seeds=(1, 2, 3, 4, 5), corpora=True
-    ),
-}
-
-
-class ClaimsConfig(Config):
-    """Settings of ``spectrim claims``."""
-
-    budget: Literal["quick", "default", "long"] = "default"
-    """How much is trained: 20 minutes on two cores, two hours, or as long as a GPU deserves."""
-    only: tuple[str, ...] = unset("all claims")
-    """Names of claims, or the beginnings of names; theory stands for those that need no training."""
-    data: DataConfig = DataConfig()
-    precision: Precision = "auto"
-    device: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

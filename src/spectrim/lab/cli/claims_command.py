@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from spectrim.lab.claims.studies import ClaimsConfig
+from spectrim.lab.claims.settings import ClaimsConfig
 from spectrim.lab.cli.flags import configure, with_settings
 from spectrim.lab.cli.shared_options import CacheDir, Json, Name, RunsDir, check_name, show
 from spectrim.lab.tables import TextTable
@@ -12,7 +12,7 @@ from spectrim.lab.tables import TextTable
 __all__ = ["claims_command"]
 
 
-@with_settings(ClaimsConfig, leave_out=("data.batch_size", "data.sequence_length"))
+@with_settings(ClaimsConfig)
 def claims_command(
     given: dict[str, Any],
     name: Name = "claims",
@@ -26,7 +26,7 @@ def claims_command(
     """
     from spectrim.lab.claims.catalogue import Judged, judge_claims
     from spectrim.lab.claims.report import as_dict, write_claims
-    from spectrim.lab.experiments.comparison import CompareConfig
+    from spectrim.lab.experiments.settings import CompareConfig
     from spectrim.lab.logging.terminal import TerminalProgress
     from spectrim.lab.training.device import choose_device, environment
 

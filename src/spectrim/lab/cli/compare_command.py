@@ -20,9 +20,9 @@ from spectrim.lab.cli.shared_options import (
     check_name,
     show,
 )
-from spectrim.lab.config import merge
 from spectrim.lab.errors import LabError
-from spectrim.lab.experiments.comparison import CompareConfig, compare
+from spectrim.lab.experiments.settings import CompareConfig
+from spectrim.lab.settings import merge
 
 __all__ = ["compare_command"]
 
@@ -48,6 +48,7 @@ def compare_command(
     Without recipes: adamw, adamw+clip, spectra, muon. Finished runs are not repeated; an interrupted comparison goes
     on.
     """
+    from spectrim.lab.experiments.comparison import compare
     from spectrim.lab.logging.terminal import TerminalProgress
     from spectrim.lab.reports.comparison_report import terminal_tables
 

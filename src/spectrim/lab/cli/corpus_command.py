@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from spectrim.lab.cli.flags import configure, with_settings
+from spectrim.lab.cli.flags import THEMES, configure, with_settings
 from spectrim.lab.cli.shared_options import CacheDir, Json, show
 from spectrim.lab.config import SharedConfig
 from spectrim.lab.tables import TextTable
@@ -10,7 +10,7 @@ from spectrim.lab.tables import TextTable
 __all__ = ["corpus_command"]
 
 
-@with_settings(SharedConfig, only=("data.sources", "data.text_column", "data.tokenizer", "data.vocabulary_size"))
+@with_settings(SharedConfig, {"Text": THEMES["Text"]})
 def corpus_command(given: dict[str, Any], cache_dir: CacheDir = None, as_json: Json = False) -> None:
     """Show what a corpus holds: documents, bytes and tokens of both sides of the split, and a sample."""
     from spectrim.lab.data.tokens import describe_tokens, prepare_tokens, resolve_data

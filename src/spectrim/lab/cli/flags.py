@@ -11,14 +11,16 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from spectrim.lab.config import TrainConfig, merge, read_toml
+from spectrim.lab.config import TrainConfig
 from spectrim.lab.errors import LabError
+from spectrim.lab.experiments.settings import ALL
+from spectrim.lab.settings import Config, merge, read_toml
 
 __all__ = ["RECIPE_HELP", "configure", "parse_numbers", "trust_named", "with_settings"]
 
@@ -65,23 +67,22 @@ class Spelling:
 
 
 def with_settings(
-    model: type[BaseModel], *, only: Iterable[str] = (), leave_out: Iterable[str] = (), default: str = ""
+    model: type[Config], themes: Mapping[str, Iterable[str]] = THEMES, *, default: str = ""
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command a flag for each setting of a model.
 
     The command is called with the settings that were given, by dotted key, and with its own options.
 
     Args:
-        model: whose fields the settings are.
-        only: keys of the settings that get a flag; all of :data:`THEMES` that the model has unless given.
-        leave_out: keys that get none.
+        model: declares the settings.
+        themes: keys of the settings that get a flag, by the heading that ``--help`` shows them under. With the default
+            there is also ``--set`` for every other setting.
         default: shown in place of the settings' own defaults, where the command has another.
     """
     flags: dict[str, tuple[str, Annotated[Any, "parameter"], Callable[[Any], Any]]] = {}
-    for theme, keys in THEMES.items():
+    for theme, keys in themes.items():
         for key in keys:
-            place = find(model, key) if (not only or key in only) and key not in leave_out else None
-            name = key.rpartition(".")[2]
+            place, name = find(model, key), key.rpartition(".")[2]
             if place is not None and name not in flags:
                 flags[name] = (key, *parameter(key, *place, theme=theme, default=default))
 
@@ -92,17 +93,14 @@ def with_settings(
             command(given | parse_settings(values.pop("set_", None), given), **values)
 
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-        derived = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-            for name, (_, annotation, _) in flags.items()
-        ]
-        if not only:
-            derived.append(
-                inspect.Parameter("set_", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=AnySetting)
-            )
-        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in [*derived, *own]]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__doc__ = command.__doc__
+        derived = {name: annotation for name, (_, annotation, _) in flags.items()}
+        if "Experiment" in themes:
+            derived["set_"] = AnySetting
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in derived.items()]
+        run.__signature__ = inspect.Signature([*parameters, *(each.replace(kind=keyword) for each in own)])  # type: ignore[attr-defined]
+        paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+        run.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)  # --help wraps lines itself
         return run
 
     return decorate
@@ -119,7 +117,7 @@ AnySetting = Annotated[
 ]
 
 
-def find(model: type[BaseModel], key: str) -> tuple[FieldInfo, Any] | None:
+def find(model: type[Config], key: str) -> tuple[FieldInfo, Any] | None:
     """The field of a dotted key and its default in this model; None if the model has no such field."""
     *tables, name = key.split(".")
     section: Any = None
@@ -134,43 +132,55 @@ def find(model: type[BaseModel], key: str) -> tuple[FieldInfo, Any] | None:
 
 def parameter(key: str, field: FieldInfo, value: Any, *, theme: str, default: str) -> tuple[Any, Callable[[Any], Any]]:
     """The annotation that tells typer of a setting, and what turns a word of the command line into its value."""
-    kind, choices = kind_of(field)
-    spelling = SPELLINGS.get(key, Spelling("--" + key.rpartition(".")[2].replace("_", "-")))
-    parse = spelling.parse
-    metavar = spelling.metavar or "|".join(choices) or None
-    if kind is dict:
-        metavar, parse = metavar or "RECIPE=VALUE", parse or parse_rates
+    name = key.rpartition(".")[2]
+    spelling = SPELLINGS.get(key) or SPELLINGS.get(name) or Spelling("--" + name.replace("_", "-"))
+    kind, choices, parse = kind_of(field, spelling.flag)
+    parse = spelling.parse or parse
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     shown = default or extra.get("default") or show_default(value)
     text = " ".join((field.description or "").split())
-    text += " Repeatable." if kind in (dict, list) and not key.startswith("recipe") else ""
-    if key == "recipe" or key == "recipes":
+    if kind is str and choices and not spelling.metavar and get_origin(field.annotation) is tuple:
+        text += f" Separated by commas, or all: {', '.join(choices)}."
+        choices = ()
+    text += " Repeatable." if get_origin(kind) is list and not key.startswith("recipe") else ""
+    if key in ("recipe", "recipes") and theme == "Experiment":
         info: Any = typer.Argument(metavar="RECIPE" if kind is str else "[RECIPE]...", help=RECIPE_HELP)
     else:
-        text += f" [dim]\\[default: {shown}][/dim]" if shown else ""
+        text += f" [dim]\\[default: {shown}][/dim]" if shown and kind is not bool else ""
+        metavar = spelling.metavar or "|".join(choices) or None
         info = typer.Option(spelling.flag, metavar=metavar, help=text, rich_help_panel=theme)
-    word = list[str] if kind in (dict, list) else kind
-    return Annotated[word | None, info], (lambda given: parse(spelling.flag, given)) if parse else lambda given: given
+    return Annotated[kind | None, info], (lambda given: parse(spelling.flag, given)) if parse else lambda given: given
 
 
-def kind_of(field: FieldInfo) -> tuple[type, tuple[str, ...]]:
-    """What a flag's word is read as (str, int, float; list for several; dict for RECIPE=VALUE), and its choices."""
+def kind_of(field: FieldInfo, flag: str) -> tuple[Any, tuple[str, ...], Callable[[str, Any], Any] | None]:
+    """How typer reads the word of a flag, the choices for it, and what parses it further."""
     kind: Any = field.annotation
     if get_origin(kind) in (Union, types.UnionType):
         kind = next(part for part in get_args(kind) if part is not types.NoneType)
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if any(isinstance(check, BeforeValidator) for check in field.metadata):
-        return str, ()
+        return str, (), None
     if get_origin(kind) is Literal:
-        return str, get_args(kind)
+        return str, get_args(kind), None
+    if get_origin(kind) is dict:
+        return list[str], (), parse_rates
     if get_origin(kind) is tuple:
-        return (list if get_args(kind)[0] is str else str), ()
-    return get_origin(kind) or kind, ()
+        item = get_args(kind)[0]
+        item = get_args(item)[0] if get_origin(item) is Annotated else item
+        if get_origin(item) is Literal:
+            choices = get_args(item)
+            return str, choices, lambda flag, text: parse_choices(flag, text, choices)
+        return (str, (), parse_numbers) if item is int else (types.GenericAlias(list, (item,)), (), None)
+    return kind, (), None
 
 
 def show_default(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value in (None, {}) else str(value)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:g}" if value >= 1e6 else str(value)
+    return "none" if value in (None, {}) else str(value)
 
 
 def parse_settings(items: list[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,7 +204,12 @@ def trust_named(given: Mapping[str, Any], everything: bool) -> None:
     external.trust([external.ANY] if everything else [name for name in named if isinstance(name, str)])
 
 
-def configure(model: Any, file: Path | None, given: dict[str, Any], *, below: dict[str, Any] | None = None) -> Any:
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def configure(
+    model: type[AnyConfig], file: Path | None, given: dict[str, Any], *, below: dict[str, Any] | None = None
+) -> AnyConfig:
     """The configuration of a file, if any, under the settings that were given; "data.sources" is a nested key."""
     values = read_toml(file) if file else dict(below or {})
     # Flags may complete a file, so only what the file does hold is checked in its name.
@@ -208,6 +223,15 @@ def configure(model: Any, file: Path | None, given: dict[str, Any], *, below: di
                 raise LabError(f"{source}: {table}={target!r}: expected a table")
         target[last] = value
     return model.parse(values, source=source)
+
+
+def parse_choices(flag: str, text: str, choices: tuple[str, ...]) -> list[str]:
+    """Some of the choices, separated by commas, or "all"."""
+    values = list(choices) if text == "all" else [value.strip() for value in text.split(",")]
+    for value in values:
+        if value not in choices:
+            raise LabError(f"{flag} {value!r}: expected {', '.join(choices)}, or all")
+    return values
 
 
 def parse_numbers(flag: str, text: str) -> list[int]:
@@ -259,8 +283,6 @@ def parse_overrides(flag: str, items: list[str]) -> dict[str, dict[str, Any]]:
 
 def parse_spaces(flag: str, items: list[str]) -> dict[str, dict[str, str]]:
     """[RECIPE.]KEY=RANGE by recipe; without a recipe it is for all of them."""
-    from spectrim.lab.experiments.sweep_settings import ALL
-
     spaces: dict[str, dict[str, str]] = {}
     form = "[RECIPE.]KEY=RANGE, such as lr=1e-4:1e-2 or spectra.momentum=0.9,0.95"
     for left, text, wrong in assignments(flag, items, form):
@@ -290,9 +312,18 @@ def parse_value(text: str) -> Any:
 
 SPELLINGS = {
     "data.sources": Spelling("--data", "SOURCE[@WEIGHT]"),
+    "sources": Spelling("--data", "SOURCE"),
     "model.architecture": Spelling("--model"),
     "schedule.shape": Spelling("--schedule"),
     "seeds": Spelling("--seeds", "N,N,...", parse_numbers),
+    "layers": Spelling("--layers", "N,N,..."),
+    "parameters": Spelling("--parameters", "PATTERN"),
+    "thresholds": Spelling("--threshold"),
     "overrides": Spelling("--override", "RECIPE.KEY=VALUE", parse_overrides),
     "space": Spelling("--space", "[RECIPE.]KEY=RANGE", parse_spaces),
+    "solvers": Spelling("--solver"),
+    "dtypes": Spelling("--dtype"),
+    "spectra": Spelling("--spectrum"),
+    "json_path": Spelling("--json"),
 }
+"""Flags that are not spelled as their setting, by its dotted key or its last part."""

@@ -20,7 +20,7 @@ from spectrim.lab.cli.shared_options import (
     show,
 )
 from spectrim.lab.errors import LabError
-from spectrim.lab.experiments.sweep_settings import SweepConfig
+from spectrim.lab.experiments.settings import RATES, SweepConfig
 
 __all__ = ["sweep_command"]
 
@@ -28,7 +28,7 @@ WORKERS = "Workers"
 
 
 # Learning rates are what a sweep searches, so they are not flags: --space gives their ranges, --override fixes them.
-@with_settings(SweepConfig, leave_out=[key for key in THEMES["Optimizer"] if key.endswith(("lr", "clip_bound"))])
+@with_settings(SweepConfig, THEMES | {"Optimizer": [key for key in THEMES["Optimizer"] if not key.endswith(RATES)]})
 def sweep_command(
     given: dict[str, Any],
     grid: Annotated[

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from spectrim.lab.config import Config
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import parse_json
+from spectrim.lab.settings import Config
 
 __all__ = ["Shards", "is_shard_folder", "open_shards"]
 

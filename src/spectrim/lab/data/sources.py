@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spectrim.lab.config import is_text
 from spectrim.lab.data.documents import Document
 from spectrim.lab.data.shards import is_shard_folder
 from spectrim.lab.data.source_files import find_files, suffix
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import parse_json
 from spectrim.lab.paths import named_path
+from spectrim.lab.settings import is_text
 
 __all__ = ["Source", "parse_sources", "read_sources", "resolve_sources"]
 

@@ -5,7 +5,6 @@ is a function of the inputs and the options.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +14,9 @@ from spectrim.lab.data.batches import Batches
 from spectrim.lab.diagnosis.gradients import GradientSource
 from spectrim.lab.diagnosis.matrices import ChosenMatrix, choose
 from spectrim.lab.diagnosis.numbers import gradient_numbers, matrix_numbers, plain
+from spectrim.lab.diagnosis.settings import SpectrumConfig
 from spectrim.lab.diagnosis.stages import read_stages
-from spectrim.lab.diagnosis.targets import LoadedTarget, SpectrumTarget, TextOptions, find_targets
+from spectrim.lab.diagnosis.targets import LoadedTarget, SpectrumTarget, find_targets
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import write_folder_atomically, write_json, write_text
 from spectrim.lab.training.device import choose_device, environment
@@ -28,7 +28,6 @@ __all__ = [
     "NUMBERS",
     "READING",
     "ProgressListener",
-    "SpectrumOptions",
     "check_out",
     "default_out",
     "spectrum",
@@ -37,40 +36,6 @@ __all__ = [
 
 NUMBERS = "spectrum.json"
 READING = "reading.md"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpectrumOptions:
-    """How spectra are taken."""
-
-    batches: int = 32
-    """Over which mean and noise of the gradient are taken; 0 for weights alone."""
-    layers: tuple[int, ...] = ()
-    parameters: tuple[str, ...] = ()
-    thresholds: tuple[float, ...] = ()
-    seed: int | None = None
-    """Decides the batches; unset, they are those that the run's training would have gone on with."""
-    memory: float = 2e9
-    """Bytes of gradients that are held at once."""
-    text: TextOptions = field(default_factory=TextOptions)
-
-    def check(self) -> None:
-        """Refuse what cannot be measured.
-
-        Raises:
-            LabError: a value outside its range.
-        """
-        if self.batches != 0 and self.batches < FEWEST_BATCHES:
-            raise LabError(f"--batches {self.batches}: noise needs at least {FEWEST_BATCHES}, 0 shows weights alone")
-        if self.layers and self.parameters:
-            raise LabError("--layers and --parameters both say which matrices; give one of them")
-        for threshold in self.thresholds:
-            if not threshold > 0:
-                raise LabError(f"--threshold {threshold:g}: expected a positive number")
-        if not self.memory > 0:
-            raise LabError(f"--memory {self.memory / 1e9:g}: expected a positive number of gigabytes")
-        if self.seed is not None and self.seed < 0:
-            raise LabError(f"--seed {self.seed}: expected a whole number from 0")
 
 
 class ProgressListener(Protocol):
@@ -88,7 +53,7 @@ class ProgressListener(Protocol):
 
 def spectrum(
     paths: Sequence[Path],
-    options: SpectrumOptions,
+    options: SpectrumConfig,
     *,
     cache_dir: Path | None = None,
     listener: ProgressListener | None = None,
@@ -107,7 +72,8 @@ def spectrum(
     Raises:
         LabError: a path or an option that cannot be served.
     """
-    options.check()
+    if 0 < options.batches < FEWEST_BATCHES:
+        raise LabError(f"--batches {options.batches}: noise needs at least {FEWEST_BATCHES}, 0 shows weights alone")
     subjects = find_targets(paths)
     measured = {
         subject.name: measure_subject(subject, options, cache_dir=cache_dir, listener=listener) for subject in subjects
@@ -122,17 +88,17 @@ def spectrum(
             "parameters": list(options.parameters),
             "thresholds": list(options.thresholds),
             "seed": options.seed,
-            "data": list(options.text.sources),
+            "data": list(options.data.sources),
         },
         "environment": environment(choose_device("auto")),
     }
 
 
 def measure_subject(
-    subject: SpectrumTarget, options: SpectrumOptions, *, cache_dir: Path | None, listener: ProgressListener | None
+    subject: SpectrumTarget, options: SpectrumConfig, *, cache_dir: Path | None, listener: ProgressListener | None
 ) -> dict[str, Any]:
     """Everything about one model."""
-    loaded = subject.load(options.text, with_text=options.batches > 0, cache_dir=cache_dir)
+    loaded = subject.load(options.data, with_text=options.batches > 0, cache_dir=cache_dir)
     chosen = choose(loaded.model, layers=options.layers, patterns=options.parameters)
     parameters = dict(loaded.model.named_parameters())
     matrices: dict[str, dict[str, Any]] = {}
@@ -184,7 +150,7 @@ def gradient_source(
     subject: SpectrumTarget,
     loaded: LoadedTarget,
     chosen: Sequence[ChosenMatrix],
-    options: SpectrumOptions,
+    options: SpectrumConfig,
     listener: ProgressListener | None,
 ) -> GradientSource:
     assert loaded.tokens is not None
@@ -205,7 +171,7 @@ def gradient_source(
         # Go on where training stopped: those batches are as new to the model as any.
         first=(subject.step or 0) if options.seed is None else 0,
         count=options.batches,
-        memory=options.memory,
+        memory=1e9 * options.memory,
         device=torch.device(choose_device(config.device if config else "auto")),
         precision=config.precision if config else "float32",
         accumulate=config.accumulate if config and data.batch_size % config.accumulate == 0 else 1,

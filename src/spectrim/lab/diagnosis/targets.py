@@ -11,34 +11,20 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from spectrim.lab.config import DataConfig, ModelConfig, TrainConfig, read_toml
+from spectrim.lab.config import DataConfig, ModelConfig, TrainConfig
 from spectrim.lab.data.tokens import Tokens, prepare_tokens, resolve_data
+from spectrim.lab.diagnosis.settings import TextConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.models.build import build_model
 from spectrim.lab.recipes.names import parse_recipe
+from spectrim.lab.settings import read_toml
 from spectrim.lab.training import checkpoints
 from spectrim.lab.training.folder import RunFolder
 
-__all__ = ["LoadedTarget", "SpectrumTarget", "TextOptions", "find_targets"]
+__all__ = ["LoadedTarget", "SpectrumTarget", "find_targets"]
 
 MOMENTA = ("exp_avg", "momentum_buffer")
 """Under which names optimizers keep a moving average of gradients."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextOptions:
-    """What gradients are taken on, where that is not what a run was trained on."""
-
-    sources: tuple[str, ...] = ()
-    text_column: str | None = None
-    tokenizer: str | None = None
-    batch_size: int | None = None
-    sequence_length: int | None = None
-
-    def over(self, data: DataConfig) -> DataConfig:
-        """These options in place of those of ``data``, where they are given."""
-        given = {key: value for key, value in vars(self).items() if value is not None and value != ()}
-        return data.model_copy(update=given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +60,7 @@ class SpectrumTarget:
         beside = self.path.parent.parent
         return RunFolder(beside) if self.kind == "checkpoint" and (beside / "config.toml").is_file() else None
 
-    def load(self, text: TextOptions, *, with_text: bool, cache_dir: Path | None = None) -> LoadedTarget:
+    def load(self, text: TextConfig, *, with_text: bool, cache_dir: Path | None = None) -> LoadedTarget:
         """The model, its momentum, and the tokens unless only weights are looked at.
 
         Raises:
@@ -116,7 +102,7 @@ class SpectrumTarget:
             momenta, kept_as = restore_momenta(self.checkpoint, model)
         return LoadedTarget(model=model, tokens=tokens, data=data, momenta=momenta, momentum=kept_as)
 
-    def _load_weights(self, text: TextOptions, *, with_text: bool, cache_dir: Path | None) -> LoadedTarget:
+    def _load_weights(self, text: TextConfig, *, with_text: bool, cache_dir: Path | None) -> LoadedTarget:
         if with_text and not text.sources:
             raise LabError(
                 f"{str(self.path)!r} is a model without text: name some by --data for its gradients, or give "

@@ -10,85 +10,25 @@ both: where a recipe ends, and where it stands when AdamW has used its time.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from pydantic import Field
-
-from spectrim.lab.config import (
-    OptimizerConfig,
-    PositiveFloat,
-    Recipes,
-    Seeds,
-    SharedConfig,
-    TrainConfig,
-    describe_differences,
-    merge,
-    unset,
-    without_paths,
-)
+from spectrim.lab.config import OptimizerConfig, SharedConfig, TrainConfig, without_paths
 from spectrim.lab.data.tokens import prepare_tokens
 from spectrim.lab.errors import LabError
 from spectrim.lab.experiments.equal_time import fit_steps
 from spectrim.lab.experiments.results import summarise
+from spectrim.lab.experiments.settings import RATES, CompareConfig
 from spectrim.lab.files import create_text, write_text
 from spectrim.lab.logging.dynamics import read_dynamics
 from spectrim.lab.logging.log import StepRecord, read_log
 from spectrim.lab.logging.monitor_log import MonitorRecord
 from spectrim.lab.logging.run_result import RunResult
 from spectrim.lab.recipes.names import BASELINE, canonical_names, parse_recipe
+from spectrim.lab.settings import describe_differences, merge
 from spectrim.lab.training.folder import RunFolder, stored_settings
 from spectrim.lab.training.run import prepare, train
 
-__all__ = ["DEFAULT_RECIPES", "CompareConfig", "ComparisonListener", "compare"]
-
-DEFAULT_RECIPES = (BASELINE, "adamw+clip", "spectra", "muon")
-
-RATES = ("lr", "embedding_lr", "head_lr", "clip_bound")
-
-Rates = dict[str, PositiveFloat]
-
-
-def by_recipe() -> Any:
-    """A table of one number for each recipe."""
-    return Field(default={}, json_schema_extra={"default": "the recipe's own"})
-
-
-class CompareConfig(SharedConfig):
-    """Settings of a comparison."""
-
-    recipes: Recipes = DEFAULT_RECIPES
-    seeds: Seeds = (0,)
-    """Every recipe is trained once with each seed, which decides initial weights and batches."""
-    lr: Rates = by_recipe()
-    """Peak learning rate."""
-    embedding_lr: Rates = by_recipe()
-    """Factor on the learning rate for embeddings."""
-    head_lr: Rates = by_recipe()
-    """Factor on the learning rate for the output head."""
-    clip_bound: Rates = by_recipe()
-    """For recipes with +clip, the threshold times the peak learning rate."""
-    overrides: dict[str, dict[str, Any]] = Field(default={})
-    """Any key of the table optimizer for one recipe; --lr and the other rates win over it."""
-    equal: Literal["tokens", "time"] = "tokens"
-    """What all recipes get the same amount of; with time, each recipe takes as many steps as fit into it."""
-    seconds: PositiveFloat | None = unset("the time that AdamW takes for --steps")
-    """Training time of every recipe, for a comparison at equal time."""
-
-    def runs(self, steps: Mapping[str, int] | None = None) -> Iterator[TrainConfig]:
-        """Every run, complete with its hyperparameters; one seed of all recipes before the next seed.
-
-        Args:
-            steps: of each recipe, where they are not the same for all.
-        """
-        shared = {key: getattr(self, key) for key in SharedConfig.model_fields}
-        for seed in self.seeds:
-            for recipe in self.recipes:
-                rates = {key: by[recipe] for key in RATES if recipe in (by := getattr(self, key))}
-                values = merge(self.optimizer.model_dump(), self.overrides.get(recipe, {})) | rates
-                shared["optimizer"] = OptimizerConfig.parse(values, source=f"overrides of {recipe!r}")
-                if steps is not None:
-                    shared["steps"] = steps[recipe]
-                yield prepare(TrainConfig(**shared, recipe=recipe, seed=seed))
+__all__ = ["ComparisonListener", "compare"]
 
 
 class ComparisonListener(Protocol):
@@ -134,7 +74,7 @@ def compare(
     Raises:
         LabError: the input cannot be served. ``out`` is then as it was.
     """
-    from spectrim.lab.reports.comparison_report import write_report
+    from spectrim.lab.reports.page.comparison_page import write_report
     from spectrim.lab.reports.study import PAGE, report
 
     config = canonical(config, out)
@@ -144,13 +84,15 @@ def compare(
     if config.equal == "time":
         # Recipes are timed first, in the comparison's folder; it is one from then on, also if that is interrupted.
         claim(config, out)
-        firsts = list(config.model_copy(update={"seeds": config.seeds[:1]}).runs())
+        firsts = list(runs_of(config.model_copy(update={"seeds": config.seeds[:1]})))
         on_calibration = monitor.calibration_started if monitor else None
         budget = fit_steps(
             firsts, out, seconds=config.seconds, cache_dir=cache_dir, on_calibration=on_calibration, compiled=compiled
         )
     steps = budget.steps if budget else None
-    runs = [(run, RunFolder(out / parse_recipe(run.recipe).folder / f"seed-{run.seed}")) for run in config.runs(steps)]
+    runs = [
+        (run, RunFolder(out / parse_recipe(run.recipe).folder / f"seed-{run.seed}")) for run in runs_of(config, steps)
+    ]
     check_runs(runs, tokens.key)
     claim(config, out)
     write_text(out / "config.toml", config.to_toml())
@@ -176,6 +118,24 @@ def compare(
     write_report(summary, out)
     report([out], out / PAGE)
     return summary
+
+
+def runs_of(config: CompareConfig, steps: Mapping[str, int] | None = None) -> Iterator[TrainConfig]:
+    """Yield every run with its hyperparameters filled in; all recipes with one seed come before the next seed.
+
+    Args:
+        config: the comparison.
+        steps: the steps of each recipe, where they differ.
+    """
+    shared = {key: getattr(config, key) for key in SharedConfig.model_fields}
+    for seed in config.seeds:
+        for recipe in config.recipes:
+            rates = {key: by[recipe] for key in RATES if recipe in (by := getattr(config, key))}
+            values = merge(config.optimizer.model_dump(), config.overrides.get(recipe, {})) | rates
+            shared["optimizer"] = OptimizerConfig.parse(values, source=f"overrides of {recipe!r}")
+            if steps is not None:
+                shared["steps"] = steps[recipe]
+            yield prepare(TrainConfig(**shared, recipe=recipe, seed=seed))
 
 
 def with_dynamics(result: RunResult, folder: RunFolder) -> RunResult:
@@ -209,7 +169,7 @@ def canonical(config: CompareConfig, out: Path) -> CompareConfig:
     config = config.model_copy(update=update)
     if config.precision == "auto" and (stored := stored_settings(CompareConfig, out)) is not None:
         config = config.model_copy(update={"precision": stored.precision})
-    first, *_ = config.runs()  # all of them, so that each is checked
+    first, *_ = runs_of(config)  # all of them, so that each is checked
     return config.model_copy(update={key: getattr(first, key) for key in ("data", "model", "precision")})
 
 

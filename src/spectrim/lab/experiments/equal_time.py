@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from spectrim.lab.config import Config, MonitorConfig, PositiveFloat, PositiveInt, TrainConfig
+from spectrim.lab.config import MonitorConfig, TrainConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import write_json
 from spectrim.lab.logging.dynamics import step_seconds
 from spectrim.lab.logging.log import read_log
 from spectrim.lab.recipes.names import BASELINE, parse_recipe
+from spectrim.lab.settings import Config, PositiveFloat, PositiveInt
 from spectrim.lab.training.folder import RunFolder
 from spectrim.lab.training.run import train
 from spectrim.lab.training.run_statistics import WARMING_UP

@@ -7,7 +7,7 @@ leaves the seeds' own differences out.
 from collections.abc import Mapping
 from statistics import fmean
 
-from spectrim.lab.config import Config
+from spectrim.lab.settings import Config
 
 __all__ = ["CONFIDENCE", "Difference", "paired_difference"]
 

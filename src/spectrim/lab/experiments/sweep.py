@@ -18,15 +18,17 @@ from typing import Any
 
 from filelock import FileLock
 
-from spectrim.lab.config import describe_differences, without_paths
+from spectrim.lab.config import without_paths
 from spectrim.lab.data.tokens import prepare_tokens
 from spectrim.lab.errors import Interrupted, LabError
 from spectrim.lab.experiments.search_space import Categorical, spread_points, starting_point
-from spectrim.lab.experiments.sweep_settings import SweepConfig, canonical
+from spectrim.lab.experiments.settings import SweepConfig
+from spectrim.lab.experiments.sweep_runs import canonical, dimensions_of, run_at
 from spectrim.lab.files import create_text, lock_file, write_text
 from spectrim.lab.logging.log import StepRecord
 from spectrim.lab.recipes import external
 from spectrim.lab.recipes.names import parse_recipe, shown
+from spectrim.lab.settings import describe_differences
 from spectrim.lab.training.folder import RunFolder, stored_settings
 from spectrim.lab.training.run import train
 
@@ -127,7 +129,7 @@ class Sweep:
         """Every point of the recipe's grid: learning rates times the first other hyperparameter, and all choices."""
         points: list[dict[str, Any]] = [{}]
         ranges = 0
-        for key, dimension in self.config.dimensions(recipe).items():
+        for key, dimension in dimensions_of(self.config, recipe).items():
             if not isinstance(dimension, Categorical):
                 ranges += key != "lr"
                 if ranges > 1:
@@ -172,7 +174,7 @@ class Sweep:
         if self.config.method == "grid":
             points = self.grid(recipe)
         else:
-            space, trials = self.config.dimensions(recipe), self.config.trials
+            space, trials = dimensions_of(self.config, recipe), self.config.trials
             points = [starting_point(parse_recipe(recipe), space)]
             points += spread_points(space, min(trials, self.spread) - 1, seed=self.config.seed)
         for point in points:
@@ -235,8 +237,8 @@ class Sweep:
 
     def with_point(self, recipe: str, trial: Any) -> Any:
         """The trial with all of its hyperparameters chosen; those that it has are kept."""
-        searched = self.grid(recipe)[0] if self.config.method == "grid" else self.config.dimensions(recipe)
-        for key, dimension in self.config.dimensions(recipe).items():
+        searched = self.grid(recipe)[0] if self.config.method == "grid" else dimensions_of(self.config, recipe)
+        for key, dimension in dimensions_of(self.config, recipe).items():
             if key not in searched:
                 continue  # a grid leaves it at the recipe's default
             if isinstance(dimension, Categorical):
@@ -282,7 +284,7 @@ class Sweep:
 
         study, trial = self.study(claim.recipe), claim.trial
         complete, pruned, failed = (optuna.trial.TrialState[name] for name in ("COMPLETE", "PRUNED", "FAIL"))
-        config = self.config.run(claim.recipe, trial.params)
+        config = run_at(self.config, claim.recipe, trial.params)
         frozen = {item.number: item for item in study.get_trials(deepcopy=False)}[trial.number]
         reported = set(frozen.intermediate_values)
 

@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spectrim.lab.config import SharedConfig, merge
+from spectrim.lab.config import SharedConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.experiments.search_space import as_settings
 from spectrim.lab.experiments.sweep import Sweep
+from spectrim.lab.experiments.sweep_runs import dimensions_of
 from spectrim.lab.logging.log import read_log
 from spectrim.lab.recipes.names import parse_recipe
-from spectrim.lab.reports.sweep_report import TOLERANCE, write_summary
+from spectrim.lab.reports.page.sweep_page import write_report
+from spectrim.lab.reports.sweep_report import TOLERANCE
+from spectrim.lab.settings import merge
 from spectrim.lab.training.folder import RunFolder
 
 __all__ = ["collect", "settings_of_winners", "winners", "write_sweep_report"]
@@ -102,7 +105,7 @@ def good_rates(curve: list[tuple[float, float]]) -> float | None:
 
 def edges(sweep: Sweep, recipe: str, point: dict[str, Any]) -> list[str]:
     """The hyperparameters of a winner that lie at the edge of what was searched: the best may lie beyond."""
-    dimensions = sweep.config.dimensions(recipe)
+    dimensions = dimensions_of(sweep.config, recipe)
     return [key for key, value in point.items() if dimensions[key].at_edge(value)]
 
 
@@ -145,5 +148,5 @@ def winners(sweep: Sweep, recipes: Sequence[str]) -> dict[str, dict[str, Any]]:
 def write_sweep_report(sweep: Sweep) -> dict[str, Any]:
     """Write results.json, summary.md and the picture into the sweep's folder; returns what results.json holds."""
     summary = collect(sweep)
-    write_summary(summary, sweep.out)
+    write_report(summary, sweep.out)
     return summary

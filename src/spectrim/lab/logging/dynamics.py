@@ -9,7 +9,7 @@ from itertools import accumulate
 from statistics import median
 from typing import Any
 
-from spectrim.lab.config import Config
+from spectrim.lab.settings import Config
 
 __all__ = ["Dynamics", "count_spikes", "read_dynamics", "step_seconds"]
 

@@ -1,7 +1,7 @@
 """The result of one run, as ``result.json`` stores it."""
 
-from spectrim.lab.config import Config
 from spectrim.lab.logging.dynamics import Dynamics
+from spectrim.lab.settings import Config
 
 __all__ = ["Curve", "Plan", "RunResult"]
 

@@ -12,11 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from spectrim.lab.config import ModelConfig, read_toml
+from spectrim.lab.config import ModelConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import parse_json
 from spectrim.lab.huggingface import quiet_transformers
 from spectrim.lab.paths import named_path
+from spectrim.lab.settings import read_toml
 
 __all__ = ["PRESETS", "Preset", "causal_configuration", "check_preset", "name_of", "resolve_model"]
 

@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from spectrim.lab.errors import LabError
 from spectrim.lab.models.published import PUBLISHED
-from spectrim.lab.planning.scaling import (
-    Cluster,
-    Hardware,
-    Projection,
-    active_parameters,
-    project,
-    read_work,
-)
+from spectrim.lab.planning.scaling import Projection, active_parameters, project, read_work
+from spectrim.lab.planning.settings import Cluster, Hardware
 
 if TYPE_CHECKING:
     import torch
@@ -39,16 +33,8 @@ AUTO_CLASSES = (
 )
 """Where a configuration names no architecture: the first that knows it."""
 
-DEFAULT_RECIPE = "adamw+clip"
-
 SCALING_RECIPES = ("adamw", "adamw+shrink", "adamw+clip", "signum+clip", "ademamix+clip", "spectra", "muon")
 """What a projection compares unless one recipe is named."""
-
-DEFAULT_HARDWARE = Hardware(flops=4e14, bandwidth=5e10, tokens=8192)
-"""About what an H100 achieves in bfloat16 training, 400 Gbit/s for every rank, and one Llama 3 sequence."""
-
-DEFAULT_SHARD = 8
-"""Ranks that share one copy with hsdp: those of a usual machine."""
 
 
 def plan(model: str, recipe: str, *, lr: float | None = None) -> "Description":

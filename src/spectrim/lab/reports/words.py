@@ -37,15 +37,19 @@ def value_of(entry: Summary, key: str | Callable[[Summary], Any]) -> Any:
 # -- A comparison, a sweep ---------------------------------------------------------------------------------------------
 
 
-def verdict(entry: Summary, base: float) -> str:
-    """Whether a recipe ends below AdamW, as far as the interval of the paired difference tells."""
-    if entry["final_loss"] is None:
-        return "diverged"
-    side = "lower" if entry["final_loss"] < base else "higher"
+def certainty(entry: Summary) -> str:
+    """What limits the difference to AdamW: a single seed, or an interval that contains zero."""
     paired = entry.get("difference_to_adamw") or {}
     if paired.get("low") is None:
-        return f"{side}; how sure is not known"
-    return f"{side}, but may be nothing" if paired["low"] <= 0 <= paired["high"] else side
+        return "one seed"
+    return "not significant" if paired["low"] <= 0 <= paired["high"] else ""
+
+
+def verdict(entry: Summary, base: float) -> str:
+    """Whether a recipe ends below AdamW, and what limits that."""
+    if entry["final_loss"] is None:
+        return "diverged"
+    return ", ".join(filter(None, ["lower" if entry["final_loss"] < base else "higher", certainty(entry)]))
 
 
 def interval(paired: Summary | None) -> str:
@@ -99,11 +103,13 @@ def comparison_headline(summary: Summary) -> str:
     name = min(others, key=lambda name: (verdict(recipes[name], base) != "lower", losses[name]))
     entry, paired = recipes[name], recipes[name].get("difference_to_adamw")
     below = losses[name] < base
-    where = f"{name} ends {abs(losses[name] - base):.4f} {'below' if below else 'above'} AdamW's {base:.4f}"
+    apart = f"{abs(losses[name] - base):.4f} nats per token {'below' if below else 'above'} AdamW's {base:.4f}"
+    where = f"{name} ends {apart}"
     if below and entry["tokens_to_adamw"] is not None:
         where += f" and reaches that loss after {entry['tokens_to_adamw']:.0%} of the tokens"
-    sure = "" if interval(paired) == "-" else f"; 95\u00a0% interval {interval(paired)}, {paired['pairs']} seeds"
-    return f"{'' if below else 'No recipe ends below AdamW: '}{where} ({verdict(entry, base)}{sure})."
+    known = f"95\u00a0% interval {interval(paired)}, {paired['pairs']} seeds" if paired and paired["pairs"] > 1 else ""
+    sure = "; ".join(filter(None, [certainty(entry), known]))
+    return f"{'' if below else 'No recipe ends below AdamW: '}{where} ({sure})."
 
 
 def sweep_headline(summary: Summary) -> str:

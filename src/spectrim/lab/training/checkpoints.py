@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrim.lab.config import TrainConfig, describe_differences, without_paths
+from spectrim.lab.config import TrainConfig, without_paths
 from spectrim.lab.errors import LabError, LabWarning
 from spectrim.lab.files import PARTIAL, remove_partial, write_atomically
+from spectrim.lab.settings import describe_differences
 from spectrim.lab.training.processes import ONE_PROCESS, Parallel, drawn_seed
 
 __all__ = ["KEPT", "load_latest", "restore", "save"]

@@ -1,10 +1,15 @@
-"""What a finished run is measured by, beside its losses: state, weights, medians of its times, and where it ran."""
+"""Devices and precisions by name, and the machine and the code that a result comes from."""
 
 import os
 import platform
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
 
 import torch
 
+import spectrim
 from spectrim.lab.config import Precision
 from spectrim.lab.errors import LabError
 
@@ -29,8 +34,11 @@ def rounding_environment(device: torch.device, *, compiled: bool = False) -> dic
 
 
 def environment(device: str) -> dict[str, str | int]:
-    """What numbers and times depend on beside the configuration."""
+    """The code, the day and the machine of a result, on which it depends beside the configuration."""
     return {
+        "spectrim": spectrim.__version__,
+        **({"commit": commit} if (commit := commit_of_the_code()) else {}),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count() or 0,
@@ -38,6 +46,19 @@ def environment(device: str) -> dict[str, str | int]:
         "machine": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+
+
+@cache
+def commit_of_the_code() -> str:
+    """The git commit of spectrim, with "-dirty" if files differ from it; empty for an installed package."""
+    root = Path(spectrim.__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def choose_device(name: str) -> str:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from spectrim.lab.config import Config, TrainConfig, describe_differences, read_toml, without_paths
+from spectrim.lab.config import TrainConfig, without_paths
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import PARTIAL, create_text, lock_file, write_text
 from spectrim.lab.logging.log import read_log
 from spectrim.lab.logging.run_result import RunResult
+from spectrim.lab.settings import Config, describe_differences, read_toml
 
 __all__ = ["RunFolder", "stored_settings"]
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from spectrim.lab.config import TrainConfig, leaves
+from spectrim.lab.config import TrainConfig
 from spectrim.lab.data.tokens import Tokens, prepare_tokens, resolve_data
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import remove_partial, write_folder_atomically, write_json
@@ -22,6 +22,7 @@ from spectrim.lab.logging.run_result import Curve, Plan, RunResult
 from spectrim.lab.models.architecture import resolve_model
 from spectrim.lab.models.build import build_model, save_model
 from spectrim.lab.recipes.names import build_optimizer, resolve
+from spectrim.lab.settings import leaves
 from spectrim.lab.training.device import check_device, choose_device, choose_precision, environment, training_device
 from spectrim.lab.training.folder import RunFolder
 from spectrim.lab.training.loop import OnStep, run_steps

@@ -1,5 +1,9 @@
 """The page of a comparison: losses, time and memory, spectra through training, every number and setting."""
 
+from pathlib import Path
+from typing import Any
+
+from spectrim.lab.files import write_json, write_text
 from spectrim.lab.recipes.names import BASELINE
 from spectrim.lab.reports.comparison_report import (
     EQUAL_COLUMNS,
@@ -13,13 +17,37 @@ from spectrim.lab.reports.comparison_report import (
     table_rows,
     uneven_notes,
 )
+from spectrim.lab.reports.markdown import markdown
 from spectrim.lab.reports.page.figures import cost_figures, swatches, target_figure
 from spectrim.lab.reports.page.html import Note, PagePart, Section, Table
-from spectrim.lab.reports.page.loss_figure import loss_figure
-from spectrim.lab.reports.page.sections import Study, configuration, plan, reproduction, spectra
+from spectrim.lab.reports.page.loss_figure import Over, loss_figure
+from spectrim.lab.reports.page.sections import Study, configuration, plan, provenance, reproduction, spectra
+from spectrim.lab.reports.pictures import save_figure
 from spectrim.lab.reports.words import comparison_headline, verdict_rows
 
-__all__ = ["comparison_part"]
+__all__ = ["comparison_part", "write_report"]
+
+
+def write_report(summary: dict[str, Any], out: Path) -> None:
+    """Write results.json, summary.md and the curves of the loss into ``out``; each replaces an older one whole."""
+    curves: dict[Over, str] = {"tokens": "loss"}
+    if has_times(summary):
+        curves["time"] = "loss_over_time"
+    pictures = {save_loss(summary, out, stem, over=over): f"{stem}.svg" for over, stem in curves.items()}
+    study = Study(kind="compare", name=out.name, folder=out, summary=summary)
+    write_text(out / "summary.md", markdown(comparison_part(study), pictures))
+    write_json(out / "results.json", summary)
+
+
+def save_loss(summary: dict[str, Any], out: Path, stem: str, *, over: Over) -> str:
+    """Draw the loss of every recipe, with a legend in the order in which the lines end; returns the figure's title."""
+    losses = {name: entry["final_loss"] for name, entry in summary["recipes"].items()}
+    order = sorted(losses, key=lambda name: (losses[name] is None, losses[name] or 0.0))
+    labels = {name: f"{name}  {'diverged' if losses[name] is None else f'{losses[name]:.3f}'}" for name in order}
+    labels["AdamW's final loss"] = "AdamW's final loss"
+    figure = loss_figure(summary, over=over)
+    save_figure(figure, out, stem, labels=labels)
+    return figure.title
 
 
 def comparison_part(study: Study) -> PagePart:
@@ -28,8 +56,8 @@ def comparison_part(study: Study) -> PagePart:
     return PagePart(
         title=f"Comparison {study.name}",
         headline=comparison_headline(summary),
-        summary=[f"{heading(summary)}."],
-        swatches=swatches(summary),
+        summary=[f"{heading(summary)}.", f"{provenance(summary)}."],
+        swatches=swatches(summary["recipes"]),
         sections=study.sections(SECTIONS),
     )
 

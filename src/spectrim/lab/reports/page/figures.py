@@ -5,16 +5,16 @@ are in :mod:`spectrim.lab.reports.page.loss_figure`; :mod:`spectrim.lab.reports.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from spectrim.lab.reports.page.html import Figure, Swatch, Table
+from spectrim.lab.reports.page.html import DASHES, Figure, Swatch, Table
 
 __all__ = [
     "colour",
     "cost_figures",
-    "dashes",
+    "dash",
     "layout",
     "number",
     "rate_figure",
@@ -30,18 +30,18 @@ Summary = dict[str, Any]
 # Okabe and Ito's palette, which colour-blind readers can tell apart: without its yellow, too faint for a line, and with
 # grey for its black, which would vanish on a dark page.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a8a8a")
-DASHES = (("solid", ""), ("dash", "8 4"), ("dashdot", "8 3 2 3"), ("dot", "2 3"))
-"""Beyond the colours there are, lines differ by their dashes: in plotly's word and in SVG's."""
+DASH_NAMES = ("solid", "dash", "dashdot", "longdash", "longdashdot")
+"""Plotly's dashes of recipes, so that their lines differ without colour too; dots are for limits and targets."""
 
 PARTS = {"forward_backward_ms": "forward + backward", "optimizer_ms": "optimizer", "rest_ms": "rest"}
 OPACITY = {"forward_backward_ms": 1.0, "optimizer_ms": 0.6, "rest_ms": 0.35}
 
 
-def swatches(summary: Summary) -> list[Swatch]:
-    """How each recipe is drawn."""
+def swatches(names: Iterable[str]) -> list[Swatch]:
+    """How each recipe, or whatever has a line, is drawn."""
     return [
-        Swatch(recipe=name, colour=colour(index), dashes=dashes(index)[1])
-        for index, name in enumerate(summary["recipes"])
+        Swatch(recipe=name, colour=colour(index), dashes=DASHES[dash(index)], group=str(index))
+        for index, name in enumerate(names)
     ]
 
 
@@ -50,64 +50,83 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def dashes(index: int) -> tuple[str, str]:
-    """The dashes of the recipe at this place, in plotly's word and in SVG's."""
-    return DASHES[index // len(COLOURS) % len(DASHES)]
+def dash(index: int) -> str:
+    """The dashes of the recipe at this place, in plotly's word."""
+    return DASH_NAMES[index % len(DASH_NAMES)]
+
+
+def bar_figure(
+    title: str, alt: str, bars: Sequence[Summary], axis: str, rows: list[list[str]], note: str = "", **x: Any
+) -> Figure:
+    """Horizontal bars, a row for each recipe, with room for the text at their ends."""
+    longest = max(len(text) for trace in bars for text in trace["text"])
+    return Figure(
+        title=title,
+        alt=alt,
+        drawing={
+            "data": list(bars),
+            "layout": layout(
+                x={"title": axis, "rangemode": "tozero", **x},
+                bars=True,
+                barmode="stack",
+                margin={"l": 8, "r": 16 + 8 * longest, "t": 16, "b": 8},
+            ),
+        },
+        numbers=Table(caption=title, rows=rows),
+        note=note,
+        height=90 + 44 * (len(rows) - 1),
+    )
 
 
 def target_figure(summary: Summary) -> Figure:
     """Tokens after which each recipe reaches AdamW's final loss, as a share of AdamW's."""
-    bars, rows, words = [], [["recipe", "share of AdamW's tokens"]], []
-    for index, (name, entry) in enumerate(summary["recipes"].items()):
-        share = entry["tokens_to_adamw"]
-        text = "never" if share is None else f"{share:.0%}"
-        bars.append(bar(index, name, 0 if share is None else share, text))
-        rows.append([name, text])
-        words.append(f"{name}: {text}.")
-    axis = {"title": "share of AdamW's tokens", "tickformat": ".0%", "rangemode": "tozero"}
-    return Figure(
-        title="Share of AdamW's tokens after which its final loss is reached",
-        alt=f"Bars of the share of AdamW's tokens after which a recipe reaches AdamW's final loss. {' '.join(words)}",
-        drawing={"data": bars, "layout": layout(x=axis, bars=True)},
-        numbers=Table(caption="Share of AdamW's tokens after which its final loss is reached", rows=rows),
-        note="Shorter is better. Where the mean curve first is at AdamW's final loss, linear between evaluations.",
-        height=bars_height(summary),
+    shares = {name: entry["tokens_to_adamw"] for name, entry in summary["recipes"].items()}
+    texts = {name: "never" if share is None else f"{share:.0%}" for name, share in shares.items()}
+    return bar_figure(
+        "Share of AdamW's tokens after which its final loss is reached",
+        "Bars of the share of AdamW's tokens after which a recipe reaches AdamW's final loss. "
+        + " ".join(f"{name}: {text}." for name, text in texts.items()),
+        [bar(index, name, shares[name] or 0, text) for index, (name, text) in enumerate(texts.items())],
+        "share of AdamW's tokens",
+        [["recipe", "share of AdamW's tokens"], *map(list, texts.items())],
+        "Shorter is better. Where the mean curve first is at AdamW's final loss, linear between evaluations.",
+        tickformat=".0%",
     )
 
 
 def cost_figures(summary: Summary) -> list[Figure]:
     """Time of a step in its parts, and the optimizer's memory."""
     recipes = summary["recipes"]
-    bars, words = [], []
-    rows = [["recipe", *(f"{label}, ms" for label in PARTS.values()), "whole step, ms"]]
+    bars = []
     for index, (name, entry) in enumerate(recipes.items()):
         for key, label in PARTS.items():
-            bars.append(bar(index, name, entry[key], "", opacity=OPACITY[key], what=f"{label}: {entry[key]:.1f} ms"))
-        rows.append([name, *(f"{entry[key]:.1f}" for key in PARTS), f"{entry['step_ms']:.1f}"])
-        words.append(f"{name}: {entry['step_ms']:.0f} ms, of which the optimizer {entry['optimizer_ms']:.0f} ms.")
-    axis = {"title": "milliseconds per step", "rangemode": "tozero"}
-    time = Figure(
-        title="Time of a step",
-        alt=f"Stacked bars of the time of a step. {' '.join(words)}",
-        drawing={"data": bars, "layout": layout(x=axis, bars=True, barmode="stack")},
-        numbers=Table(caption="Time of a step, medians, means over seeds", rows=rows),
-        note="From full colour to faint: forward and backward, optimizer, rest. Medians over steps, without "
-        "evaluations and checkpoints; medians of parts need not add up to that of the whole.",
-        height=bars_height(summary),
+            whole = f"{entry['step_ms']:.0f} ms" if key == "rest_ms" else ""
+            what = f"{label}: {entry[key]:.1f} ms"
+            bars.append(bar(index, name, entry[key], whole, opacity=OPACITY[key], what=what))
+    time = bar_figure(
+        "Time of a step",
+        "Stacked bars of the time of a step. "
+        + " ".join(
+            f"{name}: {entry['step_ms']:.0f} ms, of which the optimizer {entry['optimizer_ms']:.0f} ms."
+            for name, entry in recipes.items()
+        ),
+        bars,
+        "milliseconds per step",
+        [
+            ["recipe", *(f"{label}, ms" for label in PARTS.values()), "whole step, ms"],
+            *([name, *(f"{entry[key]:.1f}" for key in (*PARTS, "step_ms"))] for name, entry in recipes.items()),
+        ],
+        "From full colour to faint: forward and backward, optimizer, rest; at the end the whole step. Medians over "
+        "steps, without evaluations and checkpoints; medians of parts need not add up to that of the whole.",
     )
-    bars, words, rows = [], [], [["recipe", "optimizer state, MB"]]
-    for index, (name, entry) in enumerate(recipes.items()):
-        text = f"{entry['state_bytes'] / 1e6:.2f}"
-        bars.append(bar(index, name, entry["state_bytes"] / 1e6, f"{text} MB"))
-        rows.append([name, text])
-        words.append(f"{name}: {text} MB.")
-    axis = {"title": "MB of optimizer state", "rangemode": "tozero"}
-    memory = Figure(
-        title="Memory of the optimizer",
-        alt=f"Bars of the memory that the optimizer's state takes. {' '.join(words)}",
-        drawing={"data": bars, "layout": layout(x=axis, bars=True)},
-        numbers=Table(caption="Memory of the optimizer's state", rows=rows),
-        height=bars_height(summary),
+    megabytes = {name: entry["state_bytes"] / 1e6 for name, entry in recipes.items()}
+    memory = bar_figure(
+        "Memory of the optimizer",
+        "Bars of the memory that the optimizer's state takes. "
+        + " ".join(f"{name}: {size:.2f} MB." for name, size in megabytes.items()),
+        [bar(index, name, size, f"{size:.2f} MB") for index, (name, size) in enumerate(megabytes.items())],
+        "MB of optimizer state",
+        [["recipe", "optimizer state, MB"], *([name, f"{size:.2f}"] for name, size in megabytes.items())],
     )
     return [time, memory]
 
@@ -183,7 +202,7 @@ def scatter(
 
 def stroke(index: int, width: float = 2.25) -> Summary:
     """The line of the recipe at this place."""
-    return {"color": colour(index), "dash": dashes(index)[0], "width": width}
+    return {"color": colour(index), "dash": dash(index), "width": width}
 
 
 def bar(index: int, name: str, value: float, text: str, *, opacity: float = 1, what: str = "") -> Summary:
@@ -196,10 +215,6 @@ def bar(index: int, name: str, value: float, text: str, *, opacity: float = 1, w
     }
 
 
-def bars_height(summary: Summary) -> int:
-    return 90 + 44 * len(summary["recipes"])
-
-
 def layout(*, x: Summary, y: Summary | None = None, bars: bool = False, **more: Any) -> Summary:
     """What all figures have in common; a transparent ground lets the page's own through."""
     axis = {"automargin": True, "ticks": "outside", "ticklen": 6, "tickcolor": "rgba(0,0,0,0)", "zeroline": False}
@@ -208,7 +223,7 @@ def layout(*, x: Summary, y: Summary | None = None, bars: bool = False, **more: 
     return {
         **{"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "showlegend": False},
         "font": {"family": "system-ui, sans-serif", "size": 13},
-        "margin": {"l": 8, "r": 44 if bars else 16, "t": 16, "b": 8},
+        "margin": {"l": 8, "r": 16, "t": 16, "b": 8},
         "xaxis": {**axis, "showgrid": True, **x, **titles[0]},
         "yaxis": {**axis, "showgrid": True, **vertical, **(y or {}), **titles[1]},
         **more,

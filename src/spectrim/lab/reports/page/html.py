@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from html import unescape
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from typing import Any, ClassVar
 from spectrim.lab.files import finite, write_text
 
 __all__ = [
+    "DASHES",
     "MARK",
     "Control",
     "Figure",
@@ -142,6 +144,22 @@ class Figure:
     small: bool = False
     height: int = 420
 
+    @property
+    def legend(self) -> list["Swatch"]:
+        """How its lines are drawn, each name once, and its dots where lines stand beside them."""
+        found: dict[str, Swatch] = {}
+        traces = [trace for trace in self.drawing["data"] if trace["type"] == "scatter" and "fill" not in trace]
+        for trace in traces if any(trace["mode"] != "markers" for trace in traces) else ():
+            line = trace.get("line") or trace["marker"]
+            swatch = Swatch(
+                recipe=unescape(trace["name"]),
+                colour=line["color"],
+                dashes=DASHES[line.get("dash", "dots")],
+                group=trace.get("legendgroup", ""),
+            )
+            found.setdefault(swatch.recipe, swatch)
+        return list(found.values())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
@@ -177,14 +195,28 @@ class Section:
     items: Sequence[Table | Figure | Note | Listing]
 
 
+DASHES = {
+    "solid": "",
+    "dash": "8 4",
+    "dashdot": "8 3 2 3",
+    "longdash": "14 4",
+    "longdashdot": "14 3 2 3",
+    "dot": "2 3",
+    "dots": "0 8",
+}
+"""SVG's ``stroke-dasharray`` for plotly's dashes, and for dots without a line."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Swatch:
-    """How a recipe is drawn, for the switches that hide it."""
+    """How a recipe is drawn: an entry of a legend, and of the switches that hide it."""
 
     recipe: str
     colour: str
     dashes: str
-    """As SVG's ``stroke-dasharray`` has them; empty for a solid line."""
+    """SVG's ``stroke-dasharray``; empty for a solid line."""
+    group: str = ""
+    """The ``legendgroup`` of its traces."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,7 @@ def loss_figure(summary: Summary, *, over: Over) -> Figure:
         alt=f"Lines of mean validation loss against {across.name}, one for each recipe. {endings(recipes)}",
         drawing={"data": traces, "layout": layout(x=x, y=y, hovermode=across.mode)},
         numbers=numbers(recipes, over),
-        note=" ".join(filter(None, [note_on_seeds(recipes), across.note, target and "Dotted: AdamW's final loss."])),
+        note=" ".join(filter(None, [note_on_seeds(recipes), across.note])),
         scales=("y", "x"),
         close_up=None if low is None or high is None else (low, high),
     )

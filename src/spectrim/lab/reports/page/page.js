@@ -64,7 +64,9 @@
 
   for (const input of document.querySelectorAll("input[data-recipe]")) {
     input.addEventListener("change", () => {
-      for (const plot of input.closest("[data-part]").querySelectorAll(".plot")) {
+      const part = input.closest("[data-part]");
+      for (const entry of part.querySelectorAll(`[data-legend="${input.dataset.recipe}"]`)) entry.hidden = !input.checked;
+      for (const plot of part.querySelectorAll(".plot")) {
         const traces = drawings[plot.id].data.flatMap((trace, index) => (trace.legendgroup === input.dataset.recipe ? [index] : []));
         if (traces.length) Plotly.restyle(plot, { visible: input.checked }, traces);
       }

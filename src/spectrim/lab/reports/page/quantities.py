@@ -11,6 +11,9 @@ __all__ = ["QUANTITIES", "Quantity", "axis_of"]
 NEAR = 5.0
 """Ratio of the largest to the smallest value below which an axis is linear."""
 
+NARROW = 0.5
+"""Decades below which a logarithmic axis has ticks as a linear one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
@@ -54,35 +57,31 @@ QUANTITIES: dict[str, Quantity] = {
 """By their keys in a record, in the order of a menu."""
 
 
-def axis_of(known: Sequence[float], *, log: bool, percent: bool = False) -> dict[str, Any]:
-    """A vertical axis of plotly's that holds all of these values, by dotted keys that are the same for every axis."""
-    axis: dict[str, Any] = {"title.text": "", "autorange": False, "tickformat": ".0%" if percent else ""}
+def axis_of(
+    known: Sequence[float], *, log: bool, percent: bool = False, shown: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """Scale and ticks of a vertical axis, by plotly's dotted keys, the same for every axis.
+
+    Plotly itself fits the range to the curves that are shown, so the axis follows menus and sliders.
+
+    Args:
+        known: every value that the axis may have to show; they decide whether it is logarithmic.
+        log: whether it may be.
+        percent: whether values are shares.
+        shown: the values of one stage, which decide its ticks; ``known`` unless given.
+    """
     positive = [value for value in known if value > 0]
-    near = bool(positive) and max(positive) < NEAR * min(positive)
-    if not log or not positive or near:
-        high = max([*known, 0.0]) or 1.0
-        low = min(positive) if log and near else 0.0
-        margin = 0.06 * (high - low) or 0.06 * high
-        span = [float(f"{max(low - margin, 0.0):.4g}"), float(f"{high + margin:.4g}")]
-        return {**axis, "type": "linear", "range": span, "tickmode": "auto", "tickvals": [], "ticktext": []}
-    low, high = math.log10(min(positive)), math.log10(max(positive))
-    margin = max(0.04 * (high - low), 0.02)
-    low, high = low - margin, high + margin
-    ticks = log_ticks(low, high)
+    wide = log and bool(positive) and max(positive) >= NEAR * min(positive)
+    now = [value for value in (known if shown is None else shown) if value > 0] or positive
+    decades = math.log10(max(now) / min(now)) if wide else 0.0
     return {
-        **axis,
-        "type": "log",
-        "range": [round(low, 4), round(high, 4)],
-        "tickmode": "array",
-        "tickvals": ticks,
-        "ticktext": [f"{tick:g}" for tick in ticks],
+        "title.text": "",
+        "type": "log" if wide else "linear",
+        "autorange": True,
+        "rangemode": "normal" if log else "tozero",
+        # Plotly would label every digit of a decade, so that labels overlap: "D2" is 1, 2 and 5, 1 powers of ten alone.
+        "tickmode": "linear" if decades > NARROW else "auto",
+        "dtick": ("D2" if decades < 3.5 else 1) if decades > NARROW else None,
+        # With a format, plotly writes the whole number at every tick of a logarithmic axis.
+        "tickformat": ".0%" if percent else "~g" if wide else "",
     }
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Places to write numbers at between two powers of ten: as many digits as there is room for."""
-    powers = range(math.floor(low), math.ceil(high) + 1)
-    every = max(1, round((high - low) / 7))
-    digits = (1, 2, 5) if high - low < 3 else (1,)
-    places = [float(f"{digit}e{power}") for power in powers if power % every == 0 for digit in digits]
-    return [place for place in places if low <= math.log10(place) <= high]

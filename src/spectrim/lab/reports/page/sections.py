@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from spectrim.lab.config import toml
 from spectrim.lab.logging.monitor_log import MonitoredRun, read_measurements
 from spectrim.lab.models.architecture import name_of
 from spectrim.lab.recipes.names import parse_recipe
 from spectrim.lab.reports.page.html import Listing, Note, Section, Table
 from spectrim.lab.reports.page.training_spectra import spectra_section
 from spectrim.lab.reports.shareable import SHORTENED, shareable
+from spectrim.lab.settings import toml
 from spectrim.lab.training.folder import RunFolder
 
-__all__ = ["Study", "configuration", "plan", "reproduction", "spectra"]
+__all__ = ["Study", "configuration", "plan", "provenance", "reproduction", "spectra"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,15 @@ def spectra(study: Study) -> Section | None:
             for index, (recipe, run) in enumerate(runs.items())
         ]
     )
+
+
+def provenance(summary: dict[str, Any]) -> str:
+    """The code, the day and the device of a result in one line; results of older versions name the device alone."""
+    known = summary["environment"]
+    commit = f" (commit {known['commit']})" if "commit" in known else ""
+    code = f"spectrim {known['spectrim']}{commit}" if "spectrim" in known else ""
+    torch = f"torch {known['torch']}" if "torch" in known else ""
+    return ", ".join(filter(None, [code, known.get("date"), torch, known.get("device")]))
 
 
 def configuration(study: Study) -> Section:

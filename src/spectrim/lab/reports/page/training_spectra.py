@@ -31,7 +31,7 @@ KINDS = {
 }
 
 FLOOR = 1e-6
-"""Singular values below this share of the largest one are rounding, and would press the rest together."""
+"""Singular values below this share of the largest one are rounding errors, and are not drawn."""
 
 MATRICES = 64
 """That a menu offers at most."""
@@ -82,12 +82,12 @@ def spectrum_figure(runs: Sequence[MonitoredRun]) -> Figure | None:
             known += [limit for stage in limits for limit in stage if limit]
             if not known:
                 continue
-            axis = axis_of([max(known), *(value for value in known if value > FLOOR * max(known))], log=True)
-            axis["title.text"] = f"singular values of {KINDS[kind]}"
             for stage, (values, bounds) in enumerate(zip(spectra, limits, strict=True)):
                 curves = [thinned(spectrum) if spectrum else None for spectrum in values]
                 ends = [(1, len(spectrum)) if spectrum else (1, 2) for spectrum in values]
                 lines = [(end, (bound, bound)) if bound else None for end, bound in zip(ends, bounds, strict=True)]
+                now = [value for curve in (*curves, *lines) if curve for value in curve[1] if value]
+                axis = axis_of(known, log=True, shown=now) | {"title.text": f"singular values of {KINDS[kind]}"}
                 frames[matrix, kind_index, stage] = Frame(curves=[*curves, *lines], axis=axis)
     short = short_names(names)
     choices = Menus(
@@ -109,7 +109,7 @@ def spectrum_figure(runs: Sequence[MonitoredRun]) -> Figure | None:
         "stage of training that the slider chooses.",
         x={"title": "rank of the singular value", "type": "log", **rank_ticks(frames)},
         first="rank",
-        note="Both axes are logarithmic and stay as they are while the slider moves."
+        note="Both axes are logarithmic; the vertical one follows the slider."
         + (" Dotted: the most that the recipe's clip lets a step move the matrix, before weight decay." * bounded),
     )
 
@@ -125,10 +125,11 @@ def limit_of(record: MonitorRecord | None, name: str) -> float | None:
 
 
 def thinned(spectrum: Sequence[float | None]) -> tuple[list[int], list[float | None]]:
-    """Ranks and singular values of a spectrum, at most :data:`POINTS` of them."""
-    count = len(spectrum)
+    """At most :data:`POINTS` ranks of a spectrum with their singular values; None for those that are rounding alone."""
+    count, floor = len(spectrum), FLOOR * max(value or 0.0 for value in spectrum)
     places = sorted({round(count ** (index / (POINTS - 1))) for index in range(POINTS)})
-    return places, [rounded(spectrum[place - 1]) for place in places]
+    chosen = [spectrum[place - 1] for place in places]
+    return places, [rounded(value) if value and value >= floor else None for value in chosen]
 
 
 def rounded(value: float | None) -> float | None:
@@ -209,10 +210,10 @@ def layer_figure(runs: Sequence[MonitoredRun]) -> Figure | None:
     for key_index, key in enumerate(keys):
         tables = [[largest_by_layer(record, key) if record else {} for record in stage] for stage in at]
         known = [value for stage in tables for table in stage for value in table.values()]
-        axis = axis_for(key, known, "largest in the layer")
         for stage, values in enumerate(tables):
             curves = [(layers, [rounded(table.get(layer)) for layer in layers]) if table else None for table in values]
-            frames[key_index, stage] = Frame(curves=curves, axis=axis)
+            now = [value for table in values for value in table.values()]
+            frames[key_index, stage] = Frame(curves=curves, axis=axis_for(key, known, "largest in the layer", now))
     choices = Menus(
         controls=[
             Control(label="Quantity", options=[QUANTITIES[key].name for key in keys], start=starting(keys)),
@@ -316,7 +317,7 @@ def starting(keys: Sequence[str]) -> int:
     return keys.index("update_to_weight") if "update_to_weight" in keys else 0
 
 
-def axis_for(key: str, known: Sequence[float], of: str) -> dict[str, Any]:
+def axis_for(key: str, known: Sequence[float], of: str, shown: Sequence[float] | None = None) -> dict[str, Any]:
     quantity = QUANTITIES[key]
-    axis = axis_of(known, log=quantity.log, percent=quantity.percent)
+    axis = axis_of(known, log=quantity.log, percent=quantity.percent, shown=shown)
     return {**axis, "title.text": f"{quantity.name.lower()}, {of}" if of else quantity.name.lower()}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrim.lab.logging.monitor_log import MonitoredRun, short_names
-from spectrim.lab.reports.page.figures import colour, dashes
+from spectrim.lab.reports.page.figures import colour, dash
 from spectrim.lab.reports.page.html import Figure
 from spectrim.lab.reports.page.training_spectra import spectrum_figure as staged_figure
 from spectrim.lab.reports.pictures import Panels, Trace, choice_panels, save_grid, save_rows
@@ -35,7 +35,7 @@ def save_pictures(summary: Summary, folder: Path) -> None:
             subjects, index, figures, folder, f"{slug}-" if len(subjects) > 1 else "", describe(name, subjects)
         )
     spectra = figures[0]
-    looks = [line(name, colour(index), dashes(index)[0]) for index, name in enumerate(subjects)]
+    looks = [line(name, colour(index), dash(index)) for index, name in enumerate(subjects)]
     weights = [((kinds_of(spectra).index("weight"),), index, look) for index, look in enumerate(looks)]
     grid(choice_panels(spectra, weights), spectra, folder, "weights", "Singular values of the weights")
     save_rows(weight_figures(subjects), folder, "weight_norms", title="Norms of the weights")

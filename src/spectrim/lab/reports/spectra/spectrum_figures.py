@@ -378,7 +378,6 @@ def line_figure(
     choices = menus_of(names_of(subjects, having), menu, of_model, y, tabled=len(lines))
     if choices is None:
         return None
-    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"}
     return chosen_figure(
         [scatter(None, label, (), (), hover="%{y:.3g}", **look) for label, look in lines.items()],
         choices,
@@ -387,9 +386,6 @@ def line_figure(
         x=x,
         first="at",
         note=note,
-        showlegend=True,
-        legend=legend,
-        margin={"l": 8, "r": 16, "t": 48, "b": 8},
     )
 
 
@@ -405,5 +401,4 @@ def above(curve: Curve, floor: float) -> Curve:
 def log_axis(curves: Sequence[Curve]) -> dict[str, Any] | None:
     """An axis that holds all of these curves; None where there is nothing on it."""
     known = [value for curve in curves if curve for value in curve[1] if value]
-    # Singular values below a millionth of the largest are rounding.
-    return axis_of([value for value in known if value > 1e-6 * max(known)], log=True) if known else None
+    return axis_of(known, log=True) if known else None

@@ -4,8 +4,8 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from spectrim.lab.logging.monitor_log import MonitoredRun, read_measurements
-from spectrim.lab.reports.page.figures import colour, dashes
-from spectrim.lab.reports.page.html import Listing, Note, PagePart, Section, Swatch, Table
+from spectrim.lab.reports.page.figures import swatches
+from spectrim.lab.reports.page.html import Listing, Note, PagePart, Section, Table
 from spectrim.lab.reports.page.training_spectra import spectra_section
 from spectrim.lab.reports.shareable import SHORTENED, shareable, short
 from spectrim.lab.reports.spectra.matrix_table import CAPTION, WEIGHTS_CAPTION, gradient_rows, weight_rows
@@ -39,10 +39,7 @@ def spectrum_part(study: "Study") -> PagePart:
         title=f"Spectra {study.name}",
         headline=spectrum_headline(study.summary),
         summary=[],
-        swatches=[
-            Swatch(recipe=name, colour=colour(index), dashes=dashes(index)[1])
-            for index, name in enumerate(study.summary["subjects"])
-        ],
+        swatches=swatches(study.summary["subjects"]),
         sections=study.sections(SECTIONS),
     )
 

@@ -1,12 +1,5 @@
-"""One of four ranks that step every recipe, sharded, and record the bytes they send; started by torchrun.
+"""What each of four ranks runs that step every recipe, sharded, and record the bytes they send."""
 
-Usage: recorded_bytes.py OUT. Rank 0 writes to OUT, for every layout, model and recipe, what the cost model says and
-what was recorded on each rank.
-"""
-
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +12,8 @@ from torch.distributed.tensor import distribute_tensor
 
 from spectrim.lab.models.build import build_model
 from spectrim.lab.planning.plan import optimizer_on_meta
-from spectrim.lab.planning.scaling import Cluster, cost, read_work
+from spectrim.lab.planning.scaling import cost, read_work
+from spectrim.lab.planning.settings import Cluster
 
 RANKS = 4
 CLUSTERS = {
@@ -66,9 +60,8 @@ def recorded(model: nn.Module, recipe: str, mesh: DeviceMesh) -> dict[str, float
     return recorder.sent
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+def everything(rank: int) -> list[dict[str, Any]]:
+    """For every layout, model and recipe, what the cost model says and what was recorded on each rank."""
     rows: list[dict[str, Any]] = []
     for parallel, (cluster, shape) in CLUSTERS.items():
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
@@ -80,10 +73,4 @@ def main() -> None:
                 dist.all_gather_object(sent, recorded(model, recipe, mesh))
                 row = {"parallel": parallel, "model": make.__name__, "recipe": recipe}
                 rows.append({**row, "projected": said.bytes_sent, "recorded": sent})
-    if dist.get_rank() == 0:
-        Path(sys.argv[1]).write_text(json.dumps(rows))
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+    return rows

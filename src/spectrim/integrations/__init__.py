@@ -1,0 +1,1 @@
+"""Adapters to training frameworks, a module each, in the framework's own conventions."""

@@ -1,0 +1,45 @@
+"""Settings of ``spectrim claims``, and how much each budget trains."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from spectrim.lab.config import DataConfig, Precision
+from spectrim.lab.settings import Config, unset
+
+__all__ = ["BUDGETS", "Budget", "ClaimsConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much is trained."""
+
+    presets: tuple[str, ...]
+    """Sizes of the model; all claims are judged at the first, trends over all."""
+    steps: int
+    factors: tuple[float, ...]
+    """Of the default learning rate, when rates are tuned."""
+    seeds: tuple[int, ...]
+    corpora: bool
+    """True if a second corpus is trained on, the Python sources of the standard library."""
+
+
+BUDGETS: Mapping[str, Budget] = {
+    "quick": Budget(presets=("1m",), steps=120, factors=(0.5, 1, 2), seeds=(1, 2, 3), corpora=False),
+    "default": Budget(presets=("2m", "1m", "tiny"), steps=320, factors=(0.5, 1, 2, 4), seeds=(1, 2, 3), corpora=True),
+    "long": Budget(
+        presets=("10m", "2m", "1m"), steps=1280, factors=(0.25, 0.5, 1, 2, 4), seeds=(1, 2, 3, 4, 5), corpora=True
+    ),
+}
+
+
+class ClaimsConfig(Config):
+    """Settings of ``spectrim claims``."""
+
+    budget: Literal["quick", "default", "long"] = "default"
+    """How much is trained: 20 minutes on two cores, two hours, or as long as a GPU deserves."""
+    only: tuple[str, ...] = unset("all claims")
+    """Names of claims, or the beginnings of names; theory stands for those that need no training."""
+    data: DataConfig = DataConfig()
+    precision: Precision = "auto"
+    device: str = "auto"
