@@ -12,6 +12,7 @@ from ._stack import as_matrices, energy, entry_maximum, reading_is_free
 from .clip import Precision, check_precision, half_serves
 from .inverse_root import solve
 from .minimax import minimax_polar
+from .rational import POLAR_TOL, polar_root
 from .reference import map_singular_values
 
 __all__ = ["PolarSolver", "orthogonalize"]
@@ -99,10 +100,12 @@ def _reference(X: Tensor, overwrite: bool) -> Tensor:
     rounding = X.shape[-1] * torch.finfo(X.dtype).eps
     return map_singular_values(
         X,
-        lambda sigma, _: rounding * sigma.amax(-1, keepdim=True),
+        lambda sigma, *_, **__: rounding * sigma.amax(-1, keepdim=True),
         lambda sigma, bend: (sigma > bend).double(),
+        tol=POLAR_TOL,
         rescale=False,
         overwrite=overwrite,
+        easy=polar_root,
     )
 
 

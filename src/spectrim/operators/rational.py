@@ -29,7 +29,7 @@ from ._symmetric import COLUMN_BLOCK, LEAF, Embedding, add_resolvent_, gram_matr
 from .minimax import Quintic, minimax_quintic
 from .spike import start_basis
 
-__all__ = ["eigenvalue_bound", "fit", "inverse_root", "rational", "zolotarev"]
+__all__ = ["POLAR_TOL", "eigenvalue_bound", "fit", "inverse_root", "polar_root", "rational", "zolotarev"]
 
 SPIKE_RANK = 16  # rows that the embedding adds
 SPIKE_RATIO = 4.0  # ‖X‖_F/c above which a spike could drown the rest in float32
@@ -48,6 +48,9 @@ POWER_STEPS = 8
 POWER_VECTORS = 8
 POWER_MARGIN = 1.25  # power steps may stop this far below the largest eigenvalue
 SQUARED_RANGE = (1e-140, 1e140)  # of norms whose square, in float64, was no rounding
+POLAR_TOL = 1e-5  # of the polar factor, which is 1 long in every direction
+POLAR_KAPPA = 64.0  # condition number of a Gram matrix up to which float32 leaves that
+POLAR_ROUNDING = 3e-6  # what it may take of it
 UNIT_RANGE = (1e-30, 1e30)  # of float32 thresholds and entries that neither overflow nor lose digits in a product
 
 
@@ -113,7 +116,25 @@ def _clip_into(out: Tensor, X: Tensor, c: float, ratio: float, tol: float) -> bo
     return True
 
 
-def inverse_root(gram: Tensor, tol: float, allowed: float, spike: int = 0) -> Tensor | None:
+def polar_root(gram: Tensor) -> Tensor | None:
+    """gram^(-1/2) in float32 for a float64 Gram matrix of a small condition number; None for any other."""
+    trace = gram.trace().item()
+    mean = trace / len(gram)
+    # The largest eigenvalue is no less than the mean of all, weighted by themselves; the least no more than the mean.
+    if not torch.linalg.vector_norm(gram).item() ** 2 <= POLAR_KAPPA * mean * trace or trace == 0:
+        return None
+    scaled = (gram / mean).float()
+    with true_float32(gram.device):
+        low = 1.001 * eigenvalue_bound(scaled) / POLAR_KAPPA
+        unit = math.sqrt(mean * low)
+        scaled.div_(low).diagonal().sub_(1)
+        if not UNIT_RANGE[0] < unit < UNIT_RANGE[1] or torch.linalg.cholesky_ex(scaled).info.item():
+            return None  # some eigenvalue is less than κ allows
+        root = inverse_root(scaled, POLAR_TOL, POLAR_ROUNDING, tail=POLAR_KAPPA - 1)
+    return None if root is None else root.div_(unit)
+
+
+def inverse_root(gram: Tensor, tol: float, allowed: float, spike: int = 0, tail: float | None = None) -> Tensor | None:
     """(I + gram)^(-1/2), made so much smaller that it is nowhere too large; None where rounding would not allow it.
 
     Args:
@@ -121,10 +142,11 @@ def inverse_root(gram: Tensor, tol: float, allowed: float, spike: int = 0) -> Te
             gradedness protects the rest from their rounding.
         tol: relative error of the result.
         allowed: the part of it that rounding may take, to either side.
+        tail: a bound on the eigenvalues behind the spike, where one is known.
     """
     eps = torch.finfo(gram.dtype).eps
     rest = gram[spike:, spike:]
-    tail = eigenvalue_bound(rest)
+    tail = eigenvalue_bound(rest) if tail is None else tail
     by_gram, by_halving = GRAM_ROUNDING * eps * tail, HALVING_ROUNDING * eps * (1 + tail) ** 2
     # What rounding does is less by ‖(I + G)^(-1)‖, which is no less than one over the mean eigenvalue.
     if not by_gram / (1 + rest.trace().item() / len(rest)) <= allowed:
