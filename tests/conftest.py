@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -23,6 +24,10 @@ SLOW = (
 )
 #: Processes that ``-n auto`` may start: more memory than speed is gained by further ones.
 MOST_PROCESSES = 8
+
+# An example that takes long says that the machine is busy.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)

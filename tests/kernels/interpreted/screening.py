@@ -9,6 +9,7 @@ from spectrim.kernels.device import screen
 from spectrim.kernels.magnitudes import largest_magnitudes, magnitudes_and_roots, mean_roots
 from spectrim.kernels.settling import settle
 
+EAGER = {"test_every_gradient_needs_its_count"}
 MIXED = [torch.float32, torch.bfloat16, torch.float16] * 3
 
 
