@@ -76,8 +76,8 @@ Geometric mean of `auto` against ten Newton-Schulz steps: {mean:.2f}.
 
 ## Spectra's shaping
 
-The shaped matrix is never formed. M is read four times: twice for the power step, once for the tail's norm, once for the
-step itself.
+The shaped matrix is never formed. M is read four times: twice for the power step, once for the tail's norm, once for
+the step itself.
 
 {spikes}
 """
