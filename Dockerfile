@@ -1,7 +1,7 @@
 # spectrim on a machine with an NVIDIA GPU, whose driver and container toolkit the host has. See docs/release.md.
 #
-#     docker build -t spectrim .
-#     docker run --rm --gpus all -v "$PWD:/work" spectrim compare
+#     docker build -t spectrim-gpu .
+#     docker run --rm --gpus all -v "$PWD:/work" spectrim-gpu compare
 FROM python:3.13-slim
 
 # Triton compiles the launcher of each kernel with the system's C compiler.

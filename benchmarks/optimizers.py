@@ -26,28 +26,28 @@ TEXT = """\
 <!-- Written by benchmarks/optimizers.py. Edit that. -->
 
 {machine}. One step on the matrices of one GPT-2-small block (2304x768, 768x768, 3072x768, 768x3072), all optimizers
-in turns in one run, medians of {repeats} rounds. Ratios are medians of the ratios of each round; read those, for
-milliseconds are this machine's, and a tenth or two of a ratio between short steps is noise. "extra" is the most that
-tensors made during a step held at a time; the largest matrix has 9.4 MB. "not orthogonal" is ‖UUᵀ/s − I‖_F/√m of the
-update U: zero for an orthogonal one.
+in turns in one run, medians of {repeats} rounds. Ratios are medians of the ratios of each round. Read the ratios:
+milliseconds are this machine's. Between short steps a ratio is uncertain by a tenth or two. "extra" is the most memory
+that a step needs at a time beyond weights, gradients and state; the largest matrix has 9.4 MB. "not orthogonal" is
+‖UUᵀ/s − I‖_F/√m of the update U: zero for an orthogonal one.
 
 {table}
 
 `spectrim bench optimizers` measures the same on your machine.
 
-- torch's Muon computes in bfloat16. Where the processor has instructions for that, as here, its products run at over
-  twice the rate of float32; spectrim's run in float32 throughout. On processors without them the ratios to torch's
-  Muon are far larger.
+- torch's Muon computes in bfloat16. This processor has instructions for that, and its products run at over twice the
+  rate of float32. spectrim computes in float32 on a CPU. On processors without such instructions torch's Muon is far
+  slower, and the ratios to it are larger.
 - `muon` orthogonalises to 1e-3 by a float64 eigendecomposition. `muon rough` is `orthogonalize_steps=5`: at least as
   orthogonal as torch's.
 - Clipping costs the Gram matrix, its inverse square root by a few inverses, and one more product.
-- The gradient is read once more than by torch, to see that it is finite before anything moves. That is what plain
-  `adamw` costs above the fused kernel, which it is otherwise.
+- `adamw` is torch's fused kernel and one more pass over the gradients, which finds out whether all are finite before
+  anything moves.
 
 ## Under torch.compile
 
-The step compiles, and is not compiled again when a learning rate in a tensor changes. Under the compiler no number is
-read, so operators take the forms for accelerators: on a CPU this makes clipping slower, not faster.
+The step compiles once; a change of a learning rate in a tensor does not compile it again. Under the compiler operators
+take the forms for accelerators, which read no number back. On a CPU these are slower.
 
 {compiled}
 """

@@ -19,7 +19,8 @@ TEXT = """\
 
 <!-- Written by benchmarks/solvers.py. Edit that. -->
 
-`soft_clip(X, c)` is (I + XXᵀ/c²)^(-1/2) X. Its cost is the inverse square root; solvers differ in how they take it.
+`soft_clip(X, c)` is (I + XXᵀ/c²)^(-1/2) X. The inverse square root costs most, and solvers differ in how they compute
+it. κ = 1 + σ₁²/c² is the condition number of its argument.
 
 | solver | what it does | error kept to |
 |---|---|---|
@@ -38,28 +39,30 @@ by no more than 1e-5 of it, before the result is rounded to the matrix's dtype; 
 up to 2⁻⁹ of themselves, and may add as much. A matrix that is not finite becomes NaN and leaves the others of its stack
 alone.
 
-Beyond the σ₁/c of the table accuracy fades as follows, and the bound stays. `rational` and `reference` are within `tol`
-until rounding of float64 shows, σ₁/c = 10¹² or so. `minimax` leaves singular values below σ₁/1000 too small: they reach
-zero as σ₁/c grows, while those above stay right. `benchmarks/operator_fuzz.py` draws matrices that are hard to clip and
-counts exceptions, broken bounds and errors.
+Beyond the σ₁/c of the table the bound still holds, and accuracy is lost as follows. `rational` and `reference` stay
+within `tol` until rounding of float64 shows, at σ₁/c of about 10¹². `minimax` makes singular values below σ₁/1000 too
+small, and zero as σ₁/c grows; those above stay right. `benchmarks/operator_fuzz.py` draws matrices that are hard to
+clip and counts exceptions, broken bounds and errors.
 
 torch's switches for TF32, bfloat16 and autocast change none of this: products are made with them off.
 
 ## How
 
-A Gram matrix squares the condition number, so in float32 a spike drowns everything near the threshold. `rational`
-gives the spike rows of its own: for orthonormal columns Q the map X ↦ [QᵀX; X − QQᵀX] is an isometry, whatever Q is,
-so the embedded matrix is clipped and folded back. Its Gram matrix is graded, and rounding stays with the spike. From a
-bound on its largest eigenvalue behind the spike, and from the first inverse, it is known how much rounding may have
-changed the result. If that is more than `tol` allows all starts over in float64; if it is less the result is made
-smaller by as much, so that the bound holds. `minimax` takes the Gram matrix anew every three steps at most, as the
-spike shrinks; for a `tol` below 5e-4 it works in float64.
+A Gram matrix squares the condition number. In float32 the rounding of a large spike is then as large as everything near
+the threshold. `rational` keeps the two apart: with orthonormal columns Q, which approximate the spike, it clips the
+taller matrix [QᵀX; X − QQᵀX] and puts the result together again. That map is an isometry for every Q, so the result
+is that of X. In the Gram matrix of the taller one the spike has rows of its own, and its rounding stays there. A bound
+on how much rounding may have changed the result comes from the largest eigenvalue behind the spike and from the first
+inverse. If it is more than `tol` allows, the computation starts again in float64. If it is less, the result is scaled
+down by as much, so that no singular value exceeds c. `minimax` computes the Gram matrix again every three steps at
+most, as the spike shrinks; for a `tol` below 5e-4 it works in float64.
 
 ## Time
 
 {machine}. Medians of {repeats} interleaved rounds; read ratios, not milliseconds.
-Spiky Adam-like directions, σ₁/c = 100. "vs ten NS" and "vs SVD": how many times faster. "over c": by how much the
-result breaks its norm bound. "/ products": time over that of the two products that nothing avoids.
+The matrices resemble Adam's directions with a spike, σ₁/c = 100. "vs ten NS" and "vs SVD": how many times faster than
+the paper's ten Newton-Schulz steps and than a singular value decomposition. "over c": by how much the result exceeds
+its norm bound. "/ products": time over that of the two matrix products that every solver needs.
 
 {times}
 
@@ -75,7 +78,8 @@ Geometric mean of `auto` against ten Newton-Schulz steps: {mean:.2f}.
 
 ## Spectra's shaping
 
-The shaped matrix is never formed: M is read for the power step (twice), for the tail's norm, and for the step itself.
+The shaped matrix is never formed. M is read four times: twice for the power step, once for the tail's norm, once for
+the step itself.
 
 {spikes}
 """
