@@ -26,6 +26,7 @@ from spectrim.optim.screening import screen
 from spectrim.optim.sharded.agreement import Agreement
 from spectrim.optim.sharded.entry import ShardedEntry, sharded_entry
 from spectrim.optim.skips import SkipWatch
+from spectrim.optim.state import check_device
 from spectrim.optim.wrapping.changes import clip_changes, in_scope, rule_of_changes
 from spectrim.optim.wrapping.clipping_options import ADDED_KEYS, CLIPPING_KEYS, clipping_defaults, clipping_values
 from spectrim.optim.wrapping.probe import StepDecomposition, check_base, find_decomposition
@@ -194,6 +195,7 @@ class SpectralClipping(Optimizer):
         group = self.param_groups[index]
         for position, parameter in enumerate(group["params"]):
             check_whole(parameter, self._name((index, position)))
+            check_device(parameter, self._name((index, position)))
             if not parameter.is_floating_point():
                 name, kind = self._name((index, position)), f"{type(parameter).__name__} of {parameter.dtype}"
                 raise ValueError(f"{name} is a {kind}: expected one of a real floating-point dtype")
