@@ -244,7 +244,7 @@ def test_mamba2() -> None:
 
 
 def test_deepseek_v3_latent_attention() -> None:
-    ranks = {"q_lora_rank": 12, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    ranks = {"q_lora_rank": 12, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 6}
     experts = {
         "n_routed_experts": 4,
         "moe_intermediate_size": 16,
@@ -254,7 +254,7 @@ def test_deepseek_v3_latent_attention() -> None:
     }
     found = table(build("DeepseekV3", **SMALL, num_key_value_heads=4, **ranks, **experts))
     assert found["model.layers.0.self_attn.kv_a_proj_with_mqa.weight"] == ("matrix", "matrix", (8, 4))
-    assert found["model.layers.0.self_attn.kv_b_proj.weight"] == MATRIX
+    assert found["model.layers.0.self_attn.kv_b_proj.weight"] == ("matrix", "matrix", ("interleaved", 8, 6))
     assert found["model.layers.0.mlp.experts.gate_up_proj"] == ("matrix", "stack", (16, 16))
 
 
@@ -591,6 +591,21 @@ def test_the_compressed_keys_and_values_of_torchtitan_are_apart_from_their_rotar
     attention.kv_lora_rank, attention.qk_rope_head_dim = 8, 4
     attention.wkv_a = nn.Linear(16, 12, bias=False)
     assert table(nn.ModuleDict({"attention": attention}))["attention.wkv_a.weight"] == ("matrix", "matrix", (8, 4))
+
+
+def test_keys_and_values_of_latent_attention_are_a_matrix_each() -> None:
+    torch.manual_seed(0)
+    ranks = {"q_lora_rank": 12, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 10, "v_head_dim": 6}
+    config = transformers.DeepseekV3Config(**SMALL, num_key_value_heads=4, **ranks, first_k_dense_replace=1)
+    model = transformers.DeepseekV3ForCausalLM(config)
+    layer, x = model.model.layers[0].self_attn, torch.randn(5, 8)
+    _, layout, split = table(model)["model.layers.0.self_attn.kv_b_proj.weight"]
+    keys, values = matrices(layer.kv_b_proj.weight.detach(), layout, split)  # type: ignore[arg-type]
+    # As the model's forward pass takes them apart.
+    heads = layer.kv_b_proj(x).unflatten(-1, (4, 10 + 6)).detach()
+    key, value = torch.split(heads, [layer.qk_nope_head_dim, layer.v_head_dim], dim=-1)
+    torch.testing.assert_close(x @ keys.T, key.flatten(-2))
+    torch.testing.assert_close(x @ values.T, value.flatten(-2))
 
 
 def test_a_layer_inside_of_an_adapter_is_read_as_without_it() -> None:

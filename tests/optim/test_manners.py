@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import spectrim
 
@@ -15,6 +16,14 @@ OURS = ("AdamW", "AdEMAMix", "Spectra", "Muon", "Signum", "Momentum")
 
 def weight(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(shape or (4, 4)))
+
+
+@pytest.mark.parametrize("name", [*OURS, "SpectralClipping"])
+def test_a_device_without_float64_is_refused_by_name(name):
+    with FakeTensorMode():
+        there = [("layers.0.weight", nn.Parameter(torch.empty(4, 4, device="mps")))]
+        with pytest.raises(ValueError, match=r"layers.0.weight is on mps:0, which has no float64"):
+            spectrim.SpectralClipping(torch.optim.SGD(there)) if name not in OURS else getattr(spectrim, name)(there)
 
 
 # -- Groups ------------------------------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""Adapters to training frameworks, a module each, in the framework's own conventions."""
+"""Adapters to training frameworks, a module each; each imports its own framework only, and nothing here imports any."""

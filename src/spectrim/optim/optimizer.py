@@ -21,6 +21,7 @@ from spectrim.distributed.owners import Loads
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.grouping.flat_shards import check_group, count_matrices, warn_of_long_vectors
 from spectrim.optim.grouping.options import complete_options, finish_group
+from spectrim.optim.grouping.plain import unwrapped
 from spectrim.optim.grouping.unsaid import warn_of_unsaid_roles
 from spectrim.optim.rules.recipe import Recipe
 from spectrim.optim.rules.rule import Applied, Rule, rule_of
@@ -67,7 +68,8 @@ class SpectralOptimizer(ScreenedOptimizer):
         # Of a recipe with a momentum that is what schedulers are to cycle; torch's take the first of "betas" where an
         # optimizer's defaults have any.
         self._unlisted = {"betas": defaults.pop("betas")} if "momentum" in defaults else {}
-        super().__init__(params, defaults)
+        # A config hands over its own kinds of lists and groups; a generator stays one.
+        super().__init__(unwrapped(params), defaults)
         if self.recipe.operator is not None:
             warn_of_unsaid_roles(type(self).__name__, self.param_groups)
 
@@ -121,7 +123,11 @@ class SpectralOptimizer(ScreenedOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """Groups and state as torch gives them; parameters that were swapped out are forgotten first."""
         drop_orphans(self.state, self.param_groups)
-        return super().state_dict()
+        state_dict = super().state_dict()
+        for group in state_dict["param_groups"]:
+            # Loops write numpy's numbers into groups.
+            group |= {key: unwrapped(value) for key, value in group.items()}
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this class, or of torch's that keeps the same moments.

@@ -17,13 +17,14 @@ __all__ = ["check_group", "check_whole", "count_matrices", "warn_of_long_vectors
 _FSDP2 = (
     "use FSDP2 (torch.distributed.fsdp.fully_shard; fsdp_version: 2 in accelerate), whose parameters keep their shapes"
 )
+_STAGE_0 = f"{_FSDP2}, or ZeRO stage 0"
 #: What a framework leaves on a parameter, what that means, and what serves instead.
 _MARKS = (
     ("_is_flat_param", "a flat parameter of FSDP1 (FullyShardedDataParallel)", _FSDP2),
     ("_fsdp_flattened", "a part of a flat parameter of FSDP1 (FullyShardedDataParallel)", _FSDP2),
-    ("ds_id", "partitioned by DeepSpeed ZeRO-3", f"{_FSDP2}, or ZeRO stage 0"),
-    ("ds_tensor", "partitioned by DeepSpeed ZeRO-3", f"{_FSDP2}, or ZeRO stage 0"),
-    ("_hp_mapping", "a copy of a flat partition of DeepSpeed ZeRO", f"{_FSDP2}, or ZeRO stage 0"),
+    ("ds_id", "partitioned by DeepSpeed ZeRO stage 3", _STAGE_0),
+    ("ds_tensor", "partitioned by DeepSpeed ZeRO stage 3", _STAGE_0),
+    ("_hp_mapping", "a copy of a flat partition of DeepSpeed ZeRO stage 1 or 2", _STAGE_0),
 )
 #: A vector this long, and nothing but vectors, suggests a flat shard. Biases of a vocabulary are as long, but come with
 #: matrices.
@@ -49,8 +50,8 @@ def check_group(group: Mapping[str, Any], where: str) -> None:
         shapes = ", ".join(str(tuple(parameter.shape)) for parameter in group["params"][:3])
         raise ValueError(
             f"{where} was made with {group['matrices']} matrices and now holds vectors only, of shapes {shapes}: "
-            f"flat shards, as of DeepSpeed ZeRO or Megatron's distributed optimizer, in which no matrix can be seen: "
-            f"{_FSDP2}"
+            f"flat shards, as of DeepSpeed ZeRO stages 1, 2 and 3 or Megatron's distributed optimizer, in which no "
+            f"matrix can be seen: {_STAGE_0}"
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Generic, TypeVar, cast
@@ -56,8 +57,9 @@ def param_groups(
 
     Returns:
         Groups with "params" as (name, parameter) pairs, "role" (matrix, embedding, head, vector), "layout" (see
-        :mod:`layout`), "split" (sizes along the outputs, or None), "lr_factor" (factor on the optimizer's lr) and, for
-        vectors, "weight_decay" 0. Every trainable parameter is in exactly one group, a tied one under its first name.
+        :mod:`layout`), "split" (sizes along the outputs, or None), "lr_factor" (factor on the optimizer's lr), "name"
+        (its role, numbered where there are several) and, for vectors, "weight_decay" 0. Every trainable parameter is in
+        exactly one group, a tied one under its first name.
 
     Raises:
         ValueError: a trainable parameter that is flattened, complex or quantised, or whose role cannot be told, a
@@ -103,7 +105,17 @@ def param_groups(
             f"cannot tell what these parameters are: {', '.join(unread)}. Declare them, "
             f"for example by {example}; roles: {_listed(ROLES)}"
         )
+    _name(groups.values())
     return list(groups.values())
+
+
+def _name(groups: Iterable[dict[str, Any]]) -> None:
+    """Call every group by its role, and a number from the second of a role on: learning rates are logged by name."""
+    counts: Counter[str] = Counter()
+    for group in groups:
+        counts[group["role"]] += 1
+        number = counts[group["role"]]
+        group["name"] = group["role"] if number == 1 else f"{group['role']}-{number}"
 
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

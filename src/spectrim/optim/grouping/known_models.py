@@ -91,14 +91,19 @@ def _chunks_of(attribute: str) -> SizeRule:
     return sizes
 
 
-def _per_head(width: str) -> SizeRule:
-    """The query, key and value of one head, then those of the next; an attribute of the module has their width."""
+def _in_turns(*attributes: str) -> SizeRule:
+    """The parts of one head, each of the size that an attribute of the module has, then those of the next head."""
 
     def sizes(module: nn.Module, outputs: int) -> Sizes | None:
-        size = getattr(module, width, None)
-        return (INTERLEAVED, size, size, size) if isinstance(size, int) and size > 0 else None
+        found = _named(*attributes)(module, outputs)
+        return (INTERLEAVED, *found) if found else None
 
     return sizes
+
+
+def _per_head(width: str) -> SizeRule:
+    """The query, key and value of one head, then those of the next; an attribute of the module has their width."""
+    return _in_turns(width, width, width)
 
 
 def _per_group(module: nn.Module, outputs: int) -> Sizes | None:
@@ -183,6 +188,9 @@ _FUSED_LAYERS: tuple[tuple[str, str, SizeRule], ...] = (
     # Multi-head latent attention: the compressed keys and values, then the shared rotary key.
     ("*", "kv_a_proj_with_mqa", _named("kv_lora_rank", "qk_rope_head_dim")),
     ("*", "wkv_a", _named("kv_lora_rank", "qk_rope_head_dim")),  # torchtitan
+    # ... and what keys and values are made of from these, head by head.
+    ("*", "kv_b_proj", _in_turns("qk_nope_head_dim", "v_head_dim")),
+    ("*", "wkv_b", _in_turns("qk_nope_head_dim", "v_head_dim")),  # torchtitan
     # Gate and up projections.
     ("*MLP", "gate_up_proj", _halves),
     ("EsmFold2SwiGLU", "gate_up_proj", _halves),

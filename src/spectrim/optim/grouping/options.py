@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-import numbers
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypedDict, cast, get_args
 
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from spectrim.operators import DEFAULT_SHRINK_FORM, ShrinkForm
 from spectrim.operators.clip import Precision
 from spectrim.optim.grouping.layout import LAYOUTS
+from spectrim.optim.grouping.plain import as_option, unwrapped
 from spectrim.optim.grouping.roles import ROLES
 
 __all__ = [
@@ -134,7 +134,7 @@ def complete_options(options: Mapping[str, Any], extra: Mapping[str, Any]) -> di
     for key in extra:
         if key not in allowed:
             raise TypeError(f"unexpected option {key!r}: expected one of {', '.join(sorted(allowed))}")
-    return {**_DEFAULTS, **options, **extra}
+    return {key: as_option(value) for key, value in {**_DEFAULTS, **options, **extra}.items()}
 
 
 def finish_group(group: dict[str, Any], defaults: Mapping[str, Any], index: int) -> None:
@@ -148,6 +148,8 @@ def finish_group(group: dict[str, Any], defaults: Mapping[str, Any], index: int)
     where = f"group {index}{_first_names(group)}"
     for key in group:
         _warn_of_near_miss(key, defaults, where)
+        if key != "params":
+            group[key] = unwrapped(group[key])
     group.setdefault("lr_factor", 1.0)
     group.setdefault("split", None)
     if "lr" not in group:
@@ -163,7 +165,7 @@ def finish_group(group: dict[str, Any], defaults: Mapping[str, Any], index: int)
     for key, value in defaults.items():
         group.setdefault(key, value)
     for key in (*defaults, "lr_factor", "split"):
-        group[key] = _plain(group[key])
+        group[key] = as_option(group[key])
     _check(group, where)
     group.setdefault("first_lr", float(group["lr"]))
     group.setdefault("largest_lr", 0.0)
@@ -187,19 +189,6 @@ _KNOWN = {
     *("largest_lr", "decays_vectors", "matrices", "lr_scale"),
     *("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "name"),
 }
-
-
-def _plain(value: Any) -> Any:
-    """A value as plain Python: numpy's numbers become numbers, lists of any kind tuples. Others stay as they are."""
-    if value is None or isinstance(value, bool | str | Tensor):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value)
-    if isinstance(value, Sequence):
-        return tuple(_plain(item) for item in value)
-    return value
 
 
 #: For every option of a type, the test that a value must pass, and what is expected in words.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["load_state"]
 
 #: What a group's parameters are: the model says that, not a state dict.
-_STRUCTURE = ("params", "param_names", "role", "layout", "split", "matrices")
+_STRUCTURE = ("params", "param_names", "name", "role", "layout", "split", "matrices")
 _COUNTS = ("step", "skipped")
 
 

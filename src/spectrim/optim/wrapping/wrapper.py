@@ -24,6 +24,7 @@ from spectrim.optim.rules.schedule import clip_threshold
 from spectrim.optim.screened import Position, ScreenedOptimizer
 from spectrim.optim.screening.nonfinite import screen
 from spectrim.optim.sharded.entry import ShardedEntry
+from spectrim.optim.state.parameter_state import check_device
 from spectrim.optim.stepping.entries import Entry, role_and_layout
 from spectrim.optim.wrapping.base_updates import clip_changes, in_scope, rule_of_changes
 from spectrim.optim.wrapping.clipping_options import ADDED_KEYS, CLIPPING_KEYS, clipping_defaults, clipping_values
@@ -190,6 +191,7 @@ class SpectralClipping(ScreenedOptimizer):
         group = self.param_groups[index]
         for position, parameter in enumerate(group["params"]):
             check_whole(parameter, self._name((index, position)))
+            check_device(parameter, self._name((index, position)))
             if not parameter.is_floating_point():
                 name, kind = self._name((index, position)), f"{type(parameter).__name__} of {parameter.dtype}"
                 raise ValueError(f"{name} is a {kind}: expected one of a real floating-point dtype")
