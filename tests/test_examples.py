@@ -1,5 +1,8 @@
-"""The examples that are read rather than imported: the notebook runs from its first cell to its last."""
+"""The examples that are read rather than imported: the notebook runs as a whole, a script as users run it."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -20,3 +23,15 @@ def test_the_notebook_goes_from_a_model_to_a_diagnosis(tmp_path: Path) -> None:
     assert "spike's share of Adam's second moment" in text
     assert len(pictures) == 3
     assert not list(tmp_path.iterdir())  # nothing is left where it was run
+
+
+def test_a_model_is_fine_tuned_through_the_trainer_of_transformers(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "finetune_trainer.py", "--steps", "20", "--out", tmp_path],
+        capture_output=True, text=True, check=True, timeout=300, cwd=tmp_path,
+    )  # fmt: skip
+    before, after = map(float, re.search(r"evaluation loss (\S+) -> (\S+)", done.stdout).groups())
+    assert after < before - 0.2
+    assert "28 x matrix: adam → clip" in done.stdout  # two adapters for each of seven layers of two blocks
+    assert "learning_rate/head" in done.stdout
+    assert (tmp_path / "checkpoint-20" / "adapter_model.safetensors").exists()
