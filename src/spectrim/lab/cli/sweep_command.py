@@ -67,8 +67,9 @@ def sweep_command(
     Called again, it goes on: trials whose worker was stopped continue from their checkpoints. Then `spectrim compare
     --from-sweep` compares the winners.
     """
-    from spectrim.lab.experiments.sweep import Sweep, open_sweep, say_on_stderr
+    from spectrim.lab.experiments.sweep import Sweep, open_sweep
     from spectrim.lab.experiments.sweep_results import write_sweep_report
+    from spectrim.lab.experiments.sweep_workers import run_workers, say_on_stderr
     from spectrim.lab.reports.study import PAGE, report
     from spectrim.lab.reports.sweep_report import sweep_table
 
@@ -104,7 +105,7 @@ def sweep_command(
                 torch.set_num_threads(threads)
             sweep.work(cache_dir=cache_dir, say=say_on_stderr)
         else:
-            sweep.run_workers(workers, threads=threads, cache_dir=cache_dir)
+            run_workers(sweep, workers, threads=threads, cache_dir=cache_dir)
     finally:
         summary = write_sweep_report(sweep)
         ended = ("complete", "pruned", "diverged")

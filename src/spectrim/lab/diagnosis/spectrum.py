@@ -225,16 +225,17 @@ def write_spectrum(summary: dict[str, Any], out: Path) -> None:
     Raises:
         LabError: the folder holds something.
     """
+    from spectrim.lab.reports.page.sections import Study
     from spectrim.lab.reports.spectra.pictures import save_pictures
+    from spectrim.lab.reports.spectra.spectrum_page import reading_text
     from spectrim.lab.reports.study import PAGE, report
-    from spectrim.lab.reports.words import reading_text
 
     check_out(out)
 
     def fill(folder: Path) -> None:
         write_json(folder / NUMBERS, summary)
         save_pictures(summary, folder)
-        write_text(folder / READING, reading_text(summary, out.name))
+        write_text(folder / READING, reading_text(Study(kind="spectrum", name=out.name, folder=out, summary=summary)))
 
     write_folder_atomically(out, fill)
     report([out], out / PAGE)

@@ -8,7 +8,6 @@ last checkpoint, so that nothing is lost and nothing unfinished counts as done.
 
 import math
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,6 @@ from spectrim.lab.experiments.settings import SweepConfig
 from spectrim.lab.experiments.sweep_runs import canonical, dimensions_of, run_at
 from spectrim.lab.files import create_text, lock_file, write_text
 from spectrim.lab.logging.log import StepRecord
-from spectrim.lab.recipes import external
 from spectrim.lab.recipes.names import parse_recipe, shown
 from spectrim.lab.settings import describe_differences
 from spectrim.lab.training.folder import RunFolder, stored_settings
@@ -320,52 +318,3 @@ class Sweep:
             raise
         study.tell(trial, result.final_loss, state=complete)
         return f"loss {result.final_loss:.4f}"
-
-    def run_workers(self, workers: int, *, threads: int | None = None, cache_dir: Path | None = None) -> None:
-        """Do all that is left in so many processes; torch's threads are shared out evenly unless given."""
-        from multiprocessing import get_context
-
-        threads = threads or max(1, (os.cpu_count() or 1) // workers)
-        context = get_context("spawn")
-        # A module in the current directory would stand for one of Python's own while a worker starts.
-        os.environ.setdefault("PYTHONSAFEPATH", "1")
-        given = (self.out, threads, cache_dir, external.trusted(), self.compiled)
-        processes = [context.Process(target=worker, args=given) for _ in range(workers)]
-        for process in processes:
-            process.start()
-        try:
-            for process in processes:
-                process.join()
-        except (KeyboardInterrupt, Interrupted):
-            # Each ends its step, and keeps it in a checkpoint.
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.join()
-            raise
-
-
-def worker(out: Path, threads: int, cache_dir: Path | None, trusted: frozenset[str], compiled: bool) -> None:
-    """The main function of a worker process."""
-    import torch
-
-    external.trust(trusted)
-
-    # Ctrl-C is for the process that started this one, which hands it on once: twice would end it within a step.
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()
-    torch.set_num_threads(threads)
-    try:
-        sweep = Sweep(out)
-        sweep.compiled = compiled
-        sweep.work(cache_dir=cache_dir, say=say_on_stderr)
-    except LabError as error:
-        print(f"spectrim: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Interrupted as error:
-        sys.exit(128 + error.number)
-
-
-def say_on_stderr(line: str) -> None:
-    """One line on stderr, at once."""
-    print(line, file=sys.stderr, flush=True)

@@ -5,14 +5,12 @@ from statistics import median
 from typing import Any
 
 from spectrim.lab.recipes.names import BASELINE
-from spectrim.lab.tables import markdown_table
 
 __all__ = [
     "HOW",
     "comparison_headline",
     "reading_notes",
     "reading_rows",
-    "reading_text",
     "side_by_side_rows",
     "spectrum_headline",
     "sweep_headline",
@@ -57,12 +55,10 @@ def interval(paired: Summary | None) -> str:
 
 
 def verdict_rows(summary: Summary) -> Rows:
-    """A row for each recipe beside AdamW, against it; empty if AdamW has no final loss."""
+    """A row for each recipe but AdamW, which they are compared with; empty if AdamW has no final loss."""
     recipes = summary["recipes"]
     base = recipes.get(BASELINE, {})
     target = base.get("final_loss")
-    if target is None:
-        return []
 
     def show(value: float | None, form: str, absent: str = "-") -> str:
         return absent if value is None else format(value, form)
@@ -70,46 +66,43 @@ def verdict_rows(summary: Summary) -> Rows:
     def times(entry: Summary, key: str) -> str:
         return f"x{entry[key] / base[key]:.2f}" if entry.get(key) and base.get(key) else "-"
 
-    columns: dict[str, Callable[[Summary], str]] = {
-        "final loss": lambda entry: show(entry["final_loss"], ".4f"),
-        "difference to AdamW": lambda entry: "-" if (loss := entry["final_loss"]) is None else f"{loss - target:+.4f}",
-        "95 % interval": lambda entry: interval(entry.get("difference_to_adamw")),
-        "tokens to AdamW's loss": lambda entry: show(entry["tokens_to_adamw"], ".0%", "never"),
-        "step time": lambda entry: times(entry, "step_ms"),
-        "optimizer state": lambda entry: times(entry, "state_bytes"),
-        "difference at AdamW's time": lambda entry: show(value_of(entry, "equal_time.difference.mean"), "+.4f"),
-        "verdict": lambda entry: verdict(entry, target),
-    }
-    others = {name: entry for name, entry in recipes.items() if name != BASELINE}
-    return [
-        ["recipe", *columns],
-        *([name, *(cell(entry) for cell in columns.values())] for name, entry in others.items()),
+    rows = [
+        {
+            "recipe": name,
+            "final loss": show(loss := entry["final_loss"], ".4f"),
+            "difference to AdamW": show(None if loss is None else loss - target, "+.4f"),
+            "95 % interval": interval(entry.get("difference_to_adamw")),
+            "tokens to AdamW's loss": show(entry["tokens_to_adamw"], ".0%", "never"),
+            "step time": times(entry, "step_ms"),
+            "optimizer state": times(entry, "state_bytes"),
+            "difference at AdamW's time": show(value_of(entry, "equal_time.difference.mean"), "+.4f"),
+            "verdict": verdict(entry, target),
+        }
+        for name, entry in recipes.items()
+        if target is not None and name != BASELINE
     ]
+    return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
 
 
 def comparison_headline(summary: Summary) -> str:
-    """Where the lowest recipe of those that are surely below AdamW ends; without such a one, the lowest recipe."""
+    """The recipe with the lowest final loss among those surely below AdamW, or else among all."""
     recipes = summary["recipes"]
     losses = {name: entry["final_loss"] for name, entry in recipes.items() if entry["final_loss"] is not None}
-    if not losses:
-        return "Every recipe diverged."
     base = losses.get(BASELINE)
     others = [name for name in losses if name != BASELINE]
+    if not others:
+        return "Every recipe diverged." if base is None else f"AdamW ends at {base:.4f}; no other recipe ended."
     if base is None:
         lowest = min(others, key=losses.__getitem__)
         return f"{lowest} ends lowest, at {losses[lowest]:.4f}; AdamW has no final loss to compare it with."
-    if not others:
-        return f"AdamW ends at {base:.4f}; no other recipe has a final loss."
     name = min(others, key=lambda name: (verdict(recipes[name], base) != "lower", losses[name]))
-    entry, paired = recipes[name], recipes[name].get("difference_to_adamw")
-    below = losses[name] < base
+    entry, below = recipes[name], losses[name] < base
+    paired, tokens = entry.get("difference_to_adamw"), entry["tokens_to_adamw"]
     apart = f"{abs(losses[name] - base):.4f} nats per token {'below' if below else 'above'} AdamW's {base:.4f}"
-    where = f"{name} ends {apart}"
-    if below and entry["tokens_to_adamw"] is not None:
-        where += f" and reaches that loss after {entry['tokens_to_adamw']:.0%} of the tokens"
+    reached = f" and reaches that loss after {tokens:.0%} of the tokens" if below and tokens is not None else ""
     known = f"95\u00a0% interval {interval(paired)}, {paired['pairs']} seeds" if paired and paired["pairs"] > 1 else ""
     sure = "; ".join(filter(None, [certainty(entry), known]))
-    return f"{'' if below else 'No recipe ends below AdamW: '}{where} ({sure})."
+    return f"{'' if below else 'No recipe ends below AdamW: '}{name} ends {apart}{reached} ({sure})."
 
 
 def sweep_headline(summary: Summary) -> str:
@@ -258,17 +251,6 @@ def reading_notes(subject: Summary) -> list[str]:
     if text and (silent := len(subject["matrices"]) - len(matrices)):
         notes.append(f"{silent} matrices had no gradient on any batch, such as experts that no token met.")
     return notes
-
-
-def reading_text(summary: Summary, title: str) -> str:
-    """The reading of all subjects as Markdown."""
-    lines, subjects = [f"# Spectra: {title}", ""], summary["subjects"]
-    if len(subjects) > 1:
-        lines += ["## Side by side", "", *markdown_table(side_by_side_rows(subjects)), ""]
-    for name, subject in subjects.items():
-        notes = [f"- {note}" for note in reading_notes(subject)]
-        lines += [f"## {name}", "", *markdown_table(reading_rows(subject)), "", *notes, ""]
-    return "\n".join([*lines, f"{HOW} The numbers are in `spectrum.json`, pictures beside it.", ""])
 
 
 HOW = "Medians and ranges are over matrices. docs/spectrum.md says what each number means, and how it is debiased."

@@ -10,15 +10,12 @@ from spectrim.lab.reports.page.figures import colour, dash
 from spectrim.lab.reports.page.html import Figure
 from spectrim.lab.reports.page.training_spectra import spectrum_figure as staged_figure
 from spectrim.lab.reports.pictures import Panels, Trace, choice_panels, save_grid, save_rows
+from spectrim.lab.reports.spectra.dot_figures import KINDS, spike_figures, structure_figures, weight_figures
 from spectrim.lab.reports.spectra.spectrum_figures import (
-    KINDS,
     direction_figure,
     operator_figure,
     spectrum_figure,
-    spike_figures,
-    structure_figures,
     tail_figure,
-    weight_figures,
 )
 
 __all__ = ["picture_names", "save_pictures"]

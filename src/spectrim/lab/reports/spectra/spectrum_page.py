@@ -4,19 +4,18 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from spectrim.lab.logging.monitor_log import MonitoredRun, read_measurements
+from spectrim.lab.reports.markdown import markdown
 from spectrim.lab.reports.page.figures import swatches
 from spectrim.lab.reports.page.html import Listing, Note, PagePart, Section, Table
 from spectrim.lab.reports.page.training_spectra import spectra_section
 from spectrim.lab.reports.shareable import SHORTENED, shareable, short
+from spectrim.lab.reports.spectra.dot_figures import spike_figures, structure_figures, weight_figures
 from spectrim.lab.reports.spectra.matrix_table import CAPTION, WEIGHTS_CAPTION, gradient_rows, weight_rows
 from spectrim.lab.reports.spectra.spectrum_figures import (
     direction_figure,
     operator_figure,
     spectrum_figure,
-    spike_figures,
-    structure_figures,
     tail_figure,
-    weight_figures,
 )
 from spectrim.lab.reports.words import (
     HOW,
@@ -30,7 +29,15 @@ from spectrim.lab.training.folder import RunFolder
 if TYPE_CHECKING:
     from spectrim.lab.reports.page.sections import Study
 
-__all__ = ["spectrum_part"]
+__all__ = ["reading_text", "spectrum_part"]
+
+
+def reading_text(study: "Study") -> str:
+    """The reading of all subjects as Markdown."""
+    sections = study.sections((reading, reading_of_each))
+    headline = spectrum_headline(study.summary)
+    part = PagePart(title=f"Spectra {study.name}", headline=headline, summary=(), swatches=(), sections=sections)
+    return markdown(part, {}, files="The numbers are in `spectrum.json`, pictures beside it.")
 
 
 def spectrum_part(study: "Study") -> PagePart:
