@@ -42,7 +42,7 @@ def named_path(text: str, what: str) -> Path:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, links to folders not followed.
+    """Yield every file below a folder without following links to folders.
 
     Raises:
         OSError: one of the folders cannot be read.
@@ -52,7 +52,7 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def matches(pattern: Path) -> Iterator[Path]:
-    """What an absolute pattern matches; ``**`` alone is any number of folders, links to folders not followed.
+    """Yield the matches of an absolute pattern; ``**`` is any number of folders, and links to folders are not followed.
 
     Unlike ``Path.glob`` it does not pass over folders that cannot be read.
 
@@ -88,7 +88,7 @@ def expand(base: Path, parts: list[str]) -> Iterator[Path]:
 
 
 def is_wild(part: str) -> bool:
-    """Whether a part of a path is a pattern."""
+    """True if a part of a path is a pattern."""
     return not {"*", "?", "["}.isdisjoint(part)
 
 

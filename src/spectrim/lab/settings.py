@@ -89,7 +89,7 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(stored: Config, asked: Config) -> Iterator[tuple[str, Any, Any]]:
-    """Every dotted key whose values differ, with the stored and the asked value.
+    """Yield every dotted key whose values differ, with the stored and the new value.
 
     Settings that were stored before the monitor existed do not differ in it.
     """
@@ -115,7 +115,7 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_text(value: str) -> bool:
-    """Whether a string can be written; a file's name need not be."""
+    """True if a string can be encoded as UTF-8; a file's name need not be."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -50,7 +50,7 @@ FUSED_ADAMW, TORCH_MUON = "torch.AdamW fused", "torch.Muon"
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRow:
-    """What one contender was measured to need.
+    """Measurements of one contender.
 
     Attributes:
         step_ms: median time of a step.
@@ -125,7 +125,7 @@ def bench_optimizers(
 
 
 def available() -> dict[str, Make]:
-    """Every contender that can be made here; some are from the package pytorch-optimizer, where it is installed."""
+    """The contenders that are installed; some come from the package pytorch-optimizer."""
     found = dict(CONTENDERS)
     if find_spec("pytorch_optimizer") is not None:
         import pytorch_optimizer
@@ -172,7 +172,7 @@ class Contender:
         return live.peak
 
     def orthogonality(self) -> float:
-        """How far one step's update is from orthogonal, the mean over matrices; weight decay is off for it."""
+        """The mean distance of one step's updates from orthogonal matrices, without weight decay."""
         decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         for group in self.optimizer.param_groups:
             group["weight_decay"] = 0.0

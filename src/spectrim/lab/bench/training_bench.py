@@ -31,7 +31,7 @@ WARMING_UP = 2
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRow:
-    """What was measured; times in milliseconds, medians of a step, but means for evaluation and checkpoint."""
+    """Measurements: times in milliseconds, medians over steps, but means for evaluation and checkpoint."""
 
     preset: str
     recipe: str

@@ -73,7 +73,7 @@ def compare_command(
 
 
 def sweep_settings(folder: Path | None, file: Path | None, recipes: list[str] | None) -> dict[str, Any] | None:
-    """What a comparison of a sweep's winners starts from."""
+    """The settings of a comparison of a sweep's winners."""
     if folder is None:
         return None
     if file is not None:

@@ -45,12 +45,12 @@ THEMES = {
 
 @dataclass(frozen=True)
 class Spelling:
-    """How a flag is written where its setting does not say it."""
+    """The spelling of a flag that differs from its setting's name."""
 
     flag: str
     metavar: str | None = None
     parse: Callable[[str, Any], Any] | None = None
-    """From the flag's name and its text to the setting's value."""
+    """Turns the flag's name and its text into the setting's value."""
 
 
 def with_settings(
@@ -118,7 +118,7 @@ def find(model: type[Config], key: str) -> tuple[FieldInfo, Any] | None:
 
 
 def parameter(key: str, field: FieldInfo, value: Any, *, theme: str, default: str) -> tuple[Any, Callable[[Any], Any]]:
-    """The annotation that tells typer of a setting, and what turns a word of the command line into its value."""
+    """The annotation of a flag for typer, and a function from its word to the setting's value."""
     name = key.rpartition(".")[2]
     spelling = SPELLINGS.get(key) or SPELLINGS.get(name) or Spelling("--" + name.replace("_", "-"))
     kind, choices, parse = kind_of(field, spelling.flag)
@@ -140,7 +140,7 @@ def parameter(key: str, field: FieldInfo, value: Any, *, theme: str, default: st
 
 
 def kind_of(field: FieldInfo, flag: str) -> tuple[Any, tuple[str, ...], Callable[[str, Any], Any] | None]:
-    """How typer reads the word of a flag, the choices for it, and what parses it further."""
+    """The type that typer reads a flag's word as, its choices, and a function that parses it further."""
     kind: Any = field.annotation
     if get_origin(kind) in (Union, types.UnionType):
         kind = next(part for part in get_args(kind) if part is not types.NoneType)
@@ -184,7 +184,7 @@ def parse_settings(items: list[str] | None, given: Mapping[str, Any]) -> dict[st
 
 
 def trust_named(given: Mapping[str, Any], everything: bool) -> None:
-    """Let the code be run of the recipes that a command line names, or with ``everything`` of those in its files."""
+    """Allow the import of external recipes on the command line; with ``everything``, also of those in files."""
     from spectrim.lab.recipes import external
 
     named = [given.get("recipe"), *(given.get("recipes") or ())]
@@ -230,7 +230,7 @@ def parse_numbers(flag: str, text: str) -> list[int]:
 
 
 def assignments(flag: str, items: list[str], form: str) -> Iterator[tuple[str, str, LabError]]:
-    """Left and right of every LEFT=RIGHT, and the error to raise if they are not of the expected ``form``."""
+    """Yield left and right of every LEFT=RIGHT, and the error to raise if they do not have the ``form``."""
     seen = set()
     for item in items:
         left, equals, right = item.partition("=")
@@ -281,7 +281,7 @@ def parse_spaces(flag: str, items: list[str]) -> dict[str, dict[str, str]]:
 
 
 def split_key(text: str) -> tuple[str, str]:
-    """RECIPE.KEY in its parts, the recipe empty where there is none: tables are no recipes."""
+    """Split RECIPE.KEY; the recipe is empty if the text starts with a table such as arguments."""
     path, colon, rest = text.rpartition(":")
     recipe, _, key = rest.partition(".")
     if not key or (not colon and recipe == "arguments"):
@@ -290,7 +290,7 @@ def split_key(text: str) -> tuple[str, str]:
 
 
 def parse_value(text: str) -> Any:
-    """A value as TOML has it; what is none is a string."""
+    """Parse a TOML value; text that is not TOML is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):

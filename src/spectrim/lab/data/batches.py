@@ -85,7 +85,7 @@ class Batches:
 
 
 def shares(weights: Sequence[float]) -> list[int]:
-    """How many windows of a block each weight is worth; the sum is :data:`BLOCK`."""
+    """The number of windows of a block for each weight; they add up to :data:`BLOCK`."""
     exact = [BLOCK * weight / sum(weights) for weight in weights]
     whole = [int(share) for share in exact]
     by_remainder = sorted(range(len(weights)), key=lambda index: whole[index] - exact[index])

@@ -35,7 +35,7 @@ class Document:
 
 @dataclass(kw_only=True)
 class Survey:
-    """What one pass over the documents tells."""
+    """Counts from one pass over the documents."""
 
     documents: int = 0
     characters: int = 0
@@ -51,16 +51,16 @@ class Survey:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSplit:
-    """Which documents are held back; made by :func:`split_corpus`."""
+    """The split of a corpus into training and validation documents, made by :func:`split_corpus`."""
 
     holds_back: Callable[[str], bool]
-    """Of a document's digest."""
+    """Bytes of a document's digest."""
     cut: Document | None = None
     """The only document, to be cut in two."""
     validation_fraction: float
 
     def sides(self, documents: Iterable[Document]) -> Iterator[tuple[Side, Document]]:
-        """Every document with its side, in the order given."""
+        """Yield every document with its side of the split, in order."""
         if self.cut is not None:
             yield from cut_document(self.cut, self.validation_fraction)
             return

@@ -17,19 +17,19 @@ __all__ = ["SourceGroup", "choose_tokenizer", "group_sources"]
 
 @dataclass(frozen=True, kw_only=True)
 class SourceGroup:
-    """What becomes one stream: a weighted source, or all sources without weights."""
+    """The sources of one token stream: a weighted one, or all of those without weights."""
 
     name: str
     weight: float
     texts: tuple[Source, ...]
-    """Everything that is not tokens already."""
+    """The sources that hold text, not tokens."""
     shards: tuple[Shards, ...]
     default: bool = False
-    """Whether the text is the default corpus."""
+    """True if the text is the default corpus."""
 
     @property
     def has_text(self) -> bool:
-        """Whether there is anything to encode."""
+        """True if there is text to encode."""
         return self.default or bool(self.texts)
 
     def documents(self, text_column: str) -> Iterator[Document]:

@@ -36,7 +36,7 @@ SAMPLES = 64
 
 
 class ShardDescription(Config):
-    """What ``shards.json`` says."""
+    """The content of ``shards.json``."""
 
     vocabulary_size: int = Field(ge=2)
     end_of_document: int | None = Field(default=None, ge=0)
@@ -53,13 +53,13 @@ class Shards:
     vocabulary_size: int
     end_of_document: int | None
     digest: str
-    """Of sizes and samples of the content."""
+    """Hash of sizes and samples of the files."""
     tokenizer: Path | None
     """The folder itself, where it holds a tokenizer."""
 
 
 def is_shard_folder(path: Path) -> bool:
-    """Whether a folder says that it holds tokens."""
+    """True if a folder is marked as one of token shards."""
     return (path / DESCRIPTION).is_file()
 
 

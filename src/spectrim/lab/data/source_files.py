@@ -1,4 +1,4 @@
-"""Which files a source names: the file itself, those in a folder, or those that match a glob.
+"""Finds the files of a source: the file itself, those in a folder, or those that match a glob.
 
 Nothing is passed over in silence but what holds no text by its name: a folder that cannot be read is an error. Relied
 on by :mod:`spectrim.lab.data.sources` and by the cache of tokens.
@@ -50,5 +50,5 @@ def find_files(location: str) -> list[Path]:
 
 
 def suffix(path: Path) -> str:
-    """What a file's name ends in, without .gz."""
+    """A file's suffix, without .gz."""
     return Path(path.name.lower().removesuffix(".gz")).suffix

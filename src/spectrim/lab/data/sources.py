@@ -36,7 +36,7 @@ PART = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One mention of data: where it is, and its weight in the mixture, if any."""
+    """A source of data: its place, and its weight in the mixture, if any."""
 
     location: str
     weight: float | None = None
@@ -46,12 +46,12 @@ class Source:
 
     @property
     def is_shards(self) -> bool:
-        """Whether this is a folder of tokens instead of text."""
+        """True for a folder of tokens instead of text."""
         return not self.is_hub and is_shard_folder(Path(self.location))
 
     @property
     def is_hub(self) -> bool:
-        """Whether the package ``datasets`` fetches it."""
+        """True if the package ``datasets`` fetches it."""
         return self.location.startswith(HUB)
 
 
@@ -100,7 +100,7 @@ def parse_source(text: str) -> Source:
 
 
 def read_sources(sources: Iterable[Source], text_column: str) -> Iterator[Document]:
-    """Every document with any text in it, in a fixed order; a file that two sources match is read once.
+    """Yield every document that has text, in a fixed order; a file that two sources match is read once.
 
     Raises:
         LabError: a source matches nothing, or cannot be read; the message names the file, and line and column in it.

@@ -36,7 +36,7 @@ class TokenStream:
         return sum(map(len, self.arrays))
 
     def windows(self, length: int) -> int:
-        """How many windows of ``length`` inputs, and one target more, there are."""
+        """The number of windows of ``length`` inputs and one further target."""
         return sum(windows_in(array, length) for array in self.arrays)
 
     def window(self, index: int, length: int) -> TokenArray:

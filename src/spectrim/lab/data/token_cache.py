@@ -46,7 +46,7 @@ LARGE = 2**28
 """Bytes of files from which on names, sizes and times of change stand for the content once it is in the cache."""
 
 STATISTICS = "statistics.json"
-"""What was counted, and a size and checksum of every other file; written last."""
+"""The file of counts, and of the size and checksum of every other file; written last."""
 
 SIDES: tuple[Side, Side] = ("train", "validation")
 
@@ -101,7 +101,7 @@ def discard(folder: Path, reason: str) -> None:
 
 
 def cache_settings(config: DataConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Everything but the content that shapes the tokens."""
+    """Settings that decide the tokens, apart from the text itself."""
     if tokenizer is not None:
         return {"format": FORMAT, "tokenizer": tokenizer.digest}
     return {"format": FORMAT, "vocabulary_size": config.vocabulary_size or DEFAULT_VOCABULARY_SIZE}

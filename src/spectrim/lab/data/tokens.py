@@ -40,9 +40,9 @@ class Tokens:
     tokenizer: Path | None
     """A tokenizer.json, or a Hugging Face folder."""
     learned: bool
-    """Whether the lab made the tokenizer; of a text that is too short for the size that was asked for it is smaller."""
+    """True if the lab learned the tokenizer; a short text gives a smaller vocabulary than asked for."""
     padded: bool
-    """Whether a model may have more rows than the tokenizer has tokens."""
+    """True if the model's embedding may have more rows than the tokenizer has tokens."""
     statistics: dict[str, Any]
     """Documents, bytes and tokens of each side; documents and bytes of token shards are not known."""
 

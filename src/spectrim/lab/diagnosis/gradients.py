@@ -82,7 +82,7 @@ class GradientSource:
         return chunks
 
     def stacks(self) -> Iterator[GradientStack]:
-        """Every matrix with its gradients; a stack may be dropped before the next one is asked for.
+        """Yield every matrix with its gradients; a caller may free a stack before it takes the next one.
 
         Raises:
             LabError: a gradient is not finite.

@@ -1,4 +1,4 @@
-"""Which matrices of a model are looked at, by their names, and how each is read from its parameter.
+"""Chooses matrices of a model by name, and reads them from its parameters.
 
 By default those of the first, a middle and the last layer: what depth does is seen in three.
 """

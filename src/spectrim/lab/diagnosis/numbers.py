@@ -42,7 +42,7 @@ def matrix_numbers(matrix: Tensor) -> dict[str, Any]:
 
 
 def gradient_numbers(gradients: Tensor, thresholds: Sequence[float] = ()) -> dict[str, Any] | None:
-    """All that a stack of gradients (batches, m, n) tells; None where every one of them is zero.
+    """The statistics of a stack of gradients (batches, m, n); None if all of them are zero.
 
     Args:
         gradients: of one matrix, on at least four batches.

@@ -42,7 +42,7 @@ class ProgressListener(Protocol):
     """Is told about the progress of an analysis."""
 
     def subject_started(self, name: str, batches: int, matrices: int) -> None:
-        """So many batches are going to be run, and so many matrices to be analysed."""
+        """The measurement of a model begins, with these numbers of batches and matrices."""
 
     def batch_done(self) -> None:
         """One more batch has been run."""
@@ -97,7 +97,7 @@ def spectrum(
 def measure_subject(
     subject: SpectrumTarget, options: SpectrumConfig, *, cache_dir: Path | None, listener: ProgressListener | None
 ) -> dict[str, Any]:
-    """Everything about one model."""
+    """Measure one model."""
     loaded = subject.load(options.data, with_text=options.batches > 0, cache_dir=cache_dir)
     chosen = choose(loaded.model, layers=options.layers, patterns=options.parameters)
     parameters = dict(loaded.model.named_parameters())
@@ -180,7 +180,7 @@ def gradient_source(
 
 
 def text_numbers(loaded: LoadedTarget, source: GradientSource) -> dict[str, Any]:
-    """Which batches were run, and whether they were batches of their own."""
+    """The batches that were run, and whether any of them repeats."""
     windows = sum(source.batches.windows)
     return {
         "batches": len(source.steps),

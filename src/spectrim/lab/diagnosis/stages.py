@@ -12,7 +12,7 @@ from spectrim.monitor.metrics import rank_of_spike
 __all__ = ["KINDS", "read_stages"]
 
 KINDS = ("gradient", "momentum")
-"""Of the spectra that a monitor writes, those whose spike is followed over training."""
+"""Kinds of spectra whose spike is followed over training."""
 
 
 def read_stages(file: Path, chosen: Sequence[ChosenMatrix], shapes: dict[str, tuple[int, int]]) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ def tokens_to_reach(curve: Curve, target: float) -> float | None:
 
 
 def at_time(run: RunResult, seconds: float) -> tuple[float, float | None]:
-    """How far a run is after so many seconds of training: the share of its tokens, and the loss, both linear between
+    """A run's share of tokens and its loss after a number of seconds of training, both linear between
     evaluations. A run that was done by then has all of its tokens and its final loss.
     """
     assert run.dynamics is not None
@@ -77,7 +77,7 @@ def at_time(run: RunResult, seconds: float) -> tuple[float, float | None]:
 
 
 def equal_time(results: Sequence[RunResult], baseline: Sequence[RunResult]) -> dict[str, Any] | None:
-    """Where a recipe stands when AdamW, with the same seed, is done; None where a time is not known.
+    """A recipe's share of steps and its loss at the time when AdamW with the same seed ends; None if a time is unknown.
 
     Keys: "seconds" of AdamW's training, the "loss" then, the "share" of its own steps that the recipe has done, and
     the paired "difference" to AdamW's final loss.
@@ -101,7 +101,7 @@ def as_dict(difference: Difference | None) -> dict[str, Any] | None:
 
 
 def course(results: Sequence[RunResult]) -> dict[str, Any]:
-    """What the logs say: mean seconds of training, and how many runs diverged and losses spiked; None if not known."""
+    """Mean training time, and counts of diverged runs and loss spikes, from the logs; None if unknown."""
     known = [run.dynamics for run in results if run.dynamics is not None]
     if len(known) < len(results):
         return dict.fromkeys(("seconds", "curve_seconds", "unevenness", "diverged", "loss_spikes"))

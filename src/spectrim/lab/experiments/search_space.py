@@ -33,10 +33,10 @@ LINEAR = ("momentum", "beta1", "beta2", "beta3")
 
 LR_FACTOR = 8.0
 BOUND_FACTOR = 4.0
-"""How far a default range goes from the recipe's default, up and down."""
+"""The factor by which a default range extends above and below the recipe's default."""
 
 AUTO_BOUND = 0.01
-"""What ``clip="auto"`` takes for the threshold times the learning rate."""
+"""The threshold times the learning rate under ``clip="auto"``."""
 
 OWN_RANGES: dict[str, tuple[float, float, float]] = {
     "shrink_factor": (3.0, DEFAULT_SHRINK_FACTOR, 48.0),
@@ -75,7 +75,7 @@ class Range:
         return bool(self.low <= value <= self.high)
 
     def at_edge(self, value: float) -> bool:
-        """Whether a value lies in the outer twentieth of the range, on either side."""
+        """True if a value lies in the outer twentieth of the range, at either end."""
         low, high, place = (math.log(end) if self.log else end for end in (self.low, self.high, value))
         return not 0.05 < (place - low) / (high - low) < 0.95
 
@@ -87,7 +87,7 @@ class Categorical:
     values: tuple[Any, ...]
 
     def grid(self, count: int) -> list[Any]:
-        """All of them, whatever the count."""
+        """All values, whatever the count."""
         return list(self.values)
 
     def at(self, share: float) -> Any:
@@ -99,7 +99,7 @@ class Categorical:
         return value in self.values
 
     def at_edge(self, value: Any) -> bool:
-        """Whether a number is the smallest or largest of three or more."""
+        """True if a number is the smallest or the largest of at least three."""
         numbers = [choice for choice in self.values if isinstance(choice, int | float) and not isinstance(choice, bool)]
         return len(numbers) > 2 and value in (min(numbers), max(numbers))
 

@@ -105,7 +105,7 @@ class Sweep:
             raise LabError(f"{str(out)!r} holds no sweep: begin one with spectrim sweep RECIPE... --name {out.name}")
         self.out = out
         self.compiled = False
-        """Whether trials are trained with their model compiled."""
+        """True if the models of trials are compiled."""
         self.config = config
 
     # -- What there is -------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class Sweep:
         return max(4, self.config.trials // 2)
 
     def grid(self, recipe: str) -> list[dict[str, Any]]:
-        """Every point of the recipe's grid: learning rates times the first other hyperparameter, and all choices."""
+        """The points of the recipe's grid: learning rates x the first other hyperparameter x all choices."""
         points: list[dict[str, Any]] = [{}]
         ranges = 0
         for key, dimension in dimensions_of(self.config, recipe).items():

@@ -25,7 +25,7 @@ __all__ = ["collect", "settings_of_winners", "winners", "write_sweep_report"]
 
 
 def collect(sweep: Sweep) -> dict[str, Any]:
-    """What ``results.json`` holds: for each recipe its trials, its winner, and its curve over the learning rate."""
+    """The content of ``results.json``: trials, winner and loss curve over the learning rate of every recipe."""
     recipes = {recipe: collect_recipe(sweep, recipe) for recipe in sweep.config.recipes}
     environment: dict[str, Any] = next((entry["environment"] for entry in recipes.values() if entry["environment"]), {})
     for entry in recipes.values():
@@ -110,7 +110,7 @@ def edges(sweep: Sweep, recipe: str, point: dict[str, Any]) -> list[str]:
 
 
 def settings_of_winners(folder: Path, recipes: Sequence[str] | None = None) -> dict[str, Any]:
-    """What a comparison of a sweep's winners is configured with: the sweep's own settings, and theirs.
+    """Settings for a comparison of a sweep's winners: the sweep's own, with the winners' hyperparameters.
 
     Raises:
         LabError: there is no sweep, it lacks one of the recipes, or has not found its winner yet.

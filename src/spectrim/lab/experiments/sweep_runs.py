@@ -1,4 +1,4 @@
-"""What a sweep runs: the complete space of every recipe, and the run at a point of it. Relied on by the sweep."""
+"""The complete search space of every recipe of a sweep, and the run at a point of it."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ __all__ = ["canonical", "dimensions_of", "run_at"]
 
 
 def dimensions_of(config: SweepConfig, recipe: str) -> dict[str, Dimension]:
-    """What is searched for a recipe, by key; the configuration is canonical."""
+    """The search space of a recipe, by key; the configuration is canonical."""
     return {key: parse_dimension(key, text) for key, text in config.space[recipe].items()}
 
 

@@ -1,4 +1,4 @@
-"""What a run's log says about its course: the time that its steps took, whether it diverged, and its loss spikes.
+"""Training dynamics from a run's log: the time of its steps, whether it diverged, and its loss spikes.
 
 Read from the log, so that it can be told of any run, finished or not. Relied on by
 :mod:`spectrim.lab.experiments.results`.
@@ -68,7 +68,7 @@ def step_seconds(record: dict[str, Any]) -> float:
 
 
 def count_spikes(losses: Sequence[float | None]) -> int:
-    """How often the training loss jumps up; steps in a row are one spike.
+    """Count jumps of the training loss; adjacent steps are one spike.
 
     A step spikes if its loss is not finite, or lies more than :data:`SPIKE_DEVIATIONS` robust standard deviations above
     the median of the :data:`SPIKE_WINDOW` finite losses before it that are no spikes themselves.

@@ -22,7 +22,7 @@ __all__ = ["RunLog", "StepRecord", "read_log"]
 
 
 class StepRecord(TypedDict):
-    """What is logged after a step. A loss that is not finite is null in the file."""
+    """The record of a step. A loss that is not finite is null in the file."""
 
     step: int
     """Updates made so far, from 1."""
@@ -39,16 +39,16 @@ class StepRecord(TypedDict):
     gradient_clip_ms: float
     """The global norm of the gradient, and its clip."""
     logging_ms: NotRequired[float]
-    """What logging and showing the step before took."""
+    """Time to log and show the step before."""
     val_loss: NotRequired[float]
     """After the update, where evaluated."""
     val_loss_by_frequency: NotRequired[dict[str, float | None]]
     """The same by how frequent the target is in the training text, see :mod:`spectrim.lab.training.evaluate`."""
     evaluation_ms: NotRequired[float]
     monitor_ms: NotRequired[float]
-    """What the run's monitor took."""
+    """Time of the run's monitor."""
     checkpoint_ms: NotRequired[float]
-    """What the checkpoint after the step before took."""
+    """Time of the checkpoint after the step before."""
 
 
 class RunLog:
@@ -125,7 +125,7 @@ SCALARS = {
     "logging_ms": "time/logging_ms",
     "monitor_ms": "time/monitor_ms",
 }
-"""What goes to TensorBoard, and its tag there."""
+"""Keys that go to TensorBoard, and their tags."""
 
 
 def scalars(record: StepRecord) -> dict[str, float]:
@@ -136,7 +136,7 @@ def scalars(record: StepRecord) -> dict[str, float]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Every complete record of a log; a last line cut short by a crash is not one."""
+    """The complete records of a log; a last line that a crash cut short is left out."""
     return read_lines(path)
 
 

@@ -14,7 +14,7 @@ class Curve(Config):
 
 
 class Plan(Config):
-    """What the optimizer does to every parameter at its peak learning rate, as :func:`spectrim.describe` shows it."""
+    """The table of :func:`spectrim.describe` at the peak learning rate."""
 
     summary: str
     rows: tuple[tuple[str, ...], ...]
@@ -22,7 +22,7 @@ class Plan(Config):
 
 
 class RunResult(Config):
-    """What one finished run ended with."""
+    """The result of a finished run."""
 
     recipe: str
     seed: int

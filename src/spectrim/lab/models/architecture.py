@@ -68,7 +68,7 @@ RESHAPED: dict[str, Callable[[Preset], dict[str, Any]]] = {
     "falcon_mamba": lambda size: {"num_hidden_layers": 2 * size.layers, "intermediate_size": 2 * size.hidden_size},
     "mamba2": lambda size: {"num_hidden_layers": 2 * size.layers, "num_heads": 2 * size.heads, "n_groups": 1},
 }
-"""What a model type makes of a preset other than taking its shape over."""
+"""Settings of a model type that differ from the preset's shape."""
 
 
 def check_preset(name: str) -> Preset:
@@ -117,7 +117,7 @@ def resolve_model(model: ModelConfig) -> ModelConfig:
 
 
 def name_of(model: Mapping[str, Any]) -> str:
-    """What to call a stored model in a heading: its preset, type, or the file or folder it comes from."""
+    """The name of a stored model for a heading: its preset, its type, or its file or folder."""
     place = model.get("weights") or model.get("architecture") or ""
     if Path(place).is_absolute():
         place = Path(place.removesuffix("config.json")).name
@@ -206,13 +206,13 @@ def positions(sequence_length: int) -> dict[str, Any]:
 
 
 def is_settable(cls: type, key: str) -> bool:
-    """Whether a setting is more than a property that follows from others."""
+    """True if a setting is stored, and not a property computed from others."""
     found = getattr(cls, key, None)
     return not isinstance(found, property) or found.fset is not None
 
 
 def is_model_type(name: str) -> bool:
-    """Whether a plain word is a model type; ``./gpt2`` is a path in any case."""
+    """True if a word is a model type; ``./gpt2`` is always a path."""
     # Most paths need no transformers to be told, and the default needs none either.
     if name == DEFAULT_TYPE or Path(name).name != name or Path(name).suffix:
         return name == DEFAULT_TYPE

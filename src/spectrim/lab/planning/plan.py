@@ -31,14 +31,14 @@ AUTO_CLASSES = (
     "AutoModelForImageClassification",
     "AutoModel",
 )
-"""Where a configuration names no architecture: the first that knows it."""
+"""Auto classes for configurations that name no architecture; the first that knows the configuration is taken."""
 
 SCALING_RECIPES = ("adamw", "adamw+shrink", "adamw+clip", "signum+clip", "ademamix+clip", "spectra", "muon")
-"""What a projection compares unless one recipe is named."""
+"""Recipes of a projection unless one is named."""
 
 
 def plan(model: str, recipe: str, *, lr: float | None = None) -> "Description":
-    """What a recipe does to every parameter of a model, without allocating a weight.
+    """Describe what a recipe does to every parameter of a model, without allocating a weight.
 
     Args:
         model: a preset of the lab, a model type of transformers in its default size, or a configuration of
@@ -57,7 +57,7 @@ def plan(model: str, recipe: str, *, lr: float | None = None) -> "Description":
 def plan_scaling(
     model: str, recipes: Sequence[str], cluster: Cluster, hardware: Hardware
 ) -> tuple[float, list[Projection]]:
-    """What recipes would cost on many ranks: the parameters that a token meets, and one projection for each recipe.
+    """Project the cost of recipes on many ranks; returns the parameters active per token, and a projection per recipe.
 
     Args:
         model: as for :func:`plan`.

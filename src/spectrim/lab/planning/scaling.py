@@ -1,4 +1,4 @@
-"""What a recipe's step costs on many ranks: operations, bytes and state, by arithmetic on shapes.
+"""Computes the cost of a recipe's step on many ranks from shapes: operations, bytes and state.
 
 Nothing is measured and nothing allocated: :func:`read_work` takes shapes and rules from an optimizer on the meta
 device, :func:`cost` applies the formulas to which the sharded optimizer is built, and :func:`project` sets them against
@@ -32,22 +32,22 @@ __all__ = [
 ]
 
 FLOAT = 4
-"""Bytes of what is sent and kept: float32."""
+"""Bytes of an entry that is sent or stored: float32."""
 
 STEP_FLOPS = 5
-"""Operations on every entry besides: two for the screening of its gradient, one to decay it, two to subtract."""
+"""Further operations per entry: two to screen its gradient, one for its decay, two to subtract the update."""
 
 SHRINK_FLOPS = 11
 """Operations on an entry whose gradient is shrunk: three for the scale, eight for y / (1 + (y/τ)²)."""
 
 NUMBER = 8
-"""Bytes of what is summed over ranks: float64."""
+"""Bytes of a number that is summed over ranks: float64."""
 
 SCREENING_NUMBERS = 3
-"""What ranks sum of a parameter before a step: its gradient's largest magnitude, and flags of who has one."""
+"""Numbers per parameter that ranks sum before a step: the gradient's largest magnitude, and flags for its presence."""
 
 STEP_NUMBERS = 1
-"""What ranks sum of a whole step: whether anything else is not finite."""
+"""Numbers that ranks sum once per step: a flag for other values that are not finite."""
 
 ORTHONORMAL_GRAMS = 2
 """Gram matrices of k x k that make sharded columns orthonormal."""
@@ -58,7 +58,7 @@ SPIKE_NORMS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a recipe does to one parameter in one step, after its first.
+    """The work of a recipe on one parameter in one step, after the first step.
 
     Attributes:
         shape: as stored, (1,) for a number; its first dimension is the one that is cut.
@@ -94,7 +94,7 @@ class Work:
 
     @property
     def copies(self) -> int:
-        """How many experts have such matrices; one where there are none."""
+        """The number of experts; one if the parameter is no stack."""
         return max(1, self.stack)
 
     @property
@@ -140,7 +140,7 @@ class Projection:
 
 
 def read_work(optimizer: SpectralOptimizer) -> list[Work]:
-    """What an optimizer does to every parameter it holds; it may live on the meta device."""
+    """The work of an optimizer on each of its parameters, which may be on the meta device."""
     return [_work(optimizer, group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
 
 
@@ -277,7 +277,7 @@ class _Load(NamedTuple):
 
 
 def _in_place(item: Work, cluster: Cluster) -> _Load:
-    """What is done to a parameter where its entries lie: all of entry-wise recipes, and Spectra's skinny products."""
+    """Work done on every rank's own entries: entry-wise recipes, and Spectra's products with few columns."""
     cut = cluster.shards
     flops = item.entries * item.entry_flops + item.spike_flops * item.copies
     sent = _summed(item.numbers, cluster)

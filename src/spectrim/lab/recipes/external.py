@@ -32,19 +32,19 @@ from spectrim.lab.errors import LabError, LabWarning
 __all__ = ["ANY", "build", "check_path", "default_lr", "is_external", "load_class", "trust", "trusted"]
 
 ANY = "*"
-"""In place of an import path: every one."""
+"""Stands for every import path."""
 
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 
 DECOUPLING = ("decoupled_weight_decay", "weight_decouple")
-"""How classes call the switch that takes weight decay out of the gradient; it is turned on where there is one."""
+"""Names of the argument that decouples weight decay from the gradient; the lab sets it to True."""
 
 LAB_KEYS = ("lr", "weight_decay")
 """Arguments that the lab gives itself, from its own settings."""
 
 
 def is_external(base: str) -> bool:
-    """Whether a recipe's base is an import path."""
+    """True if a recipe's base is an import path."""
     return ":" in base
 
 
@@ -54,20 +54,20 @@ def trust(recipes: Iterable[str]) -> None:
 
 
 def trusted() -> frozenset[str]:
-    """What :func:`trust` was given, to hand on to another process."""
+    """The recipes that :func:`trust` was given, for another process."""
     return _trusted.get()
 
 
 def is_trusted(path: str) -> bool:
-    """Whether a path may be imported; torch's own optimizers are there already."""
+    """True if the path may be imported; torch's own optimizers always may."""
     return path.startswith("torch.optim:") or not {path, ANY}.isdisjoint(_trusted.get())
 
 
 def check_path(path: str) -> None:
-    """Refuse what is no import path.
+    """Check that a string is an import path.
 
     Raises:
-        LabError: it is none.
+        LabError: it is not.
     """
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", path):
         raise LabError(f"optimizer {path!r}: expected module:Class, such as torch.optim:NAdam")
@@ -193,7 +193,7 @@ def build(
 
 
 def keywords(path: str, settings: OptimizerConfig) -> dict[str, Any]:
-    """What the constructor is called with beside the groups."""
+    """The keyword arguments for the constructor."""
     names = parameters(load_class(path))
     for key in settings.arguments:
         if key not in names:

@@ -39,7 +39,7 @@ BASELINE = "adamw"
 """The recipe that every other one is compared with."""
 
 BETA3 = 0.9999
-"""Of AdEMAMix's slow average, unless given."""
+"""Default decay rate of AdEMAMix's slow average."""
 
 MODIFIER_KEYS = {
     "shrink": ("shrink_factor", "shrink_form"),
@@ -73,7 +73,7 @@ class RecipeName:
 
     @property
     def is_external(self) -> bool:
-        """Whether the base is an external optimizer."""
+        """True if the base is an external optimizer."""
         return external.is_external(self.base)
 
     @property

@@ -76,7 +76,7 @@ EQUAL_COLUMNS = {
 
 
 def has_times(summary: Summary) -> bool:
-    """Whether the time of every evaluation is known; results written by earlier versions have none."""
+    """True if the time of every evaluation is known; results of earlier versions lack it."""
     return all(entry.get("curve_seconds") for entry in summary["recipes"].values())
 
 
@@ -96,7 +96,7 @@ def absent(key: str) -> str:
 
 
 def terminal_tables(summary: Summary) -> list[TextTable]:
-    """What ends a comparison: the table of every recipe, and below it the same runs on equal terms."""
+    """The tables that a comparison prints: every recipe, and the same runs on equal terms."""
     losses = {name: loss for name, entry in summary["recipes"].items() if (loss := entry["final_loss"]) is not None}
     best = min(losses, key=losses.__getitem__, default=None)
     tables = [TextTable(table_rows(summary, COLUMNS, short=True), title=heading(summary), note=NOTE, bold=best)]
@@ -120,7 +120,7 @@ EQUAL_NOTE = (
 
 
 def heading(summary: Summary) -> str:
-    """What was compared, in one line."""
+    """A one-line summary of the comparison's settings."""
     config, first = summary["config"], next(iter(summary["recipes"].values()))
     tokens = first["curve"]["tokens"][-1]
     seeds = ", ".join(map(str, config["seeds"]))

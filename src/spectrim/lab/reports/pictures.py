@@ -28,7 +28,7 @@ MARKERS = {"circle": "o", "square-open": "s", "diamond-open": "D", "x-thin": "x"
 INK = "#333333"
 
 MOST_ROWS, MOST_COLUMNS = 14, 4
-"""Of a grid; what does not fit is on the page and in the numbers alone."""
+"""The largest grid; other matrices are on the page and in the numbers alone."""
 
 
 def save_figure(figure: Figure, folder: Path, stem: str, *, labels: Mapping[str, str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a page that is made to be mailed says of places on this machine: names of files, and no folders above them.
+"""Cuts paths down to file names, for pages that are sent to others.
 
 Relied on by everything that writes a page; ``results.json`` and ``config.toml`` keep whole paths, for programs.
 """

@@ -60,7 +60,7 @@ def head(file: Path) -> str:
 
 
 def read_study(folder: Path) -> "Study":
-    """What a folder holds.
+    """Read the results in a folder.
 
     Raises:
         LabError: it holds no results of a comparison, a sweep or spectra.

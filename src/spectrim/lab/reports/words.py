@@ -1,4 +1,4 @@
-"""Every word that reports make of numbers: headlines, and tables whose last column is a verdict."""
+"""Words that reports derive from numbers: headlines, and tables with a column of verdicts."""
 
 from collections.abc import Callable, Iterator
 from statistics import median
@@ -23,7 +23,7 @@ Rows = list[list[str]]
 
 
 def value_of(entry: Summary, key: str | Callable[[Summary], Any]) -> Any:
-    """A value by its dotted key, None where it or what it is in is missing; or what a function makes of the entry."""
+    """A value by its dotted key, None if it is missing; or the result of a function of the entry."""
     if callable(key):
         return key(entry)
     value: Any = entry
@@ -219,7 +219,7 @@ def side_by_side_rows(subjects: dict[str, Summary]) -> Rows:
 
 
 def spectrum_headline(summary: Summary) -> str:
-    """What the spike holds of a gradient, and whether the noise has heavy tails."""
+    """The spike's share of a gradient's energy, and the tails of its noise."""
     for name, subject in summary["subjects"].items():
         rows = {row[0]: row for row in reading_rows(subject)}
         if SPIKE in rows:
@@ -231,7 +231,7 @@ def spectrum_headline(summary: Summary) -> str:
 
 
 def reading_notes(subject: Summary) -> list[str]:
-    """What changes over training, and what limits the numbers."""
+    """Notes on changes over training and on limits of the numbers."""
     text, notes, stages = subject["text"], [], subject["stages"]
     matrices = with_gradients(subject)
     if matrices and not any(each.get("momentum") for each in matrices):

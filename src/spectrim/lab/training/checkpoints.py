@@ -186,7 +186,7 @@ def read(path: Path, *, config: TrainConfig, data_key: str) -> dict[str, Any]:
 
 
 def open_whole(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, checked by its checksums and by what there must be in it.
+    """Read a checkpoint, and check its checksums and its keys.
 
     Raises:
         RefusedError: something is missing or damaged. Others may come of what is no checkpoint at all.
@@ -213,7 +213,7 @@ def open_whole(path: Path) -> dict[str, Any]:
 HEADER = {"step": int, "config": dict, "data_key": str, "machine": dict}
 KINDS = {**HEADER, "model": dict, "optimizer": dict, "random_state": Tensor}
 SHARDED_KINDS = {**HEADER, "files": dict, "plain": dict}
-"""What there must be in a checkpoint."""
+"""Keys that every checkpoint has."""
 
 
 def check_identity(state: dict[str, Any], path: Path, *, config: TrainConfig, data_key: str) -> None:
@@ -234,7 +234,7 @@ def damaged_entry(file: Path) -> str | None:
 
 
 def open_state(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds; of a folder all but the tensors."""
+    """The content of a checkpoint; for a sharded one, without its tensors."""
     state: dict[str, Any] = torch.load(state_file(path), map_location="cpu", weights_only=True)
     return {**state, "folder": path} if path.is_dir() else state
 

@@ -1,4 +1,4 @@
-"""How long the parts of a step take: by the host's clock, or on a GPU by events that the device passes.
+"""Times of the parts of a step, from the host's clock or, on a GPU, from CUDA events.
 
 An event is recorded and nobody waits for it: its time is read once the device has come by. Relied on by
 :mod:`spectrim.lab.training.loop`.

@@ -24,7 +24,7 @@ __all__ = [
 
 
 def rounding_environment(device: torch.device, *, compiled: bool = False) -> dict[str, str | int]:
-    """What decides how sums are rounded, so that the same configuration gives the same bits."""
+    """The settings that decide rounding: where they are equal, the same configuration gives the same bits."""
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),

@@ -35,7 +35,7 @@ CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class FrequencyBuckets:
-    """Which bucket every token of the vocabulary is in."""
+    """The bucket of every token of the vocabulary."""
 
     names: tuple[str, ...]
     """Ranges of ranks such as "1-12", from the most frequent tokens to the rarest."""
@@ -53,7 +53,7 @@ class Evaluation:
 
     loss: float
     by_frequency: dict[str, float | None]
-    """By bucket; None where the validation set has no token of it."""
+    """The mean loss of every bucket of tokens; None for a bucket that the validation set has no token of."""
 
 
 def frequency_buckets(texts: Sequence[TokenArray], vocabulary_size: int) -> FrequencyBuckets:

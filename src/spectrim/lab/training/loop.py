@@ -50,7 +50,7 @@ def run_steps(
     module: nn.Module | None = None,
     compiled: bool = False,
 ) -> None:
-    """Everything between initialisation and result: from the last checkpoint, if any, to the last step.
+    """Train from the last checkpoint, or from the start, to the last step.
 
     Args:
         config: of the run.

@@ -1,4 +1,4 @@
-"""What a model is trained for: the next token, by cross-entropy, in the arithmetic that the configuration asks for."""
+"""The training objective: cross-entropy of the next token, in the configured precision."""
 
 import sys
 from collections.abc import Iterator
@@ -43,4 +43,4 @@ def plain_rows() -> Iterator[None]:
 
 
 def never_packed(position_ids: Tensor) -> None:
-    """Of no row."""
+    """The target of a row that has no loss."""

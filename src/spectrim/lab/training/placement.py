@@ -1,4 +1,4 @@
-"""How a model is spread over ranks: by torch's own FSDP2, DistributedDataParallel and tensor parallelism.
+"""Spreads a model over ranks with torch's FSDP2, DistributedDataParallel or tensor parallelism.
 
 Every rank holds the same whole model when it comes here, drawn from the run's seed, and its part of it afterwards. The
 optimizer is built after that, over the model that was given, whose parameters keep their names.
@@ -26,7 +26,7 @@ STYLES: dict[str, type[ColwiseParallel] | type[RowwiseParallel]] = {
     "colwise": ColwiseParallel,
     "rowwise": RowwiseParallel,
 }
-"""What is served of the plans that transformers has for its architectures."""
+"""The styles of transformers' tensor-parallel plans that are supported."""
 
 
 def spread(model: nn.Module, parallel: Parallel, device: torch.device) -> nn.Module:
@@ -75,7 +75,7 @@ def blocks(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def tensor_plan(model: nn.Module) -> dict[str, str]:
-    """Which linear layers are split by columns and which by rows, from transformers' own plan."""
+    """The linear layers that are split by columns or by rows, from transformers' plan for the architecture."""
     config: Any = model.config
     return dict(getattr(config, "base_model_tp_plan", None) or {})
 

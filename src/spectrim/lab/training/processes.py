@@ -25,13 +25,13 @@ from spectrim.lab.errors import LabError
 __all__ = ["ONE_PROCESS", "Mode", "Parallel", "drawn_seed", "open_parallel"]
 
 Mode = Literal["fsdp", "ddp", "hsdp", "tp"]
-"""How the model is spread; the first is the default."""
+"""Ways to spread the model over processes; the first is the default."""
 
 PATIENCE = timedelta(days=1)
-"""How long ranks wait for rank 0 to tokenize, and for each other. One that dies is noticed at once."""
+"""Time that ranks wait for rank 0 to tokenize, and for each other; a rank that dies is noticed at once."""
 
 ARRIVAL = timedelta(minutes=30)
-"""How long the first rank waits for the last to start."""
+"""Time that the first rank waits for the last to start."""
 
 Result = TypeVar("Result")
 
@@ -48,21 +48,21 @@ class Parallel:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes log, caches and results."""
+        """True for the process that writes log, caches and results."""
         return self.rank == 0
 
     @property
     def data_ranks(self) -> int:
-        """Into how many parts a batch is split: with tensor parallelism all ranks see all of it."""
+        """The number of parts that a batch is split into; under tensor parallelism every rank sees all of it."""
         return 1 if self.mode == "tp" else self.ranks
 
     @property
     def data_rank(self) -> int:
-        """Which of these parts is this process's."""
+        """The index of this process's part."""
         return 0 if self.mode == "tp" else self.rank
 
     def describe(self) -> dict[str, str | int]:
-        """What is recorded of it, as rounding depends on it; nothing for one process."""
+        """The number of processes and their layout, which decide rounding; empty for one process."""
         return {"ranks": self.ranks, "parallel": str(self.mode)} if self.ranks > 1 else {}
 
     def check_batch(self, batch_size: int, accumulate: int) -> None:
@@ -168,7 +168,7 @@ class Parallel:
             store.set(begun_key(out), "1")
 
     def has_begun(self, out: Path) -> bool:
-        """Whether this is a restart by torchrun of workers that were training into this folder."""
+        """True if torchrun has restarted the workers of a run in this folder."""
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
             return False
         store = launch_store()

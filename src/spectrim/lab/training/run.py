@@ -1,4 +1,4 @@
-"""One run: from a configuration to a folder with its log, its checkpoints, its model and its result.
+"""Trains one run into a folder with its log, checkpoints, model and result.
 
 A run is a function of its configuration. Stopped at any moment and resumed, it ends with the same weights and the
 same log as if it had not been stopped. On several processes it is the same run, but for rounding.

@@ -1,4 +1,4 @@
-"""What is measured at the end of a run beside its losses: optimizer state, weights, and median times of a step."""
+"""Statistics at the end of a run: optimizer state, weight norms and median times of a step."""
 
 from collections.abc import Iterator, Sequence
 from statistics import median

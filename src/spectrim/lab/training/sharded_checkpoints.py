@@ -37,7 +37,7 @@ from spectrim.lab.training.processes import Parallel
 __all__ = ["STATE_FILE", "damaged_part", "load_shards", "load_whole", "read_tensors", "save_shards"]
 
 STATE_FILE = "state.pt"
-"""What is no tensor; written last."""
+"""The file for values that are no tensors; written last."""
 
 INDEX = ".metadata"
 """Torch's list of which tensor lies where."""
@@ -48,7 +48,7 @@ METADATA_CLASSES = (
 )
 
 WEIGHTS, STATE = "/model/", "/optimizer/state/"
-"""How the places of weights, and of the optimizer's state by parameter, begin."""
+"""Prefixes of the keys of weights and of the optimizer's state."""
 
 
 def save_shards(
@@ -130,7 +130,7 @@ def load_shards(
             f"tensors, {foreign[0]!r} is in one of them alone"
         )
     with warnings.catch_warnings():
-        # That one process reads is not news.
+        # torch warns that a single process reads the checkpoint, which is intended here.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         load(tensors, storage_reader=reader, process_group=parallel.control, no_dist=parallel.ranks == 1)
     state = join(plain, tensors)
@@ -232,7 +232,7 @@ class IndexUnpickler(pickle.Unpickler):
 
 
 def enum_member(kind: Any, name: str) -> Enum:
-    """What ``getattr`` is there for in an index: early releases of Python 3.11 pickle members of an enum by it."""
+    """Stands for ``getattr``, with which early releases of Python 3.11 pickle enum members."""
     if not (isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__):
         raise pickle.UnpicklingError(f"{kind!r}.{name} is nothing that an index is made of")
     return kind[name]

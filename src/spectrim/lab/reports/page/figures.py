@@ -38,7 +38,7 @@ OPACITY = {"forward_backward_ms": 1.0, "optimizer_ms": 0.6, "rest_ms": 0.35}
 
 
 def swatches(names: Iterable[str]) -> list[Swatch]:
-    """How each recipe, or whatever has a line, is drawn."""
+    """Colour and dashes of every recipe, or of every other name that has a line."""
     return [
         Swatch(recipe=name, colour=colour(index), dashes=DASHES[dash(index)], group=str(index))
         for index, name in enumerate(names)
@@ -132,7 +132,7 @@ def cost_figures(summary: Summary) -> list[Figure]:
 
 
 def rate_figure(summary: Summary) -> Figure:
-    """Of a sweep: the lowest loss at each learning rate, and every trial."""
+    """The lowest loss at each learning rate of a sweep, and every trial."""
     traces, words, finite = [], [], []
     rows = [["trial", "state", "learning rate", "loss", "point"]]
     for index, (name, entry) in enumerate(summary["recipes"].items()):
@@ -216,7 +216,7 @@ def bar(index: int, name: str, value: float, text: str, *, opacity: float = 1, w
 
 
 def layout(*, x: Summary, y: Summary | None = None, bars: bool = False, **more: Any) -> Summary:
-    """What all figures have in common; a transparent ground lets the page's own through."""
+    """The layout that all figures share; the transparent background shows the page's own."""
     axis = {"automargin": True, "ticks": "outside", "ticklen": 6, "tickcolor": "rgba(0,0,0,0)", "zeroline": False}
     vertical = {"autorange": "reversed", "showgrid": False, "type": "category"} if bars else {}
     titles = [{"title": {"text": given["title"], "standoff": 12}} if given else {} for given in (x, y)]

@@ -88,12 +88,12 @@ class Menus:
 
     @property
     def start(self) -> tuple[int, ...]:
-        """What is shown at first."""
+        """The first choice: an option of every control."""
         return tuple(control.start for control in self.controls)
 
     @property
     def words(self) -> str:
-        """What is shown at first, in words."""
+        """The first choice in words."""
         return ", ".join(control.options[control.start] for control in self.controls)
 
     def packed(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Figure:
     Attributes:
         drawing: "data" and "layout" as plotly has them. The ``legendgroup`` of a trace is the place of its recipe in
             the part, so that hiding the recipe hides it.
-        alt: for whoever does not see it.
+        alt: describes it to screen readers.
         scales: axes ("x", "y") that a reader may turn logarithmic.
         close_up: the range of losses that is shown at first, where the whole one shows less.
         choices: what else it can show; the drawing and the numbers are those of its start.
@@ -146,7 +146,7 @@ class Figure:
 
     @property
     def legend(self) -> list["Swatch"]:
-        """How its lines are drawn, each name once, and its dots where lines stand beside them."""
+        """Entries for the figure's lines, one for each name, and for dots if there are lines too."""
         found: dict[str, Swatch] = {}
         traces = [trace for trace in self.drawing["data"] if trace["type"] == "scatter" and "fill" not in trace]
         for trace in traces if any(trace["mode"] != "markers" for trace in traces) else ():
@@ -178,7 +178,7 @@ class Listing:
     title: str
     text: str
     file_name: str = ""
-    """Under which it can be saved."""
+    """The file's name when it is saved."""
     folded: bool = False
 
     @property

@@ -21,7 +21,7 @@ class Across:
     name: str
     title: str
     hover: str
-    """Of a point, as plotly's template."""
+    """Plotly's template for the label of a point."""
     format: str
     mode: str
     note: str = ""
@@ -67,7 +67,7 @@ def loss_figure(summary: Summary, *, over: Over) -> Figure:
 
 
 def places(entry: Summary, over: Over) -> list[float]:
-    """Where on the horizontal axis a recipe was evaluated."""
+    """The places on the horizontal axis of a recipe's evaluations."""
     found: list[float] = entry["curve"]["tokens"] if over == "tokens" else entry["curve_seconds"]
     return found
 
@@ -113,7 +113,7 @@ def losses(entry: Summary) -> list[str]:
 
 
 def endings(recipes: Summary) -> str:
-    """Where every curve ends, in words."""
+    """The final loss of every recipe, in words."""
     ends = {name: entry["final_loss"] for name, entry in recipes.items()}
     return " ".join(f"{name} {'diverged' if end is None else f'ends at {end:.4f}'}." for name, end in ends.items())
 

@@ -31,7 +31,7 @@ def chosen_figure(
         looks: a trace without data for every curve of a frame (:func:`looks_of`).
         choices: the controls and their frames.
         title: of the figure.
-        alt: for whoever does not see it; what the figure shows at first is added.
+        alt: describes the figure to screen readers; its first choice is added.
         x: the horizontal axis.
         first: what the horizontal axis is called in the table of numbers.
         note: below the figure.
@@ -60,7 +60,7 @@ def chosen_figure(
 
 
 def looks_of(runs: Sequence[MonitoredRun], *, limits: bool = False) -> list[dict[str, Any]]:
-    """How the lines of runs are drawn, and with ``limits`` after them a dotted one for each, of what bounds it."""
+    """Traces without data for the runs' lines; with ``limits``, also a dotted line for the bound of each."""
     lines = [
         scatter(run.index, run.name, (), (), hover="%{y:.3g}", line=stroke(run.index), marker={"size": 6}, mode="")
         for run in runs
@@ -77,7 +77,7 @@ def text(value: float | None) -> str:
 
 
 def endings(names: Sequence[str], choices: Menus) -> str:
-    """What is shown at first, in words: where every line begins and ends."""
+    """The first choice in words, and the ends of every line."""
     frame = choices.frames.get(choices.start)
     said = [f"At first {choices.words}."]
     for name, curve in zip(names, frame.curves if frame else (), strict=False):

@@ -30,7 +30,7 @@ class Study:
     name: str
     folder: Path
     summary: dict[str, Any]
-    """What ``results.json`` holds, or ``spectrum.json``."""
+    """The content of ``results.json`` or ``spectrum.json``."""
 
     def sections(self, makers: "Sequence[Callable[[Study], Section | None]]") -> list[Section]:
         """The sections that the study has data for."""
@@ -45,7 +45,7 @@ class Study:
 
 
 def spectra(study: Study) -> Section | None:
-    """What the runs' monitors measured through training; None without a monitor."""
+    """The measurements of the runs' monitors; None without a monitor."""
     runs = {recipe: study.run(recipe) for recipe in study.summary["recipes"]}
     return spectra_section(
         [

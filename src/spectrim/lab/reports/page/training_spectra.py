@@ -21,7 +21,7 @@ __all__ = ["spectra_section"]
 Frames = dict[tuple[int, ...], Frame]
 
 POINTS = 32
-"""Of a spectrum that are drawn, evenly spread by the ratio of their ranks."""
+"""The most points of a spectrum that are drawn, evenly spread on a logarithmic axis of ranks."""
 
 KINDS = {
     "gradient": "the gradient",
@@ -34,11 +34,11 @@ FLOOR = 1e-6
 """Singular values below this share of the largest one are rounding errors, and are not drawn."""
 
 MATRICES = 64
-"""That a menu offers at most."""
+"""The most matrices that a menu offers."""
 
 
 def spectra_section(runs: Sequence[MonitoredRun], *, title: str = "Spectra through training") -> Section | None:
-    """What was measured in these runs; None where nothing was."""
+    """The figures of the runs' measurements; None if there are none."""
     # A record may hold a warning alone.
     measured = [replace(run, records=[each for each in run.records if each["parameters"]]) for run in runs]
     runs = [run for run in measured if run.records]
@@ -119,7 +119,7 @@ def any_has(exact: Mapping[str, Sequence[MonitorRecord]], names: Sequence[str], 
 
 
 def limit_of(record: MonitorRecord | None, name: str) -> float | None:
-    """What clipping allows the update's largest singular value, where the record says so."""
+    """The bound of clipping on the update's largest singular value, if the record has it."""
     limit: float | None = (record or {}).get("parameters", {}).get(name, {}).get("update_limit")
     return limit
 
@@ -147,13 +147,13 @@ def rank_ticks(frames: Mapping[tuple[int, ...], Frame]) -> dict[str, Any]:
 
 
 def summary_figures(runs: Sequence[MonitoredRun]) -> list[Figure]:
-    """A small figure for each quantity that says something of the whole model."""
+    """A small figure for each quantity that can be combined over the model."""
     made = [summary_figure(runs, key, quantity) for key, quantity in QUANTITIES.items() if quantity.summary]
     return [figure for figure in made if figure]
 
 
 def summary_figure(runs: Sequence[MonitoredRun], key: str, quantity: Quantity) -> Figure | None:
-    """One quantity over training, of all matrices in layers together."""
+    """One quantity over training, combined over the matrices of all layers."""
     combine: Callable[[list[float]], float] = max if quantity.summary == "largest" else median
     curves = [
         [(record["step"], combine(found)) for record in run.records if (found := values_in(record, key))]
@@ -287,12 +287,12 @@ def matrix_figure(runs: Sequence[MonitoredRun]) -> Figure | None:
 
 
 def ordered(names: set[str]) -> list[str]:
-    """By layer, and what is in no layer last."""
+    """Sort names by layer; those outside of layers come last."""
     return sorted(names, key=lambda name: (layer_of(name)[0] is None, layer_of(name)[0] or 0, name))
 
 
 def busiest(names: Sequence[str]) -> int:
-    """A matrix to begin with: of the middle layer the feed-forward's, which is the largest."""
+    """The matrix that is shown first: the feed-forward one of the middle layer, which is the largest."""
     layers = sorted({layer for name in names if (layer := layer_of(name)[0]) is not None})
     if not layers:
         return 0

@@ -21,11 +21,11 @@ KINDS = {
     "momentum": ("momentum", "#009E73", "dashdot"),
     "weight": ("weights", "#CC79A7", "dot"),
 }
-"""What has a spectrum: its name, and its colour and dashes where kinds are drawn together."""
+"""Kinds of spectra: name, and colour and dashes for figures that show several kinds."""
 
 
 def names_of(subjects: Subjects, having: str = "weight") -> list[str]:
-    """Every matrix of any subject of which this was measured, in the models' order."""
+    """Names of the matrices that have this measurement in any subject, in the models' order."""
     return list(
         dict.fromkeys(
             name for subject in subjects.values() for name, each in subject["matrices"].items() if each.get(having)
@@ -124,7 +124,7 @@ def dot_figure(
 
 
 def spike_figures(subjects: Subjects) -> list[Figure]:
-    """What the spike holds of the energy, and of Adam's second moment."""
+    """The spike's share of the energy, and of Adam's second moment."""
     made = [
         dot_figure(
             subjects,

@@ -1,4 +1,4 @@
-"""Which pictures ``spectrim spectrum`` writes: the figures of its page, most of them as grids of matrices."""
+"""The pictures of ``spectrim spectrum``: the figures of its page, most of them as grids of matrices."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the report page says of ``spectrim spectrum``: the reading, figures, every number, and how to do it again."""
+"""The page's part on ``spectrim spectrum``: the reading, figures, all numbers and the command."""
 
 import shlex
 from typing import TYPE_CHECKING, Any
@@ -52,7 +52,7 @@ def spectrum_part(study: "Study") -> PagePart:
 
 
 def reading(study: "Study") -> Section:
-    """What was measured in medians with a verdict; of several subjects in medians side by side."""
+    """Medians of one subject with verdicts, or medians of several subjects side by side."""
     subjects = study.summary["subjects"]
     if len(subjects) > 1:
         rows = side_by_side_rows(subjects)
@@ -69,7 +69,7 @@ def reading_of(name: str, subject: dict[str, Any]) -> list[Table | Note]:
 
 
 def reading_of_each(study: "Study") -> Section | None:
-    """Of several subjects the whole readings, which would stand in the figures' way."""
+    """The whole reading of each of several subjects, below the figures."""
     subjects = study.summary["subjects"]
     if len(subjects) == 1:
         return None
@@ -100,7 +100,7 @@ def weights(study: "Study") -> Section:
 
 
 def through_training(study: "Study") -> Section | None:
-    """What the runs' monitors measured, where the runs are still there."""
+    """The measurements of the runs' monitors, if the runs still exist."""
     runs = []
     for index, (name, subject) in enumerate(study.summary["subjects"].items()):
         folder = run_of(subject)
