@@ -1,7 +1,7 @@
 """The spectra of trained models: weights, gradients, momentum and noise, from a run, a checkpoint or weights plus text.
 
-:func:`spectrum` measures; :func:`write_spectrum` lays numbers, pictures, a reading and a page in a new folder. A result
-is a function of the inputs and the options.
+:func:`spectrum` measures; :func:`write_spectrum` writes numbers, pictures, a reading and a page into a new folder. A
+result is a function of the inputs and the options.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ READING = "reading.md"
 
 
 class ProgressListener(Protocol):
-    """Is told about the progress of an analysis."""
+    """Callbacks about the progress of an analysis."""
 
     def subject_started(self, name: str, batches: int, matrices: int) -> None:
         """The measurement of a model begins, with these numbers of batches and matrices."""
@@ -61,7 +61,7 @@ def spectrum(
     """Measure weights, gradients and noise of everything at these paths.
 
     Args:
-        paths: folders of runs, of comparisons, or of weights in the manner of Hugging Face, and checkpoints of runs.
+        paths: folders of runs, of comparisons, or of Hugging Face weights, and checkpoints of runs.
         options: how.
         cache_dir: where tokens are cached.
         listener: told about progress.
@@ -70,7 +70,7 @@ def spectrum(
         What ``spectrum.json`` holds; docs/spectrum.md describes it.
 
     Raises:
-        LabError: a path or an option that cannot be served.
+        LabError: a path or an option is invalid.
     """
     if 0 < options.batches < FEWEST_BATCHES:
         raise LabError(f"--batches {options.batches}: noise needs at least {FEWEST_BATCHES}, 0 shows weights alone")
@@ -168,7 +168,7 @@ def gradient_source(
         loaded.model,
         chosen,
         batches,
-        # Go on where training stopped: those batches are as new to the model as any.
+        # Start where training stopped: the model has not seen those batches.
         first=(subject.step or 0) if options.seed is None else 0,
         count=options.batches,
         memory=1e9 * options.memory,
@@ -194,7 +194,7 @@ def text_numbers(loaded: LoadedTarget, source: GradientSource) -> dict[str, Any]
 
 
 def default_out(paths: Sequence[Path]) -> Path:
-    """A folder next to the one thing that is looked at.
+    """The default output folder, next to the only path.
 
     Raises:
         LabError: there are several.
@@ -203,14 +203,14 @@ def default_out(paths: Sequence[Path]) -> Path:
         raise LabError("--out is missing: name the folder that is to hold the spectra of all of them")
     path = paths[0].absolute()
     if path.name.startswith("step-") and path.parent.name == "checkpoints":
-        # Not among the checkpoints, which are the run's own.
+        # Beside the run, not inside of its checkpoints.
         run = path.parent.parent
         return run.with_name(f"{run.name}-{path.stem}-spectrum")
     return path.with_name(f"{path.name}-spectrum")
 
 
 def check_out(out: Path) -> None:
-    """Refuse to write where something is.
+    """Check that the output folder is new or empty.
 
     Raises:
         LabError: the folder is a file, or holds something.

@@ -44,7 +44,7 @@ def of_record(
 
 
 def stage(spectra: dict[str, Any], shape: tuple[int, int]) -> dict[str, Any]:
-    """Spectra and their spike shares, of the kinds that are there and whole."""
+    """Spectra and their spike shares, for the kinds that are complete."""
     rank = rank_of_spike(shape)
     found = {}
     for kind in KINDS:

@@ -61,7 +61,7 @@ class SpectrumTarget:
         return RunFolder(beside) if self.kind == "checkpoint" and (beside / "config.toml").is_file() else None
 
     def load(self, text: TextConfig, *, with_text: bool, cache_dir: Path | None = None) -> LoadedTarget:
-        """The model, its momentum, and the tokens unless only weights are looked at.
+        """Load the model, its momentum and, unless only weights are measured, the tokens.
 
         Raises:
             LabError: there is no text for a folder of weights, or text, tokenizer and model do not fit each other.
@@ -118,7 +118,7 @@ class SpectrumTarget:
 
 
 def restore_momenta(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], str | None]:
-    """Load a checkpoint into the model; returns the optimizer's momentum by parameter, and under which name it was."""
+    """Load a checkpoint into the model; returns the optimizer's momentum by parameter, and its state key."""
     try:
         weights, moments = checkpoints.read_parts(path, MOMENTA)
         model.load_state_dict(weights)
@@ -136,7 +136,7 @@ def find_targets(paths: Sequence[Path]) -> list[SpectrumTarget]:
     """Find the targets at the paths; a comparison gives the first seed of every recipe, and equal names get numbers.
 
     Raises:
-        LabError: a path is none of what can be looked at, or a run in it has nothing to look at yet.
+        LabError: a path is no target, or a run in it has no checkpoint yet.
     """
     found = [subject for path in paths for subject in read_path(path)]
     counts: dict[str, int] = {}
@@ -217,7 +217,7 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint.
 
     Raises:
-        LabError: it is damaged, or none of spectrim's.
+        LabError: it is damaged or not spectrim's.
     """
     try:
         return checkpoints.open_whole(path)

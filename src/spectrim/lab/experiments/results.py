@@ -1,4 +1,4 @@
-"""Results: what one run ended with, and what several seeds of several recipes say together."""
+"""Combines the results of several recipes and seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ MEANS = (
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """The mean over seeds at each evaluation; None where any seed has none, for a diverged run has no mean."""
+    """The mean over seeds at each evaluation; None if any seed has none, such as a diverged one."""
     if any(curve.tokens != curves[0].tokens for curve in curves):
         raise ValueError("curves were evaluated at different token counts")
     columns = zip(*(curve.val_loss for curve in curves), strict=True)
@@ -43,7 +43,7 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 
 def tokens_to_reach(curve: Curve, target: float) -> float | None:
-    """Tokens at which the curve first is at or below the target, linear between evaluations; None if it never is."""
+    """Tokens at which the curve first reaches the target, linear between evaluations; None if never."""
     before: tuple[int, float] | None = None
     for tokens, loss in zip(curve.tokens, curve.val_loss, strict=True):
         if loss is None or not math.isfinite(loss):
@@ -60,7 +60,7 @@ def tokens_to_reach(curve: Curve, target: float) -> float | None:
 
 def at_time(run: RunResult, seconds: float) -> tuple[float, float | None]:
     """A run's share of tokens and its loss after a number of seconds of training, both linear between
-    evaluations. A run that was done by then has all of its tokens and its final loss.
+    evaluations. A run that has ended by then has all of its tokens and its final loss.
     """
     assert run.dynamics is not None
     times, tokens, losses = run.dynamics.seconds, run.curve.tokens, run.curve.val_loss

@@ -37,8 +37,8 @@ def read_measurements(path: Path) -> list[MonitorRecord]:
 def layer_of(name: str) -> tuple[int | None, str]:
     """The number of the layer that a parameter is in, and its name there.
 
-    ``"model.layers.2.mlp.up_proj.weight"`` is ``(2, "mlp.up_proj")``; what is in no layer has None, and loses but the
-    outermost module's name.
+    ``"model.layers.2.mlp.up_proj.weight"`` is ``(2, "mlp.up_proj")``; outside of layers the number is None, and only
+    the outermost module's name is dropped.
     """
     name = re.sub(r"\.weight(?=(\[\d+\])?$)", "", name)
     if match := re.match(r"(?:[^.]+\.)*?(\d+)\.(.+)$", name):

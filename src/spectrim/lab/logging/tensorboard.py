@@ -1,6 +1,6 @@
 """Writes a run's settings and monitor records to TensorBoard, under tags that it groups.
 
-TensorBoard groups charts by what stands before a tag's first slash, in alphabetical order: after losses and gradients
+TensorBoard groups charts by the part of a tag before its first slash, in alphabetical order: after losses and gradients
 come the largest values of the whole model, then a group a matrix, layer by layer.
 """
 

@@ -1,6 +1,5 @@
-"""Progress on the terminal: a bar for all steps with the time left, and below it loss, speed and the loudest layer.
-
-Where there is no terminal (a file, a CI log), a plain line a run says the same, and a line a warning.
+"""Progress on the terminal: a bar for all steps with the time left, and below it loss, speed and the most active layer.
+In a file or a CI log there is a plain line for each run and each warning.
 """
 
 from collections import deque
@@ -113,7 +112,7 @@ class TerminalProgress(OnStderr):
 
     def step(self, record: StepRecord) -> None:
         """Move the bar and show the losses."""
-        # Not before the first step: until then the input may be refused, and the refusal is all there is to read.
+        # Announce a run at its first step, since its input may be refused before.
         if self._announce:
             self.say_in_a_file(self._announce)
         self._announce = ""
@@ -127,7 +126,7 @@ class TerminalProgress(OnStderr):
     def measured(self, record: MonitorRecord) -> None:
         """Show the loudest layer, and leave one line above the bar where there is something to warn of."""
         if line := warning(record):
-            # A file keeps the whole line; on a terminal it takes one.
+            # On a terminal the line is cut at its width; a file keeps all of it.
             terminal = self._console.is_terminal
             text = Text(line, style="yellow", overflow="ellipsis" if terminal else "ignore", no_wrap=True)
             self._console.print(text, soft_wrap=not terminal)
@@ -156,7 +155,7 @@ class BarOverLines(Progress):
 
 
 def loudest(record: MonitorRecord) -> str:
-    """The matrix that an alarm is about, or else the one that the step moved most for its size; empty for neither."""
+    """The matrix of an alarm, or else the one with the largest relative update; empty if there is neither."""
     alarms = record.get("alarms", [])
     names = short_names([*record["parameters"], *(alarm["parameter"] for alarm in alarms)])
     if alarms:
@@ -180,5 +179,5 @@ def warning(record: MonitorRecord) -> str:
 
 
 def loud(alarms: list[MonitorRecord]) -> MonitorRecord:
-    """The alarm farthest from its trend; one that is not finite is farther than any."""
+    """The alarm farthest from its trend, counting one that is not finite as infinitely far."""
     return max(alarms, key=lambda alarm: float("inf") if alarm["deviations"] is None else alarm["deviations"])

@@ -1,11 +1,9 @@
 """External optimizers, by import path ``module:Class``: loaded, checked, and built over the lab's groups.
 
-The class keeps its own defaults but for the learning rate, which the lab schedules, and the weight decay, which all
-recipes share where the class takes one. A module that is not installed is looked for in the current directory, so that
-an optimizer of one's own needs no package.
-
-To import a module is to run its code, so it is done for recipes that the user has named (:func:`trust`), and never
-because a file names one. Relied on by :mod:`spectrim.lab.recipes.names`.
+The class keeps its own defaults except for the learning rate, which the lab schedules, and the weight decay, which all
+recipes share. A module that is not installed is looked for in the current directory. An import runs code, so only
+recipes that the user has named (:func:`trust`) are imported, never those that only a file names. Relied on by
+:mod:`spectrim.lab.recipes.names`.
 """
 
 import importlib
@@ -49,7 +47,7 @@ def is_external(base: str) -> bool:
 
 
 def trust(recipes: Iterable[str]) -> None:
-    """Let the modules of these recipes be imported from now on, in this thread and no other; :data:`ANY` means all."""
+    """Allow the import of these recipes' modules in this thread; :data:`ANY` means all."""
     _trusted.set(_trusted.get() | {recipe.partition("+")[0] for recipe in recipes})
 
 
@@ -77,8 +75,8 @@ def load_class(path: str) -> type[Optimizer]:
     """The optimizer class at ``module:Class``.
 
     Raises:
-        LabError: the path is none, is named in a file alone, cannot be imported, or what is there cannot be trained
-            with; it says why.
+        LabError: the path is invalid, only a file names it, it cannot be imported, or the lab cannot train with the
+        class.
     """
     check_path(path)
     if not is_trusted(path):
@@ -110,7 +108,7 @@ def import_class(path: str) -> type[Optimizer]:
 
 
 def check_class(path: str, found: type[Optimizer]) -> None:
-    """Refuse what the lab's loop cannot drive."""
+    """Check that the lab's loop can use a class."""
     closure = inspect.signature(found.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise LabError(f"optimizer {path!r}: its step needs a closure, which the lab does not give")
@@ -124,7 +122,7 @@ def check_class(path: str, found: type[Optimizer]) -> None:
 
 
 def parameters(found: type[Optimizer]) -> dict[str, inspect.Parameter]:
-    """The constructor's named parameters; behind ``**options``, also those of the class that it derives from."""
+    """The constructor's named parameters; with ``**options``, also those of its base class."""
     named: dict[str, inspect.Parameter] = {}
     for owner in found.__mro__:
         if owner is Optimizer:
@@ -142,7 +140,7 @@ def parameters(found: type[Optimizer]) -> dict[str, inspect.Parameter]:
 
 
 def default_lr(path: str) -> float:
-    """The learning rate that the class itself starts from.
+    """The default learning rate of the class.
 
     Raises:
         LabError: it has none.
@@ -211,14 +209,14 @@ def keywords(path: str, settings: OptimizerConfig) -> dict[str, Any]:
 def construct(path: str, groups: list[dict[str, Any]], given: Mapping[str, Any]) -> Optimizer:
     try:
         return load_class(path)(groups, **given)
-    except Exception as error:  # whatever a foreign constructor raises is an answer to its arguments
+    except Exception as error:  # an external constructor may raise any error
         raise LabError(f"optimizer {path!r} cannot be built: {type(error).__name__}: {error}") from error
 
 
 def rehearse(path: str, given: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
     """Take two steps on a small parameter for each group, so that a class that cannot step is refused before a run.
 
-    One whose state holds more than tensors and plain values is told as :class:`LabWarning`.
+    Warns (:class:`LabWarning`) if the state holds more than tensors and plain values.
     """
     small = []
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
