@@ -1,4 +1,4 @@
-"""Paths as users name them: made absolute, and refused in one line where the system could not even look for them."""
+"""Makes users' paths absolute, and reports invalid ones in one line."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ def named_path(text: str, what: str) -> Path:
         what: how an error begins, such as ``data 'x.txt'``.
 
     Raises:
-        LabError: it is empty, is no path for this system, or lies where this user may not look.
+        LabError: it is empty, invalid on this system, or in a folder that this user may not read.
     """
     if not text.strip():
         raise LabError(f"{what}: an empty name, expected a path")
@@ -58,7 +58,7 @@ def matches(pattern: Path) -> Iterator[Path]:
 
     Raises:
         OSError: one of the folders cannot be read.
-        ValueError: ``**`` stands in a part that has more to it.
+        ValueError: a part has ``**`` and other letters.
     """
     for part in pattern.parts:
         if "**" in part and part != "**":

@@ -1,7 +1,7 @@
 """The benchmark of optimizers: every recipe against torch's own, on the shapes of real blocks.
 
-Each contender has its own copy of the parameters and sees the same gradients; the contenders take turns step by
-step, so that a change of the machine's speed meets all of them. Times are medians.
+Each contender has its own copy of the parameters and sees the same gradients; the contenders take turns step by step,
+so that a busy machine slows all of them. Times are medians.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class OptimizerRow:
         step_ms: median time of a step.
         to_fused_adamw, to_muon: medians, over the rounds, of the ratio to torch's fused AdamW and to torch's Muon.
         state_bytes: all state tensors.
-        extra_bytes: the most that tensors made during one step held at a time; workspaces inside kernels do not count.
+        extra_bytes: the peak memory of tensors made during one step; workspaces inside kernels do not count.
         orthogonality: ‖UUᵀ/s − I‖_F/√m of one step's update U, over its matrices' mean square singular value s: 0
             for an
             orthogonal update.
@@ -164,7 +164,7 @@ class Contender:
             torch.accelerator.synchronize(self.device)
 
     def extra_bytes(self) -> int:
-        """The most that tensors made during one step held at a time."""
+        """The peak memory of tensors made during one step."""
         kept = {tensor.untyped_storage().data_ptr() for tensor in tensors(list(self.optimizer.state.values()))}
         live = LiveBytes(kept)
         with live:

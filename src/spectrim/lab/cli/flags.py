@@ -1,8 +1,8 @@
 """Flags derived from settings: name, type, help and default of a flag come from the field of the pydantic model.
 
-A setting is looked up in this order: a flag, the file of ``--config`` (or the stored configuration with ``--resume``),
-the default. Only what concerns the command line alone is stated here: the themes that ``--help`` groups flags by, and
-the flags that are not spelled as their setting.
+A setting comes from its flag, else from the file of ``--config`` (or the stored configuration with ``--resume``), else
+from its default. This module adds the themes that ``--help`` groups flags by, and flags whose spelling differs from
+their setting.
 """
 
 import inspect
@@ -40,7 +40,7 @@ THEMES = {
     "Text": ("data.sources", "data.text_column", "data.tokenizer", "data.vocabulary_size"),
     "Model": ("model.preset", "model.architecture", "model.weights"),
 }
-"""The settings that have a flag, by the theme that ``--help`` shows them under; ``--set`` reaches the others."""
+"""Settings with a flag, by the theme in ``--help``; ``--set`` sets all others."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,11 @@ def with_settings(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command a flag for each setting of a model.
 
-    The command is called with the settings that were given, by dotted key, and with its own options.
+    The command receives the given settings by dotted key, and its own options.
 
     Args:
         model: declares the settings.
-        themes: keys of the settings that get a flag, by the heading that ``--help`` shows them under. With the default
-            there is also ``--set`` for every other setting.
+        themes: keys of the settings with a flag, by their heading in ``--help``. The default also adds ``--set``.
         default: shown in place of the settings' own defaults, where the command has another.
     """
     flags: dict[str, tuple[str, Annotated[Any, "parameter"], Callable[[Any], Any]]] = {}
@@ -197,9 +196,9 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 def configure(
     model: type[AnyConfig], file: Path | None, given: dict[str, Any], *, below: dict[str, Any] | None = None
 ) -> AnyConfig:
-    """The configuration of a file, if any, under the settings that were given; "data.sources" is a nested key."""
+    """The configuration of a file, if any, with the given settings on top; "data.sources" is a nested key."""
     values = read_toml(file) if file else dict(below or {})
-    # Flags may complete a file, so only what the file does hold is checked in its name.
+    # An error in a setting names the file if there is one, since flags may complete it.
     source = f"config {str(file)!r}" if file else "options"
     for key, value in given.items():
         *tables, last = key.split(".")

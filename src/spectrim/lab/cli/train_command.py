@@ -51,7 +51,8 @@ def train_command(
 ) -> None:
     """Train one model with one recipe; --resume continues bit for bit.
 
-    On several processes: torchrun --nproc-per-node N -m spectrim train ... The batch is that of all together.
+    On several processes: torchrun --nproc-per-node N -m spectrim train ... --batch-size counts the sequences of all
+    processes.
     """
     from spectrim.lab.logging.terminal import TerminalProgress
     from spectrim.lab.training.folder import RunFolder

@@ -1,8 +1,6 @@
-"""``spectrim plan``: what a recipe would do to a model, before anything is allocated or trained.
-
-Either to every parameter, as :func:`spectrim.describe` shows it, or, given a number of ranks, what recipes would cost
-on them by the arithmetic of :mod:`spectrim.lab.planning.scaling`. The model is built on the meta device, so that a
-model of any size is planned in seconds. torch and transformers are imported only once they are needed.
+"""Plans a recipe without allocating or training a model: its effect on every parameter, as :func:`spectrim.describe`
+shows it, or the cost of a step on many ranks (:mod:`spectrim.lab.planning.scaling`). The model is built on the meta
+device, so that a model of any size is planned in seconds.
 """
 
 import difflib
@@ -61,9 +59,9 @@ def plan_scaling(
 
     Args:
         model: as for :func:`plan`.
-        recipes: of this library; what an external optimizer sends is not known.
+        recipes: of this library; the communication of external optimizers is unknown.
         cluster: the ranks, and how parameters lie on them.
-        hardware: what a step of training is set against.
+        hardware: decides the time of a step of training.
 
     Raises:
         LabError: model or recipe is unknown, or a parameter's role cannot be told.

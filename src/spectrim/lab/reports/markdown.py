@@ -1,4 +1,4 @@
-"""A page's part as Markdown: its tables and notes, and the pictures that stand for its figures."""
+"""Writes a page's part as Markdown: tables, notes, and pictures in place of figures."""
 
 from collections.abc import Mapping
 

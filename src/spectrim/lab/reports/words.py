@@ -44,7 +44,7 @@ def certainty(entry: Summary) -> str:
 
 
 def verdict(entry: Summary, base: float) -> str:
-    """Whether a recipe ends below AdamW, and what limits that."""
+    """ "lower", "higher" or "diverged" against AdamW, and the limits of that."""
     if entry["final_loss"] is None:
         return "diverged"
     return ", ".join(filter(None, ["lower" if entry["final_loss"] < base else "higher", certainty(entry)]))
@@ -106,7 +106,7 @@ def comparison_headline(summary: Summary) -> str:
 
 
 def sweep_headline(summary: Summary) -> str:
-    """Whose best trial is the lowest, and at which learning rate."""
+    """The recipe with the lowest loss, and its learning rate."""
     best = {name: entry["best"] for name, entry in summary["recipes"].items() if entry["best"]}
     if not best:
         return "No trial has reached its end yet."
@@ -146,7 +146,7 @@ def signal_to_noise(matrix: Summary) -> float:
 SPIKE = "spike's share of a gradient's energy"
 TAIL = "best tail fit, nats per entry over Gaussian"
 
-# Name, format, dotted key or function of a matrix; and the verdict above and below a limit of the median.
+# Name, format, dotted key or function of a matrix; then a limit, and the verdicts above and below it.
 QUANTITIES: tuple[tuple[Any, ...], ...] = (
     (SPIKE, ".0%", "gradient.spike_share"),
     ("spike's share of the mean gradient G", ".0%", "mean_gradient.spike_share"),
@@ -182,7 +182,7 @@ def with_gradients(subject: Summary) -> list[Summary]:
 
 
 def quantities(subject: Summary) -> Iterator[tuple[str, str, list[float], str]]:
-    """Name, format, known values over matrices, and verdict of everything that was measured of a subject."""
+    """Yield name, format, values over matrices and verdict of every measured quantity."""
     matrices = with_gradients(subject)
     for table, group in ((QUANTITIES, matrices), (WEIGHTS, list(subject["matrices"].values()))):
         for name, form, key, *judge in table:

@@ -1,6 +1,5 @@
-"""A study, and the sections that the pages of a comparison and of a sweep have in common.
-
-A section is a function of the study. It returns None if the study holds nothing for it.
+"""A study, and the sections that pages of comparisons and of sweeps share. A section is a function of the study; it
+returns None without data.
 """
 
 import shlex
@@ -23,7 +22,7 @@ __all__ = ["Study", "configuration", "plan", "provenance", "reproduction", "spec
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A comparison, a sweep or spectra, as their folder holds them."""
+    """The stored results of a comparison, a sweep or spectra."""
 
     kind: Literal["compare", "sweep", "spectrum"]
     """The command that wrote it."""

@@ -1,7 +1,5 @@
-"""Spectra through training on a report page: what the monitor measured, of several runs, with a slider over time.
-
-Any page can show them; a run is a :class:`spectrim.lab.logging.monitor_log.MonitoredRun`. Runs without a monitor have
-no section.
+"""Spectra through training on a report page: the monitors' records of several runs, with a slider over time. A run is a
+:class:`spectrim.lab.logging.monitor_log.MonitoredRun`. Runs without a monitor have no section.
 """
 
 import math
@@ -39,7 +37,7 @@ MATRICES = 64
 
 def spectra_section(runs: Sequence[MonitoredRun], *, title: str = "Spectra through training") -> Section | None:
     """The figures of the runs' measurements; None if there are none."""
-    # A record may hold a warning alone.
+    # A record may consist of a warning alone.
     measured = [replace(run, records=[each for each in run.records if each["parameters"]]) for run in runs]
     runs = [run for run in measured if run.records]
     if not runs:
@@ -93,7 +91,7 @@ def spectrum_figure(runs: Sequence[MonitoredRun]) -> Figure | None:
     choices = Menus(
         controls=[
             Control(label="Matrix", options=[short[name] for name in names], start=busiest(names)),
-            # What a step does to the weights is where recipes differ most.
+            # Recipes differ most in their updates.
             Control(label="Spectrum of", options=kinds, start=kinds.index("update") if "update" in kinds else 0),
             Control(label="Stage", options=stages, start=len(stages) - 1, slider=True),
         ],
@@ -133,7 +131,7 @@ def thinned(spectrum: Sequence[float | None]) -> tuple[list[int], list[float | N
 
 
 def rounded(value: float | None) -> float | None:
-    """Four digits; what is not above zero has no place on a logarithmic axis."""
+    """Round to four digits; a logarithmic axis shows positive values only."""
     return float(f"{value:.4g}") if value is not None and value > 0 else None
 
 
@@ -193,7 +191,7 @@ def summary_figure(runs: Sequence[MonitoredRun], key: str, quantity: Quantity) -
 
 
 def values_in(record: MonitorRecord, key: str) -> list[float]:
-    """A quantity of every matrix in a layer, or where no matrix is in one, of all."""
+    """A quantity of every matrix in a layer, or of all matrices if none is in a layer."""
     parameters = record["parameters"]
     inside = [name for name in parameters if layer_of(name)[0] is not None] or list(parameters)
     return [value for name in inside if (value := parameters[name].get(key)) is not None]

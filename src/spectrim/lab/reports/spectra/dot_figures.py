@@ -47,7 +47,7 @@ def dot_figure(
 ) -> Figure | None:
     """A row for each matrix, and on it a dot for every subject and series; ``reference`` is a tick for all subjects.
 
-    None where no subject has what is to be shown.
+    None if no subject has the measurement.
     """
     names = names_of(subjects, having)
     if not names:

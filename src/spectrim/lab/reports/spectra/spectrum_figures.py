@@ -22,12 +22,12 @@ Curve = tuple[Sequence[float], Sequence[float | None]] | None
 
 
 def runs_of(subjects: Subjects) -> list[MonitoredRun]:
-    """Subjects as what has a line in a figure."""
+    """The subjects as runs, for figures that draw runs."""
     return [MonitoredRun(name=name, index=index, records=()) for index, name in enumerate(subjects)]
 
 
 def spectrum_figure(subjects: Subjects) -> Figure:
-    """Singular values of any matrix, of any of its spectra; under a mean gradient what noise alone gives."""
+    """Singular values of any matrix and kind; for a mean gradient also those that noise alone would give."""
     names = names_of(subjects)
     every = [each for subject in subjects.values() for each in subject["matrices"].values()]
     kinds = [kind for kind in KINDS if any(each.get(kind) for each in every)]
@@ -80,7 +80,7 @@ def direction_figure(subjects: Subjects) -> Figure | None:
 def menus_of(
     names: Sequence[str], menu: Control | None, curves: Callable[[str, int], list[Curve]], y: str, *, tabled: int
 ) -> Menus | None:
-    """A menu of matrices, and perhaps another; ``curves`` are those of a matrix at its option."""
+    """A menu of matrices, and optionally another; ``curves`` returns the curves of a matrix at an option."""
     frames: dict[tuple[int, ...], Frame] = {}
     for place, name in enumerate(names):
         for option in range(len(menu.options) if menu else 1):
@@ -95,7 +95,7 @@ def menus_of(
 
 
 def groups_of(groups: Sequence[Mapping[str, Any]] | None, key: str) -> Curve:
-    """Middles of the groups of ranks and their values; None where there is none."""
+    """Middles of the groups of ranks, and their values; None without values."""
     if not groups or not any(group[key] for group in groups):
         return None
     return [round((group["first"] * group["last"]) ** 0.5, 2) for group in groups], [group[key] for group in groups]
@@ -131,7 +131,7 @@ def tail_figure(subjects: Subjects) -> Figure | None:
 
 
 def operator_figure(subjects: Subjects) -> Figure | None:
-    """Signal squared over noise that operators leave of any matrix, against the energy left."""
+    """The ratio of signal squared to noise after operators, against the remaining energy, for any matrix."""
     operators = {
         "soft clip": ("spectral soft clip", line("#0072B2", "solid")),
         "hard clip": ("spectral hard clip", line("#56B4E9", "dash")),
@@ -203,7 +203,7 @@ def line_figure(
 
 
 def above(curve: Curve, floor: float) -> Curve:
-    """The curve in four digits, without what is too small to be drawn."""
+    """The curve in four digits, without values below the floor."""
     if curve is None:
         return None
     places, values = curve
@@ -212,6 +212,6 @@ def above(curve: Curve, floor: float) -> Curve:
 
 
 def log_axis(curves: Sequence[Curve]) -> dict[str, Any] | None:
-    """An axis that holds all of these curves; None where there is nothing on it."""
+    """The axis for these curves; None if they are empty."""
     known = [value for curve in curves if curve for value in curve[1] if value]
     return axis_of(known, log=True) if known else None
