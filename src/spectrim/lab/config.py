@@ -169,7 +169,7 @@ class MonitorConfig(Config):
 def check_distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Check that no value is repeated."""
     if len(set(values)) < len(values):
-        raise ValueError("each may stand once only")
+        raise ValueError("expected distinct values")
     return values
 
 

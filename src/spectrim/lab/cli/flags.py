@@ -237,7 +237,7 @@ def assignments(flag: str, items: list[str], form: str) -> Iterator[tuple[str, s
         if not equals or not left:
             raise wrong
         if left in seen:
-            raise LabError(f"{flag} {item!r}: {left} stands twice")
+            raise LabError(f"{flag} {item!r}: {left} is given twice")
         seen.add(left)
         yield left, right, wrong
 

@@ -87,7 +87,7 @@ def train_command(
     measured = ", monitor.jsonl" if RunFolder(out).monitor_file.is_file() else ""
     print(f"written to {out}: model/, log.jsonl{measured}, config.toml, result.json", file=sys.stderr)
     if skipped == config.steps:
-        raise LabError(f"no gradient of the {skipped} steps in {out} was finite, so the model in it is as it began")
+        raise LabError(f"no gradient was finite in the {skipped} steps of {out}, so its model is untrained")
     if skipped:
-        message = f"{skipped} of {config.steps} steps in {out} had a gradient that was not finite: nothing moved then"
+        message = f"{skipped} of {config.steps} steps in {out} were skipped, since their gradient was not finite"
         warnings.warn(message, LabWarning, stacklevel=1)

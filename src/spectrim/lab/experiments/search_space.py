@@ -131,7 +131,7 @@ def parse_dimension(key: str, text: str) -> Dimension:
         raise refusal
     log = way == ["log"] or (not way and low > 0 and key not in LINEAR)
     if log and low <= 0:
-        raise LabError(f"space {key}={text!r}: a range that is searched by ratios begins above 0")
+        raise LabError(f"space {key}={text!r}: a logarithmic range begins above 0")
     return Range(low, high, log)
 
 

@@ -109,7 +109,7 @@ def resolve_model(model: ModelConfig) -> ModelConfig:
         model = model.model_copy(update={"preset": model.preset or DEFAULT_PRESET})
     digest = files_digest(files)
     if model.digest is not None and model.digest != digest:
-        raise LabError(f"model {model.weights or model.architecture!r} is not what it was when this run was begun")
+        raise LabError(f"model {model.weights or model.architecture!r} has changed since this run began")
     if files or model.overrides or model.architecture:
         causal_configuration(model)  # for its errors, before anything else is done
     return model.model_copy(update={"digest": digest})

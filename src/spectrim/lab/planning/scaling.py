@@ -64,7 +64,7 @@ class Work:
         shape: as stored, (1,) for a number; its first dimension is the one that is cut.
         stack: how many experts lie along the first dimension; 0 for a parameter that is no stack.
         matrices: (m, n) of the logical matrices, of one expert for a stack; none for a vector.
-        visits: the number of times that a matrix must be whole: once for a clip or the polar factor, once for a pre-clip.
+        visits: how many operators need a whole matrix: one for a clip or the polar factor, one for a pre-clip.
         whole_flops: operations of those visits, for each of the matrices.
         ranks: k of the followed spike for each matrix, or nothing.
         in_place_flops: operations of an operator that works on shards, for each of the matrices, or nothing.

@@ -111,13 +111,13 @@ def check_class(path: str, found: type[Optimizer]) -> None:
     """Check that the lab's loop can use a class."""
     closure = inspect.signature(found.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
-        raise LabError(f"optimizer {path!r}: its step needs a closure, which the lab does not give")
+        raise LabError(f"optimizer {path!r}: its step needs a closure, which the lab does not support")
     if "lr" not in parameters(found):
         raise LabError(f"optimizer {path!r}: it takes no learning rate 'lr', which the lab's schedule drives")
     if callable(getattr(found, "train", None)) and callable(getattr(found, "eval", None)):
         raise LabError(
-            f"optimizer {path!r}: it is to be switched between train() and eval(), since it evaluates other weights "
-            f"than it trains (schedule-free methods do); the lab does not do that"
+            f"optimizer {path!r}: it must be switched between train() and eval(), since it evaluates other weights "
+            f"than it trains (schedule-free methods do); the lab does not support that"
         )
 
 

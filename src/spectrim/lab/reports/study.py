@@ -21,7 +21,8 @@ def report(folders: Sequence[Path], out: Path) -> None:
     """Write one page on all of these comparisons, sweeps and spectra.
 
     Args:
-        folders: as ``compare``, ``sweep`` and ``spectrum`` wrote them; ``results.json`` or ``spectrum.json`` is read, and the records of the runs' monitors.
+        folders: as ``compare``, ``sweep`` and ``spectrum`` wrote them; ``results.json`` or ``spectrum.json`` is read,
+            and the records of the runs' monitors.
         out: a new file, or a page that spectrim wrote.
 
     Raises:

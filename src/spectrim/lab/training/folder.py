@@ -82,7 +82,7 @@ class RunFolder:
             raise LabError(f"{place} holds a run of another configuration: {changes}")
         if not self.has_checkpoints and (steps := self.steps_behind_a_checkpoint(config)):
             raise LabError(
-                f"{place} has a log of {steps} steps and no checkpoint to go on from: bring its checkpoints back, or "
+                f"{place} has a log of {steps} steps and no checkpoint to resume from: restore its checkpoints, or "
                 f"choose another folder to begin again"
             )
 
