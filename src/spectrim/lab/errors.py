@@ -13,11 +13,11 @@ class LabError(ValueError):
 
 
 class LabWarning(UserWarning):
-    """Something was skipped or differs from before; the message is one line."""
+    """Something was skipped or has changed; the message is one line."""
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error, and named as KeyboardInterrupt is
-    """A signal asked the process to end, and nothing that was done is lost.
+    """A signal asked the process to end; finished work is kept.
 
     Attributes:
         number: the signal's number.

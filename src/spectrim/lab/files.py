@@ -1,6 +1,5 @@
-"""Atomic writes: a reader sees the old content or the new one, never half of either.
-
-A write that fails, whatever library made it, is an ``OSError`` that names the file.
+"""Atomic writes: a reader sees the old content or the new one, never a part of either. Every failed write is an
+``OSError`` that names the file.
 """
 
 import json
@@ -69,7 +68,7 @@ def create_text(path: Path, text: str) -> bool:
 
 @contextmanager
 def written_beside(path: Path, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
-    """A temporary file beside ``path``, whole and on disk, to be put into its place; it is gone afterwards."""
+    """Write a complete temporary file beside ``path`` for the caller to move there; it is removed afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     try:
@@ -87,7 +86,7 @@ def written_beside(path: Path, write: Callable[[BinaryIO], object]) -> Iterator[
 
 
 def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary folder beside ``path``, and rename it into place of whatever is there."""
+    """Let ``write`` fill a temporary folder beside ``path``, and rename it to ``path``, replacing what is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}{PARTIAL}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -126,10 +125,8 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def error_number(error: BaseException | None) -> int | None:
-    """The system's error number behind an exception, None if there is none.
-
-    Torch's serialisation raises an error of its own while it handles that of the file; the one of safetensors, which is
-    written in Rust, tells the number in words.
+    """The system's error number behind an exception, or None. Torch's serialisation wraps the error of the file in its
+    own; safetensors, written in Rust, has the number in its message.
     """
     while error is not None:
         if isinstance(error, OSError):
@@ -150,9 +147,8 @@ def checksum(file: Path) -> int:
 
 
 def lock_file(path: Path, *, wait: bool = False) -> FileLock | None:
-    """An exclusive lock on a file, free again when it is released or its process ends; None if another has it.
-
-    On a file system without locks everyone gets one.
+    """Lock a file until the lock is released or the process ends; None if another process has it. A file system without
+    locks grants every one.
     """
     lock = FileLock(path)
     try:
@@ -181,7 +177,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, atomically; numbers that are not finite become null, as JSON has no word for them."""
+    """Write indented JSON, atomically; numbers that are not finite become null."""
     write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

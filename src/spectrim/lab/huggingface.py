@@ -7,7 +7,7 @@ __all__ = ["quiet_transformers"]
 
 
 def quiet_transformers() -> Any:
-    """The transformers package, kept from the network and from printing."""
+    """The transformers package, without network and messages."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     import transformers

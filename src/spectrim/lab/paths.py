@@ -1,4 +1,4 @@
-"""Paths as users name them: made absolute, and refused in one line where the system could not even look for them."""
+"""Makes users' paths absolute, and reports invalid ones in one line."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ def named_path(text: str, what: str) -> Path:
         what: how an error begins, such as ``data 'x.txt'``.
 
     Raises:
-        LabError: it is empty, is no path for this system, or lies where this user may not look.
+        LabError: it is empty, invalid on this system, or in a folder that this user may not read.
     """
     if not text.strip():
         raise LabError(f"{what}: an empty name, expected a path")
@@ -42,7 +42,7 @@ def named_path(text: str, what: str) -> Path:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, links to folders not followed.
+    """Yield every file below a folder without following links to folders.
 
     Raises:
         OSError: one of the folders cannot be read.
@@ -52,13 +52,13 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def matches(pattern: Path) -> Iterator[Path]:
-    """What an absolute pattern matches; ``**`` alone is any number of folders, links to folders not followed.
+    """Yield the matches of an absolute pattern; ``**`` is any number of folders, and links to folders are not followed.
 
     Unlike ``Path.glob`` it does not pass over folders that cannot be read.
 
     Raises:
         OSError: one of the folders cannot be read.
-        ValueError: ``**`` stands in a part that has more to it.
+        ValueError: a part has ``**`` and other letters.
     """
     for part in pattern.parts:
         if "**" in part and part != "**":
@@ -88,7 +88,7 @@ def expand(base: Path, parts: list[str]) -> Iterator[Path]:
 
 
 def is_wild(part: str) -> bool:
-    """Whether a part of a path is a pattern."""
+    """True if a part of a path is a pattern."""
     return not {"*", "?", "["}.isdisjoint(part)
 
 

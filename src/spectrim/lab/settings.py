@@ -1,4 +1,4 @@
-"""The base class of all settings: frozen pydantic models that TOML files and flags are validated into.
+"""The base class of all settings: frozen pydantic models that validate TOML files and flags.
 
 Imports no torch, nor does any module that declares settings, so that ``--help`` answers at once.
 """
@@ -34,7 +34,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def unset(default: str, **limits: Any) -> Any:
-    """A field that is None unless given; ``default`` says in words what applies then, and ``--help`` shows it."""
+    """A field whose default is None; ``default`` describes the effective default for ``--help``."""
     return Field(default=None, json_schema_extra={"default": default}, **limits)
 
 
@@ -48,7 +48,7 @@ class Config(BaseModel):
         """Validate ``values``; an error names the key, the value and what is allowed, in one line.
 
         Raises:
-            LabError: a key is unknown or missing, or a value is out of range. ``source`` says where it was written.
+            LabError: a key is unknown or missing, or a value is out of range. The message begins with ``source``.
         """
         for key, value in leaves(values):
             if isinstance(value, str) and not is_text(value):
@@ -80,7 +80,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Two nested dictionaries as one new one; the second wins."""
+    """Merge two nested dictionaries into a new one; the second wins."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -89,9 +89,9 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(stored: Config, asked: Config) -> Iterator[tuple[str, Any, Any]]:
-    """Every dotted key whose values differ, with the stored and the asked value.
+    """Yield every dotted key whose values differ, with the stored and the new value.
 
-    Settings that were stored before the monitor existed do not differ in it.
+    Settings stored before the monitor existed are taken to agree in it.
     """
     if "monitor" in type(stored).model_fields.keys() - stored.model_fields_set:
         asked = asked.model_copy(update={"monitor": getattr(stored, "monitor")})  # noqa: B009 - not of every Config
@@ -115,7 +115,7 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_text(value: str) -> bool:
-    """Whether a string can be written; a file's name need not be."""
+    """True if a string can be encoded as UTF-8; a file's name need not be."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -138,7 +138,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
         return f"key {key!r} is missing"
     message = problem["msg"][0].lower() + problem["msg"][1:]
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
-        # A check of several keys together names them itself.
+        # The message of a check of several keys names them itself.
         return f"{key + ': ' if key else ''}{message.removeprefix('value error, ')}"
     return f"{key}={problem['input']!r}: {message.removeprefix('value error, ')}"
 

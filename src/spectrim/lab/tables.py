@@ -1,4 +1,4 @@
-"""Tables of text, a header and then rows that their first cell names: as Markdown, and on a terminal of any width."""
+"""Tables of text with a header and named rows, as Markdown and for a terminal of any width."""
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 __all__ = ["PIPE_WIDTH", "TextTable", "markdown_table"]
 
 PIPE_WIDTH = 160
-"""Columns of output that goes to a file or a pipe, which have no width of their own."""
+"""The width of output to a file or a pipe."""
 
 GAP = 2
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of Markdown; first cells are code, numbers stand to the right."""
+    """A table in Markdown; first cells are code, and other cells are aligned to the right."""
     header, *rest = rows
     return [
         f"| {' | '.join(header)} |",
@@ -25,7 +25,7 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 class TextTable:
-    """A table that rich prints. What does not fit the width goes into a further table below; no word is cut."""
+    """A table that rich prints. Columns that do not fit go into a further table below; no word is cut."""
 
     def __init__(
         self,
@@ -36,8 +36,8 @@ class TextTable:
         words: Collection[str] = (),
         bold: str | None = None,
     ) -> None:
-        """``words`` are the headings of columns beside the first that are read from the left and may be wrapped;
-        ``bold`` is the first cell of the row that stands out.
+        """``words`` are the headings of further columns that are aligned to the left and may be wrapped; ``bold`` is
+        the first cell of the highlighted row.
         """
         self.header, *self.rows = ([*row] for row in rows)
         self.title, self.note, self.words, self.bold = title, note, words, bold

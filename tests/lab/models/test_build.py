@@ -127,7 +127,7 @@ def test_weights_that_changed_do_not_go_on(small_config: TrainConfig, tmp_path: 
     assert resolve_model(model) == model
     other = build_model("tiny", vocabulary_size=300, sequence_length=16, seed=1)
     other.save_pretrained(tmp_path)
-    with pytest.raises(LabError, match="is not what it was when this run was begun"):
+    with pytest.raises(LabError, match="has changed since this run began"):
         resolve_model(model)
 
 

@@ -117,7 +117,7 @@ def test_results_of_an_earlier_version_make_a_page(tmp_path: Path) -> None:
     assert main(["report", str(folder)]) == 0
     page = read((folder / "report.html").read_text(encoding="utf-8"))
     text = "".join(page.texts)
-    assert "AdamW ends at 4.0000; no other recipe has a final loss." in text
+    assert "AdamW ends at 4.0000; no other recipe ended." in text
     assert "Plan of every parameter" not in text
     assert "spectrim compare --config config.toml --name old-again" in text
 

@@ -39,7 +39,7 @@ INTERVAL = "95\u00a0% interval"
             "No recipe ends below AdamW: muon ends 0.2000 nats per token above AdamW's 4.0000 "
             f"({INTERVAL} +0.1000 to +0.3000, 3 seeds).",
         ),
-        (entry([5.0, None]), "AdamW ends at 4.0000; no other recipe has a final loss."),
+        (entry([5.0, None]), "AdamW ends at 4.0000; no other recipe ended."),
     ],
 )
 def test_the_headline_is_as_sure_as_the_interval(other: dict[str, Any], expected: str) -> None:

@@ -90,7 +90,7 @@ def test_a_log_without_the_checkpoints_that_it_tells_of_is_kept(
     for gone in (None, run / "checkpoints"):
         if gone is not None:
             gone.mkdir()
-        with pytest.raises(LabError, match="has a log of 4 steps and no checkpoint to go on from"):
+        with pytest.raises(LabError, match="has a log of 4 steps and no checkpoint to resume from"):
             train(small_config, run, resume=True, cache_dir=cache_dir)
     assert (run / "log.jsonl").read_bytes() == log
     (run / "checkpoints").rmdir()

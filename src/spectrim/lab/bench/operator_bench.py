@@ -1,7 +1,6 @@
-"""The benchmark of operators: accuracy, time, arithmetic and traffic of every way to clip, on shapes of real models.
-
-Errors are against float64. Times are medians of rounds in which the contenders take turns, so that a busy machine
-slows all of them; read the ratios, not the milliseconds.
+"""The benchmark of operators: accuracy, time, arithmetic and memory traffic of every solver on shapes of real models.
+Errors are against float64. Times are medians of interleaved rounds, so that a busy machine slows all contenders; read
+the ratios, not the milliseconds.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ PASS_RANK_RATIO = 0.015  # the rank that Spectra follows, as a share of the smal
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorRow:
-    """One way to clip one stack of matrices; the ratios say how many times faster than each yardstick it is."""
+    """One solver on one stack of matrices; ratios are speedups over each reference."""
 
     shape: tuple[int, ...]
     spectrum: str
@@ -145,7 +144,7 @@ def _rows(
 def bench_spike(
     shapes: list[tuple[int, ...]], *, device: str = "cpu", repeats: int = 5, rank_ratio: float = PASS_RANK_RATIO
 ) -> list[SpikeRow]:
-    """Time Spectra's update of X from M: follow the spike, shape it, X ← M times a scalar plus a rank-k correction."""
+    """Time Spectra's update of X from M: track the spike, shape it, X ← M times a scalar plus a rank-k correction."""
     rows = []
     for shape in shapes:
         M = matrix("adam", shape, device).float()
@@ -221,7 +220,7 @@ def interleaved(tasks: dict[str, Callable[[], Tensor]], repeats: int) -> dict[st
 
 @contextmanager
 def threads(count: int | None) -> Iterator[int]:
-    """Run with this many CPU threads, or with as many as there are; gives the number."""
+    """Run with this many CPU threads, or with the present number, which it yields."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

@@ -1,7 +1,7 @@
 """The benchmark of optimizers: every recipe against torch's own, on the shapes of real blocks.
 
-Each contender has its own copy of the parameters and sees the same gradients; the contenders take turns step by
-step, so that a change of the machine's speed meets all of them. Times are medians.
+Each contender has its own copy of the parameters and sees the same gradients; the contenders take turns step by step,
+so that a busy machine slows all of them. Times are medians.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ FUSED_ADAMW, TORCH_MUON = "torch.AdamW fused", "torch.Muon"
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRow:
-    """What one contender was measured to need.
+    """Measurements of one contender.
 
     Attributes:
         step_ms: median time of a step.
         to_fused_adamw, to_muon: medians, over the rounds, of the ratio to torch's fused AdamW and to torch's Muon.
         state_bytes: all state tensors.
-        extra_bytes: the most that tensors made during one step held at a time; workspaces inside kernels do not count.
+        extra_bytes: the peak memory of tensors made during one step; workspaces inside kernels do not count.
         orthogonality: ‖UUᵀ/s − I‖_F/√m of one step's update U, over its matrices' mean square singular value s: 0
             for an
             orthogonal update.
@@ -125,7 +125,7 @@ def bench_optimizers(
 
 
 def available() -> dict[str, Make]:
-    """Every contender that can be made here; some are from the package pytorch-optimizer, where it is installed."""
+    """The contenders that are installed; some come from the package pytorch-optimizer."""
     found = dict(CONTENDERS)
     if find_spec("pytorch_optimizer") is not None:
         import pytorch_optimizer
@@ -164,7 +164,7 @@ class Contender:
             torch.accelerator.synchronize(self.device)
 
     def extra_bytes(self) -> int:
-        """The most that tensors made during one step held at a time."""
+        """The peak memory of tensors made during one step."""
         kept = {tensor.untyped_storage().data_ptr() for tensor in tensors(list(self.optimizer.state.values()))}
         live = LiveBytes(kept)
         with live:
@@ -172,7 +172,7 @@ class Contender:
         return live.peak
 
     def orthogonality(self) -> float:
-        """How far one step's update is from orthogonal, the mean over matrices; weight decay is off for it."""
+        """The mean distance of one step's updates from orthogonal matrices, without weight decay."""
         decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         for group in self.optimizer.param_groups:
             group["weight_decay"] = 0.0

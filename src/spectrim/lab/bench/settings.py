@@ -55,7 +55,7 @@ def parse_shapes(text: str) -> list[tuple[int, ...]]:
 
 
 def check_picture(path: Path) -> Path:
-    """The same path, or a ValueError where its suffix is no picture's."""
+    """Check that the suffix is a picture's."""
     if path.suffix not in (".svg", ".png"):
         raise ValueError("expected a name that ends in .svg or .png")
     return path
@@ -110,7 +110,7 @@ class TrainingBench(Config):
     preset: str = "10m"
     """Model size, as for `spectrim train`."""
     recipe: str = "adamw"
-    """What the lab trains with; the bare loop has torch's AdamW."""
+    """The lab's optimizer; the bare loop has torch's AdamW."""
     steps: Annotated[int, Field(ge=4)] = 20
     """Steps of either loop."""
     batch_size: PositiveInt = 16

@@ -1,7 +1,7 @@
-"""The benchmark of the training loop: the lab's against a bare one, and what its parts cost.
+"""The benchmark of the training loop: the lab's against a bare one, and the cost of its parts.
 
-The bare loop has the same model, weights and batches, torch's fused AdamW, and nothing else: no gradient clip, no
-log, not even a look at the loss. The two take turns step by step, so that a change of the machine's speed meets both.
+The bare loop has the same model, weights and batches, torch's fused AdamW, and no gradient clip, log or reading of the
+loss. The two take turns step by step, so that a busy machine slows both.
 """
 
 import tempfile
@@ -31,7 +31,7 @@ WARMING_UP = 2
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRow:
-    """What was measured; times in milliseconds, medians of a step, but means for evaluation and checkpoint."""
+    """Measurements: times in milliseconds, medians over steps, but means for evaluation and checkpoint."""
 
     preset: str
     recipe: str
@@ -48,7 +48,7 @@ class TrainingRow:
     """Waiting for the batch, and the learning rate."""
     logging_ms: float
     overhead: float
-    """Share of a step in waiting for the batch, schedule and log: what is neither model, clip nor optimizer."""
+    """Share of a step outside of model, clip and optimizer: waiting for the batch, schedule and log."""
     evaluation_ms: float
     checkpoint_ms: float
     environment: dict[str, str | int]
@@ -83,7 +83,7 @@ class BareLoop:
 
 
 class TakingTurns:
-    """Lets the bare loop make its step whenever the lab has made one, and times both."""
+    """Runs a step of the bare loop after each step of the lab, and times both."""
 
     def __init__(self, bare: BareLoop) -> None:
         self._bare = bare

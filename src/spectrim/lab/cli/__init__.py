@@ -1,5 +1,3 @@
-"""The command line: one module for each command, and what they share.
-
-May import every other room; none imports it. Modules that are slow to import are imported inside of commands, so that
-``spectrim --help`` is quick.
+"""The command line: one module for each command, and shared options. May import every other room; none imports it.
+Commands import torch and other slow modules only when they run, so that ``--help`` is quick.
 """

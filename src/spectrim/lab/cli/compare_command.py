@@ -45,8 +45,8 @@ def compare_command(
 ) -> None:
     """Compare recipes on the same text, batches, seeds and initial weights.
 
-    Without recipes: adamw, adamw+clip, spectra, muon. Finished runs are not repeated; an interrupted comparison goes
-    on.
+    Without recipes: adamw, adamw+clip, spectra, muon. Called again, it skips finished runs and resumes interrupted
+    ones.
     """
     from spectrim.lab.experiments.comparison import compare
     from spectrim.lab.logging.terminal import TerminalProgress
@@ -73,7 +73,7 @@ def compare_command(
 
 
 def sweep_settings(folder: Path | None, file: Path | None, recipes: list[str] | None) -> dict[str, Any] | None:
-    """What a comparison of a sweep's winners starts from."""
+    """The settings of a comparison of a sweep's winners."""
     if folder is None:
         return None
     if file is not None:

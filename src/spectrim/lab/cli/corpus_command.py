@@ -1,4 +1,4 @@
-"""``spectrim corpus``: shows what a corpus holds."""
+"""``spectrim corpus``: counts the documents, bytes and tokens of a corpus."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ __all__ = ["corpus_command"]
 
 @with_settings(SharedConfig, {"Text": THEMES["Text"]})
 def corpus_command(given: dict[str, Any], cache_dir: CacheDir = None, as_json: Json = False) -> None:
-    """Show what a corpus holds: documents, bytes and tokens of both sides of the split, and a sample."""
+    """Show documents, bytes and tokens of both sides of a corpus's split, and a sample."""
     from spectrim.lab.data.tokens import describe_tokens, prepare_tokens, resolve_data
 
     config = configure(SharedConfig, None, given)
@@ -21,7 +21,7 @@ def corpus_command(given: dict[str, Any], cache_dir: CacheDir = None, as_json: J
 
 
 def corpus_table(description: dict[str, Any]) -> TextTable:
-    """Both sides of the split, of each weighted source if there are such, and the sample."""
+    """A row for each side of the split, also for every weighted source, and the sample."""
     rows = [["side", "documents", "bytes", "tokens", "bytes per token"]]
     parts = [
         ("", description),

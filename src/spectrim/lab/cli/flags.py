@@ -1,8 +1,8 @@
 """Flags derived from settings: name, type, help and default of a flag come from the field of the pydantic model.
 
-A setting is looked up in this order: a flag, the file of ``--config`` (or the stored configuration with ``--resume``),
-the default. Only what concerns the command line alone is stated here: the themes that ``--help`` groups flags by, and
-the flags that are not spelled as their setting.
+A setting comes from its flag, else from the file of ``--config`` (or the stored configuration with ``--resume``), else
+from its default. This module adds the themes that ``--help`` groups flags by, and flags whose spelling differs from
+their setting.
 """
 
 import inspect
@@ -53,17 +53,17 @@ THEMES = {
     "Text": ("data.sources", "data.text_column", "data.tokenizer", "data.vocabulary_size"),
     "Model": ("model.preset", "model.architecture", "model.weights"),
 }
-"""The settings that have a flag, by the theme that ``--help`` shows them under; ``--set`` reaches the others."""
+"""Settings with a flag, by the theme in ``--help``; ``--set`` sets all others."""
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """How a flag is written where its setting does not say it."""
+    """The spelling of a flag that differs from its setting's name."""
 
     flag: str
     metavar: str | None = None
     parse: Callable[[str, Any], Any] | None = None
-    """From the flag's name and its text to the setting's value."""
+    """Turns the flag's name and its text into the setting's value."""
 
 
 def with_settings(
@@ -71,12 +71,11 @@ def with_settings(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command a flag for each setting of a model.
 
-    The command is called with the settings that were given, by dotted key, and with its own options.
+    The command receives the given settings by dotted key, and its own options.
 
     Args:
         model: declares the settings.
-        themes: keys of the settings that get a flag, by the heading that ``--help`` shows them under. With the default
-            there is also ``--set`` for every other setting.
+        themes: keys of the settings with a flag, by their heading in ``--help``. The default also adds ``--set``.
         default: shown in place of the settings' own defaults, where the command has another.
     """
     flags: dict[str, tuple[str, Annotated[Any, "parameter"], Callable[[Any], Any]]] = {}
@@ -131,7 +130,7 @@ def find(model: type[Config], key: str) -> tuple[FieldInfo, Any] | None:
 
 
 def parameter(key: str, field: FieldInfo, value: Any, *, theme: str, default: str) -> tuple[Any, Callable[[Any], Any]]:
-    """The annotation that tells typer of a setting, and what turns a word of the command line into its value."""
+    """The annotation of a flag for typer, and a function from its word to the setting's value."""
     name = key.rpartition(".")[2]
     spelling = SPELLINGS.get(key) or SPELLINGS.get(name) or Spelling("--" + name.replace("_", "-"))
     kind, choices, parse = kind_of(field, spelling.flag)
@@ -153,7 +152,7 @@ def parameter(key: str, field: FieldInfo, value: Any, *, theme: str, default: st
 
 
 def kind_of(field: FieldInfo, flag: str) -> tuple[Any, tuple[str, ...], Callable[[str, Any], Any] | None]:
-    """How typer reads the word of a flag, the choices for it, and what parses it further."""
+    """The type that typer reads a flag's word as, its choices, and a function that parses it further."""
     kind: Any = field.annotation
     if get_origin(kind) in (Union, types.UnionType):
         kind = next(part for part in get_args(kind) if part is not types.NoneType)
@@ -197,7 +196,7 @@ def parse_settings(items: list[str] | None, given: Mapping[str, Any]) -> dict[st
 
 
 def trust_named(given: Mapping[str, Any], everything: bool) -> None:
-    """Let the code be run of the recipes that a command line names, or with ``everything`` of those in its files."""
+    """Allow the import of external recipes on the command line; with ``everything``, also of those in files."""
     from spectrim.lab.recipes import external
 
     named = [given.get("recipe"), *(given.get("recipes") or ())]
@@ -210,9 +209,9 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 def configure(
     model: type[AnyConfig], file: Path | None, given: dict[str, Any], *, below: dict[str, Any] | None = None
 ) -> AnyConfig:
-    """The configuration of a file, if any, under the settings that were given; "data.sources" is a nested key."""
+    """The configuration of a file, if any, with the given settings on top; "data.sources" is a nested key."""
     values = read_toml(file) if file else dict(below or {})
-    # Flags may complete a file, so only what the file does hold is checked in its name.
+    # An error in a setting names the file if there is one, since flags may complete it.
     source = f"config {str(file)!r}" if file else "options"
     for key, value in given.items():
         *tables, last = key.split(".")
@@ -243,7 +242,7 @@ def parse_numbers(flag: str, text: str) -> list[int]:
 
 
 def assignments(flag: str, items: list[str], form: str) -> Iterator[tuple[str, str, LabError]]:
-    """Left and right of every LEFT=RIGHT, and the error to raise if they are not of the expected ``form``."""
+    """Yield left and right of every LEFT=RIGHT, and the error to raise if they do not have the ``form``."""
     seen = set()
     for item in items:
         left, equals, right = item.partition("=")
@@ -251,7 +250,7 @@ def assignments(flag: str, items: list[str], form: str) -> Iterator[tuple[str, s
         if not equals or not left:
             raise wrong
         if left in seen:
-            raise LabError(f"{flag} {item!r}: {left} stands twice")
+            raise LabError(f"{flag} {item!r}: {left} is given twice")
         seen.add(left)
         yield left, right, wrong
 
@@ -294,7 +293,7 @@ def parse_spaces(flag: str, items: list[str]) -> dict[str, dict[str, str]]:
 
 
 def split_key(text: str) -> tuple[str, str]:
-    """RECIPE.KEY in its parts, the recipe empty where there is none: tables are no recipes."""
+    """Split RECIPE.KEY; the recipe is empty if the text starts with a table such as arguments."""
     path, colon, rest = text.rpartition(":")
     recipe, _, key = rest.partition(".")
     if not key or (not colon and recipe == "arguments"):
@@ -303,7 +302,7 @@ def split_key(text: str) -> tuple[str, str]:
 
 
 def parse_value(text: str) -> Any:
-    """A value as TOML has it; what is none is a string."""
+    """Parse a TOML value; text that is not TOML is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):

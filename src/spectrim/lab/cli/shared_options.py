@@ -1,4 +1,4 @@
-"""Options of several commands that are no settings of a run, and how a command shows its result."""
+"""Options that several commands share and that are no settings of a run, and the printing of results."""
 
 import json
 from collections.abc import Callable
@@ -46,7 +46,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is more than one folder's."""
+    """Check that a name is a plain folder name."""
     if not name or name.startswith(".") or Path(name).name != name or not name.isprintable():
         raise LabError(f"--name {name!r}: expected a plain folder name; --runs-dir says where it lies")
 

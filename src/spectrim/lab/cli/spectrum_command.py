@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -43,6 +42,7 @@ def spectrum_command(
     """
     config = configure(SpectrumConfig, None, given)
     from spectrim.lab.diagnosis.spectrum import check_out, default_out, spectrum, write_spectrum
+    from spectrim.lab.logging.terminal import SpectrumProgress
     from spectrim.lab.reports.spectra.matrix_table import tables
 
     out = out or default_out(paths)
@@ -53,51 +53,3 @@ def spectrum_command(
         write_spectrum(summary, out)
     show(summary, as_json, lambda: tables(summary))
     print(f"written to {out}: report.html, reading.md, spectrum.json, pictures as PNG and SVG", file=sys.stderr)
-
-
-class SpectrumProgress:
-    """Shows on stderr what is being done: a bar on a terminal, otherwise a line for each subject."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bar
-
-        self._console = Console(stderr=True)
-        self._bar = Bar(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("reading", total=None)
-
-    def say(self, what: str) -> None:
-        """Name what is being done."""
-        self._bar.update(self._task, description=what)
-
-    def subject_started(self, name: str, batches: int, matrices: int) -> None:
-        """Begin a bar of gradients and matrices."""
-        self._bar.reset(self._task, total=batches + 4 * matrices, description=f"{name}: gradients")
-        if not self._console.is_terminal:
-            line = f"{name}: {batches} batches, {matrices} matrices"
-            self._console.print(line, markup=False, highlight=False)
-
-    def batch_done(self) -> None:
-        """Move the bar by one batch."""
-        self._bar.advance(self._task)
-
-    def matrix_done(self) -> None:
-        """Move the bar by one matrix, which takes about as long as four batches of a small model."""
-        self._bar.advance(self._task, 4)
-
-    def __enter__(self) -> "SpectrumProgress":
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()

@@ -1,4 +1,4 @@
-"""``spectrim sweep``: flags in, a sweep's folder out. Mounted by :mod:`spectrim.lab.cli.app`."""
+"""``spectrim sweep``: searches each recipe's hyperparameters."""
 
 import shlex
 import sys
@@ -64,11 +64,12 @@ def sweep_command(
 ) -> None:
     """Search each recipe's learning rate and own hyperparameters, every recipe with the same number of trials.
 
-    Called again, it goes on: trials whose worker was stopped continue from their checkpoints. Then `spectrim compare
-    --from-sweep` compares the winners.
+    Called again, it resumes: interrupted trials continue from their checkpoints. Then `spectrim compare --from-sweep`
+    compares the winners.
     """
-    from spectrim.lab.experiments.sweep import Sweep, open_sweep, say_on_stderr
+    from spectrim.lab.experiments.sweep import Sweep, open_sweep
     from spectrim.lab.experiments.sweep_results import write_sweep_report
+    from spectrim.lab.experiments.sweep_workers import run_workers, say_on_stderr
     from spectrim.lab.reports.study import PAGE, report
     from spectrim.lab.reports.sweep_report import sweep_table
 
@@ -104,7 +105,7 @@ def sweep_command(
                 torch.set_num_threads(threads)
             sweep.work(cache_dir=cache_dir, say=say_on_stderr)
         else:
-            sweep.run_workers(workers, threads=threads, cache_dir=cache_dir)
+            run_workers(sweep, workers, threads=threads, cache_dir=cache_dir)
     finally:
         summary = write_sweep_report(sweep)
         ended = ("complete", "pruned", "diverged")
@@ -120,7 +121,7 @@ def sweep_command(
 
 
 def command_lines(sweep: Any, cache_dir: Path | None) -> list[str]:
-    """A command line for each trial that is not done, the recipes by turns; they run anywhere that sees the folder."""
+    """A command line for each unfinished trial, recipe by recipe in turn, for any machine that shares the folder."""
     out = sweep.out.resolve()
     left = {recipe: sweep.remaining(recipe) for recipe in sweep.config.recipes}
     more = [] if cache_dir is None else ["--cache-dir", str(cache_dir.resolve())]

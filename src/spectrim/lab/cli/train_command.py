@@ -51,7 +51,8 @@ def train_command(
 ) -> None:
     """Train one model with one recipe; --resume continues bit for bit.
 
-    On several processes: torchrun --nproc-per-node N -m spectrim train ... The batch is that of all together.
+    On several processes: torchrun --nproc-per-node N -m spectrim train ... --batch-size counts the sequences of all
+    processes.
     """
     from spectrim.lab.logging.terminal import TerminalProgress
     from spectrim.lab.training.folder import RunFolder
@@ -86,7 +87,7 @@ def train_command(
     measured = ", monitor.jsonl" if RunFolder(out).monitor_file.is_file() else ""
     print(f"written to {out}: model/, log.jsonl{measured}, config.toml, result.json", file=sys.stderr)
     if skipped == config.steps:
-        raise LabError(f"no gradient of the {skipped} steps in {out} was finite, so the model in it is as it began")
+        raise LabError(f"no gradient was finite in the {skipped} steps of {out}, so its model is untrained")
     if skipped:
-        message = f"{skipped} of {config.steps} steps in {out} had a gradient that was not finite: nothing moved then"
+        message = f"{skipped} of {config.steps} steps in {out} were skipped, since their gradient was not finite"
         warnings.warn(message, LabWarning, stacklevel=1)

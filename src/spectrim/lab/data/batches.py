@@ -1,8 +1,8 @@
-"""Batches: which tokens a step sees, as a pure function of (seed, step).
+"""The batch of every step, as a pure function of (seed, step).
 
 Nothing is remembered between steps, so a resumed run and every recipe of a comparison see the same batches. Weighted
-streams are mixed in blocks of :data:`BLOCK` windows: in each, every stream has its exact share, in an order drawn from
-(seed, block).
+streams are mixed in blocks of :data:`BLOCK` windows: every stream has its exact share of each block, in an order drawn
+from (seed, block).
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from spectrim.lab.data.streams import TokenStream
 __all__ = ["BLOCK", "Batches", "shares", "validation_batches"]
 
 BLOCK = 1000
-"""Windows in which a mixture has its exact shares; a weight counts in thousandths of the sum of all."""
+"""Windows in a block, in which every stream has its exact share; weights are rounded to thousandths of their sum."""
 
 Window = tuple[int, int]
 """The index of a stream, and of a window in it."""
@@ -28,7 +28,7 @@ class Batches:
     """The training batches of one seed.
 
     The tokens are cut into windows of ``sequence_length`` inputs and as many targets, one token on. An epoch of a
-    stream visits each of its windows once, in an order drawn from (seed, epoch); a batch may straddle two epochs.
+    stream visits each of its windows once, in an order drawn from (seed, epoch); a batch may reach into the next epoch.
 
     Where several processes share a batch, ``part`` is (which, of how many): equal parts of its rows, in their order.
     """
@@ -50,7 +50,7 @@ class Batches:
         self.first_row = part[0] * self.rows
         self.windows = [stream.windows(sequence_length) for stream in self.streams]
         self.shares = shares([stream.weight for stream in self.streams])
-        # Two epochs of each stream: the one a batch is in and, where it straddles, the next. Blocks likewise.
+        # A batch lies in at most two epochs of a stream, and in at most two blocks.
         self._order = lru_cache(maxsize=2 * len(self.streams))(self._draw_order)
         self._block = lru_cache(maxsize=2)(self._draw_block)
 
@@ -71,7 +71,7 @@ class Batches:
         return stream, int(self._order(stream, epoch)[index])
 
     def _draw_order(self, stream: int, epoch: int) -> npt.NDArray[np.int64]:
-        # The first stream's order is the one it has alone: a trailing zero does not change what is drawn.
+        # A stream number of zero leaves the seed as it is, so the first stream has the order that it would have alone.
         return np.random.default_rng([self.seed, epoch, stream]).permutation(self.windows[stream])
 
     def _draw_block(self, block: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -85,7 +85,7 @@ class Batches:
 
 
 def shares(weights: Sequence[float]) -> list[int]:
-    """How many windows of a block each weight is worth; the sum is :data:`BLOCK`."""
+    """The number of windows of a block for each weight; they add up to :data:`BLOCK`."""
     exact = [BLOCK * weight / sum(weights) for weight in weights]
     whole = [int(share) for share in exact]
     by_remainder = sorted(range(len(weights)), key=lambda index: whole[index] - exact[index])

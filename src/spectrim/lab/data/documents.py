@@ -1,7 +1,7 @@
-"""Documents, and which of them are held back for validation.
+"""Documents, and their split into training and validation.
 
-A document is the unit of the split: no document has tokens on both sides. Documents pass by one at a time; what is
-kept of each is the hash of its text, and beyond :data:`LISTED` documents not even that.
+A document is the unit of the split: no document has tokens on both sides. Documents are read one at a time. Only the
+hash of each text is kept, and beyond :data:`LISTED` documents not even that.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ from spectrim.lab.errors import LabError
 __all__ = ["LISTED", "CorpusSplit", "Document", "Side", "Survey", "read_addresses", "split_corpus", "survey"]
 
 LISTED = 100_000
-"""Documents up to which the validation set is chosen from the list of all. Beyond it each document is held back or not
-by its own hash, which needs no list and is as good then: the share of so many is off by about a hundredth of itself."""
+"""Up to this number of documents the validation set is chosen from a list. Beyond it the hash of each document
+decides, which needs no list; the validation share is then off by about a hundredth of itself."""
 
 Side = Literal["train", "validation"]
 
@@ -35,7 +35,7 @@ class Document:
 
 @dataclass(kw_only=True)
 class Survey:
-    """What one pass over the documents tells."""
+    """Counts from one pass over the documents."""
 
     documents: int = 0
     characters: int = 0
@@ -44,23 +44,23 @@ class Survey:
     sizes: dict[str, int] | None = field(default_factory=dict)
     """Characters by digest, all copies together; None beyond :data:`LISTED`."""
     first: Document | None = None
-    """The document, where there is but one."""
+    """The document, if there is only one."""
     content: str = ""
     """Hash of all digests in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSplit:
-    """Which documents are held back; made by :func:`split_corpus`."""
+    """The split of a corpus into training and validation documents, made by :func:`split_corpus`."""
 
     holds_back: Callable[[str], bool]
-    """Of a document's digest."""
+    """Bytes of a document's digest."""
     cut: Document | None = None
     """The only document, to be cut in two."""
     validation_fraction: float
 
     def sides(self, documents: Iterable[Document]) -> Iterator[tuple[Side, Document]]:
-        """Every document with its side, in the order given."""
+        """Yield every document with its side of the split, in order."""
         if self.cut is not None:
             yield from cut_document(self.cut, self.validation_fraction)
             return
@@ -102,9 +102,8 @@ def survey(documents: Iterable[Document]) -> Survey:
 def split_corpus(surveys: Iterable[Survey], validation_fraction: float) -> list[CorpusSplit]:
     """Hold back documents with about ``validation_fraction`` of the characters of each survey, at least one.
 
-    Which ones depends on nothing but their content. What one survey holds back the others hold back too, so that a
-    document in several of them is on one side. A survey of one single document cuts it in two at a line end, as there
-    is no other way to hold any of it back.
+    The choice depends only on their content. A document that is in several surveys is on the same side in all of them.
+    A single document is cut in two at a line end.
 
     Raises:
         LabError: the single document of a survey is in another one too.
@@ -136,11 +135,11 @@ def choose_validation(sizes: dict[str, int], validation_fraction: float) -> set[
     chosen: set[str] = set()
     total = 0
     for digest in sorted(sizes):
-        # Never the last one that is left to train on.
+        # Keep at least one document to train on.
         if sizes[digest] < 2 * (target - total) and len(chosen) < len(sizes) - 1:
             chosen.add(digest)
             total += sizes[digest]
-    # Too little, because the documents are few and long: add the shortest ones, but leave one to train on.
+    # The documents are few and long, and the share is too small: add the shortest ones, but keep one to train on.
     for digest in sorted(sizes.keys() - chosen, key=lambda digest: (sizes[digest], digest))[:-1]:
         if total >= target / 2:
             break

@@ -1,4 +1,4 @@
-"""Groups: which sources become one stream of tokens, and the tokenizer that all of them share."""
+"""Groups of sources, one for each token stream, and the tokenizer that they share."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ __all__ = ["SourceGroup", "choose_tokenizer", "group_sources"]
 
 @dataclass(frozen=True, kw_only=True)
 class SourceGroup:
-    """What becomes one stream: a weighted source, or all sources without weights."""
+    """The sources of one token stream: a weighted one, or all of those without weights."""
 
     name: str
     weight: float
     texts: tuple[Source, ...]
-    """Everything that is not tokens already."""
+    """The sources that hold text, not tokens."""
     shards: tuple[Shards, ...]
     default: bool = False
-    """Whether the text is the default corpus."""
+    """True if the text is the default corpus."""
 
     @property
     def has_text(self) -> bool:
-        """Whether there is anything to encode."""
+        """True if there is text to encode."""
         return self.default or bool(self.texts)
 
     def documents(self, text_column: str) -> Iterator[Document]:
@@ -38,7 +38,7 @@ class SourceGroup:
 
 
 def group_sources(config: DataConfig) -> list[SourceGroup]:
-    """A group for each weighted source; one for all where there are no weights.
+    """One group for each weighted source; a single group if there are no weights.
 
     Raises:
         LabError: a source's weight is too small to count, or a shard folder cannot be opened.
@@ -66,7 +66,7 @@ def group_sources(config: DataConfig) -> list[SourceGroup]:
 
 
 def choose_tokenizer(config: DataConfig, groups: Sequence[SourceGroup]) -> Tokenizer | None:
-    """The user's own tokenizer, or that of a shard folder; None where one is to be learned, or none is there.
+    """The user's own tokenizer, or that of a shard folder; None if one must be learned or there is none.
 
     Raises:
         LabError: shards were made with another vocabulary than the tokenizer's.

@@ -1,4 +1,4 @@
-"""Batches prepared ahead: a thread gathers the next ones while the model works on this one."""
+"""Prepares batches ahead: a thread gathers the next ones while the model works on the current one."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,10 +23,9 @@ def prefetch(
     device: torch.device | None = None,
     ahead: int = 2,
 ) -> Iterator[Iterator[MicroBatches]]:
-    """Give the batches of ``steps`` in order, each split into ``accumulate`` equal parts.
-
-    Which batch a step sees is ``batches(step)`` and nothing else, so preparing ahead changes no result. An error in
-    ``batches`` is raised where the batch would have been given.
+    """Yield the batches of ``steps`` in order, each split into ``accumulate`` equal parts. The batch of a step is
+    always ``batches(step)``, so preparing ahead changes no result. An error in ``batches`` is raised when its batch is
+    due.
     """
     target = device or torch.device("cpu")
 
@@ -52,5 +51,5 @@ def prefetch(
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; from pinned memory, a copy to an accelerator waits for nothing."""
+    """Copy a tensor to the device; from pinned memory the host does not wait for the copy."""
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

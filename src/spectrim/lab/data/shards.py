@@ -1,12 +1,12 @@
-"""Token shards: a folder of tokens that were made elsewhere.
+"""Token shards: a folder of text that another program has tokenized.
 
     shards.json     {"vocabulary_size": 50257, "end_of_document": 50256, "dtype": "uint16"}
     *.npy           one-dimensional arrays of unsigned integers
     *.bin           the same without a header, in the dtype that shards.json names
     tokenizer.json  or the other files of a Hugging Face tokenizer, if any
 
-Files with "val" or "validation" as a word of their names are for validation. Without any, the last documents are, from
-the first ``end_of_document`` behind 1 - validation_fraction of the tokens, and at least one.
+Files with "val" or "validation" as a word of their names are for validation. Without such files, the last documents are
+for validation: all after the first ``end_of_document`` beyond 1 - validation_fraction of the tokens, at least one.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ BLOCK = 2**20
 """Tokens that are searched at a time."""
 NOWHERE = -(2**62)
 SAMPLES = 64
-"""Places of a shard at which some tokens are read for its digest, for reading all takes too long."""
+"""Places at which a shard is sampled for its digest, since reading all of it takes too long."""
 
 
 class ShardDescription(Config):
-    """What ``shards.json`` says."""
+    """The content of ``shards.json``."""
 
     vocabulary_size: int = Field(ge=2)
     end_of_document: int | None = Field(default=None, ge=0)
@@ -53,13 +53,13 @@ class Shards:
     vocabulary_size: int
     end_of_document: int | None
     digest: str
-    """Of sizes and samples of the content."""
+    """Hash of sizes and samples of the files."""
     tokenizer: Path | None
     """The folder itself, where it holds a tokenizer."""
 
 
 def is_shard_folder(path: Path) -> bool:
-    """Whether a folder says that it holds tokens."""
+    """True if a folder is marked as one of token shards."""
     return (path / DESCRIPTION).is_file()
 
 
@@ -129,7 +129,7 @@ def open_shard(path: Path, dtype: str | None) -> npt.NDArray[Any]:
 def cut(
     arrays: list[npt.NDArray[Any]], place: str, end_of_document: int | None, validation_fraction: float
 ) -> tuple[list[npt.NDArray[Any]], list[npt.NDArray[Any]]]:
-    """Cut behind the first document that ends after the training share, or else before the last document."""
+    """Cut after the first document that ends beyond the training share, or else before the last document."""
     if end_of_document is None:
         raise LabError(
             f"data {place!r}: no shard is for validation (such as val.npy), and {DESCRIPTION} names no end_of_document "
@@ -144,7 +144,7 @@ def cut(
     )
     at = min(behind)
     if at >= total:
-        # One document alone reaches into the share, and is held back as a whole.
+        # The last document alone reaches into the validation share; hold back all of it.
         at = max(start + last_document_end(array[: total - 1 - start], end_of_document) for start, array in placed)
     if at <= 0:
         raise LabError(
@@ -157,7 +157,7 @@ def cut(
 
 
 def document_end(array: npt.NDArray[Any], start: int, end_of_document: int) -> int | None:
-    """The place behind the first end of a document from ``start`` on."""
+    """The index after the first end of a document from ``start`` on."""
     for at in range(start, len(array), BLOCK):
         found = np.flatnonzero(array[at : at + BLOCK] == end_of_document)
         if len(found):
@@ -166,7 +166,7 @@ def document_end(array: npt.NDArray[Any], start: int, end_of_document: int) -> i
 
 
 def last_document_end(array: npt.NDArray[Any], end_of_document: int) -> int:
-    """The place behind the last end of a document; far below zero if there is none."""
+    """The index after the last end of a document; far below zero if there is none."""
     for stop in range(len(array), 0, -BLOCK):
         start = max(0, stop - BLOCK)
         found = np.flatnonzero(array[start:stop] == end_of_document)

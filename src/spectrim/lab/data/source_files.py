@@ -1,6 +1,6 @@
-"""Which files a source names: the file itself, those in a folder, or those that match a glob.
+"""Finds the files of a source: the file itself, those in a folder, or those that match a glob.
 
-Nothing is passed over in silence but what holds no text by its name: a folder that cannot be read is an error. Relied
+Only files whose names say that they hold no text are skipped silently; a folder that cannot be read is an error. Relied
 on by :mod:`spectrim.lab.data.sources` and by the cache of tokens.
 """
 
@@ -13,7 +13,8 @@ __all__ = ["ROW_SUFFIXES", "TEXT_SUFFIXES", "find_files", "suffix"]
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
-"""With the former, what a folder is searched for, each also with .gz; a file named outright may end in anything."""
+"""Suffixes of text files that folders are searched for, also with .gz; a file that is named itself may have any
+suffix."""
 
 
 def find_files(location: str) -> list[Path]:
@@ -50,5 +51,5 @@ def find_files(location: str) -> list[Path]:
 
 
 def suffix(path: Path) -> str:
-    """What a file's name ends in, without .gz."""
+    """A file's suffix, without .gz."""
     return Path(path.name.lower().removesuffix(".gz")).suffix

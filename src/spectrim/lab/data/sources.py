@@ -1,4 +1,4 @@
-"""Sources: what ``--data`` names, and how each kind is read, one document at a time.
+"""Reads the sources that ``--data`` names, one document at a time.
 
     notes.txt, books/, 'web/*.jsonl.gz'    text, Markdown, jsonl and parquet: a file, a folder, a glob
     hub:OWNER/NAME[:CONFIG[:SPLIT]]        a data set of the Hugging Face hub, by the package ``datasets``
@@ -30,13 +30,13 @@ __all__ = ["Source", "parse_sources", "read_sources", "resolve_sources"]
 
 HUB = "hub:"
 LONG_TEXT = 2**24
-"""Characters of a text file beyond which it is read as several documents of :data:`PART` characters."""
+"""A text file with more characters is read as several documents of :data:`PART` characters."""
 PART = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One mention of data: where it is, and its weight in the mixture, if any."""
+    """A source of data: its place, and its weight in the mixture, if any."""
 
     location: str
     weight: float | None = None
@@ -46,12 +46,12 @@ class Source:
 
     @property
     def is_shards(self) -> bool:
-        """Whether this is a folder of tokens instead of text."""
+        """True for a folder of tokens instead of text."""
         return not self.is_hub and is_shard_folder(Path(self.location))
 
     @property
     def is_hub(self) -> bool:
-        """Whether the package ``datasets`` fetches it."""
+        """True if the package ``datasets`` fetches it."""
         return self.location.startswith(HUB)
 
 
@@ -76,14 +76,14 @@ def resolve_sources(sources: Sequence[str]) -> tuple[str, ...]:
     """
     parsed = parse_sources(sources)
     if any(source.is_hub for source in parsed):
-        # Before transformers: importing it keeps the hub's client from the network from then on.
+        # Import this before transformers, whose import disables the network for the hub's client.
         import_datasets(next(source.location for source in parsed if source.is_hub))
     return tuple(map(str, parsed))
 
 
 def parse_source(text: str) -> Source:
     location, weight = text, None
-    # A file may be called like a weighted one.
+    # A file's own name may end in @WEIGHT.
     is_path, place = not text.startswith(HUB), f"data {text!r}"
     exists = is_path and named_path(text, place).exists()
     if not exists and (match := re.fullmatch(r"(.+)@([-+.\w]+)", text, re.DOTALL)):
@@ -100,7 +100,7 @@ def parse_source(text: str) -> Source:
 
 
 def read_sources(sources: Iterable[Source], text_column: str) -> Iterator[Document]:
-    """Every document with any text in it, in a fixed order; a file that two sources match is read once.
+    """Yield every document that has text, in a fixed order; a file that two sources match is read once.
 
     Raises:
         LabError: a source matches nothing, or cannot be read; the message names the file, and line and column in it.
@@ -143,7 +143,7 @@ def open_file(path: Path) -> Any:
 
 
 def read_text(path: Path) -> Iterator[Document]:
-    """The file as one document, or in parts cut at line ends where it is too long to hold at once."""
+    """The file as one document, or cut at line ends into several if it is too long for memory."""
     with io.TextIOWrapper(open_file(path), encoding="utf-8") as file:
         text = file.read(LONG_TEXT)
         if len(text) < LONG_TEXT:
@@ -151,7 +151,7 @@ def read_text(path: Path) -> Iterator[Document]:
             return
         part, end = 0, 0
         while text:
-            # A long last line is cut anywhere, so that no file can take the memory.
+            # A long line is cut anywhere, so that memory stays bounded.
             end = min(len(text), PART)
             end = text.find("\n", end, end + PART) + 1 or end
             yield Document(name=f"{path} (part {part})", text=text[:end])
@@ -214,7 +214,7 @@ def read_data_set(location: str, column: str) -> Iterator[Document]:
         else:
             data = datasets.load_from_disk(location)
     except Exception as error:
-        # The package raises whatever its reader of the format, or the network, does.
+        # The package raises any error of its format readers and of the network.
         raise LabError(f"data {location!r}: {' '.join(str(error).split()) or type(error).__name__}") from error
     if isinstance(data, dict):
         if split not in data:
@@ -227,7 +227,7 @@ def read_data_set(location: str, column: str) -> Iterator[Document]:
     for number in itertools.count(1):
         try:
             record = next(rows, None)
-        except Exception as error:  # as above: damaged files are found out as they are read
+        except Exception as error:  # as above: a damaged file fails while it is read
             raise LabError(f"data {location!r}, row {number}: {' '.join(str(error).split())}") from error
         if record is None:
             return

@@ -15,12 +15,12 @@ TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
 class TokenStream:
-    """Arrays in a row. A window lies in one array, so the last tokens of each may be in none.
+    """Consecutive arrays of tokens. A window lies in one array, so the last tokens of an array may be in none.
 
     Args:
         arrays: one-dimensional, memory-mapped: reading a window touches its pages only.
         weight: share in a mixture, relative to the other streams.
-        vocabulary_size: what every token that is read must be below; None where the lab has made the tokens itself.
+        vocabulary_size: an upper bound that every token is checked against; None for tokens of the lab itself.
         name: where the tokens are from, for messages.
     """
 
@@ -36,7 +36,7 @@ class TokenStream:
         return sum(map(len, self.arrays))
 
     def windows(self, length: int) -> int:
-        """How many windows of ``length`` inputs, and one target more, there are."""
+        """The number of windows of ``length`` inputs and one further target."""
         return sum(windows_in(array, length) for array in self.arrays)
 
     def window(self, index: int, length: int) -> TokenArray:
@@ -61,12 +61,12 @@ def windows_in(array: TokenArray, length: int) -> int:
 
 
 def token_dtype(vocabulary_size: int) -> type[np.uint16] | type[np.uint32]:
-    """The smallest type of array that holds every token."""
+    """The smallest unsigned integer type that holds every token."""
     return np.uint16 if vocabulary_size <= 2**16 else np.uint32
 
 
 class ArrayWriter:
-    """Appends tokens to a .npy file whose length is not known before its end."""
+    """Appends tokens to a .npy file whose length is not known in advance."""
 
     def __init__(self, path: Path, dtype: type[np.uint16] | type[np.uint32]) -> None:
         self._file = path.open("w+b")

@@ -1,9 +1,8 @@
-"""The cache of tokens: text encoded once, in a folder that is whole or not there.
+"""The cache of tokens: text is encoded once, into a folder that is either complete or absent.
 
-Documents are read one at a time, in two or three passes (what there is, what the tokenizer learns from, what is
-encoded), so that a corpus may be larger than memory. A cache folder is named by a hash of the content and of every
-setting that shapes the tokens, is filled under a temporary name and renamed when complete: whoever finds it finds it
-whole, and two processes may race for it.
+Documents are read one at a time, in two or three passes (survey, learning of the tokenizer, encoding), so that a corpus
+may be larger than memory. A cache folder is named by a hash of the content and of every setting that shapes the tokens,
+is filled under a temporary name and renamed when complete, so that two processes may make it at once.
 """
 
 import hashlib
@@ -31,28 +30,28 @@ from spectrim.lab.files import PARTIAL, checksum, parse_json, sync_directory, wr
 __all__ = ["SIDES", "array_name", "cache_key", "cache_settings", "cached_corpus"]
 
 FORMAT = 1
-"""Raised whenever the same text and settings would give other tokens."""
+"""Version of the cache; it goes up whenever the same text and settings would give other tokens."""
 
 SAMPLE = 2**27
-"""Characters from which a tokenizer learns, at most about; of more, documents are drawn by their hashes."""
+"""About the most characters that a tokenizer learns from; of a larger text, documents are drawn by their hashes."""
 
 BATCH = 2**21
 """Characters that are encoded at a time."""
 
 SAID = 2**25
-"""Characters from which on somebody would wonder what takes so long."""
+"""A longer text is announced before it is tokenized."""
 
 LARGE = 2**28
-"""Bytes of files from which on names, sizes and times of change stand for the content once it is in the cache."""
+"""Files with more bytes are recognized by name, size and time of change once they are in the cache."""
 
 STATISTICS = "statistics.json"
-"""What was counted, and a size and checksum of every other file; written last."""
+"""The file of counts, and of the size and checksum of every other file; written last."""
 
 SIDES: tuple[Side, Side] = ("train", "validation")
 
 
 def cached_corpus(config: DataConfig, groups: Sequence[SourceGroup], tokenizer: Tokenizer | None, cache: Path) -> Path:
-    """The cache folder of all text, made if it is not there."""
+    """The cache folder of the text, which is made if it is missing."""
     settings = cache_settings(config, tokenizer)
     shortcut = by_file_times(config, groups, settings)
     pointer = cache / "by-file-times" / shortcut if shortcut else None
@@ -75,7 +74,7 @@ def cached_corpus(config: DataConfig, groups: Sequence[SourceGroup], tokenizer: 
 
 
 def damage(folder: Path) -> str | None:
-    """Why a cache folder cannot be used, or None if it is whole; content is checked where that is quick."""
+    """The reason why a cache folder cannot be used, or None; its content is checked where that is quick."""
     try:
         # Older versions took none.
         sums = parse_json((folder / STATISTICS).read_bytes(), STATISTICS).get("checksums", {})
@@ -91,7 +90,7 @@ def damage(folder: Path) -> str | None:
 
 
 def discard(folder: Path, reason: str) -> None:
-    """Remove a cache folder, under another name first, so that nobody finds half of it."""
+    """Rename a cache folder, then remove it, so that no process finds half of it."""
     if not folder.exists():
         return
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PARTIAL))
@@ -101,7 +100,7 @@ def discard(folder: Path, reason: str) -> None:
 
 
 def cache_settings(config: DataConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Everything but the content that shapes the tokens."""
+    """Settings that decide the tokens, apart from the text itself."""
     if tokenizer is not None:
         return {"format": FORMAT, "tokenizer": tokenizer.digest}
     return {"format": FORMAT, "vocabulary_size": config.vocabulary_size or DEFAULT_VOCABULARY_SIZE}
@@ -115,7 +114,7 @@ def cache_key(settings: dict[str, Any], surveys: Sequence[Survey], splits: Seque
 
 
 def content_of(each: Survey, split: CorpusSplit) -> Any:
-    """The digests of both sides, or where they were not kept the hash of all and the share held back."""
+    """The digests of both sides of the split, or, if there are too many, the hash of all and the validation share."""
     if split.cut is not None:
         return [[part.digest for side, part in split.sides(()) if side == wanted] for wanted in SIDES]
     if each.order is None:
@@ -125,7 +124,7 @@ def content_of(each: Survey, split: CorpusSplit) -> Any:
 
 
 def by_file_times(config: DataConfig, groups: Sequence[SourceGroup], settings: dict[str, Any]) -> str | None:
-    """A name for large data that needs no reading: paths, sizes and times of change of its files."""
+    """A key for large data without reading it: paths, sizes and times of change of its files."""
     sources = [[source.location for source in group.texts] for group in groups]
     flat = [location for group in sources for location in group]
     if not flat or any(source.is_hub or is_saved_data_set(Path(source.location)) for g in groups for source in g.texts):
@@ -181,7 +180,7 @@ def build_cache(
         try:
             partial.rename(folder)
         except OSError:
-            if not folder.is_dir():  # otherwise another process was first, with the same content
+            if not folder.is_dir():  # otherwise another process has made the same folder first
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -205,7 +204,7 @@ def unchanged(documents: Iterable[Document], expected: Survey, name: str) -> Ite
 def encode(
     tokenizer: Tokenizer, documents: Iterable[tuple[Side, Document]], paths: dict[Side, Path]
 ) -> dict[Side, dict[str, int]]:
-    """Write the documents of each side in a row, each followed by its end, and count them."""
+    """Write the tokens of each side's documents, with an end after each document, and count them."""
     writers = {side: ArrayWriter(path, token_dtype(tokenizer.vocabulary_size)) for side, path in paths.items()}
     statistics = {side: {"documents": 0, "bytes": 0} for side in paths}
 

@@ -1,6 +1,5 @@
-"""Tokenizers: a byte-level BPE learned from the training documents, or one of the user's own.
-
-Text that happens to spell a special token is text: special tokens are never looked for in it.
+"""Tokenizers: a byte-level BPE learned from the training documents, or the user's own. Text that spells a special token
+is encoded as text.
 """
 
 import hashlib
@@ -17,12 +16,12 @@ __all__ = ["END_OF_DOCUMENT", "Tokenizer", "learn_tokenizer", "load_tokenizer", 
 
 END_OF_DOCUMENT = "<|endoftext|>"
 KNOWN_ENDS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
-"""Special tokens that end a document wherever they are found, in this order."""
+"""Special tokens that may end a document; the first that the tokenizer has is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """Text to tokens, with what the lab needs to know beside it."""
+    """Encodes text; also knows the vocabulary size and the end of a document."""
 
     backend: Any
     """A ``tokenizers.Tokenizer``."""
@@ -43,13 +42,13 @@ class Tokenizer:
         return hashlib.sha256(f"{self.end_of_document}\n{self.backend.to_str()}".encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text, and the end of the document behind them."""
+        """The tokens of each text, followed by the end of the document."""
         self.backend.encode_special_tokens = True
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [[*encoding.ids, self.end] for encoding in encodings]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of the tokens, ends of documents spelled out."""
+        """Decode tokens; ends of documents are spelled out."""
         return str(self.backend.decode(list(tokens), skip_special_tokens=False))
 
     def save(self, folder: Path) -> None:
@@ -63,7 +62,7 @@ class Tokenizer:
 
 
 def learn_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
-    """A byte-level BPE of the texts. Short texts give fewer tokens than asked for."""
+    """Learn a byte-level BPE from texts. Short texts give fewer tokens than asked for."""
     import tokenizers
 
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -80,7 +79,7 @@ def learn_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
 
 
 def open_learned(file: Path) -> Tokenizer:
-    """A tokenizer that :func:`learn_tokenizer` made, from its file."""
+    """Load a tokenizer that :func:`learn_tokenizer` has made."""
     import tokenizers
 
     backend = tokenizers.Tokenizer.from_file(str(file))
@@ -146,7 +145,7 @@ def load_pretrained(folder: Path) -> Any:
     try:
         pretrained = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        # Any of the readers of the many formats may have failed in its own way.
+        # The readers of the many formats raise many kinds of errors.
         raise LabError(f"tokenizer {str(folder)!r} cannot be read: {' '.join(str(error).split())}") from None
     if not pretrained.is_fast:
         raise LabError(f"tokenizer {str(folder)!r} has no tokenizer.json and cannot be converted to one")

@@ -40,9 +40,9 @@ class Tokens:
     tokenizer: Path | None
     """A tokenizer.json, or a Hugging Face folder."""
     learned: bool
-    """Whether the lab made the tokenizer; of a text that is too short for the size that was asked for it is smaller."""
+    """True if the lab learned the tokenizer; a short text gives a smaller vocabulary than asked for."""
     padded: bool
-    """Whether a model may have more rows than the tokenizer has tokens."""
+    """True if the model's embedding may have more rows than the tokenizer has tokens."""
     statistics: dict[str, Any]
     """Documents, bytes and tokens of each side; documents and bytes of token shards are not known."""
 
@@ -53,7 +53,7 @@ def default_cache_dir() -> Path:
 
 
 def resolve_data(data: DataConfig, *, weights: str | None = None) -> DataConfig:
-    """Check what can be checked without reading, and complete it: absolute paths, tokenizer, vocabulary size.
+    """Check the data settings without reading the data, and fill in absolute paths, tokenizer and vocabulary size.
 
     Args:
         data: what to read.
@@ -79,7 +79,7 @@ def resolve_data(data: DataConfig, *, weights: str | None = None) -> DataConfig:
 
 
 def prepare_tokens(config: DataConfig, cache_dir: Path | None = None) -> Tokens:
-    """Read, split and tokenize the corpus, or open the cache where that has been done.
+    """Read, split and tokenize the corpus, or open its cache.
 
     Raises:
         LabError: the corpus cannot be read, sources do not go together, or either side is shorter than a sequence.
@@ -103,7 +103,7 @@ def prepare_tokens(config: DataConfig, cache_dir: Path | None = None) -> Tokens:
 
 @cache
 def tell_size(asked: int, became: int) -> None:
-    """Say once that a text gives fewer tokens than were asked for."""
+    """Warn once that a text gives fewer tokens than were asked for."""
     if os.environ.get("RANK", "0") == "0":
         message = f"vocabulary_size={asked}: the text gives {became} tokens, and the vocabulary has no more"
         warnings.warn(message, LabWarning, stacklevel=2)
@@ -170,7 +170,7 @@ def total(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def describe_tokens(tokens: Tokens, sample_tokens: int = 100) -> dict[str, Any]:
-    """Documents, bytes and tokens of both sides, and the first tokens of the training text, decoded again."""
+    """Documents, bytes and tokens of both sides of the split, and the beginning of the training text."""
     first = tokens.train[0].arrays[0][:sample_tokens].tolist()
     if tokens.tokenizer is None:
         sample = " ".join(map(str, first))

@@ -1,7 +1,7 @@
-"""Gradients of single batches, stacked by matrix: what the analysis of noise is made of.
+"""Gradients of single batches, stacked by matrix, for the analysis of noise.
 
-At most ``memory`` bytes of gradients are held at once. Where those of all chosen parameters would take more, the same
-batches are run again for the next parameters; a single parameter is always held whole.
+At most ``memory`` bytes of gradients are held at once. If all chosen parameters need more, the same batches are run
+again for further parameters; a single parameter is always held whole.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,7 @@ class GradientSource:
         device: where the model runs.
         precision: as in training.
         accumulate: micro-batches that a batch is split into.
-        on_batch: called after every batch that has been run, which may be oftener than ``count``.
+        on_batch: called after every batch, also when batches are run again.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class GradientSource:
         return chunks
 
     def stacks(self) -> Iterator[GradientStack]:
-        """Every matrix with its gradients; a stack may be dropped before the next one is asked for.
+        """Yield every matrix with its gradients; a caller may free a stack before it takes the next one.
 
         Raises:
             LabError: a gradient is not finite.
@@ -102,13 +102,13 @@ class GradientSource:
         self.model.train()
         try:
             for name, parameter in self.parameters.items():
-                # Gradients that nobody asked for need not be computed.
+                # Compute the wanted gradients alone.
                 parameter.requires_grad_(name in held)
             for place, step in enumerate(self.steps):
                 self.backward(step)
                 for name, gradients in held.items():
                     gradient = self.parameters[name].grad
-                    # A parameter that the batch does not use, such as an expert's, has none.
+                    # A parameter that the batch does not use, such as an expert's, has no gradient.
                     gradients[place] = 0.0 if gradient is None else gradient
                     if not gradients[place].isfinite().all():
                         raise LabError(
@@ -128,7 +128,7 @@ class GradientSource:
         for parameter in self.parameters.values():
             parameter.grad = None
         with torch.random.fork_rng():
-            # Dropout draws the same whenever this batch is run.
+            # Dropout is the same whenever this batch is run.
             torch.manual_seed(step)
             pairs = zip(inputs.chunk(self.accumulate), targets.chunk(self.accumulate), strict=True)
             for rows, wanted in pairs:

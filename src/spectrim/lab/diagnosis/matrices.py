@@ -1,6 +1,6 @@
-"""Which matrices of a model are looked at, by their names, and how each is read from its parameter.
+"""Chooses matrices of a model by name, and reads them from its parameters.
 
-By default those of the first, a middle and the last layer: what depth does is seen in three.
+By default those of the first, a middle and the last layer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ class ChosenMatrix:
     """A logical matrix of a parameter."""
 
     name: str
-    """The parameter's; with [i] where it holds several projections, and .expert-j where it holds several experts."""
+    """The parameter's name, with [i] for one of several projections and .expert-j for one of several experts."""
     parameter: str
     role: str
     layer: int | None
@@ -42,7 +42,7 @@ class ChosenMatrix:
 def choose(
     model: nn.Module, *, layers: Sequence[int] | None = None, patterns: Sequence[str] | None = None
 ) -> list[ChosenMatrix]:
-    """The matrices to look at, in the model's order.
+    """Choose matrices, in the model's order.
 
     Args:
         model: any causal language model.
@@ -80,7 +80,7 @@ def choose(
 
 
 def spread(numbers: Sequence[int]) -> list[int]:
-    """The first, a middle and the last of them, as many as there are."""
+    """The first, a middle and the last value, without repetition."""
     places = dict.fromkeys((0, len(numbers) // 2, len(numbers) - 1))
     return [numbers[place] for place in places] if numbers else []
 
@@ -111,7 +111,7 @@ def read(model: nn.Module) -> Iterator[ChosenMatrix]:
 
 
 def with_kinds(found: Sequence[ChosenMatrix]) -> list[ChosenMatrix]:
-    """The same, each kind once in a layer: where two towers of a model have one, names are written out."""
+    """The matrices with distinct kinds within a layer; equal kinds of two towers of a model become full names."""
     keys = [(each.layer, each.kind) for each in found]
     return [
         each if keys.count(key) == 1 else replace(each, kind=each.name) for each, key in zip(found, keys, strict=True)

@@ -1,7 +1,5 @@
-"""The numbers of one matrix: its weights, its momentum, and what its gradients on many batches tell.
-
-Everything is a plain value, as ``spectrum.json`` holds it; :mod:`spectrim.monitor` computes it, and says what each
-number means.
+"""Statistics of one matrix: its weights, its momentum and its gradients on many batches. All are plain values for
+``spectrum.json``; :mod:`spectrim.monitor` computes and defines them.
 """
 
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ from spectrim.monitor.tails import TailFit, fit_tails, kurtosis, log_density
 __all__ = ["gradient_numbers", "matrix_numbers", "plain"]
 
 ENTRIES = 2**15
-"""Entries of a matrix that tails are fitted to, each on every batch: evenly spread, the same on all."""
+"""Entries of a matrix for the fits of tails: evenly spread, and the same on every batch."""
 
 HISTOGRAM_BINS = 61
 
@@ -42,11 +40,11 @@ def matrix_numbers(matrix: Tensor) -> dict[str, Any]:
 
 
 def gradient_numbers(gradients: Tensor, thresholds: Sequence[float] = ()) -> dict[str, Any] | None:
-    """All that a stack of gradients (batches, m, n) tells; None where every one of them is zero.
+    """The statistics of a stack of gradients (batches, m, n); None if all of them are zero.
 
     Args:
         gradients: of one matrix, on at least four batches.
-        thresholds: of spectral soft clipping, at which what is left is told too.
+        thresholds: of spectral soft clipping, to measure the clipped gradient too.
     """
     if not gradients.any():
         return None
@@ -103,7 +101,7 @@ def overlap_numbers(overlap: Overlap) -> dict[str, Any]:
 
 
 def tail_numbers(gradients: Tensor) -> dict[str, Any]:
-    """Fits to the entries of the noise, their kurtosis, and a histogram to draw them against.
+    """Fits to the entries of the noise, their kurtosis, and a histogram of them.
 
     Entries whose noise is exactly zero, such as an embedding's of a token that no batch holds, are left out.
     """
@@ -126,7 +124,7 @@ def tail_numbers(gradients: Tensor) -> dict[str, Any]:
 def histogram(noise: Tensor, scale: float, fits: Sequence[TailFit]) -> dict[str, Any]:
     """Densities of |N|/scale, observed and fitted, on bins that widen with |N|; a bin without entries has none.
 
-    The standard deviation is the unit, so that matrices of any size can be laid over each other.
+    The standard deviation is the unit, so that matrices of any size are comparable.
     """
     size = noise.abs() / scale
     edges = torch.sinh(torch.linspace(0, float(torch.asinh(size.max())), HISTOGRAM_BINS, dtype=torch.float64))

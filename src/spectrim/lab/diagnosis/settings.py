@@ -28,13 +28,13 @@ class TextConfig(Config):
     """Tokens in a sequence."""
 
     def over(self, data: DataConfig) -> DataConfig:
-        """The settings ``data`` with those that are set here in place of its own."""
+        """The settings ``data``, replaced by those that are set here."""
         given = {key: value for key, value in self if value is not None and value != ()}
         return data.model_copy(update=given)
 
 
 class SpectrumConfig(Config):
-    """Which matrices are measured, and on which gradients."""
+    """The matrices and the gradients to measure."""
 
     batches: Count = 32
     """Batches for the mean and the noise of the gradient, at least 4; 0 measures weights alone."""

@@ -1,7 +1,7 @@
 """The spectra of trained models: weights, gradients, momentum and noise, from a run, a checkpoint or weights plus text.
 
-:func:`spectrum` measures; :func:`write_spectrum` lays numbers, pictures, a reading and a page in a new folder. A result
-is a function of the inputs and the options.
+:func:`spectrum` measures; :func:`write_spectrum` writes numbers, pictures, a reading and a page into a new folder. A
+result is a function of the inputs and the options.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,10 +39,10 @@ READING = "reading.md"
 
 
 class ProgressListener(Protocol):
-    """Is told about the progress of an analysis."""
+    """Callbacks about the progress of an analysis."""
 
     def subject_started(self, name: str, batches: int, matrices: int) -> None:
-        """So many batches are going to be run, and so many matrices to be analysed."""
+        """The measurement of a model begins, with these numbers of batches and matrices."""
 
     def batch_done(self) -> None:
         """One more batch has been run."""
@@ -61,7 +61,7 @@ def spectrum(
     """Measure weights, gradients and noise of everything at these paths.
 
     Args:
-        paths: folders of runs, of comparisons, or of weights in the manner of Hugging Face, and checkpoints of runs.
+        paths: folders of runs, of comparisons, or of Hugging Face weights, and checkpoints of runs.
         options: how.
         cache_dir: where tokens are cached.
         listener: told about progress.
@@ -70,7 +70,7 @@ def spectrum(
         What ``spectrum.json`` holds; docs/spectrum.md describes it.
 
     Raises:
-        LabError: a path or an option that cannot be served.
+        LabError: a path or an option is invalid.
     """
     if 0 < options.batches < FEWEST_BATCHES:
         raise LabError(f"--batches {options.batches}: noise needs at least {FEWEST_BATCHES}, 0 shows weights alone")
@@ -97,7 +97,7 @@ def spectrum(
 def measure_subject(
     subject: SpectrumTarget, options: SpectrumConfig, *, cache_dir: Path | None, listener: ProgressListener | None
 ) -> dict[str, Any]:
-    """Everything about one model."""
+    """Measure one model."""
     loaded = subject.load(options.data, with_text=options.batches > 0, cache_dir=cache_dir)
     chosen = choose(loaded.model, layers=options.layers, patterns=options.parameters)
     parameters = dict(loaded.model.named_parameters())
@@ -168,7 +168,7 @@ def gradient_source(
         loaded.model,
         chosen,
         batches,
-        # Go on where training stopped: those batches are as new to the model as any.
+        # Start where training stopped: the model has not seen those batches.
         first=(subject.step or 0) if options.seed is None else 0,
         count=options.batches,
         memory=1e9 * options.memory,
@@ -180,7 +180,7 @@ def gradient_source(
 
 
 def text_numbers(loaded: LoadedTarget, source: GradientSource) -> dict[str, Any]:
-    """Which batches were run, and whether they were batches of their own."""
+    """The batches that were run, and whether any of them repeats."""
     windows = sum(source.batches.windows)
     return {
         "batches": len(source.steps),
@@ -194,7 +194,7 @@ def text_numbers(loaded: LoadedTarget, source: GradientSource) -> dict[str, Any]
 
 
 def default_out(paths: Sequence[Path]) -> Path:
-    """A folder next to the one thing that is looked at.
+    """The default output folder, next to the only path.
 
     Raises:
         LabError: there are several.
@@ -203,14 +203,14 @@ def default_out(paths: Sequence[Path]) -> Path:
         raise LabError("--out is missing: name the folder that is to hold the spectra of all of them")
     path = paths[0].absolute()
     if path.name.startswith("step-") and path.parent.name == "checkpoints":
-        # Not among the checkpoints, which are the run's own.
+        # Beside the run, not inside of its checkpoints.
         run = path.parent.parent
         return run.with_name(f"{run.name}-{path.stem}-spectrum")
     return path.with_name(f"{path.name}-spectrum")
 
 
 def check_out(out: Path) -> None:
-    """Refuse to write where something is.
+    """Check that the output folder is new or empty.
 
     Raises:
         LabError: the folder is a file, or holds something.
@@ -225,16 +225,17 @@ def write_spectrum(summary: dict[str, Any], out: Path) -> None:
     Raises:
         LabError: the folder holds something.
     """
+    from spectrim.lab.reports.page.sections import Study
     from spectrim.lab.reports.spectra.pictures import save_pictures
+    from spectrim.lab.reports.spectra.spectrum_page import reading_text
     from spectrim.lab.reports.study import PAGE, report
-    from spectrim.lab.reports.words import reading_text
 
     check_out(out)
 
     def fill(folder: Path) -> None:
         write_json(folder / NUMBERS, summary)
         save_pictures(summary, folder)
-        write_text(folder / READING, reading_text(summary, out.name))
+        write_text(folder / READING, reading_text(Study(kind="spectrum", name=out.name, folder=out, summary=summary)))
 
     write_folder_atomically(out, fill)
     report([out], out / PAGE)

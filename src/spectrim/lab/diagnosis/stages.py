@@ -12,7 +12,7 @@ from spectrim.monitor.metrics import rank_of_spike
 __all__ = ["KINDS", "read_stages"]
 
 KINDS = ("gradient", "momentum")
-"""Of the spectra that a monitor writes, those whose spike is followed over training."""
+"""Kinds of spectra whose spike is followed over training."""
 
 
 def read_stages(file: Path, chosen: Sequence[ChosenMatrix], shapes: dict[str, tuple[int, int]]) -> list[dict[str, Any]]:
@@ -44,7 +44,7 @@ def of_record(
 
 
 def stage(spectra: dict[str, Any], shape: tuple[int, int]) -> dict[str, Any]:
-    """Spectra and their spike shares, of the kinds that are there and whole."""
+    """Spectra and their spike shares, for the kinds that are complete."""
     rank = rank_of_spike(shape)
     found = {}
     for kind in KINDS:

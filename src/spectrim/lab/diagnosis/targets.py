@@ -1,4 +1,4 @@
-"""What ``spectrim spectrum`` looks at: a training run, a checkpoint of one, or a Hugging Face folder of weights.
+"""The targets of ``spectrim spectrum``: a training run, a checkpoint, or a Hugging Face folder of weights.
 
 Each becomes a :class:`SpectrumTarget`: a model with its weights, the optimizer's momentum if it is stored, and the
 text for gradients. The folders are only read.
@@ -24,7 +24,7 @@ from spectrim.lab.training.folder import RunFolder
 __all__ = ["LoadedTarget", "SpectrumTarget", "find_targets"]
 
 MOMENTA = ("exp_avg", "momentum_buffer")
-"""Under which names optimizers keep a moving average of gradients."""
+"""State keys of a moving average of gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class LoadedTarget:
     tokens: Tokens | None
     data: DataConfig
     momenta: dict[str, Tensor] = field(default_factory=dict)
-    """By parameter."""
+    """The moving average of every parameter's gradients."""
     momentum: str | None = None
-    """Under which name the optimizer keeps them."""
+    """Their state key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class SpectrumTarget:
     path: Path
     kind: Literal["run", "checkpoint", "model"]
     config: TrainConfig | None = None
-    """Of the run that it is, or is a checkpoint of."""
+    """The run's configuration; None for a folder of weights."""
     checkpoint: Path | None = None
     step: int | None = None
 
@@ -61,7 +61,7 @@ class SpectrumTarget:
         return RunFolder(beside) if self.kind == "checkpoint" and (beside / "config.toml").is_file() else None
 
     def load(self, text: TextConfig, *, with_text: bool, cache_dir: Path | None = None) -> LoadedTarget:
-        """The model, its momentum, and the tokens unless only weights are looked at.
+        """Load the model, its momentum and, unless only weights are measured, the tokens.
 
         Raises:
             LabError: there is no text for a folder of weights, or text, tokenizer and model do not fit each other.
@@ -118,7 +118,7 @@ class SpectrumTarget:
 
 
 def restore_momenta(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], str | None]:
-    """Load a checkpoint into the model; returns the optimizer's momentum by parameter, and under which name it was."""
+    """Load a checkpoint into the model; returns the optimizer's momentum by parameter, and its state key."""
     try:
         weights, moments = checkpoints.read_parts(path, MOMENTA)
         model.load_state_dict(weights)
@@ -133,10 +133,10 @@ def restore_momenta(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], st
 
 
 def find_targets(paths: Sequence[Path]) -> list[SpectrumTarget]:
-    """What the paths hold, a comparison giving the first seed of each of its recipes; names are made distinct.
+    """Find the targets at the paths; a comparison gives the first seed of every recipe, and equal names get numbers.
 
     Raises:
-        LabError: a path is none of what can be looked at, or a run in it has nothing to look at yet.
+        LabError: a path is no target, or a run in it has no checkpoint yet.
     """
     found = [subject for path in paths for subject in read_path(path)]
     counts: dict[str, int] = {}
@@ -214,10 +214,10 @@ def read_checkpoint(path: Path) -> SpectrumTarget:
 
 
 def open_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds.
+    """Read a checkpoint.
 
     Raises:
-        LabError: it is damaged, or none of spectrim's.
+        LabError: it is damaged or not spectrim's.
     """
     try:
         return checkpoints.open_whole(path)

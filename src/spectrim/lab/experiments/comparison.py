@@ -1,11 +1,11 @@
 """A comparison: recipes x seeds over the same text, batches and initial weights, each run in a folder of its own.
 
-``runs/NAME/RECIPE/seed-S/`` is a run like any other. Calling a comparison again does only what is missing, so an
-interrupted one goes on and a finished one only rewrites its report; recipes and seeds may be added, nothing else may
-change under the same name.
+``runs/NAME/RECIPE/seed-S/`` is a run like any other. Calling a comparison again does only the missing runs: an
+interrupted one is resumed, and a finished one only rewrites its report. Recipes and seeds may be added; other settings
+need another name.
 
-Runs have equal numbers of steps, or with ``equal="time"`` as many as fit into equal seconds. Either way the report says
-both: where a recipe ends, and where it stands when AdamW has used its time.
+Runs have equal numbers of steps, or with ``equal="time"`` as many as fit into equal seconds. The report shows both the
+final loss of a recipe and its loss at the time when AdamW ends.
 """
 
 from collections.abc import Iterator, Mapping
@@ -38,7 +38,7 @@ class ComparisonListener(Protocol):
         """A recipe is about to be timed, for a comparison at equal time."""
 
     def run_started(self, config: TrainConfig) -> None:
-        """A run begins, or goes on from its last checkpoint."""
+        """A run begins, or resumes from its last checkpoint."""
 
     def step(self, record: StepRecord) -> None:
         """A step is done."""
@@ -58,7 +58,7 @@ def compare(
     monitor: ComparisonListener | None = None,
     compiled: bool = False,
 ) -> dict[str, Any]:
-    """Do every run that is not done yet, and write the report of all.
+    """Do every missing run, and write the report.
 
     Args:
         config: what to compare.
@@ -82,7 +82,7 @@ def compare(
     tokens = prepare_tokens(config.data, cache_dir)
     budget = None
     if config.equal == "time":
-        # Recipes are timed first, in the comparison's folder; it is one from then on, also if that is interrupted.
+        # Recipes are timed in the comparison's folder, so claim it first.
         claim(config, out)
         firsts = list(runs_of(config.model_copy(update={"seeds": config.seeds[:1]})))
         on_calibration = monitor.calibration_started if monitor else None
@@ -139,7 +139,7 @@ def runs_of(config: CompareConfig, steps: Mapping[str, int] | None = None) -> It
 
 
 def with_dynamics(result: RunResult, folder: RunFolder) -> RunResult:
-    """The result with what the run's log says of its course, if the log is still there."""
+    """Add the training dynamics from the run's log to its result, if the log still exists."""
     if result.dynamics is not None or not folder.log_file.is_file():
         return result
     return result.model_copy(update={"dynamics": read_dynamics(read_log(folder.log_file))})
@@ -148,11 +148,10 @@ def with_dynamics(result: RunResult, folder: RunFolder) -> RunResult:
 def canonical(config: CompareConfig, out: Path) -> CompareConfig:
     """The configuration with recipe names in their canonical spelling; data, model and precision resolved.
 
-    A precision that is left open is that of the comparison in ``out``, if there is one.
+    An open precision is taken from the comparison in ``out``, if there is one.
 
     Raises:
-        LabError: a recipe is unknown, stands twice under two spellings, or a hyperparameter belongs to none of the
-            recipes.
+        LabError: a recipe is unknown or given twice, or a hyperparameter belongs to none of the recipes.
     """
     update: dict[str, Any] = {"recipes": canonical_names(config.recipes)}
     for key in (*RATES, "overrides"):
@@ -183,14 +182,14 @@ def check_folder(config: CompareConfig, out: Path) -> None:
         if dropped:
             listed = ", ".join(map(str, dropped))
             raise LabError(f"comparison {str(out)!r} has {key} {listed} too; name them again, or choose another --name")
-    # Recipes and seeds may grow; the rates are compared run by run, defaults included.
+    # Recipes and seeds may be added; rates are compared run by run, defaults included.
     free = {key: getattr(config, key) for key in ("recipes", "seeds", "overrides", *RATES)}
     if changes := describe_differences(without_paths(stored.model_copy(update=free)), without_paths(config)):
         raise LabError(f"comparison {str(out)!r} has other settings: {changes}; choose another --name")
 
 
 def claim(config: CompareConfig, out: Path) -> None:
-    """Make the folder one of this comparison, or find that it is, whoever begins one there at the same time."""
+    """Claim the folder for this comparison; safe if another process does so at the same time."""
     if not create_text(out / "config.toml", config.to_toml()):
         check_folder(config, out)
 

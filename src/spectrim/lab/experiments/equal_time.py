@@ -1,8 +1,7 @@
 """Step budgets for a comparison at equal time: as many steps for each recipe as fit into the same seconds.
 
-Each recipe is timed in a short run of its own, and the budgets are kept beside the runs: a comparison that goes on, or
-is called again, has the same steps. With its own number of steps every recipe warms up and decays over the whole of its
-time, so that nobody is cut off in the middle of a schedule.
+Each recipe is timed in a short run of its own. The budgets are stored beside the runs, so that a resumed comparison has
+the same steps. The schedule of every recipe spans its own number of steps, so that none is cut off.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,11 +22,11 @@ from spectrim.lab.training.run_statistics import WARMING_UP
 __all__ = ["CALIBRATION_STEPS", "Budget", "fit_steps"]
 
 CALIBRATION_STEPS = 33
-"""Steps that are timed, after the first few: thirty hold whole periods of methods that work every 5 or 10 steps."""
+"""Timed steps, after the first few: a multiple of the periods of methods that work every 5 or 10 steps."""
 
 
 class Budget(Config):
-    """The time that every recipe has, and the steps that fit into it."""
+    """The training time of every recipe, and the steps that fit into it."""
 
     seconds: PositiveFloat
     step_seconds: dict[str, PositiveFloat]
@@ -44,10 +43,10 @@ def fit_steps(
     on_calibration: Callable[[TrainConfig], None] | None = None,
     compiled: bool = False,
 ) -> Budget:
-    """The budget of every recipe; those that are known are kept, and the rest are timed now.
+    """The budget of every recipe; stored ones are kept, and the other recipes are timed now.
 
     Args:
-        runs: one run of each recipe; the baseline's steps are those that the seconds are taken from.
+        runs: one run of each recipe; the baseline's steps decide the default time.
         out: the comparison's folder; ``budget.json`` and ``calibration/`` are written there.
         seconds: the time; by default what AdamW takes for its steps.
         cache_dir: where tokens are cached.
@@ -55,7 +54,7 @@ def fit_steps(
         compiled: as for :func:`spectrim.lab.training.run.train`.
 
     Raises:
-        LabError: there is neither a time nor AdamW, or the time is too short for a step of some recipe.
+        LabError: neither a time nor AdamW is given, or the time is too short for a step of a recipe.
     """
     file = out / "budget.json"
     known = Budget.model_validate_json(file.read_text(encoding="utf-8")) if file.is_file() else None
@@ -74,7 +73,7 @@ def fit_steps(
     elif seconds is None:
         assert baseline is not None
         seconds = baseline.steps * speeds[BASELINE]
-    # The last factor lets AdamW have its own steps back, whatever the division rounds to.
+    # The last factor gives AdamW its own steps despite rounding.
     steps = {recipe: int(seconds / speed * (1 + 1e-9)) for recipe, speed in speeds.items()}
     for recipe, count in steps.items():
         if count < 1:

@@ -1,4 +1,4 @@
-"""Results: what one run ended with, and what several seeds of several recipes say together."""
+"""Combines the results of several recipes and seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ MEANS = (
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """The mean over seeds at each evaluation; None where any seed has none, for a diverged run has no mean."""
+    """The mean over seeds at each evaluation; None if any seed has none, such as a diverged one."""
     if any(curve.tokens != curves[0].tokens for curve in curves):
         raise ValueError("curves were evaluated at different token counts")
     columns = zip(*(curve.val_loss for curve in curves), strict=True)
@@ -43,7 +43,7 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 
 def tokens_to_reach(curve: Curve, target: float) -> float | None:
-    """Tokens at which the curve first is at or below the target, linear between evaluations; None if it never is."""
+    """Tokens at which the curve first reaches the target, linear between evaluations; None if never."""
     before: tuple[int, float] | None = None
     for tokens, loss in zip(curve.tokens, curve.val_loss, strict=True):
         if loss is None or not math.isfinite(loss):
@@ -59,8 +59,8 @@ def tokens_to_reach(curve: Curve, target: float) -> float | None:
 
 
 def at_time(run: RunResult, seconds: float) -> tuple[float, float | None]:
-    """How far a run is after so many seconds of training: the share of its tokens, and the loss, both linear between
-    evaluations. A run that was done by then has all of its tokens and its final loss.
+    """A run's share of tokens and its loss after a number of seconds of training, both linear between
+    evaluations. A run that has ended by then has all of its tokens and its final loss.
     """
     assert run.dynamics is not None
     times, tokens, losses = run.dynamics.seconds, run.curve.tokens, run.curve.val_loss
@@ -77,7 +77,7 @@ def at_time(run: RunResult, seconds: float) -> tuple[float, float | None]:
 
 
 def equal_time(results: Sequence[RunResult], baseline: Sequence[RunResult]) -> dict[str, Any] | None:
-    """Where a recipe stands when AdamW, with the same seed, is done; None where a time is not known.
+    """A recipe's share of steps and its loss at the time when AdamW with the same seed ends; None if a time is unknown.
 
     Keys: "seconds" of AdamW's training, the "loss" then, the "share" of its own steps that the recipe has done, and
     the paired "difference" to AdamW's final loss.
@@ -101,7 +101,7 @@ def as_dict(difference: Difference | None) -> dict[str, Any] | None:
 
 
 def course(results: Sequence[RunResult]) -> dict[str, Any]:
-    """What the logs say: mean seconds of training, and how many runs diverged and losses spiked; None if not known."""
+    """Mean training time, and counts of diverged runs and loss spikes, from the logs; None if unknown."""
     known = [run.dynamics for run in results if run.dynamics is not None]
     if len(known) < len(results):
         return dict.fromkeys(("seconds", "curve_seconds", "unevenness", "diverged", "loss_spikes"))

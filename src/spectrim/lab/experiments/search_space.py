@@ -1,8 +1,8 @@
-"""What a sweep searches: for each recipe its learning rate and at most two more hyperparameters, each with a range.
+"""The search space of a sweep: for each recipe the learning rate and at most two more hyperparameters, with ranges.
 
-A range is written LOW:HIGH, searched by ratios where that makes sense, or LOW:HIGH:linear; or it is a list of
-choices, A,B,C. A key is one of the table ``optimizer``, such as ``clip_bound`` or ``arguments.eps``; :data:`MULTIPLIER`
-stands for ``embedding_lr`` and ``head_lr`` together. Relied on by :mod:`spectrim.lab.experiments.sweep`.
+A range is written LOW:HIGH (logarithmic where that makes sense) or LOW:HIGH:linear; choices are written A,B,C. A key
+belongs to the table ``optimizer``, such as ``clip_bound`` or ``arguments.eps``; :data:`MULTIPLIER` stands for
+``embedding_lr`` and ``head_lr`` together. Relied on by :mod:`spectrim.lab.experiments.sweep`.
 """
 
 import math
@@ -29,14 +29,14 @@ __all__ = [
 MULTIPLIER = "multiplier"
 
 LINEAR = ("momentum", "beta1", "beta2", "beta3")
-"""Searched by differences unless the range says otherwise."""
+"""Keys whose ranges are linear by default."""
 
 LR_FACTOR = 8.0
 BOUND_FACTOR = 4.0
-"""How far a default range goes from the recipe's default, up and down."""
+"""The factor by which a default range extends above and below the recipe's default."""
 
 AUTO_BOUND = 0.01
-"""What ``clip="auto"`` takes for the threshold times the learning rate."""
+"""The threshold times the learning rate under ``clip="auto"``."""
 
 OWN_RANGES: dict[str, tuple[float, float, float]] = {
     "shrink_factor": (3.0, DEFAULT_SHRINK_FACTOR, 48.0),
@@ -49,12 +49,12 @@ OWN_RANGES: dict[str, tuple[float, float, float]] = {
 """From, where the search starts, to."""
 
 OWN_LIMIT = 2
-"""Hyperparameters beside the learning rate; more would want more trials than the budget has."""
+"""Hyperparameters beside the learning rate; more would need more trials than the budget has."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """From low to high; ``log`` searches ratios."""
+    """A range from low to high, logarithmic or linear."""
 
     low: float
     high: float
@@ -75,7 +75,7 @@ class Range:
         return bool(self.low <= value <= self.high)
 
     def at_edge(self, value: float) -> bool:
-        """Whether a value lies in the outer twentieth of the range, on either side."""
+        """True if a value lies in the outer twentieth of the range, at either end."""
         low, high, place = (math.log(end) if self.log else end for end in (self.low, self.high, value))
         return not 0.05 < (place - low) / (high - low) < 0.95
 
@@ -87,7 +87,7 @@ class Categorical:
     values: tuple[Any, ...]
 
     def grid(self, count: int) -> list[Any]:
-        """All of them, whatever the count."""
+        """All values, whatever the count."""
         return list(self.values)
 
     def at(self, share: float) -> Any:
@@ -99,7 +99,7 @@ class Categorical:
         return value in self.values
 
     def at_edge(self, value: Any) -> bool:
-        """Whether a number is the smallest or largest of three or more."""
+        """True if a number is the smallest or the largest of at least three."""
         numbers = [choice for choice in self.values if isinstance(choice, int | float) and not isinstance(choice, bool)]
         return len(numbers) > 2 and value in (min(numbers), max(numbers))
 
@@ -131,7 +131,7 @@ def parse_dimension(key: str, text: str) -> Dimension:
         raise refusal
     log = way == ["log"] or (not way and low > 0 and key not in LINEAR)
     if log and low <= 0:
-        raise LabError(f"space {key}={text!r}: a range that is searched by ratios begins above 0")
+        raise LabError(f"space {key}={text!r}: a logarithmic range begins above 0")
     return Range(low, high, log)
 
 
@@ -145,7 +145,7 @@ def default_space(recipe: RecipeName) -> dict[str, str]:
             break
         if key == "clip_bound" and key in own:
             space[key] = around(defaults.clip_bound or AUTO_BOUND, BOUND_FACTOR)
-        # Spectra's momentum is left alone: its rank ratio is what makes it Spectra.
+        # Spectra's momentum stays at its default; the rank ratio is searched instead.
         elif key == MULTIPLIER or (key in own and not (key == "momentum" and "rank_ratio" in own)):
             low, _, high = OWN_RANGES[key]
             space[key] = f"{low:g}:{high:g}"
@@ -157,7 +157,7 @@ def around(value: float, factor: float) -> str:
 
 
 def starting_point(recipe: RecipeName, space: dict[str, Dimension]) -> dict[str, Any]:
-    """The first point of a search: the recipe's defaults, as far as they lie in the space."""
+    """The first point of a search: the recipe's defaults that lie in the space."""
     defaults = default_hyperparameters(recipe)
     known: dict[str, Any] = {key: start for key, (_, start, _) in OWN_RANGES.items()}
     known |= {"lr": defaults.lr, "embedding_lr": defaults.embedding_lr, "head_lr": defaults.head_lr}

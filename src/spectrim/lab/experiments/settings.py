@@ -40,7 +40,7 @@ class CompareConfig(SharedConfig):
     overrides: dict[str, dict[str, Any]] = Field(default={})
     """Any key of the table optimizer for one recipe; --lr and the other rates win over it."""
     equal: Literal["tokens", "time"] = "tokens"
-    """What all recipes get the same amount of; with time, each recipe takes as many steps as fit into it."""
+    """Give every recipe the same number of tokens, or the same training time, in which fast ones take more steps."""
     seconds: PositiveFloat | None = unset("the time that AdamW takes for --steps")
     """Training time of every recipe, for a comparison at equal time."""
 
@@ -55,9 +55,9 @@ class SweepConfig(SharedConfig):
     """Seed of every trial, and of the search."""
     method: Literal["optuna", "grid"] = "optuna"
     pruner: Literal["median", "hyperband", "none"] = "median"
-    """How trials that fall behind are stopped early."""
+    """Stops trials that fall behind."""
     monitor: MonitorConfig = MonitorConfig(every=0)
-    """Off unless asked for: trials are many, and only their losses are compared."""
+    """Off by default: a sweep has many trials and compares only their losses."""
     overrides: dict[str, dict[str, Any]] = Field(default={})
     """A fixed value for any key of the table optimizer of one recipe."""
     space: dict[str, dict[str, str]] = Field(

@@ -1,7 +1,7 @@
 """Paired statistics over seeds.
 
-The same seed gives all recipes the same batches and initial weights, so their losses are compared seed by seed, which
-leaves the seeds' own differences out.
+The same seed gives all recipes the same batches and initial weights, so losses are compared seed by seed, which cancels
+the differences between seeds.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class Difference(Config):
 def paired_difference(values: Mapping[int, float | None], baseline: Mapping[int, float | None]) -> Difference | None:
     """The mean of ``values`` minus ``baseline`` over their seeds.
 
-    None where a seed is missing on either side or has no value: a mean over the runs that survived would flatter.
+    None if a seed is missing on either side or has no value, since a mean over the surviving runs would be biased.
     """
     if not values or values.keys() != baseline.keys():
         return None

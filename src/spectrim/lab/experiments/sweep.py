@@ -1,14 +1,13 @@
-"""A sweep: for each recipe a search of its own over its learning rate and its own hyperparameters, with equal budgets.
+"""A sweep: a search over the learning rate and further hyperparameters of each recipe, with equal budgets.
 
 ``runs/NAME/trials/RECIPE/trial-0003/`` is a run like any other. The searches are optuna studies in one journal file,
 which any number of worker processes share, on one machine or on several with a common file system. A worker holds a
-lock on its trial; a trial whose worker was killed has a lock that is free, and the next worker goes on with it from its
-last checkpoint, so that nothing is lost and nothing unfinished counts as done.
+lock on its trial. When a worker is killed, its lock is released, and another worker resumes the trial from its last
+checkpoint.
 """
 
 import math
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,6 @@ from spectrim.lab.experiments.settings import SweepConfig
 from spectrim.lab.experiments.sweep_runs import canonical, dimensions_of, run_at
 from spectrim.lab.files import create_text, lock_file, write_text
 from spectrim.lab.logging.log import StepRecord
-from spectrim.lab.recipes import external
 from spectrim.lab.recipes.names import parse_recipe, shown
 from spectrim.lab.settings import describe_differences
 from spectrim.lab.training.folder import RunFolder, stored_settings
@@ -39,9 +37,8 @@ LR_POINTS, OWN_POINTS = 5, 3
 
 
 def open_sweep(config: SweepConfig, out: Path, *, cache_dir: Path | None = None) -> "Sweep":
-    """Begin a sweep in the folder ``out``, or go on with the one that is there; safe to call repeatedly.
-
-    Recipes may be added and trials raised, nothing else may change under the same name.
+    """Begin a sweep in the folder ``out``, or resume the one there; safe to call repeatedly. Recipes and trials may be
+    added; other settings need another name.
 
     Raises:
         LabError: the input cannot be served. ``out`` is then as it was.
@@ -56,7 +53,7 @@ def open_sweep(config: SweepConfig, out: Path, *, cache_dir: Path | None = None)
     create_text(file, config.to_toml())
     sweep = Sweep(out)
     with sweep.locked():
-        # Another process may have begun a sweep here, or added to it, since this one looked.
+        # Another process may have begun or extended a sweep here in the meantime.
         check_sweep(config, out)
         write_text(file, config.to_toml())
         sweep.config = config
@@ -82,7 +79,7 @@ def check_sweep(config: SweepConfig, out: Path) -> None:
 
 @dataclass
 class Claim:
-    """A trial that this process works on."""
+    """A trial of this process, and its lock."""
 
     recipe: str
     trial: Any
@@ -90,11 +87,11 @@ class Claim:
 
 
 class Diverged(Exception):  # noqa: N818 - an outcome, not an error
-    """A validation loss is not finite, or ends above where training began."""
+    """A validation loss is not finite, or the last one is above the first training loss."""
 
 
 class Sweep:
-    """A sweep's folder, and the work that is left in it."""
+    """A sweep's folder and its remaining trials."""
 
     def __init__(self, out: Path) -> None:
         """Open the sweep in a folder that :func:`open_sweep` has made.
@@ -107,7 +104,7 @@ class Sweep:
             raise LabError(f"{str(out)!r} holds no sweep: begin one with spectrim sweep RECIPE... --name {out.name}")
         self.out = out
         self.compiled = False
-        """Whether trials are trained with their model compiled."""
+        """True if the models of trials are compiled."""
         self.config = config
 
     # -- What there is -------------------------------------------------------------------------------------------------
@@ -117,16 +114,16 @@ class Sweep:
         return RunFolder(self.out / "trials" / parse_recipe(recipe).folder / f"trial-{number:04d}")
 
     def budget(self, recipe: str) -> int:
-        """Trials that a recipe has in all."""
+        """All trials of a recipe."""
         return len(self.grid(recipe)) if self.config.method == "grid" else self.config.trials
 
     @property
     def spread(self) -> int:
-        """Trials of a recipe that are spread evenly, its default among them; the search follows what they found."""
+        """The number of evenly spread trials before the search begins, the recipe's default among them."""
         return max(4, self.config.trials // 2)
 
     def grid(self, recipe: str) -> list[dict[str, Any]]:
-        """Every point of the recipe's grid: learning rates times the first other hyperparameter, and all choices."""
+        """The points of the recipe's grid: learning rates x the first other hyperparameter x all choices."""
         points: list[dict[str, Any]] = [{}]
         ranges = 0
         for key, dimension in dimensions_of(self.config, recipe).items():
@@ -146,7 +143,7 @@ class Sweep:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         journal = str(self.out / "study.journal")
-        # Windows lets only administrators make the symbolic link that optuna locks with elsewhere.
+        # On Windows only administrators may create the symbolic link that optuna locks with by default.
         lock = JournalFileOpenLock(journal) if os.name == "nt" else None
         storage = optuna.storages.JournalStorage(JournalFileBackend(journal, lock))
         return optuna.create_study(
@@ -154,7 +151,7 @@ class Sweep:
         )
 
     def pruner(self) -> Any:
-        """Stops trials that fall behind, after half of a run: a high learning rate gains when it comes down."""
+        """The pruner; it waits for half of a run, since high learning rates gain when they decay."""
         import optuna
 
         steps, trials = self.config.steps, self.config.trials
@@ -167,7 +164,7 @@ class Sweep:
     # -- What is to be done --------------------------------------------------------------------------------------------
 
     def enqueue(self, recipe: str) -> None:
-        """Give a new study the points that it begins with: its grid, or its defaults and points all over."""
+        """Enqueue the first points of a new study: its grid, or its defaults and evenly spread points."""
         study = self.study(recipe)
         if study.get_trials(deepcopy=False):
             return
@@ -181,13 +178,13 @@ class Sweep:
             study.enqueue_trial(point)
 
     def lock(self, name: str, *, wait: bool = False) -> FileLock | None:
-        """A lock of this sweep; None if another process has it. It is free as soon as its holder ends, however."""
+        """Take a lock of this sweep; None if another process has it. It is released when its holder ends."""
         (self.out / "locks").mkdir(exist_ok=True)
         return lock_file(self.out / "locks" / name, wait=wait)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """While it is held, no other process chooses trials."""
+        """Keep other processes from choosing trials."""
         lock = self.lock("choice", wait=True)
         assert lock is not None
         try:
@@ -200,14 +197,14 @@ class Sweep:
         return self.lock(f"{parse_recipe(recipe).folder}-{number:04d}")
 
     def remaining(self, recipe: str) -> int:
-        """Trials of a recipe that are not done, begun or not."""
+        """The number of a recipe's trials that are not finished."""
         done = sum(
             trial.state.name in ("COMPLETE", "PRUNED") for trial in self.study(recipe).get_trials(deepcopy=False)
         )
         return max(0, self.budget(recipe) - done)
 
     def claim(self, only: str | None = None) -> Claim | None:
-        """Take a trial to work on: one whose worker is dead, else a new one of the recipe with the fewest."""
+        """Take a trial: one whose worker has died, else a new one of the recipe with the fewest trials."""
         import optuna
 
         with self.locked():
@@ -222,7 +219,7 @@ class Sweep:
                         return Claim(recipe, self.with_point(recipe, optuna.trial.Trial(study, trial._trial_id)), lock)
             for recipe in sorted(recipes, key=lambda name: begun[name]):
                 if begun[recipe] < self.budget(recipe):
-                    # Another seed for every trial: workers that ask one after the other must not be told the same.
+                    # A new seed for every trial, so that workers do not get the same suggestion.
                     studies[recipe].sampler = optuna.samplers.TPESampler(
                         seed=(self.config.seed * 1_000_003 + begun[recipe]) % 2**32,
                         n_startup_trials=self.spread,
@@ -236,7 +233,7 @@ class Sweep:
         return None
 
     def with_point(self, recipe: str, trial: Any) -> Any:
-        """The trial with all of its hyperparameters chosen; those that it has are kept."""
+        """Choose the missing hyperparameters of a trial."""
         searched = self.grid(recipe)[0] if self.config.method == "grid" else dimensions_of(self.config, recipe)
         for key, dimension in dimensions_of(self.config, recipe).items():
             if key not in searched:
@@ -313,59 +310,10 @@ class Sweep:
             study.tell(trial, state=pruned)
             return "pruned"
         except (Interrupted, OSError):
-            # Stopped, or the disk is full: the trial is left to be gone on with.
+            # Interrupted, or the disk is full: the trial can be resumed.
             raise
         except Exception:
             study.tell(trial, state=failed)
             raise
         study.tell(trial, result.final_loss, state=complete)
         return f"loss {result.final_loss:.4f}"
-
-    def run_workers(self, workers: int, *, threads: int | None = None, cache_dir: Path | None = None) -> None:
-        """Do all that is left in so many processes; torch's threads are shared out evenly unless given."""
-        from multiprocessing import get_context
-
-        threads = threads or max(1, (os.cpu_count() or 1) // workers)
-        context = get_context("spawn")
-        # A module in the current directory would stand for one of Python's own while a worker starts.
-        os.environ.setdefault("PYTHONSAFEPATH", "1")
-        given = (self.out, threads, cache_dir, external.trusted(), self.compiled)
-        processes = [context.Process(target=worker, args=given) for _ in range(workers)]
-        for process in processes:
-            process.start()
-        try:
-            for process in processes:
-                process.join()
-        except (KeyboardInterrupt, Interrupted):
-            # Each ends its step, and keeps it in a checkpoint.
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.join()
-            raise
-
-
-def worker(out: Path, threads: int, cache_dir: Path | None, trusted: frozenset[str], compiled: bool) -> None:
-    """The main function of a worker process."""
-    import torch
-
-    external.trust(trusted)
-
-    # Ctrl-C is for the process that started this one, which hands it on once: twice would end it within a step.
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()
-    torch.set_num_threads(threads)
-    try:
-        sweep = Sweep(out)
-        sweep.compiled = compiled
-        sweep.work(cache_dir=cache_dir, say=say_on_stderr)
-    except LabError as error:
-        print(f"spectrim: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Interrupted as error:
-        sys.exit(128 + error.number)
-
-
-def say_on_stderr(line: str) -> None:
-    """One line on stderr, at once."""
-    print(line, file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """The results of a sweep: every trial, the best one of each recipe, and the loss at each learning rate.
 
-They are read from the sweep's folder, at any time, also while trials are running. ``spectrim compare --from-sweep``
-takes the winners from here.
+They are read from the sweep's folder, also while trials are running. ``spectrim compare --from-sweep`` takes the
+winners from here.
 """
 
 import math
@@ -25,7 +25,7 @@ __all__ = ["collect", "settings_of_winners", "winners", "write_sweep_report"]
 
 
 def collect(sweep: Sweep) -> dict[str, Any]:
-    """What ``results.json`` holds: for each recipe its trials, its winner, and its curve over the learning rate."""
+    """The content of ``results.json``: trials, winner and loss curve over the learning rate of every recipe."""
     recipes = {recipe: collect_recipe(sweep, recipe) for recipe in sweep.config.recipes}
     environment: dict[str, Any] = next((entry["environment"] for entry in recipes.values() if entry["environment"]), {})
     for entry in recipes.values():
@@ -81,7 +81,7 @@ STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "RUNNING": "running", "FAI
 
 
 def rate_curve(complete: list[dict[str, Any]], *, exact: bool) -> list[tuple[float, float]]:
-    """The lowest loss at each learning rate, or in each factor of two of them, with the rate it was found at."""
+    """The lowest loss at each learning rate, or within each factor of two, and its rate."""
     best: dict[Any, tuple[float, float]] = {}
     for trial in complete:
         bin_ = f"{trial['lr']:.6g}" if exact else round(math.log2(trial["lr"]))
@@ -104,16 +104,16 @@ def good_rates(curve: list[tuple[float, float]]) -> float | None:
 
 
 def edges(sweep: Sweep, recipe: str, point: dict[str, Any]) -> list[str]:
-    """The hyperparameters of a winner that lie at the edge of what was searched: the best may lie beyond."""
+    """The hyperparameters of a winner at the edge of their range; better values may lie beyond it."""
     dimensions = dimensions_of(sweep.config, recipe)
     return [key for key, value in point.items() if dimensions[key].at_edge(value)]
 
 
 def settings_of_winners(folder: Path, recipes: Sequence[str] | None = None) -> dict[str, Any]:
-    """What a comparison of a sweep's winners is configured with: the sweep's own settings, and theirs.
+    """Settings for a comparison of a sweep's winners: the sweep's own, with the winners' hyperparameters.
 
     Raises:
-        LabError: there is no sweep, it lacks one of the recipes, or has not found its winner yet.
+        LabError: there is no sweep, or it has no winner for one of the recipes yet.
     """
     sweep = Sweep(folder)
     names = [parse_recipe(name).name for name in recipes or sweep.config.recipes]
@@ -123,13 +123,13 @@ def settings_of_winners(folder: Path, recipes: Sequence[str] | None = None) -> d
                 f"recipe {name!r} is not in sweep {str(folder)!r}, expected {', '.join(sweep.config.recipes)}"
             )
     settings = sweep.config.model_dump(mode="json")
-    # Whether trials were monitored says nothing about the comparison.
+    # The comparison has its own monitor settings.
     shared = {key: settings[key] for key in SharedConfig.model_fields if key != "monitor"}
     return {**shared, "recipes": names, "overrides": winners(sweep, names)}
 
 
 def winners(sweep: Sweep, recipes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """For each of these recipes the values of the table ``optimizer`` that won, fixed ones included.
+    """The winning values of the table ``optimizer`` for each recipe, fixed ones included.
 
     Raises:
         LabError: a recipe has no finished trial, or trials that are not done yet.

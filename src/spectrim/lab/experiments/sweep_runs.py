@@ -1,4 +1,4 @@
-"""What a sweep runs: the complete space of every recipe, and the run at a point of it. Relied on by the sweep."""
+"""The complete search space of every recipe of a sweep, and the run at a point of it."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ __all__ = ["canonical", "dimensions_of", "run_at"]
 
 
 def dimensions_of(config: SweepConfig, recipe: str) -> dict[str, Dimension]:
-    """What is searched for a recipe, by key; the configuration is canonical."""
+    """The search space of a recipe, by key; the configuration is canonical."""
     return {key: parse_dimension(key, text) for key, text in config.space[recipe].items()}
 
 
@@ -30,7 +30,7 @@ def canonical(config: SweepConfig) -> SweepConfig:
     """The configuration with canonical recipe names, absolute data paths, and every space complete.
 
     Raises:
-        LabError: a recipe, range or setting is not served.
+        LabError: a recipe, range or setting is invalid.
     """
     names = canonical_names(config.recipes)
     update: dict[str, Any] = {"recipes": names}
@@ -51,7 +51,7 @@ def canonical(config: SweepConfig) -> SweepConfig:
         fixed = everywhere | update["overrides"].get(recipe.name, {}).keys()
         if fixed & {"embedding_lr", "head_lr"}:
             fixed.add(MULTIPLIER)
-        # Somebody who names a second hyperparameter has decided what is searched beside the learning rate.
+        # A range for a second hyperparameter replaces the default ones.
         defaults = default_space(recipe)
         kept = {"lr": defaults["lr"]} if given.keys() - {"lr"} else defaults
         update["space"][recipe.name] = {**{key: kept[key] for key in kept if key not in fixed}, **given}

@@ -1,4 +1,4 @@
-"""What a run writes while it trains, and reading it back: log, TensorBoard, monitor records, result, terminal.
+"""The files and the terminal output of a run: log, TensorBoard, monitor records and result, written and read back.
 
 May import: ``lab`` itself and ``models``.
 """

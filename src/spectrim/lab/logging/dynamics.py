@@ -1,7 +1,6 @@
-"""What a run's log says about its course: the time that its steps took, whether it diverged, and its loss spikes.
+"""Training dynamics from a run's log: the time of its steps, whether it diverged, and its loss spikes.
 
-Read from the log, so that it can be told of any run, finished or not. Relied on by
-:mod:`spectrim.lab.experiments.results`.
+They come from the log, so unfinished runs have them too. Relied on by :mod:`spectrim.lab.experiments.results`.
 """
 
 from collections.abc import Sequence
@@ -14,34 +13,33 @@ from spectrim.lab.settings import Config
 __all__ = ["Dynamics", "count_spikes", "read_dynamics", "step_seconds"]
 
 SPIKE_WINDOW = 50
-"""Losses before a step that it is held against."""
+"""Losses before a step that it is compared with."""
 SPIKE_HISTORY = 20
-"""Losses that there must be before a step can be a spike."""
+"""The fewest losses before a step that can be a spike."""
 SPIKE_DEVIATIONS = 5.0
-"""Robust standard deviations above the median; noise of a normal distribution is there once in three million steps."""
+"""Robust standard deviations above the median; normal noise exceeds this once in three million steps."""
 ROBUST = 1.4826
-"""Times the median absolute deviation is the standard deviation, for a normal distribution."""
+"""Standard deviation over median absolute deviation of a normal distribution."""
 
 
 class Dynamics(Config):
     """A run's course."""
 
     seconds: tuple[float, ...]
-    """Time of all steps up to each evaluation: model, optimizer and what is around them, without evaluations and
-    checkpoints."""
+    """Time of all steps up to each evaluation, without evaluations and checkpoints."""
     unevenness: float
-    """Time of all steps over steps times the median step: far above 1, the machine was busy with something else, or the
-    optimizer works in bursts."""
+    """Time of all steps over that of as many median steps; far above 1 if the machine was busy or the optimizer
+    works in bursts."""
     diverged: bool
     """The last validation loss is not finite or above the loss that training began with, or most steps were skipped."""
     loss_spikes: int
     """See :func:`count_spikes`."""
     skipped: int = 0
-    """Steps whose gradient was not finite: nothing moves in one."""
+    """Skipped steps, whose gradient was not finite."""
 
 
 def read_dynamics(records: Sequence[dict[str, Any]]) -> Dynamics | None:
-    """The course of a run by the records of its log; None if it was never evaluated."""
+    """The training dynamics of a run from its log; None without an evaluation."""
     evaluated = [index for index, record in enumerate(records) if "val_loss" in record]
     if not evaluated:
         return None
@@ -68,7 +66,7 @@ def step_seconds(record: dict[str, Any]) -> float:
 
 
 def count_spikes(losses: Sequence[float | None]) -> int:
-    """How often the training loss jumps up; steps in a row are one spike.
+    """Count jumps of the training loss; adjacent steps are one spike.
 
     A step spikes if its loss is not finite, or lies more than :data:`SPIKE_DEVIATIONS` robust standard deviations above
     the median of the :data:`SPIKE_WINDOW` finite losses before it that are no spikes themselves.

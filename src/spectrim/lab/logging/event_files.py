@@ -1,4 +1,4 @@
-"""TensorBoard's event files, written in the calling thread, so that a full disk is an error where it happens."""
+"""Writes TensorBoard's event files in the calling thread, so that a full disk raises there."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ class EventFile:
     """Scalars, texts and settings of one process; a process that resumes a run opens another file beside the first."""
 
     def __init__(self, folder: Path, *, purge_step: int) -> None:
-        """Begin a file; whatever earlier files hold from ``purge_step`` on is void."""
+        """Begin a file; TensorBoard ignores entries of earlier files from ``purge_step`` on."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -48,13 +48,13 @@ class EventFile:
         first: Collection[str],
         metrics: Mapping[str, str],
     ) -> None:
-        """Write what TensorBoard's table of hyperparameters has of this run.
+        """Write this run's row of TensorBoard's table of hyperparameters.
 
         Args:
             values: by name.
             columns: of the whole table, the same for every run: str, float or bool by name.
             first: the columns that are shown unless others are asked for.
-            metrics: scalars whose last value stands beside them, by tag what they are called there.
+            metrics: labels, by tag, of the scalars whose last value is in the table.
         """
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -70,7 +70,7 @@ class EventFile:
         )
         about = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(experiment=experiment))
         table = Summary.Value(tag=metadata.EXPERIMENT_TAG, metadata=about, tensor=metadata.NULL_TENSOR)
-        # Runs of equal values are still several: their place tells them apart.
+        # The folder tells runs of equal values apart.
         row = hparams_pb(dict(values), trial_id="/".join(self._folder.absolute().parts[-3:]))
         for summary in (Summary(value=[table]), row):
             self._write(Event(wall_time=time.time(), summary=summary))

@@ -1,8 +1,7 @@
 """The log of a run: one JSON object a step in ``log.jsonl``, and the same numbers as TensorBoard event files.
 
-A resumed run first cuts its log back to the checkpoint it goes on from, so that the log has neither duplicates nor
-holes. The log is forced to disk before each checkpoint, so that it is never behind one. A record is there in one piece
-or, where the disk is full, not at all.
+A resumed run first truncates its log to its checkpoint, so that no step is missing or repeated. The log is forced to
+disk before each checkpoint. A record is written whole or, on a full disk, not at all.
 """
 
 import json
@@ -22,7 +21,7 @@ __all__ = ["RunLog", "StepRecord", "read_log"]
 
 
 class StepRecord(TypedDict):
-    """What is logged after a step. A loss that is not finite is null in the file."""
+    """The record of a step. A loss that is not finite is null in the file."""
 
     step: int
     """Updates made so far, from 1."""
@@ -35,20 +34,20 @@ class StepRecord(TypedDict):
     forward_backward_ms: float
     optimizer_ms: float
     rest_ms: float
-    """Waiting for the batch, and the learning rate: what is none of the others."""
+    """The remaining time: waiting for the batch, and the learning rate."""
     gradient_clip_ms: float
     """The global norm of the gradient, and its clip."""
     logging_ms: NotRequired[float]
-    """What logging and showing the step before took."""
+    """Time to log and show the step before."""
     val_loss: NotRequired[float]
     """After the update, where evaluated."""
     val_loss_by_frequency: NotRequired[dict[str, float | None]]
-    """The same by how frequent the target is in the training text, see :mod:`spectrim.lab.training.evaluate`."""
+    """The same by frequency of the target in the training text, see :mod:`spectrim.lab.training.evaluate`."""
     evaluation_ms: NotRequired[float]
     monitor_ms: NotRequired[float]
-    """What the run's monitor took."""
+    """Time of the run's monitor."""
     checkpoint_ms: NotRequired[float]
-    """What the checkpoint after the step before took."""
+    """Time of the checkpoint after the step before."""
 
 
 class RunLog:
@@ -65,7 +64,7 @@ class RunLog:
         self._path = path
         path.touch()
         truncate(path, resume_step)
-        # Unbuffered: what a write has not written must not be tried again on closing.
+        # Unbuffered, so that closing does not retry a failed write.
         self._file = path.open("ab", buffering=0)
         self._events = EventFile(path.parent, purge_step=resume_step + 1)
         if config is not None:
@@ -110,7 +109,7 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # What the event file could not hold is not news if the run is ending for the same reason.
+        # Do not hide the error that ends the run behind the same one from the event file.
         with suppress(*([OSError] if kind else [])):
             self.close()
 
@@ -125,7 +124,7 @@ SCALARS = {
     "logging_ms": "time/logging_ms",
     "monitor_ms": "time/monitor_ms",
 }
-"""What goes to TensorBoard, and its tag there."""
+"""Keys that go to TensorBoard, and their tags."""
 
 
 def scalars(record: StepRecord) -> dict[str, float]:
@@ -136,7 +135,7 @@ def scalars(record: StepRecord) -> dict[str, float]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Every complete record of a log; a last line cut short by a crash is not one."""
+    """The complete records of a log; a last line that a crash cut short is left out."""
     return read_lines(path)
 
 

@@ -1,4 +1,4 @@
-"""What the monitor measured in a run: its records read back, and names of matrices that can be read.
+"""Reads the records that a run's monitor wrote, and shortens names of matrices.
 
 A record is what :class:`spectrim.SpectralMonitor` writes: a line of ``monitor.jsonl``.
 """
@@ -18,17 +18,17 @@ MonitorRecord = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class MonitoredRun:
-    """What was measured over one run."""
+    """The records of one run's monitor."""
 
     name: str
-    """Of the recipe, or whatever its curves are to be called."""
+    """The name of its curves, such as the recipe's."""
     index: int
-    """Its place among those that are drawn together, which has a colour."""
+    """Its place among the runs of a figure, which decides its colour."""
     records: Sequence[MonitorRecord]
 
 
 def read_measurements(path: Path) -> list[MonitorRecord]:
-    """Every complete record of a file; none where there is no file."""
+    """The complete records of a file; none if there is no file."""
     if not path.is_file():
         return []
     return read_lines(path)
@@ -37,8 +37,8 @@ def read_measurements(path: Path) -> list[MonitorRecord]:
 def layer_of(name: str) -> tuple[int | None, str]:
     """The number of the layer that a parameter is in, and its name there.
 
-    ``"model.layers.2.mlp.up_proj.weight"`` is ``(2, "mlp.up_proj")``; what is in no layer has None, and loses but the
-    outermost module's name.
+    ``"model.layers.2.mlp.up_proj.weight"`` is ``(2, "mlp.up_proj")``; outside of layers the number is None, and only
+    the outermost module's name is dropped.
     """
     name = re.sub(r"\.weight(?=(\[\d+\])?$)", "", name)
     if match := re.match(r"(?:[^.]+\.)*?(\d+)\.(.+)$", name):
@@ -47,7 +47,7 @@ def layer_of(name: str) -> tuple[int | None, str]:
 
 
 def short_names(names: Iterable[str], *, digits: int = 1) -> dict[str, str]:
-    """What to call matrices in a figure or on a terminal; two of the same short name keep their long ones.
+    """Short names of matrices for figures and the terminal; names that would be equal stay long.
 
     Args:
         names: of parameters.

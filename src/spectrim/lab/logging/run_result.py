@@ -14,7 +14,7 @@ class Curve(Config):
 
 
 class Plan(Config):
-    """What the optimizer does to every parameter at its peak learning rate, as :func:`spectrim.describe` shows it."""
+    """The table of :func:`spectrim.describe` at the peak learning rate."""
 
     summary: str
     rows: tuple[tuple[str, ...], ...]
@@ -22,7 +22,7 @@ class Plan(Config):
 
 
 class RunResult(Config):
-    """What one finished run ended with."""
+    """The result of a finished run."""
 
     recipe: str
     seed: int
@@ -44,11 +44,11 @@ class RunResult(Config):
     parameters: int
     curve: Curve
     val_loss_by_frequency: dict[str, float | None] | None = None
-    """At the end, by ranks of the target's frequency in the training text; None in results of older versions."""
+    """Final loss by ranks of the target's frequency in the training text; None in results of older versions."""
     data_key: str
     """Hash of the tokens that the run was trained on."""
     environment: dict[str, str | int]
     plan: Plan | None = None
     """None in results of older versions."""
     dynamics: Dynamics | None = None
-    """Read from the log where runs are compared."""
+    """Training dynamics, read from the log when runs are compared."""

@@ -1,6 +1,6 @@
-"""What TensorBoard shows of a run beside its log: settings, and what the monitor measured, under tags that it groups.
+"""Writes a run's settings and monitor records to TensorBoard, under tags that it groups.
 
-TensorBoard groups charts by what stands before a tag's first slash, in alphabetical order: after losses and gradients
+TensorBoard groups charts by the part of a tag before its first slash, in alphabetical order: after losses and gradients
 come the largest values of the whole model, then a group a matrix, layer by layer.
 """
 
@@ -12,10 +12,10 @@ from spectrim.lab.models.architecture import name_of
 __all__ = ["describe", "measured_scalars"]
 
 METRICS = {"loss/validation": "validation loss", "loss/train": "training loss"}
-"""That stand beside the hyperparameters, by their last value: at the end of a run the final loss."""
+"""Metrics whose last value TensorBoard shows beside the hyperparameters."""
 
 FIRST = ("recipe", "seed", "lr", "clip_bound", "model")
-"""By which runs are told apart most often."""
+"""Settings that most often tell runs apart."""
 
 WORDS = ("recipe", "model", "precision", "schedule", "scale", "shrink_form", "clip_form", "clip_scope", "arguments")
 SWITCHES = ("nesterov",)
@@ -31,7 +31,7 @@ def describe(events: EventFile, config: TrainConfig) -> None:
 
 
 def hyperparameters(config: TrainConfig) -> dict[str, str | float | bool | None]:
-    """What runs are told apart by; None for what is not set."""
+    """The settings that tell runs apart; an unset one is None."""
     model, optimizer = config.model, config.optimizer.model_dump(mode="json")
     arguments = ", ".join(f"{key}={value}" for key, value in optimizer.pop("arguments").items())
     return {

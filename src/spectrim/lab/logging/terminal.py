@@ -1,15 +1,22 @@
-"""Progress on the terminal: a bar for all steps with the time left, and below it loss, speed and the loudest layer.
-
-Where there is no terminal (a file, a CI log), a plain line a run says the same, and a line a warning.
+"""Progress on the terminal: a bar for all steps with the time left, and below it loss, speed and the most active layer.
+In a file or a CI log there is a plain line for each run and each warning.
 """
 
 from collections import deque
 from collections.abc import Iterable
 from statistics import median
-from types import TracebackType
+from typing import Self
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from spectrim.lab.config import TrainConfig
@@ -18,27 +25,69 @@ from spectrim.lab.logging.log import StepRecord
 from spectrim.lab.logging.monitor_log import MonitorRecord, short_names
 from spectrim.lab.logging.run_result import RunResult
 
-__all__ = ["TerminalProgress", "loudest", "warning"]
+__all__ = ["SpectrumProgress", "TerminalProgress", "loudest", "warning"]
 
 SPEED_OVER = 20
 """Steps whose median time is shown as speed."""
 
 
-class TerminalProgress:
-    """Shows a comparison, or a single run, while it goes; a context manager. Everything goes to stderr."""
+class OnStderr:
+    """A bar on stderr if that is a terminal; a context manager."""
 
-    def __init__(self, runs: int, steps: int) -> None:
+    def __init__(self, *columns: ProgressColumn) -> None:
         self._console = Console(stderr=True)
         self._bar = BarOverLines(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            *columns,
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
         )
+
+    def say_in_a_file(self, line: str) -> None:
+        """Print a line where there is no terminal for the bar."""
+        if not self._console.is_terminal:
+            self._console.print(line, markup=False, highlight=False)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+
+class SpectrumProgress(OnStderr):
+    """Shows the progress of ``spectrim spectrum``."""
+
+    def __init__(self) -> None:
+        super().__init__(TimeElapsedColumn())
+        self._task = self._bar.add_task("reading", total=None)
+
+    def say(self, what: str) -> None:
+        """Name the current work."""
+        self._bar.update(self._task, description=what)
+
+    def subject_started(self, name: str, batches: int, matrices: int) -> None:
+        """Begin a bar of gradients and matrices."""
+        self._bar.reset(self._task, total=batches + 4 * matrices, description=f"{name}: gradients")
+        self.say_in_a_file(f"{name}: {batches} batches, {matrices} matrices")
+
+    def batch_done(self) -> None:
+        """Move the bar by one batch."""
+        self._bar.advance(self._task)
+
+    def matrix_done(self) -> None:
+        """Move the bar by one matrix, which takes about as long as four batches of a small model."""
+        self._bar.advance(self._task, 4)
+
+
+class TerminalProgress(OnStderr):
+    """Shows the progress of a comparison or of a single run."""
+
+    def __init__(self, runs: int, steps: int) -> None:
+        super().__init__(MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._runs = runs
         self._steps = steps
         self._done = 0
@@ -50,8 +99,7 @@ class TerminalProgress:
     def calibration_started(self, config: TrainConfig) -> None:
         """Name the recipe that is being timed at the bar's left."""
         self._bar.update(self._task, description=f"timing {config.recipe}")
-        if not self._console.is_terminal:
-            self._console.print(f"timing {config.recipe}", markup=False, highlight=False)
+        self.say_in_a_file(f"timing {config.recipe}")
 
     def run_started(self, config: TrainConfig) -> None:
         """Name the run at the bar's left."""
@@ -64,9 +112,9 @@ class TerminalProgress:
 
     def step(self, record: StepRecord) -> None:
         """Move the bar and show the losses."""
-        # Not before the first step: until then the input may be refused, and the refusal is all there is to read.
-        if self._announce and not self._console.is_terminal:
-            self._console.print(self._announce, markup=False, highlight=False)
+        # Announce a run at its first step, since its input may be refused before.
+        if self._announce:
+            self.say_in_a_file(self._announce)
         self._announce = ""
         if "val_loss" in record:
             self._validation = f" · validation {record['val_loss']:.3f}"
@@ -78,7 +126,7 @@ class TerminalProgress:
     def measured(self, record: MonitorRecord) -> None:
         """Show the loudest layer, and leave one line above the bar where there is something to warn of."""
         if line := warning(record):
-            # A file keeps the whole line; on a terminal it takes one.
+            # On a terminal the line is cut at its width; a file keeps all of it.
             terminal = self._console.is_terminal
             text = Text(line, style="yellow", overflow="ellipsis" if terminal else "ignore", no_wrap=True)
             self._console.print(text, soft_wrap=not terminal)
@@ -92,15 +140,6 @@ class TerminalProgress:
         loss = "diverged" if result.final_loss is None else f"final loss {result.final_loss:.4f}"
         line = f"{config.recipe}, seed {config.seed}: {loss}, {result.step_ms:.0f} ms a step"
         self._console.print(line, markup=False, highlight=False)
-
-    def __enter__(self) -> "TerminalProgress":
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
 
 class BarOverLines(Progress):
@@ -116,7 +155,7 @@ class BarOverLines(Progress):
 
 
 def loudest(record: MonitorRecord) -> str:
-    """The matrix that an alarm is about, or else the one that the step moved most for its size; empty for neither."""
+    """The matrix of an alarm, or else the one with the largest relative update; empty if there is neither."""
     alarms = record.get("alarms", [])
     names = short_names([*record["parameters"], *(alarm["parameter"] for alarm in alarms)])
     if alarms:
@@ -140,5 +179,5 @@ def warning(record: MonitorRecord) -> str:
 
 
 def loud(alarms: list[MonitorRecord]) -> MonitorRecord:
-    """The alarm farthest from its trend; one that is not finite is farther than any."""
+    """The alarm farthest from its trend, counting one that is not finite as infinitely far."""
     return max(alarms, key=lambda alarm: float("inf") if alarm["deviations"] is None else alarm["deviations"])

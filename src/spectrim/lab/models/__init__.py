@@ -1,4 +1,4 @@
-"""Models: which architecture a preset, a file or a model type means, and building it with its weights.
+"""Models: the architecture of a preset, a file or a model type, and models with weights.
 
 May import: ``lab`` itself and ``data``.
 """

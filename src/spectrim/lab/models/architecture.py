@@ -1,7 +1,6 @@
-"""Architectures: the configuration of transformers that a preset, a model type or a file means.
-
-A preset is a size: Llama's shape by default, and the measure of every other model type of transformers. A file brings
-its own size. Nothing here builds a weight or touches the network.
+"""Architectures: the configuration of transformers for a preset, a model type or a file. A preset is a size: Llama's
+shape by default, scaled for every other model type of transformers. A file has its own size. Nothing here builds a
+weight or uses the network.
 """
 
 import difflib
@@ -48,7 +47,7 @@ PRESETS = {
 }
 
 RESHAPED: dict[str, Callable[[Preset], dict[str, Any]]] = {
-    # Dropout hides how far apart two optimizers are, and one pass over the text has no use for it.
+    # Dropout would hide differences between optimizers, and one pass over the text does not need it.
     "gpt2": lambda _: {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     # Four experts of half the width, of which a token takes two: a dense model's work with twice its weights.
     "mixtral": lambda size: {"num_local_experts": 4, "intermediate_size": size.intermediate_size // 2},
@@ -68,7 +67,7 @@ RESHAPED: dict[str, Callable[[Preset], dict[str, Any]]] = {
     "falcon_mamba": lambda size: {"num_hidden_layers": 2 * size.layers, "intermediate_size": 2 * size.hidden_size},
     "mamba2": lambda size: {"num_hidden_layers": 2 * size.layers, "num_heads": 2 * size.heads, "n_groups": 1},
 }
-"""What a model type makes of a preset other than taking its shape over."""
+"""Settings of a model type that differ from the preset's shape."""
 
 
 def check_preset(name: str) -> Preset:
@@ -83,11 +82,11 @@ def check_preset(name: str) -> Preset:
 
 
 def resolve_model(model: ModelConfig) -> ModelConfig:
-    """Check the choice of a model and complete it: the preset, absolute paths, the digest of every file it rests on.
+    """Check the model settings, and fill in preset, absolute paths and the digest of all files.
 
     Raises:
-        LabError: preset, type or file is unknown, two of them contradict each other, or a file is not what it was when
-            the digest was taken.
+        LabError: preset, type or file is unknown, two of them contradict each other, or a file has changed since its
+        digest was stored.
     """
     if model.preset is not None:
         check_preset(model.preset)
@@ -110,14 +109,14 @@ def resolve_model(model: ModelConfig) -> ModelConfig:
         model = model.model_copy(update={"preset": model.preset or DEFAULT_PRESET})
     digest = files_digest(files)
     if model.digest is not None and model.digest != digest:
-        raise LabError(f"model {model.weights or model.architecture!r} is not what it was when this run was begun")
+        raise LabError(f"model {model.weights or model.architecture!r} has changed since this run began")
     if files or model.overrides or model.architecture:
         causal_configuration(model)  # for its errors, before anything else is done
     return model.model_copy(update={"digest": digest})
 
 
 def name_of(model: Mapping[str, Any]) -> str:
-    """What to call a stored model in a heading: its preset, type, or the file or folder it comes from."""
+    """The name of a stored model for a heading: its preset, its type, or its file or folder."""
     place = model.get("weights") or model.get("architecture") or ""
     if Path(place).is_absolute():
         place = Path(place.removesuffix("config.json")).name
@@ -160,7 +159,7 @@ def causal_configuration(model: ModelConfig, *, vocabulary_size: int = 2048, seq
     names = cls.attribute_map
     if "vocab_size" not in settings and names.get("vocab_size") not in settings:
         settings["vocab_size"] = vocabulary_size
-    # Under the type's own names, so that what overrides state replaces what was there under another name.
+    # Use the type's own names, so that overrides also replace settings under aliases.
     settings = {names.get(key, key): value for source in (settings, model.overrides) for key, value in source.items()}
     settings.pop("model_type", None)
     refuse_kernels(settings, place)
@@ -206,14 +205,14 @@ def positions(sequence_length: int) -> dict[str, Any]:
 
 
 def is_settable(cls: type, key: str) -> bool:
-    """Whether a setting is more than a property that follows from others."""
+    """True if a setting is stored, and not a property computed from others."""
     found = getattr(cls, key, None)
     return not isinstance(found, property) or found.fset is not None
 
 
 def is_model_type(name: str) -> bool:
-    """Whether a plain word is a model type; ``./gpt2`` is a path in any case."""
-    # Most paths need no transformers to be told, and the default needs none either.
+    """True if a word is a model type; ``./gpt2`` is always a path."""
+    # Recognize most paths and the default without the slow import of transformers.
     if name == DEFAULT_TYPE or Path(name).name != name or Path(name).suffix:
         return name == DEFAULT_TYPE
     return name in quiet_transformers().CONFIG_MAPPING
@@ -250,7 +249,7 @@ def read_configuration_file(path: Path) -> dict[str, Any]:
 
 
 def close_to(name: str, known: list[str] | None = None) -> str:
-    """A hint at names like this one, to end a message with."""
+    """A hint at similar names, for the end of a message."""
     names = known or [*PRESETS, *quiet_transformers().CONFIG_MAPPING]
     close = difflib.get_close_matches(name, names, n=3)
     return f"; close to it: {', '.join(close)}" if close else ""
@@ -265,6 +264,6 @@ def files_digest(files: list[Path]) -> str | None:
 
 @cache
 def file_digest(path: str, _mtime_ns: int, _size: int) -> str:
-    """SHA-256 of a file; read once a process, for a comparison asks for every run."""
+    """SHA-256 of a file, cached, since a comparison needs it for every run."""
     with open(path, "rb") as file:  # noqa: PTH123
         return hashlib.file_digest(file, "sha256").hexdigest()

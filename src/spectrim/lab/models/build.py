@@ -1,6 +1,5 @@
-"""Models: built from a seed or continued from a folder of weights, and exported as a Hugging Face folder.
-
-The global random state is left as it was. Nothing here touches the network.
+"""Builds models from a seed or from a folder of weights, and exports them as Hugging Face folders. Keeps the global
+random state, and never uses the network.
 """
 
 import shutil
@@ -42,8 +41,8 @@ def build_model(
         model: what to build, or just a preset's name.
         vocabulary_size: of the tokenizer. A preset's or type's model takes it over; one from a file or from weights
             must have it, or more.
-        sequence_length: tokens that the model is going to be given at once.
-        seed: decides the weights, where they are not read.
+        sequence_length: the longest sequence that the model has to process.
+        seed: decides the weights unless they are read.
         end_of_document: the token that ends a text, for models drawn from a seed.
         padded: whether the model's vocabulary may be larger than the tokenizer's, as published models' often is.
 
@@ -60,7 +59,7 @@ def build_model(
         if model.weights is not None:
             return read_weights(Path(model.weights), config)
         config.bos_token_id = config.eos_token_id = end_of_document
-        # Padding would freeze the row of its token, which is a token like any other here.
+        # A padding token's row would not be trained, and the lab's text has no padding.
         config.pad_token_id = None
         try:
             built: nn.Module = transformers.AutoModelForCausalLM.from_config(
@@ -85,7 +84,7 @@ def check_fit(config: Any, place: str, vocabulary_size: int, sequence_length: in
 
 
 def read_weights(folder: Path, config: Any) -> nn.Module:
-    """The model in a Hugging Face folder, all of it: a tensor that is missing there would be drawn at random."""
+    """Load a Hugging Face folder; a missing tensor is an error, since it would be drawn at random."""
     transformers = quiet_transformers()
     try:
         model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
@@ -94,7 +93,7 @@ def read_weights(folder: Path, config: Any) -> nn.Module:
             dtype=torch.float32,
             local_files_only=True,
             output_loading_info=True,
-            # Files of others: nothing in them is run.
+            # Never run code from the folder.
             trust_remote_code=False,
             weights_only=True,
         )

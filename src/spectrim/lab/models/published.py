@@ -1,4 +1,4 @@
-"""Shapes of published models by name, as settings of transformers: what is planned at scale, and never trained here.
+"""Shapes of published models by name, as settings of transformers, for plans at scale.
 
 The shapes are those of the models' public configurations. Positions and tokens of special meaning, which shape no
 parameter, are left at the defaults of transformers.

@@ -1,4 +1,4 @@
-"""What a recipe does to every parameter of a model, and what a step costs on many ranks, without training.
+"""Plans without training: a recipe's effect on every parameter of a model, and the cost of a step on many ranks.
 
 May import: ``lab`` itself, ``recipes`` and ``models``.
 """

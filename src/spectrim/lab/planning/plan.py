@@ -1,8 +1,6 @@
-"""``spectrim plan``: what a recipe would do to a model, before anything is allocated or trained.
-
-Either to every parameter, as :func:`spectrim.describe` shows it, or, given a number of ranks, what recipes would cost
-on them by the arithmetic of :mod:`spectrim.lab.planning.scaling`. The model is built on the meta device, so that a
-model of any size is planned in seconds. torch and transformers are imported only once they are needed.
+"""Plans a recipe without allocating or training a model: its effect on every parameter, as :func:`spectrim.describe`
+shows it, or the cost of a step on many ranks (:mod:`spectrim.lab.planning.scaling`). The model is built on the meta
+device, so that a model of any size is planned in seconds.
 """
 
 import difflib
@@ -31,14 +29,14 @@ AUTO_CLASSES = (
     "AutoModelForImageClassification",
     "AutoModel",
 )
-"""Where a configuration names no architecture: the first that knows it."""
+"""Auto classes for configurations that name no architecture; the first that knows the configuration is taken."""
 
 SCALING_RECIPES = ("adamw", "adamw+shrink", "adamw+clip", "signum+clip", "ademamix+clip", "spectra", "muon")
-"""What a projection compares unless one recipe is named."""
+"""Recipes of a projection unless one is named."""
 
 
 def plan(model: str, recipe: str, *, lr: float | None = None) -> "Description":
-    """What a recipe does to every parameter of a model, without allocating a weight.
+    """Describe what a recipe does to every parameter of a model, without allocating a weight.
 
     Args:
         model: a preset of the lab, a model type of transformers in its default size, or a configuration of
@@ -57,13 +55,13 @@ def plan(model: str, recipe: str, *, lr: float | None = None) -> "Description":
 def plan_scaling(
     model: str, recipes: Sequence[str], cluster: Cluster, hardware: Hardware
 ) -> tuple[float, list[Projection]]:
-    """What recipes would cost on many ranks: the parameters that a token meets, and one projection for each recipe.
+    """Project the cost of recipes on many ranks; returns the parameters active per token, and a projection per recipe.
 
     Args:
         model: as for :func:`plan`.
-        recipes: of this library; what an external optimizer sends is not known.
+        recipes: of this library; the communication of external optimizers is unknown.
         cluster: the ranks, and how parameters lie on them.
-        hardware: what a step of training is set against.
+        hardware: decides the time of a step of training.
 
     Raises:
         LabError: model or recipe is unknown, or a parameter's role cannot be told.

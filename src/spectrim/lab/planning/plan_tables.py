@@ -16,7 +16,7 @@ __all__ = ["plan_table", "scaling_rows", "scaling_table"]
 def scaling_table(
     model: str, active: float, projections: Sequence[Projection], cluster: Cluster, hardware: Hardware
 ) -> TextTable:
-    """One row for each recipe, with what was assumed below."""
+    """One row for each recipe, with the assumptions below."""
     layout = cluster.parallel if cluster.shard is None else f"{cluster.parallel} over {cluster.shard}"
     note = (
         f"{model}, {cluster.world:,} ranks, {layout}. Means over ranks, and in brackets the rank that has most; "

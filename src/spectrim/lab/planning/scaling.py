@@ -1,8 +1,8 @@
-"""What a recipe's step costs on many ranks: operations, bytes and state, by arithmetic on shapes.
+"""Computes the cost of a recipe's step on many ranks from shapes: operations, bytes and state.
 
 Nothing is measured and nothing allocated: :func:`read_work` takes shapes and rules from an optimizer on the meta
-device, :func:`cost` applies the formulas to which the sharded optimizer is built, and :func:`project` sets them against
-a step of training. ``docs/scaling.md`` has the derivation and what is left out. Relied on by ``spectrim plan``.
+device, :func:`cost` applies the formulas of the sharded optimizer, and :func:`project` compares them with a step of
+training. ``docs/scaling.md`` has the derivation and its limits. Relied on by ``spectrim plan``.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ __all__ = [
 ]
 
 FLOAT = 4
-"""Bytes of what is sent and kept: float32."""
+"""Bytes of an entry that is sent or stored: float32."""
 
 STEP_FLOPS = 5
-"""Operations on every entry besides: two for the screening of its gradient, one to decay it, two to subtract."""
+"""Further operations per entry: two to screen its gradient, one for its decay, two to subtract the update."""
 
 SHRINK_FLOPS = 11
 """Operations on an entry whose gradient is shrunk: three for the scale, eight for y / (1 + (y/τ)²)."""
 
 NUMBER = 8
-"""Bytes of what is summed over ranks: float64."""
+"""Bytes of a number that is summed over ranks: float64."""
 
 SCREENING_NUMBERS = 3
-"""What ranks sum of a parameter before a step: its gradient's largest magnitude, and flags of who has one."""
+"""Numbers per parameter that ranks sum before a step: the gradient's largest magnitude, and flags for its presence."""
 
 STEP_NUMBERS = 1
-"""What ranks sum of a whole step: whether anything else is not finite."""
+"""Numbers that ranks sum once per step: a flag for other values that are not finite."""
 
 ORTHONORMAL_GRAMS = 2
 """Gram matrices of k x k that make sharded columns orthonormal."""
@@ -58,19 +58,19 @@ SPIKE_NORMS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a recipe does to one parameter in one step, after its first.
+    """The work of a recipe on one parameter in one step, after the first step.
 
     Attributes:
         shape: as stored, (1,) for a number; its first dimension is the one that is cut.
         stack: how many experts lie along the first dimension; 0 for a parameter that is no stack.
         matrices: (m, n) of the logical matrices, of one expert for a stack; none for a vector.
-        visits: how often a matrix must be whole: once for a clip or the polar factor, once for a pre-clip.
+        visits: how many operators need a whole matrix: one for a clip or the polar factor, one for a pre-clip.
         whole_flops: operations of those visits, for each of the matrices.
         ranks: k of the followed spike for each matrix, or nothing.
         in_place_flops: operations of an operator that works on shards, for each of the matrices, or nothing.
         transposed: inputs lie along the dimension that is cut, not outputs.
         entry_flops: operations on every entry.
-        numbers: how many the ranks sum: screening, scales of shrinkage, norms of vectors.
+        numbers: the count of numbers that ranks sum: screening, scales of shrinkage, norms of vectors.
         state_bytes: of the tensors of the parameter's shape; not of step counts. basis_bytes: of the spike's basis.
     """
 
@@ -94,18 +94,18 @@ class Work:
 
     @property
     def copies(self) -> int:
-        """How many experts have such matrices; one where there are none."""
+        """The number of experts; one if the parameter is no stack."""
         return max(1, self.stack)
 
     @property
     def spike_flops(self) -> float:
-        """Operations of following and shaping the spikes, of one expert for a stack."""
+        """Operations to track and shape the spikes, for one expert of a stack."""
         return sum(self.in_place_flops)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """One step of an optimizer on one rank: the mean over ranks, and the rank that has most of it.
+    """The cost of one step of an optimizer on a rank: the mean over ranks, and the largest.
 
     Attributes:
         flops, bytes_sent, state_bytes: means over ranks.
@@ -121,13 +121,14 @@ class StepCost:
     largest_state_bytes: float
 
     def seconds(self, hardware: Hardware) -> float:
-        """Time of the busiest rank, its operations and its bytes one after the other."""
+        """Time of the busiest rank, without overlap of operations and communication."""
         return self.busiest_flops / hardware.flops + self.busiest_bytes_sent / hardware.bandwidth
 
 
 @dataclass(frozen=True, kw_only=True)
 class Projection:
-    """A recipe's cost, what it would be with whole matrices on every rank, and the shares of a step; no measurement."""
+    """A recipe's cost, its cost with whole matrices on every rank, and their shares of a step; computed, not
+    measured."""
 
     recipe: str
     cost: StepCost
@@ -140,7 +141,7 @@ class Projection:
 
 
 def read_work(optimizer: SpectralOptimizer) -> list[Work]:
-    """What an optimizer does to every parameter it holds; it may live on the meta device."""
+    """The work of an optimizer on each of its parameters, which may be on the meta device."""
     return [_work(optimizer, group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
 
 
@@ -173,7 +174,7 @@ def _work(optimizer: SpectralOptimizer, group: Mapping[str, Any], parameter: Any
         in_place_flops=() if in_place is None else tuple(in_place.flops(*shape) for shape in matrices),
         transposed=layout == "transposed",
         entry_flops=rule.direction.flops + STEP_FLOPS + SHRINK_FLOPS * (rule.shrink is not None),
-        # The scales of experts, which are whole where they lie, need no sum.
+        # Experts lie whole on one rank, so their scales need no sum.
         numbers=SCREENING_NUMBERS
         + (rule.shrink is not None and not stack) * max(1, len(matrices))
         + int(rule.vector and rule.clip is not None),
@@ -188,9 +189,9 @@ def _work(optimizer: SpectralOptimizer, group: Mapping[str, Any], parameter: Any
 def cost(work: Sequence[Work], cluster: Cluster) -> StepCost:
     """The cost of a step as the sharded optimizer does it.
 
-    Entry-wise work and Spectra's products are done where the entries lie. Every other matrix has an owner among the
-    ranks, to which its pieces travel and from which they return. Experts that lie whole on one rank alone stay there.
-    With "ddp" every rank does everything, and nothing travels.
+    Entry-wise work and Spectra's products are done where the entries lie. Every other matrix has an owner rank, which
+    receives its pieces and returns them. Experts that lie whole on a single rank stay there. With "ddp" every rank does
+    everything, and nothing is sent.
     """
     loads = [_in_place(item, cluster) for item in work]
     owned: list[tuple[float, float]] = []
@@ -223,7 +224,7 @@ def cost(work: Sequence[Work], cluster: Cluster) -> StepCost:
 
 
 def gathering(work: Sequence[Work], cluster: Cluster) -> StepCost:
-    """The cost were every matrix gathered on every rank that holds a piece of it, and worked on there redundantly.
+    """The cost if every rank with a piece of a matrix gathered all of it and did the same work.
 
     A matrix that one step needs whole twice is gathered twice. Experts that lie whole on a rank are worked on there.
     """
@@ -250,7 +251,7 @@ def gathering(work: Sequence[Work], cluster: Cluster) -> StepCost:
 
 
 def project(recipe: str, work: Sequence[Work], cluster: Cluster, hardware: Hardware, *, active: float) -> Projection:
-    """Set a recipe's cost against 6 operations a token for each of the ``active`` parameters that a token meets."""
+    """Compare a recipe's cost with 6 operations a token for each of the ``active`` parameters."""
     training = 6 * active * hardware.tokens / hardware.flops
 
     def share(of: StepCost) -> float:
@@ -262,14 +263,14 @@ def project(recipe: str, work: Sequence[Work], cluster: Cluster, hardware: Hardw
 
 
 def active_parameters(model: nn.Module, work: Iterable[Work]) -> float:
-    """Parameters that a token meets: all but the experts it does not take."""
+    """Parameters active for a token: all except the experts that it does not use."""
     config = getattr(model, "config", None)
     taken = getattr(config.get_text_config(), "num_experts_per_tok", None) if config is not None else None
     return sum(item.entries * (min(1.0, taken / item.stack) if taken and item.stack else 1.0) for item in work)
 
 
 class _Load(NamedTuple):
-    """Operations, as the mean over ranks and on the rank that has most, and bytes that every rank sends."""
+    """Operations, as mean over ranks and on the busiest rank, and bytes that every rank sends."""
 
     mean: float
     most: float
@@ -277,7 +278,7 @@ class _Load(NamedTuple):
 
 
 def _in_place(item: Work, cluster: Cluster) -> _Load:
-    """What is done to a parameter where its entries lie: all of entry-wise recipes, and Spectra's skinny products."""
+    """Work done on every rank's own entries: entry-wise recipes, and Spectra's products with few columns."""
     cut = cluster.shards
     flops = item.entries * item.entry_flops + item.spike_flops * item.copies
     sent = _summed(item.numbers, cluster)
@@ -292,7 +293,8 @@ def _in_place(item: Work, cluster: Cluster) -> _Load:
 
 
 def _busiest_owner(owned: Sequence[tuple[float, float]], ranks: int) -> tuple[float, float]:
-    """The most operations and the most bytes of a rank, where the next largest matrix goes to who has least to do."""
+    """The operations and the bytes of the busiest rank, if the next largest matrix goes to the rank with the least
+    work."""
     loads = [(0.0, 0.0)] * max(1, min(ranks, len(owned)))
     for flops, size in sorted(owned, reverse=True):
         least = loads[0]
@@ -301,12 +303,12 @@ def _busiest_owner(owned: Sequence[tuple[float, float]], ranks: int) -> tuple[fl
 
 
 def _summed(numbers: int, cluster: Cluster) -> float:
-    """Bytes that a rank sends to sum so many numbers: each is passed on twice, but for a rank's own share."""
+    """Bytes that a rank sends to sum this many numbers: each is sent twice, except for the rank's own share."""
     return 0.0 if cluster.parallel == "ddp" else 2 * NUMBER * numbers * (cluster.world - 1) / cluster.world
 
 
 def _first_piece(rows: int, cut: int) -> float:
-    """The first rank's share of a dimension that is cut as FSDP2 cuts it."""
+    """The first rank's share of a dimension under FSDP2's split."""
     return math.ceil(rows / cut) / rows if rows else 0.0
 
 

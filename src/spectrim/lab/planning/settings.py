@@ -22,7 +22,7 @@ PARALLEL: tuple[str, ...] = get_args(ParallelMode)
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """How many ranks there are, and how parameters lie on them.
+    """The number of ranks and the layout of parameters on them.
 
     Attributes:
         world: ranks.
@@ -51,12 +51,12 @@ class Cluster:
 
     @property
     def shards(self) -> int:
-        """Into how many pieces a parameter is cut."""
+        """The number of pieces that a parameter is cut into."""
         return {"ddp": 1, "fsdp": self.world, "hsdp": self.shard or 1}[self.parallel]
 
     @property
     def replicas(self) -> int:
-        """How many ranks hold the same piece."""
+        """The number of ranks that hold the same piece."""
         return self.world // self.shards
 
 

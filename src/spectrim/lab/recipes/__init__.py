@@ -1,4 +1,4 @@
-"""Recipes by name: what a name such as ``adamw+clip`` builds, optimizers by import path, and default learning rates.
+"""Recipes by names such as ``adamw+clip``, optimizers by import path, and default learning rates.
 
 May import: ``lab`` itself and the core.
 """

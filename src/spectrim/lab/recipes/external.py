@@ -1,11 +1,9 @@
 """External optimizers, by import path ``module:Class``: loaded, checked, and built over the lab's groups.
 
-The class keeps its own defaults but for the learning rate, which the lab schedules, and the weight decay, which all
-recipes share where the class takes one. A module that is not installed is looked for in the current directory, so that
-an optimizer of one's own needs no package.
-
-To import a module is to run its code, so it is done for recipes that the user has named (:func:`trust`), and never
-because a file names one. Relied on by :mod:`spectrim.lab.recipes.names`.
+The class keeps its own defaults except for the learning rate, which the lab schedules, and the weight decay, which all
+recipes share. A module that is not installed is looked for in the current directory. An import runs code, so only
+recipes that the user has named (:func:`trust`) are imported, never those that only a file names. Relied on by
+:mod:`spectrim.lab.recipes.names`.
 """
 
 import importlib
@@ -32,42 +30,42 @@ from spectrim.lab.errors import LabError, LabWarning
 __all__ = ["ANY", "build", "check_path", "default_lr", "is_external", "load_class", "trust", "trusted"]
 
 ANY = "*"
-"""In place of an import path: every one."""
+"""Stands for every import path."""
 
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 
 DECOUPLING = ("decoupled_weight_decay", "weight_decouple")
-"""How classes call the switch that takes weight decay out of the gradient; it is turned on where there is one."""
+"""Names of the argument that decouples weight decay from the gradient; the lab sets it to True."""
 
 LAB_KEYS = ("lr", "weight_decay")
 """Arguments that the lab gives itself, from its own settings."""
 
 
 def is_external(base: str) -> bool:
-    """Whether a recipe's base is an import path."""
+    """True if a recipe's base is an import path."""
     return ":" in base
 
 
 def trust(recipes: Iterable[str]) -> None:
-    """Let the modules of these recipes be imported from now on, in this thread and no other; :data:`ANY` means all."""
+    """Allow the import of these recipes' modules in this thread; :data:`ANY` means all."""
     _trusted.set(_trusted.get() | {recipe.partition("+")[0] for recipe in recipes})
 
 
 def trusted() -> frozenset[str]:
-    """What :func:`trust` was given, to hand on to another process."""
+    """The recipes that :func:`trust` was given, for another process."""
     return _trusted.get()
 
 
 def is_trusted(path: str) -> bool:
-    """Whether a path may be imported; torch's own optimizers are there already."""
+    """True if the path may be imported; torch's own optimizers always may."""
     return path.startswith("torch.optim:") or not {path, ANY}.isdisjoint(_trusted.get())
 
 
 def check_path(path: str) -> None:
-    """Refuse what is no import path.
+    """Check that a string is an import path.
 
     Raises:
-        LabError: it is none.
+        LabError: it is not.
     """
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", path):
         raise LabError(f"optimizer {path!r}: expected module:Class, such as torch.optim:NAdam")
@@ -77,8 +75,8 @@ def load_class(path: str) -> type[Optimizer]:
     """The optimizer class at ``module:Class``.
 
     Raises:
-        LabError: the path is none, is named in a file alone, cannot be imported, or what is there cannot be trained
-            with; it says why.
+        LabError: the path is invalid, only a file names it, it cannot be imported, or the lab cannot train with the
+        class.
     """
     check_path(path)
     if not is_trusted(path):
@@ -110,21 +108,21 @@ def import_class(path: str) -> type[Optimizer]:
 
 
 def check_class(path: str, found: type[Optimizer]) -> None:
-    """Refuse what the lab's loop cannot drive."""
+    """Check that the lab's loop can use a class."""
     closure = inspect.signature(found.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
-        raise LabError(f"optimizer {path!r}: its step needs a closure, which the lab does not give")
+        raise LabError(f"optimizer {path!r}: its step needs a closure, which the lab does not support")
     if "lr" not in parameters(found):
         raise LabError(f"optimizer {path!r}: it takes no learning rate 'lr', which the lab's schedule drives")
     if callable(getattr(found, "train", None)) and callable(getattr(found, "eval", None)):
         raise LabError(
-            f"optimizer {path!r}: it is to be switched between train() and eval(), since it evaluates other weights "
-            f"than it trains (schedule-free methods do); the lab does not do that"
+            f"optimizer {path!r}: it must be switched between train() and eval(), since it evaluates other weights "
+            f"than it trains (schedule-free methods do); the lab does not support that"
         )
 
 
 def parameters(found: type[Optimizer]) -> dict[str, inspect.Parameter]:
-    """The constructor's named parameters; behind ``**options``, also those of the class that it derives from."""
+    """The constructor's named parameters; with ``**options``, also those of its base class."""
     named: dict[str, inspect.Parameter] = {}
     for owner in found.__mro__:
         if owner is Optimizer:
@@ -142,7 +140,7 @@ def parameters(found: type[Optimizer]) -> dict[str, inspect.Parameter]:
 
 
 def default_lr(path: str) -> float:
-    """The learning rate that the class itself starts from.
+    """The default learning rate of the class.
 
     Raises:
         LabError: it has none.
@@ -193,7 +191,7 @@ def build(
 
 
 def keywords(path: str, settings: OptimizerConfig) -> dict[str, Any]:
-    """What the constructor is called with beside the groups."""
+    """The keyword arguments for the constructor."""
     names = parameters(load_class(path))
     for key in settings.arguments:
         if key not in names:
@@ -211,14 +209,14 @@ def keywords(path: str, settings: OptimizerConfig) -> dict[str, Any]:
 def construct(path: str, groups: list[dict[str, Any]], given: Mapping[str, Any]) -> Optimizer:
     try:
         return load_class(path)(groups, **given)
-    except Exception as error:  # whatever a foreign constructor raises is an answer to its arguments
+    except Exception as error:  # an external constructor may raise any error
         raise LabError(f"optimizer {path!r} cannot be built: {type(error).__name__}: {error}") from error
 
 
 def rehearse(path: str, given: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
     """Take two steps on a small parameter for each group, so that a class that cannot step is refused before a run.
 
-    One whose state holds more than tensors and plain values is told as :class:`LabWarning`.
+    Warns (:class:`LabWarning`) if the state holds more than tensors and plain values.
     """
     small = []
     with torch.random.fork_rng(devices=[]), torch.enable_grad():

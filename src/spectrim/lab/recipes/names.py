@@ -1,8 +1,8 @@
-"""Recipes by name: base[+shrink][+preclip][+clip], what each builds, and the hyperparameters it has.
+"""Recipes by name, base[+shrink][+preclip][+clip]: their optimizers and hyperparameters.
 
-A base is one of :data:`BASES`, or the import path of an external optimizer, which takes +clip alone. The
-defaults of the former stand in one table, ``defaults.toml``, which ``benchmarks/learning_rates.py`` writes from the
-results of its grid; each entry says which result it comes from.
+A base is one of :data:`BASES`, or the import path of an external optimizer, which takes +clip alone. Their defaults are
+in ``defaults.toml``, which ``benchmarks/learning_rates.py`` writes from the results of a grid; each entry names its
+source.
 """
 
 import tomllib
@@ -39,7 +39,7 @@ BASELINE = "adamw"
 """The recipe that every other one is compared with."""
 
 BETA3 = 0.9999
-"""Of AdEMAMix's slow average, unless given."""
+"""Default decay rate of AdEMAMix's slow average."""
 
 MODIFIER_KEYS = {
     "shrink": ("shrink_factor", "shrink_form"),
@@ -56,7 +56,7 @@ OWN = {
     "spectra": ("momentum", "rank_ratio"),
     "muon": ("momentum", "nesterov", "scale", "orthogonalize_steps"),
 }
-"""Hyperparameters that not every base has, by their names in the configuration."""
+"""Hyperparameters that only some bases have, by their names in the configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +73,12 @@ class RecipeName:
 
     @property
     def is_external(self) -> bool:
-        """Whether the base is an external optimizer."""
+        """True if the base is an external optimizer."""
         return external.is_external(self.base)
 
     @property
     def folder(self) -> str:
-        """The name as that of a folder, on any system."""
+        """The name as a folder's name on any system."""
         return self.name.replace(":", ".")
 
 
@@ -125,7 +125,7 @@ def parse_recipe(name: str) -> RecipeName:
 
 
 def own_hyperparameters(recipe: RecipeName) -> tuple[str, ...]:
-    """The hyperparameters that this recipe has and not every recipe does, by their names in the configuration."""
+    """The hyperparameters of this recipe that not every recipe has, by their names in the configuration."""
     of_base = ("arguments",) if recipe.is_external else OWN.get(recipe.base, ())
     return (
         *of_base,
@@ -140,9 +140,8 @@ def defaults_table() -> dict[str, Defaults]:
 
 
 def default_hyperparameters(recipe: RecipeName) -> Defaults:
-    """The recipe's entry in the table; one that no grid has covered takes the nearest plainer recipe's.
-
-    Plainer means without shrinking first, which moves the best learning rate least, then without pre-clipping.
+    """The recipe's entry in the table, or else that of a plainer recipe: first without shrinking, which changes the
+    best learning rate least, then without pre-clipping.
     """
     if recipe.is_external:
         return Defaults(lr=external.default_lr(recipe.base), source=f"what {recipe.base} itself starts from")
@@ -178,7 +177,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 
 def refuse_foreign(recipe: RecipeName, settings: OptimizerConfig) -> None:
-    """Refuse a hyperparameter that is set but that the recipe does not have, and so would be ignored."""
+    """Refuse a setting that the recipe does not have, since it would be ignored."""
     own = own_hyperparameters(recipe)
     everyones: dict[str, Any] = OptimizerConfig().model_dump()
     unset: tuple[Any, ...] = (None, {})

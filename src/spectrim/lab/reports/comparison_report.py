@@ -38,7 +38,7 @@ class Column:
 
     heading: str
     short: str
-    """Heading in the terminal; without one the column is left out there."""
+    """Heading in the terminal; empty if the column is left out there."""
     show: Callable[[Any], str]
 
 
@@ -72,11 +72,11 @@ EQUAL_COLUMNS = {
     "diverged": Column("diverged", "diverged", str),
     "loss_spikes": Column("loss spikes", "loss spikes", str),
 }
-"""A dot leads into a nested value."""
+"""Columns of the table on equal terms; a dotted key is a nested value."""
 
 
 def has_times(summary: Summary) -> bool:
-    """Whether the time of every evaluation is known; results written by earlier versions have none."""
+    """True if the time of every evaluation is known; results of earlier versions lack it."""
     return all(entry.get("curve_seconds") for entry in summary["recipes"].values())
 
 
@@ -96,7 +96,7 @@ def absent(key: str) -> str:
 
 
 def terminal_tables(summary: Summary) -> list[TextTable]:
-    """What ends a comparison: the table of every recipe, and below it the same runs on equal terms."""
+    """The tables that a comparison prints: every recipe, and the same runs on equal terms."""
     losses = {name: loss for name, entry in summary["recipes"].items() if (loss := entry["final_loss"]) is not None}
     best = min(losses, key=losses.__getitem__, default=None)
     tables = [TextTable(table_rows(summary, COLUMNS, short=True), title=heading(summary), note=NOTE, bold=best)]
@@ -120,7 +120,7 @@ EQUAL_NOTE = (
 
 
 def heading(summary: Summary) -> str:
-    """What was compared, in one line."""
+    """A one-line summary of the comparison's settings."""
     config, first = summary["config"], next(iter(summary["recipes"].values()))
     tokens = first["curve"]["tokens"][-1]
     seeds = ", ".join(map(str, config["seeds"]))
@@ -131,7 +131,8 @@ def heading(summary: Summary) -> str:
 
 
 def table_rows(summary: Summary, columns: dict[str, Column] = COLUMNS, *, short: bool = False) -> list[list[str]]:
-    """A table as text: its header, then a row a recipe; ``short`` leaves out what a terminal has no room for."""
+    """A table as text: its header, then a row a recipe; ``short`` leaves out columns for which a terminal has no
+    room."""
     known = {key for entry in summary["recipes"].values() for key in entry}  # results of older versions hold fewer
     columns = {
         key: column for key, column in columns.items() if key.partition(".")[0] in known and (column.short or not short)
@@ -149,7 +150,7 @@ def budget_note(summary: Summary) -> str:
 
 
 def uneven_notes(summary: Summary) -> list[str]:
-    """Warnings for recipes whose steps took more time together than their median says."""
+    """Warnings for recipes whose whole time exceeds that of as many median steps."""
     return [
         f"Times of `{name}` are uneven: all steps took {entry['unevenness']:.1f} times what the median step would "
         f"give. The machine was busy with something else, or the optimizer works in bursts."
@@ -165,7 +166,7 @@ FREQUENCY_NOTE = (
 
 
 def frequency_rows(summary: Summary) -> list[list[str]]:
-    """The table of rare and frequent tokens; empty where a run was made before that was measured."""
+    """The table of rare and frequent tokens; empty for results of older versions."""
     by_recipe = {name: entry.get("val_loss_by_frequency") for name, entry in summary["recipes"].items()}
     if not all(by_recipe.values()):
         return []
@@ -180,4 +181,4 @@ def frequency_rows(summary: Summary) -> list[list[str]]:
 
 
 UNEVEN = 1.25
-"""Sum of a run's times over steps times their median, above which the report says so."""
+"""The ratio of a run's time to that of as many median steps above which the report warns."""

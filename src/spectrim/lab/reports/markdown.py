@@ -1,4 +1,4 @@
-"""A page's part as Markdown: its tables and notes, and the pictures that stand for its figures."""
+"""Writes a page's part as Markdown: tables, notes, and pictures in place of figures."""
 
 from collections.abc import Mapping
 
@@ -8,13 +8,17 @@ from spectrim.lab.tables import markdown_table
 __all__ = ["markdown"]
 
 
-def markdown(part: PagePart, pictures: Mapping[str, str]) -> str:
+FILES = "Every setting: `config.toml`; every number: `results.json`; every run: its own folder."
+
+
+def markdown(part: PagePart, pictures: Mapping[str, str], *, files: str = FILES) -> str:
     """The part as Markdown.
 
     Args:
         part: as the page shows it. Folded tables, listings and figures without a picture are left out, and sections
             that have nothing else.
         pictures: files beside the summary, by the titles of the figures that they show.
+        files: a last line that names the other files.
     """
     lines = [f"# {part.title}", "", f"**{part.headline}**", ""]
     for text in part.summary:
@@ -23,8 +27,7 @@ def markdown(part: PagePart, pictures: Mapping[str, str]) -> str:
         blocks = [(item, block) for item in section.items if (block := block_of(item, pictures))]
         if any(not isinstance(item, Note) for item, _ in blocks):
             lines += [f"## {section.title}", "", *(line for _, block in blocks for line in (*block, ""))]
-    lines.append("Every setting: `config.toml`; every number: `results.json`; every run: its own folder.")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, files, ""])
 
 
 def block_of(item: object, pictures: Mapping[str, str]) -> list[str]:

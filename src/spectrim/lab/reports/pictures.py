@@ -1,4 +1,4 @@
-"""Pictures, PNG and SVG, of the figures that a report page shows: matplotlib draws the description that plotly reads.
+"""Saves the figures of a report page as PNG and SVG: matplotlib draws the same description as plotly.
 
 A :class:`spectrim.lab.reports.page.html.Figure` is drawn as it is shown at first, as rows of dots beside each other, or
 as a grid with a panel for every matrix that its first menu offers.
@@ -18,7 +18,7 @@ from spectrim.lab.reports.page.html import Figure
 __all__ = ["Trace", "choice_panels", "save_figure", "save_grid", "save_rows"]
 
 Trace = Mapping[str, Any]
-"""A trace of plotly's, of which the pictures know lines, dots and bands."""
+"""A trace of plotly: lines, dots or bands."""
 
 DASHES: dict[str, Any] = {
     **{"solid": "-", "dash": "--", "dashdot": "-.", "dot": ":"},
@@ -28,7 +28,7 @@ MARKERS = {"circle": "o", "square-open": "s", "diamond-open": "D", "x-thin": "x"
 INK = "#333333"
 
 MOST_ROWS, MOST_COLUMNS = 14, 4
-"""Of a grid; what does not fit is on the page and in the numbers alone."""
+"""The largest grid; other matrices are on the page and in the numbers alone."""
 
 
 def save_figure(figure: Figure, folder: Path, stem: str, *, labels: Mapping[str, str] | None = None) -> None:
@@ -38,7 +38,7 @@ def save_figure(figure: Figure, folder: Path, stem: str, *, labels: Mapping[str,
         figure: to draw.
         folder: for ``stem.png`` and ``stem.svg``.
         stem: of the files' names.
-        labels: of the legend, by names of traces and in its order; what is not among them is not named.
+        labels: of the legend, by names of traces and in its order; other traces have no entry.
     """
 
     def fill(picture: Any) -> None:
@@ -62,7 +62,7 @@ def save_figure(figure: Figure, folder: Path, stem: str, *, labels: Mapping[str,
 def save_rows(figures: Sequence[Figure], folder: Path, stem: str, *, title: str, group: str | None = None) -> None:
     """Draw figures of dots beside each other, a row for every matrix.
 
-    ``group`` is the trace group of one subject; without it those of all are drawn.
+    ``group`` is the trace group of one subject; without it all are drawn.
     """
     chosen = [
         [trace for trace in figure.drawing["data"] if group is None or trace.get("legendgroup", group) == group]
@@ -98,8 +98,8 @@ def choice_panels(figure: Figure | None, overlays: Sequence[tuple[tuple[int, ...
 
     Args:
         figure: with menus; None has no panels.
-        overlays: what lies over each other in a panel: the options of the other menus, the place of the curve among
-            those of the frame, and how it is drawn, its name included.
+        overlays: the curves of a panel: the options of the other menus, the curve's place in the frame, and its name
+        and look.
     """
     panels: dict[str, list[Trace]] = {}
     if figure is None or figure.choices is None:
@@ -116,7 +116,7 @@ def save_grid(panels: Panels, folder: Path, stem: str, *, title: str, x: Trace, 
     """Draw a panel for every matrix, one row for a kind of matrix and one column for a layer; nothing without panels.
 
     Args:
-        panels: what is drawn; traces with one name are drawn alike and stand in the legend once.
+        panels: the traces; those with one name share a look and a legend entry.
         folder: for ``stem.png`` and ``stem.svg``.
         stem: of the files' names.
         title: above all of them.
@@ -158,7 +158,7 @@ def save_grid(panels: Panels, folder: Path, stem: str, *, title: str, x: Trace, 
 
 
 def draw(axes: Any, trace: Trace, *, label: str = "") -> Any:
-    """Draw a trace; what stands for it in a legend, None for a band."""
+    """Draw a trace; returns its handle for the legend, or None for a band."""
     x, y = list(trace["x"]), [float("nan") if value is None else value for value in trace["y"]]
     if trace.get("fill") == "toself":
         axes.fill(x, y, color=trace["fillcolor"], alpha=trace["opacity"], linewidth=0)
@@ -178,12 +178,12 @@ def draw(axes: Any, trace: Trace, *, label: str = "") -> Any:
 
 
 def set_axes(axes: Any, layout: Mapping[str, Any]) -> None:
-    """Give both axes the scale, ticks, range and title that plotly's have."""
+    """Give both axes the scale, ticks, range and title of plotly's."""
     from matplotlib.ticker import EngFormatter, NullFormatter, PercentFormatter
 
     for name in ("x", "y"):
         axis, given = getattr(axes, f"{name}axis"), layout.get(f"{name}axis", {})
-        # A logarithmic axis has no place for nothing.
+        # An axis without data cannot be logarithmic.
         log = given.get("type") == "log" and all(map(isfinite, getattr(axes.dataLim, f"interval{name}")))
         if log:
             getattr(axes, f"set_{name}scale")("log")
@@ -217,7 +217,7 @@ def write(folder: Path, stem: str, fill: Callable[[Any], None], size: tuple[floa
     import matplotlib as mpl
     from matplotlib.figure import Figure as Picture
 
-    # Without pyplot: no display, no global state. The salt makes equal results equal files.
+    # Without pyplot there is no display and no global state. The salt makes files of equal results equal.
     with mpl.rc_context(
         {"svg.hashsalt": "spectrim", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
     ):
@@ -226,5 +226,5 @@ def write(folder: Path, stem: str, fill: Callable[[Any], None], size: tuple[floa
         for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
             path = folder / f"{stem}.{suffix}"
             write_atomically(path, partial(picture.savefig, format=suffix, dpi=160, metadata=metadata))
-            # What the first drawing laid out holds for the next.
+            # Keep the layout of the first drawing.
             picture.set_layout_engine("none")

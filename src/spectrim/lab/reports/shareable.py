@@ -1,6 +1,6 @@
-"""What a page that is made to be mailed says of places on this machine: names of files, and no folders above them.
+"""Cuts paths down to file names, for pages that are sent to others.
 
-Relied on by everything that writes a page; ``results.json`` and ``config.toml`` keep whole paths, for programs.
+All pages use it; ``results.json`` and ``config.toml`` keep whole paths, for programs.
 """
 
 import re
@@ -16,7 +16,7 @@ WILD = frozenset("*?[")
 
 
 def short(place: str) -> str:
-    """A path's last part, or of a glob its last folder and what follows; anything but an absolute path as it is."""
+    """A path's last part, or a glob from its last plain folder on; a relative path stays as it is."""
     for kind in (PurePosixPath, PureWindowsPath):
         path = kind(place)
         if path.is_absolute() or place.startswith("~"):
@@ -27,7 +27,7 @@ def short(place: str) -> str:
 
 
 def shareable(value: Any) -> Any:
-    """The same nested value with every absolute path in it cut short, those quoted in a sentence too."""
+    """Shorten every absolute path in a nested value, also those quoted in a sentence."""
     if isinstance(value, str):
         return re.sub(r"(['\"])([/~][^'\"]*)\1", lambda found: f"{found[1]}{short(found[2])}{found[1]}", short(value))
     if isinstance(value, Mapping):

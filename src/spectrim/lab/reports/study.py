@@ -1,4 +1,4 @@
-"""The page of finished comparisons, sweeps and spectra, written from what their folders hold."""
+"""Writes the page of finished comparisons, sweeps and spectra from their folders."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +22,11 @@ def report(folders: Sequence[Path], out: Path) -> None:
 
     Args:
         folders: as ``compare``, ``sweep`` and ``spectrum`` wrote them; ``results.json`` or ``spectrum.json`` is read,
-            and of the runs what their monitors measured.
+            and the records of the runs' monitors.
         out: a new file, or a page that spectrim wrote.
 
     Raises:
-        LabError: a folder holds no results, or ``out`` is somebody's file.
+        LabError: a folder holds no results, or ``out`` is not a page of spectrim.
     """
     from spectrim.lab.reports.page.html import MARK, write_page
 
@@ -60,7 +60,7 @@ def head(file: Path) -> str:
 
 
 def read_study(folder: Path) -> "Study":
-    """What a folder holds.
+    """Read the results in a folder.
 
     Raises:
         LabError: it holds no results of a comparison, a sweep or spectra.
@@ -98,7 +98,7 @@ WRITERS = "compare, sweep and spectrum"
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """A JSON file; what is no object in it has no keys.
+    """Read a JSON object; other values count as an empty object.
 
     Raises:
         LabError: it is not JSON.

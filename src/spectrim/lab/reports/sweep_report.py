@@ -8,7 +8,7 @@ from spectrim.lab.tables import TextTable
 __all__ = ["HEADINGS", "NOTE", "TOLERANCE", "remarks", "rows", "sweep_table"]
 
 TOLERANCE = 0.05
-"""Nats above a recipe's best loss within which a learning rate still counts as good."""
+"""A learning rate counts as good if its loss is at most this many nats above the best."""
 
 HEADINGS = ("recipe", "trials done", "pruned", "diverged", "best loss", "best learning rate", "beside it", "good rates")
 

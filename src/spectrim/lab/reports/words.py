@@ -1,18 +1,16 @@
-"""Every word that reports make of numbers: headlines, and tables whose last column is a verdict."""
+"""Words that reports derive from numbers: headlines, and tables with a column of verdicts."""
 
 from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
 from spectrim.lab.recipes.names import BASELINE
-from spectrim.lab.tables import markdown_table
 
 __all__ = [
     "HOW",
     "comparison_headline",
     "reading_notes",
     "reading_rows",
-    "reading_text",
     "side_by_side_rows",
     "spectrum_headline",
     "sweep_headline",
@@ -25,7 +23,7 @@ Rows = list[list[str]]
 
 
 def value_of(entry: Summary, key: str | Callable[[Summary], Any]) -> Any:
-    """A value by its dotted key, None where it or what it is in is missing; or what a function makes of the entry."""
+    """A value by its dotted key, None if it is missing; or the result of a function of the entry."""
     if callable(key):
         return key(entry)
     value: Any = entry
@@ -46,7 +44,7 @@ def certainty(entry: Summary) -> str:
 
 
 def verdict(entry: Summary, base: float) -> str:
-    """Whether a recipe ends below AdamW, and what limits that."""
+    """ "lower", "higher" or "diverged" against AdamW, and the limits of that."""
     if entry["final_loss"] is None:
         return "diverged"
     return ", ".join(filter(None, ["lower" if entry["final_loss"] < base else "higher", certainty(entry)]))
@@ -57,12 +55,10 @@ def interval(paired: Summary | None) -> str:
 
 
 def verdict_rows(summary: Summary) -> Rows:
-    """A row for each recipe beside AdamW, against it; empty if AdamW has no final loss."""
+    """A row for each recipe but AdamW, which they are compared with; empty if AdamW has no final loss."""
     recipes = summary["recipes"]
     base = recipes.get(BASELINE, {})
     target = base.get("final_loss")
-    if target is None:
-        return []
 
     def show(value: float | None, form: str, absent: str = "-") -> str:
         return absent if value is None else format(value, form)
@@ -70,50 +66,47 @@ def verdict_rows(summary: Summary) -> Rows:
     def times(entry: Summary, key: str) -> str:
         return f"x{entry[key] / base[key]:.2f}" if entry.get(key) and base.get(key) else "-"
 
-    columns: dict[str, Callable[[Summary], str]] = {
-        "final loss": lambda entry: show(entry["final_loss"], ".4f"),
-        "difference to AdamW": lambda entry: "-" if (loss := entry["final_loss"]) is None else f"{loss - target:+.4f}",
-        "95 % interval": lambda entry: interval(entry.get("difference_to_adamw")),
-        "tokens to AdamW's loss": lambda entry: show(entry["tokens_to_adamw"], ".0%", "never"),
-        "step time": lambda entry: times(entry, "step_ms"),
-        "optimizer state": lambda entry: times(entry, "state_bytes"),
-        "difference at AdamW's time": lambda entry: show(value_of(entry, "equal_time.difference.mean"), "+.4f"),
-        "verdict": lambda entry: verdict(entry, target),
-    }
-    others = {name: entry for name, entry in recipes.items() if name != BASELINE}
-    return [
-        ["recipe", *columns],
-        *([name, *(cell(entry) for cell in columns.values())] for name, entry in others.items()),
+    rows = [
+        {
+            "recipe": name,
+            "final loss": show(loss := entry["final_loss"], ".4f"),
+            "difference to AdamW": show(None if loss is None else loss - target, "+.4f"),
+            "95 % interval": interval(entry.get("difference_to_adamw")),
+            "tokens to AdamW's loss": show(entry["tokens_to_adamw"], ".0%", "never"),
+            "step time": times(entry, "step_ms"),
+            "optimizer state": times(entry, "state_bytes"),
+            "difference at AdamW's time": show(value_of(entry, "equal_time.difference.mean"), "+.4f"),
+            "verdict": verdict(entry, target),
+        }
+        for name, entry in recipes.items()
+        if target is not None and name != BASELINE
     ]
+    return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
 
 
 def comparison_headline(summary: Summary) -> str:
-    """Where the lowest recipe of those that are surely below AdamW ends; without such a one, the lowest recipe."""
+    """The recipe with the lowest final loss among those surely below AdamW, or else among all."""
     recipes = summary["recipes"]
     losses = {name: entry["final_loss"] for name, entry in recipes.items() if entry["final_loss"] is not None}
-    if not losses:
-        return "Every recipe diverged."
     base = losses.get(BASELINE)
     others = [name for name in losses if name != BASELINE]
+    if not others:
+        return "Every recipe diverged." if base is None else f"AdamW ends at {base:.4f}; no other recipe ended."
     if base is None:
         lowest = min(others, key=losses.__getitem__)
         return f"{lowest} ends lowest, at {losses[lowest]:.4f}; AdamW has no final loss to compare it with."
-    if not others:
-        return f"AdamW ends at {base:.4f}; no other recipe has a final loss."
     name = min(others, key=lambda name: (verdict(recipes[name], base) != "lower", losses[name]))
-    entry, paired = recipes[name], recipes[name].get("difference_to_adamw")
-    below = losses[name] < base
+    entry, below = recipes[name], losses[name] < base
+    paired, tokens = entry.get("difference_to_adamw"), entry["tokens_to_adamw"]
     apart = f"{abs(losses[name] - base):.4f} nats per token {'below' if below else 'above'} AdamW's {base:.4f}"
-    where = f"{name} ends {apart}"
-    if below and entry["tokens_to_adamw"] is not None:
-        where += f" and reaches that loss after {entry['tokens_to_adamw']:.0%} of the tokens"
+    reached = f" and reaches that loss after {tokens:.0%} of the tokens" if below and tokens is not None else ""
     known = f"95\u00a0% interval {interval(paired)}, {paired['pairs']} seeds" if paired and paired["pairs"] > 1 else ""
     sure = "; ".join(filter(None, [certainty(entry), known]))
-    return f"{'' if below else 'No recipe ends below AdamW: '}{where} ({sure})."
+    return f"{'' if below else 'No recipe ends below AdamW: '}{name} ends {apart}{reached} ({sure})."
 
 
 def sweep_headline(summary: Summary) -> str:
-    """Whose best trial is the lowest, and at which learning rate."""
+    """The recipe with the lowest loss, and its learning rate."""
     best = {name: entry["best"] for name, entry in summary["recipes"].items() if entry["best"]}
     if not best:
         return "No trial has reached its end yet."
@@ -153,7 +146,7 @@ def signal_to_noise(matrix: Summary) -> float:
 SPIKE = "spike's share of a gradient's energy"
 TAIL = "best tail fit, nats per entry over Gaussian"
 
-# Name, format, dotted key or function of a matrix; and the verdict above and below a limit of the median.
+# Name, format, dotted key or function of a matrix; then a limit, and the verdicts above and below it.
 QUANTITIES: tuple[tuple[Any, ...], ...] = (
     (SPIKE, ".0%", "gradient.spike_share"),
     ("spike's share of the mean gradient G", ".0%", "mean_gradient.spike_share"),
@@ -189,7 +182,7 @@ def with_gradients(subject: Summary) -> list[Summary]:
 
 
 def quantities(subject: Summary) -> Iterator[tuple[str, str, list[float], str]]:
-    """Name, format, known values over matrices, and verdict of everything that was measured of a subject."""
+    """Yield name, format, values over matrices and verdict of every measured quantity."""
     matrices = with_gradients(subject)
     for table, group in ((QUANTITIES, matrices), (WEIGHTS, list(subject["matrices"].values()))):
         for name, form, key, *judge in table:
@@ -226,7 +219,7 @@ def side_by_side_rows(subjects: dict[str, Summary]) -> Rows:
 
 
 def spectrum_headline(summary: Summary) -> str:
-    """What the spike holds of a gradient, and whether the noise has heavy tails."""
+    """The spike's share of a gradient's energy, and the tails of its noise."""
     for name, subject in summary["subjects"].items():
         rows = {row[0]: row for row in reading_rows(subject)}
         if SPIKE in rows:
@@ -238,7 +231,7 @@ def spectrum_headline(summary: Summary) -> str:
 
 
 def reading_notes(subject: Summary) -> list[str]:
-    """What changes over training, and what limits the numbers."""
+    """Notes on changes over training and on limits of the numbers."""
     text, notes, stages = subject["text"], [], subject["stages"]
     matrices = with_gradients(subject)
     if matrices and not any(each.get("momentum") for each in matrices):
@@ -258,17 +251,6 @@ def reading_notes(subject: Summary) -> list[str]:
     if text and (silent := len(subject["matrices"]) - len(matrices)):
         notes.append(f"{silent} matrices had no gradient on any batch, such as experts that no token met.")
     return notes
-
-
-def reading_text(summary: Summary, title: str) -> str:
-    """The reading of all subjects as Markdown."""
-    lines, subjects = [f"# Spectra: {title}", ""], summary["subjects"]
-    if len(subjects) > 1:
-        lines += ["## Side by side", "", *markdown_table(side_by_side_rows(subjects)), ""]
-    for name, subject in subjects.items():
-        notes = [f"- {note}" for note in reading_notes(subject)]
-        lines += [f"## {name}", "", *markdown_table(reading_rows(subject)), "", *notes, ""]
-    return "\n".join([*lines, f"{HOW} The numbers are in `spectrum.json`, pictures beside it.", ""])
 
 
 HOW = "Medians and ranges are over matrices. docs/spectrum.md says what each number means, and how it is debiased."

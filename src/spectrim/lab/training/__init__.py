@@ -1,4 +1,4 @@
-"""One training run: its folder, loop, loss, evaluation, learning rate, checkpoints, and its processes and devices.
+"""Trains one run: folder, loop, loss, evaluation, learning rate, checkpoints, processes and devices.
 
 May import: ``lab`` itself, ``recipes``, ``data``, ``models`` and ``logging``.
 """

@@ -1,11 +1,11 @@
-"""Checkpoints: everything that a run needs to go on bit for bit, in one file that is whole or not there.
+"""Checkpoints: the state from which a run resumes bit for bit, in one file that is either complete or absent.
 
 A run on several processes has a folder instead (:mod:`spectrim.lab.training.sharded_checkpoints`), under the same
-rules; what the one has written the other can go on from.
+rules; either kind can be resumed on one process or several.
 
 Files are written beside their place and renamed, checked by their checksums, and read with ``weights_only=True``, so
-that a foreign file can be refused but never executed. A checkpoint says which run it is of; one of another run is as
-foreign as a damaged one, and the newest that is whole is used.
+that no code in them is executed. A checkpoint names its run. Damaged checkpoints and those of other runs are skipped,
+and the newest complete one is used.
 """
 
 import re
@@ -30,11 +30,11 @@ __all__ = ["KEPT", "load_latest", "restore", "save"]
 FORMAT = "spectrim-checkpoint-2"
 SHARDED_FORMAT = "spectrim-sharded-checkpoint-1"
 KEPT = 2
-"""Checkpoints kept in a run: the last one, and one to fall back on."""
+"""Checkpoints kept in a run: the last one and the one before it."""
 
 
 class RefusedError(Exception):
-    """Why a file is not a checkpoint of this run."""
+    """The reason why a file is not a checkpoint of this run."""
 
 
 def save(
@@ -56,7 +56,7 @@ def save(
         step: updates made so far.
         config: of the run.
         data_key: of the tokens that it is trained on.
-        machine: what rounding depends on beside the configuration; a change is told when the run is resumed.
+        machine: decides rounding beside the configuration; resuming on another one warns.
         model: its weights are saved.
         optimizer: its state is saved.
         monitor: the state of the run's monitor, plain values; None without one. Earlier versions had none.
@@ -95,7 +95,7 @@ def save(
 
     def tidy() -> None:
         if first:
-            # An external optimizer may keep what only code could restore: say so now, not when there is work to
+            # An external optimizer may keep objects that only code can restore: fail now, not when there is work to
             # lose.
             try:
                 read(path, config=config, data_key=data_key)
@@ -104,7 +104,7 @@ def save(
                 raise LabError(
                     f"the state of {type(optimizer).__name__} cannot be kept in a checkpoint: {reason}"
                 ) from None
-        # Those after this step, which were refused when the run was resumed, may be anybody's.
+        # Checkpoints after this step were refused when the run was resumed and may belong to others: keep them.
         before = [old for old in list_checkpoints(folder) if step_of(old) <= step]
         for old in before[KEPT:]:
             delete(old)
@@ -121,16 +121,15 @@ def load_latest(
     machine: dict[str, str | int],
     parallel: Parallel = ONE_PROCESS,
 ) -> dict[str, Any] | None:
-    """The newest checkpoint of this run, or None where there is no file at all.
-
-    Files that are refused on the way to it, and a machine other than the checkpoint's, are told as :class:`LabWarning`.
+    """The newest checkpoint of this run, or None if there is no file. Warns (:class:`LabWarning`) of newer files that
+    are refused, and of a machine other than the checkpoint's.
 
     Raises:
-        LabError: there are files, and none of them is a whole checkpoint of this run.
+        LabError: there are files, but none is a complete checkpoint of this run.
     """
     if parallel.ranks == 1:
         return find_latest(folder, config=config, data_key=data_key, machine=machine)[1]
-    # One rank checks and chooses, so that all go on from the same.
+    # One rank checks and chooses, so that all resume from the same one.
     path = parallel.from_first(lambda: find_latest(folder, config=config, data_key=data_key, machine=machine)[0])
     return None if path is None else open_state(path)
 
@@ -167,7 +166,7 @@ def find_latest(
 
 
 def read(path: Path, *, config: TrainConfig, data_key: str) -> dict[str, Any]:
-    """A file or folder that is whole and of this run.
+    """Read a file or folder, and check that it is complete and of this run.
 
     Raises:
         RefusedError: it is not.
@@ -186,7 +185,7 @@ def read(path: Path, *, config: TrainConfig, data_key: str) -> dict[str, Any]:
 
 
 def open_whole(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, checked by its checksums and by what there must be in it.
+    """Read a checkpoint, and check its checksums and its keys.
 
     Raises:
         RefusedError: something is missing or damaged. Others may come of what is no checkpoint at all.
@@ -213,7 +212,7 @@ def open_whole(path: Path) -> dict[str, Any]:
 HEADER = {"step": int, "config": dict, "data_key": str, "machine": dict}
 KINDS = {**HEADER, "model": dict, "optimizer": dict, "random_state": Tensor}
 SHARDED_KINDS = {**HEADER, "files": dict, "plain": dict}
-"""What there must be in a checkpoint."""
+"""Keys that every checkpoint has."""
 
 
 def check_identity(state: dict[str, Any], path: Path, *, config: TrainConfig, data_key: str) -> None:
@@ -228,21 +227,20 @@ def check_identity(state: dict[str, Any], path: Path, *, config: TrainConfig, da
 
 
 def damaged_entry(file: Path) -> str | None:
-    """The name of an entry of an archive that is not as it was written."""
+    """The name of a damaged entry of an archive, if there is one."""
     with zipfile.ZipFile(file) as archive:
         return archive.testzip()
 
 
 def open_state(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds; of a folder all but the tensors."""
+    """The content of a checkpoint; for a sharded one, without its tensors."""
     state: dict[str, Any] = torch.load(state_file(path), map_location="cpu", weights_only=True)
     return {**state, "folder": path} if path.is_dir() else state
 
 
 def read_parts(path: Path, keys: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """The weights in a checkpoint, and of the optimizer's state what has one of these keys, by parameter.
-
-    No optimizer is built, so that nobody's code is run.
+    """The weights in a checkpoint, and the optimizer's state under these keys, by parameter. No optimizer is built, so
+    that no external code runs.
     """
     state, wanted = open_state(path), frozenset(keys)
     if path.is_dir():
@@ -272,10 +270,10 @@ def restore(
 ) -> int:
     """Load a checkpoint into model and optimizer; returns its step.
 
-    From one process to one process, the global random states are loaded too; every other run needs but seed and step.
+    From one process to one process, the global random states are loaded too; every other run needs only seed and step.
 
     Raises:
-        LabError: what it holds does not fit them.
+        LabError: the checkpoint does not fit them.
     """
     step = int(state["step"])
     try:
@@ -310,7 +308,7 @@ def load(
 
 
 def delete(path: Path) -> None:
-    """Remove a checkpoint; a folder first loses its name, so that half of one never has it."""
+    """Remove a checkpoint; a folder is renamed first, so that a part of it is never taken for a checkpoint."""
     if path.is_dir():
         path = path.rename(path.parent / f".{path.name}{PARTIAL}")
         shutil.rmtree(path)

@@ -1,6 +1,6 @@
-"""How long the parts of a step take: by the host's clock, or on a GPU by events that the device passes.
+"""Times of the parts of a step, from the host's clock or, on a GPU, from CUDA events.
 
-An event is recorded and nobody waits for it: its time is read once the device has come by. Relied on by
+Events are recorded without waiting; their times are read once the device has passed them. Relied on by
 :mod:`spectrim.lab.training.loop`.
 """
 
@@ -13,10 +13,8 @@ __all__ = ["Clock", "Laps"]
 
 
 class Clock:
-    """Splits time into named shares.
-
-    Args:
-        device: that the work is done on. On CUDA a lap ends when the device gets there, on its current stream.
+    """Splits time into named shares. Args:
+    device: that the work is done on. On CUDA a lap ends when the device gets there, on its current stream.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -30,9 +28,8 @@ class Clock:
         self._laps.append((name, self._now()))
 
     def move(self, name: str, to: str, milliseconds: float) -> None:
-        """Count so much of one share, or all of it if it is less, as another.
-
-        On a device this does nothing, since what the host takes there is not what the device does.
+        """Move at most this much time from one share to another. Does nothing on a GPU, where the host's time is not
+        the device's.
         """
         if self._device.type != "cuda":
             self._moves.append((name, to, milliseconds))
@@ -54,13 +51,13 @@ class Clock:
 
 
 class Laps:
-    """Shares of time that are known once the device has passed the last of them."""
+    """Shares of time, which are known once the device has passed the last event."""
 
     def __init__(self, start: Any, laps: list[tuple[str, Any]], moves: list[tuple[str, str, float]]) -> None:
         self._start, self._laps, self._moves = start, laps, moves
 
     def milliseconds(self) -> dict[str, float]:
-        """By name, rounded to a microsecond; waits for the device where it has not come that far."""
+        """The shares by name, rounded to a microsecond; waits for the device if need be."""
         shares: dict[str, float] = {}
         before = self._start
         if self._laps and not isinstance(before, float):

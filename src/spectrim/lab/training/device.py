@@ -24,7 +24,7 @@ __all__ = [
 
 
 def rounding_environment(device: torch.device, *, compiled: bool = False) -> dict[str, str | int]:
-    """What decides how sums are rounded, so that the same configuration gives the same bits."""
+    """The settings that decide rounding: where they are equal, the same configuration gives the same bits."""
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
@@ -82,7 +82,7 @@ def check_device(name: str) -> None:
 
 
 def training_device(name: str) -> torch.device:
-    """The device to train on, with its number: a thread that is told "cuda" would take the first one."""
+    """The device to train on, with its number, since "cuda" alone means the first one in a new thread."""
     device = torch.device(choose_device(name))
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
@@ -90,7 +90,7 @@ def training_device(name: str) -> torch.device:
 
 
 def choose_precision(name: Precision, device: str) -> Precision:
-    """The precision that "auto" stands for on a device: bfloat16 where its hardware has it, on a GPU."""
+    """The precision that "auto" stands for on a device: bfloat16 on a GPU whose hardware supports it."""
     if name != "auto":
         return name
     is_gpu = choose_device(device).startswith("cuda")

@@ -1,8 +1,8 @@
 """Validation loss, over all tokens and by how frequent a token is in the training text.
 
-Tokens are ranked by frequency and cut into buckets that hold about equal shares of the training text: a few words such
-as "the" in the first, thousands of rare ones in the last. So a bucket's name is its range of ranks, and every bucket
-weighs about the same in the overall loss.
+Tokens are ranked by frequency and cut into buckets that hold about equal shares of the training text: the first holds a
+few words such as "the", the last thousands of rare ones. A bucket's name is its range of ranks, and every bucket has
+about the same weight in the overall loss.
 """
 
 import math
@@ -35,7 +35,7 @@ CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class FrequencyBuckets:
-    """Which bucket every token of the vocabulary is in."""
+    """The bucket of every token of the vocabulary."""
 
     names: tuple[str, ...]
     """Ranges of ranks such as "1-12", from the most frequent tokens to the rarest."""
@@ -53,7 +53,7 @@ class Evaluation:
 
     loss: float
     by_frequency: dict[str, float | None]
-    """By bucket; None where the validation set has no token of it."""
+    """The mean loss of every bucket of tokens; None for a bucket that the validation set has no token of."""
 
 
 def frequency_buckets(texts: Sequence[TokenArray], vocabulary_size: int) -> FrequencyBuckets:
@@ -75,7 +75,7 @@ def frequency_buckets(texts: Sequence[TokenArray], vocabulary_size: int) -> Freq
             counts += found
     order = np.argsort(-counts, kind="stable")
     ranked = counts[order]
-    # A token belongs to the quarter in which its share of the text begins.
+    # A token belongs to the quarter of the text in which its own share begins.
     begins = np.cumsum(ranked) - ranked
     quarters = np.minimum(BUCKETS * begins // max(1, sum(map(len, texts))), BUCKETS - 1)
     _, firsts, buckets = np.unique(quarters, return_index=True, return_inverse=True)
@@ -95,7 +95,8 @@ def evaluate(
     precision: str,
     parallel: Parallel = ONE_PROCESS,
 ) -> Evaluation:
-    """Mean loss per token over the fixed validation batches, in all and by bucket; each rank takes its rows of each."""
+    """Mean loss per token over the fixed validation batches, overall and by bucket; each rank takes its rows of a
+    batch."""
     total = torch.zeros((), dtype=torch.float64, device=device)
     sums = torch.zeros(len(buckets.names), dtype=torch.float64, device=device)
     counts = torch.zeros_like(sums)
@@ -104,7 +105,7 @@ def evaluate(
     for all_inputs, all_targets in batches:
         inputs, targets = parallel.rows(all_inputs), parallel.rows(all_targets)
         if not len(inputs):
-            # Fewer rows than ranks: this one only takes part in what all compute together.
+            # With fewer rows than ranks, this rank only takes part in collective operations.
             next_token_logits(model, all_inputs[:1].to(device), precision)
             continue
         target = targets.to(device).flatten()
@@ -127,5 +128,5 @@ def evaluate(
 
 
 def evaluation_steps(steps: int, times: int) -> frozenset[int]:
-    """After which steps (from 1) to evaluate: evenly spaced, the last one at the end."""
+    """The steps (from 1) after which to evaluate, evenly spaced; the last one is at the end."""
     return frozenset(math.ceil(index * steps / times) for index in range(1, times + 1))

@@ -1,4 +1,4 @@
-"""The folder of a run: names of its files, and checks that nothing of the user's is overwritten."""
+"""The folder of a run: the names of its files, and checks that no file of the user is overwritten."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,17 +56,17 @@ class RunFolder:
         return self.path / "result.json"
 
     def stored_config(self) -> TrainConfig | None:
-        """The configuration that is here, if any."""
+        """The stored configuration, if any."""
         return stored_settings(TrainConfig, self.path)
 
     def check(self, config: TrainConfig, *, resume: bool) -> None:
-        """Refuse to train here if that would overwrite anything. Writes nothing.
+        """Check that training here overwrites nothing; writes nothing itself.
 
         Paths of data may differ: the checkpoints check that the text is the same.
 
         Raises:
-            LabError: the folder is a file, or holds something and ``resume`` is off, or holds something else than a run
-                of this very configuration, or the run's checkpoints are gone.
+            LabError: the folder is a file; it is not empty and ``resume`` is off; it holds something other than a run
+            of this configuration; or the run's checkpoints are gone.
         """
         place = f"--out {str(self.path)!r}"
         if self.path.exists() and not self.path.is_dir():
@@ -82,7 +82,7 @@ class RunFolder:
             raise LabError(f"{place} holds a run of another configuration: {changes}")
         if not self.has_checkpoints and (steps := self.steps_behind_a_checkpoint(config)):
             raise LabError(
-                f"{place} has a log of {steps} steps and no checkpoint to go on from: bring its checkpoints back, or "
+                f"{place} has a log of {steps} steps and no checkpoint to resume from: restore its checkpoints, or "
                 f"choose another folder to begin again"
             )
 
@@ -92,7 +92,7 @@ class RunFolder:
         return any(self.checkpoints.glob("step-*"))
 
     def steps_behind_a_checkpoint(self, config: TrainConfig) -> int:
-        """The steps in the log if it shows that there was a checkpoint; 0 if all of them may be made again."""
+        """The number of logged steps if the log shows that there was a checkpoint, else 0."""
         if not self.log_file.is_file() or self.result_file.is_file():
             return 0
         records = read_log(self.log_file)
@@ -100,10 +100,10 @@ class RunFolder:
         return len(records) if saved else 0
 
     def create(self, config: TrainConfig, *, resume: bool = False) -> None:
-        """Make the folder with its configuration, as the only process that does.
+        """Create the folder with its configuration, as the only process that does.
 
         Raises:
-            LabError: another process has been faster, and ``resume`` is off.
+            LabError: another process has created it first, and ``resume`` is off.
         """
         if not create_text(self.config_file, config.to_toml()) and not resume:
             raise LabError(f"another process has begun a run in {str(self.path)!r}")
@@ -115,12 +115,12 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from training here; ends with the process, however that ends.
+        """Lock the folder against other processes until this one ends.
 
         Raises:
             LabError: another process trains here.
         """
-        # A file of its own, which nobody replaces: a lock is on a file and not on its name.
+        # A separate file that is never replaced, since a lock belongs to a file, not to its name.
         if (lock := lock_file(self.path / LOCK)) is None:
             raise LabError(f"another process is training in {str(self.path)!r}")
         try:
@@ -154,7 +154,7 @@ def stored_settings(model: type[AnyConfig], out: Path, *, kind: str = "") -> Any
     """The settings in a folder's ``config.toml``; None where there are none.
 
     Raises:
-        LabError: a ``kind`` is named, and the folder holds something else.
+        LabError: ``kind`` is given, and the folder holds something else.
     """
     file = out / "config.toml"
     if file.is_file():

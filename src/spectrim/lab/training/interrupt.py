@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks a run to end after its step, the second ends the process at once."""
+"""Handles Ctrl-C and SIGTERM: the first signal ends a run after its step, the second ends the process at once."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Remembers the first signal instead of dying of it; a context manager.
+    """A context manager that remembers the first signal instead of ending the process.
 
     Outside the main thread, where Python delivers no signals, it does nothing.
 
@@ -38,13 +38,13 @@ class StopRequest:
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         self.number = number
-        # The system's own handling from here on: it needs no Python, so it works in the middle of a long operation.
+        # Restore the system's own handling, which works even in the middle of a long operation.
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         if not self._told:
             return
-        # A progress bar hides the cursor, and a process that the next signal ends could not show it again.
+        # A progress bar hides the cursor: show it, since the next signal ends the process at once.
         show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
         message = f"{signal.Signals(number).name}: ending after this step with a checkpoint; once more ends at once"
-        # Not print: the signal may have come while the same stream was being written to.
+        # os.write, not print: the signal may have interrupted a write to the same stream.
         os.write(2, f"{show_cursor}spectrim: {message}\n".encode())

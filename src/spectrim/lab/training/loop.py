@@ -1,7 +1,6 @@
-"""The training loop: batches, forward and backward, clip, step, evaluation, log and checkpoints.
-
-What a step computes depends on the configuration and on the state that a checkpoint holds, and on nothing else. On
-several processes every rank runs this loop over its rows of each batch, and rank 0 alone writes the log.
+"""The training loop: batches, forward and backward, clip, step, evaluation, log and checkpoints. A step depends only on
+the configuration and on the state in a checkpoint. On several processes every rank runs this loop over its rows of each
+batch, and rank 0 alone writes the log.
 """
 
 from collections.abc import Callable
@@ -50,19 +49,19 @@ def run_steps(
     module: nn.Module | None = None,
     compiled: bool = False,
 ) -> None:
-    """Everything between initialisation and result: from the last checkpoint, if any, to the last step.
+    """Train from the last checkpoint, or from the start, to the last step.
 
     Args:
         config: of the run.
         folder: where rank 0 writes.
-        tokens: what is trained on.
+        tokens: the training and validation text.
         model: this rank's part of it.
         optimizer: over its parameters.
         device: where it is.
         on_step: called on rank 0 with every record that is logged.
         on_measure: called on rank 0 with every record of the monitor.
         parallel: this process among others.
-        module: what is called in training, where that is not the model itself (a wrapper around it).
+        module: called in training in place of the model, such as a wrapper around it.
         compiled: whether it is compiled, which decides how it rounds.
 
     Raises:
@@ -171,13 +170,13 @@ def forward_backward(model: nn.Module, micro_batches: MicroBatches, precision: s
 
 
 def accumulating(module: nn.Module, *, more: bool) -> AbstractContextManager[Any]:
-    """Around a micro-batch: with more to come, replicas need not exchange gradients yet."""
+    """Context of a micro-batch: replicas exchange gradients after the last one alone."""
     inner = getattr(module, "_orig_mod", module)  # of a compiled one
     return inner.no_sync() if more and isinstance(inner, DistributedDataParallel) else nullcontext()
 
 
 def clip_gradient(model: nn.Module, bound: float) -> Tensor:
-    """Scale the whole gradient to the bound if it is longer; a bound of 0 only measures. Returns the norm before.
+    """Scale the gradient down to the bound on its global norm, and return the norm before; a bound of 0 only measures.
 
     Of a sharded gradient it is the norm of all shards; torch's functions take sharded and whole tensors one kind at a
     time, and a model may hold both.

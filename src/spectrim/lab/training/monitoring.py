@@ -1,7 +1,6 @@
-"""The monitor of a run: what it measures, where that goes, and that its time is nobody else's.
-
-What it measures is decided by the table ``monitor`` of the configuration. It goes to ``monitor.jsonl``, which is cut
-back to the checkpoint that a run goes on from, and to whoever is told. Relied on by :mod:`spectrim.lab.training.loop`.
+"""The monitor of a run, whose time is measured apart from the step's. The table ``monitor`` of the configuration
+decides what it measures. Records go to ``monitor.jsonl``, which is truncated to the checkpoint that a run resumes from,
+and to a callback. Relied on by :mod:`spectrim.lab.training.loop`.
 """
 
 import logging
@@ -26,7 +25,7 @@ __all__ = ["OnMeasure", "RunMonitor", "exact_patterns", "monitor_run"]
 
 OnMeasure = Callable[[MonitorRecord], None]
 
-# Its warnings are records too, which the lab shows in its own way.
+# The lab shows warnings from the records itself.
 logging.getLogger("spectrim.monitor").addHandler(logging.NullHandler())
 
 
@@ -74,7 +73,7 @@ def monitor_run(
 
 
 class RunMonitor:
-    """A :class:`spectrim.SpectralMonitor` between two looks at the clock, and the sink of its records."""
+    """Runs a :class:`spectrim.SpectralMonitor`, takes its time, and receives its records."""
 
     def __init__(
         self,
@@ -90,7 +89,7 @@ class RunMonitor:
         self._clock, self._records, self._tell = clock, records, tell
         self._known_ms = 0.0
         times = config.monitor.exact_times
-        # Hooks run in the order in which they were added: the monitor's between those that look at the clock.
+        # Hooks run in the order in which they were added, so the monitor's lie between those that read the clock.
         optimizer.register_step_pre_hook(self._end_of_step)
         optimizer.register_step_post_hook(self._end_of_step)
         self.monitor = SpectralMonitor(
@@ -117,7 +116,7 @@ class RunMonitor:
             tell(cast(MonitorRecord, record))
 
     def state_dict(self) -> dict[str, Any]:
-        """The monitor's state, for a checkpoint; what it has found so far is then on disk. All ranks take part."""
+        """The monitor's state for a checkpoint; its records so far are then on disk. All ranks take part."""
         state = self.monitor.state_dict()
         if self._records is not None:
             with naming(self._records.path):
@@ -131,7 +130,7 @@ class RunMonitor:
 
     def _end_of_step(self, *_: Any) -> None:
         self._clock.lap("optimizer_ms")
-        # What the monitor took since it was last looked at, it took while gradients were accumulated.
+        # Time since the last reading was spent while gradients were accumulated.
         self._clock.move("forward_backward_ms", "monitor_ms", self.monitor.milliseconds - self._known_ms)
 
     def _end_of_monitor(self, *_: Any) -> None:
@@ -140,7 +139,8 @@ class RunMonitor:
 
 
 def exact_patterns(model: nn.Module, config: MonitorConfig) -> list[str]:
-    """Patterns of the names of all matrices in the layers that are measured exactly; of all where there are no layers.
+    """Patterns of the names of all matrices in the layers that are measured exactly; of all matrices if the model has
+    no layers.
 
     Raises:
         LabError: a layer that is named is not there.

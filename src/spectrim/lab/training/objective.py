@@ -1,4 +1,4 @@
-"""What a model is trained for: the next token, by cross-entropy, in the arithmetic that the configuration asks for."""
+"""The training objective: cross-entropy of the next token, in the configured precision."""
 
 import sys
 from collections.abc import Iterator
@@ -25,10 +25,8 @@ def language_loss(model: nn.Module, inputs: Tensor, targets: Tensor, precision: 
 
 @contextmanager
 def plain_rows() -> Iterator[None]:
-    """Keeps transformers from asking, in every forward, whether positions in a row begin anew; here they never do.
-
-    It asks by reading a number from the device, for which a step waits; where it is compiled it cannot, and builds a
-    mask in place of plain causal attention.
+    """Tells transformers that positions never restart within a row. Its own check reads a number from the device, for
+    which a step waits; compiled, it builds a mask in place of plain causal attention.
     """
     masking = sys.modules.get("transformers.masking_utils")
     ask = getattr(masking, "find_packed_sequence_indices", None)
@@ -43,4 +41,4 @@ def plain_rows() -> Iterator[None]:
 
 
 def never_packed(position_ids: Tensor) -> None:
-    """Of no row."""
+    """The target of a row that has no loss."""

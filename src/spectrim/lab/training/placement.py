@@ -1,7 +1,7 @@
-"""How a model is spread over ranks: by torch's own FSDP2, DistributedDataParallel and tensor parallelism.
+"""Spreads a model over ranks with torch's FSDP2, DistributedDataParallel or tensor parallelism.
 
-Every rank holds the same whole model when it comes here, drawn from the run's seed, and its part of it afterwards. The
-optimizer is built after that, over the model that was given, whose parameters keep their names.
+Every rank starts with the same whole model, drawn from the run's seed, and keeps its part of it. The optimizer is built
+afterwards, over the same model, whose parameters keep their names.
 """
 
 import os
@@ -26,14 +26,14 @@ STYLES: dict[str, type[ColwiseParallel] | type[RowwiseParallel]] = {
     "colwise": ColwiseParallel,
     "rowwise": RowwiseParallel,
 }
-"""What is served of the plans that transformers has for its architectures."""
+"""The styles of transformers' tensor-parallel plans that are supported."""
 
 
 def spread(model: nn.Module, parallel: Parallel, device: torch.device) -> nn.Module:
     """Move a model to the device and keep this rank's part of it; returns the module to call in training.
 
     Raises:
-        LabError: the model's architecture, or the number of ranks, does not go with the mode.
+        LabError: the model's architecture, or the number of ranks, does not fit the mode.
     """
     if parallel.ranks == 1:
         return model.to(device)
@@ -49,7 +49,7 @@ def spread(model: nn.Module, parallel: Parallel, device: torch.device) -> nn.Mod
     mesh = (
         hybrid_mesh(parallel, device) if parallel.mode == "hsdp" else init_device_mesh(device.type, (parallel.ranks,))
     )
-    # Each block by itself, so that only one at a time is whole; it is moved to the mesh's device in passing.
+    # Shard block by block, so that only one at a time is whole; this also moves it to the mesh's device.
     for block in blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -75,7 +75,7 @@ def blocks(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def tensor_plan(model: nn.Module) -> dict[str, str]:
-    """Which linear layers are split by columns and which by rows, from transformers' own plan."""
+    """The linear layers that are split by columns or by rows, from transformers' plan for the architecture."""
     config: Any = model.config
     return dict(getattr(config, "base_model_tp_plan", None) or {})
 
@@ -96,7 +96,7 @@ def check_tensor_parallel(model: nn.Module, ranks: int) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Drop the weights that a forward without a backward has left whole."""
+    """Free the weights that a forward without a backward has left gathered."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

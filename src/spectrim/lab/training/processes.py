@@ -1,8 +1,6 @@
-"""A run on several processes: who this process is, what the processes tell each other, and which rows are whose.
-
-Processes are started by torchrun. One process is the plain case: everything here then does nothing. What concerns the
-run rather than its tensors (options, paths, checkpoints, when to stop) goes over a gloo group of its own, whatever the
-device. How the model is spread is in :mod:`spectrim.lab.training.placement`.
+"""A run on several processes: ranks, the exchange of values between them, and the rows of a batch for each. torchrun
+starts the processes. With one process everything here does nothing. Options, paths, checkpoints and signals to stop are
+exchanged over a gloo group on any device. Spreading of the model is in :mod:`spectrim.lab.training.placement`.
 """
 
 import os
@@ -25,20 +23,20 @@ from spectrim.lab.errors import LabError
 __all__ = ["ONE_PROCESS", "Mode", "Parallel", "drawn_seed", "open_parallel"]
 
 Mode = Literal["fsdp", "ddp", "hsdp", "tp"]
-"""How the model is spread; the first is the default."""
+"""Ways to spread the model over processes; the first is the default."""
 
 PATIENCE = timedelta(days=1)
-"""How long ranks wait for rank 0 to tokenize, and for each other. One that dies is noticed at once."""
+"""Time that ranks wait for rank 0 to tokenize, and for each other; a rank that dies is noticed at once."""
 
 ARRIVAL = timedelta(minutes=30)
-"""How long the first rank waits for the last to start."""
+"""Time that the first rank waits for the last to start."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
-    """This process among all that train one model together."""
+    """This process among those that train one model together."""
 
     mode: Mode | None = None
     rank: int = 0
@@ -48,21 +46,21 @@ class Parallel:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes log, caches and results."""
+        """True for the process that writes log, caches and results."""
         return self.rank == 0
 
     @property
     def data_ranks(self) -> int:
-        """Into how many parts a batch is split: with tensor parallelism all ranks see all of it."""
+        """The number of parts that a batch is split into; under tensor parallelism every rank sees all of it."""
         return 1 if self.mode == "tp" else self.ranks
 
     @property
     def data_rank(self) -> int:
-        """Which of these parts is this process's."""
+        """The index of this process's part."""
         return 0 if self.mode == "tp" else self.rank
 
     def describe(self) -> dict[str, str | int]:
-        """What is recorded of it, as rounding depends on it; nothing for one process."""
+        """The number of processes and their layout, which decide rounding; empty for one process."""
         return {"ranks": self.ranks, "parallel": str(self.mode)} if self.ranks > 1 else {}
 
     def check_batch(self, batch_size: int, accumulate: int) -> None:
@@ -101,7 +99,7 @@ class Parallel:
         return values
 
     def from_first(self, function: Callable[[], Result]) -> Result:
-        """Call on rank 0 alone, while the others wait; its result, or its error, is that of every rank."""
+        """Call on rank 0 alone while the others wait; every rank returns its result or raises its error."""
         if self.ranks == 1:
             return function()
         outcome: list[Any] = [None, None]
@@ -117,7 +115,7 @@ class Parallel:
         return result
 
     def first_then_all(self, function: Callable[[], Result]) -> Result:
-        """Call on rank 0, then on the others, which find what it has written."""
+        """Call on rank 0 first, then on the others, which read its files."""
         results: list[Result] = []
         self.from_first(lambda: results.append(function()))
         return results[0] if results else function()
@@ -144,7 +142,7 @@ class Parallel:
         return [sum(column) / self.ranks for column in zip(*self._numbers(numbers), strict=True)]
 
     def any_signal(self, number: int | None) -> int | None:
-        """A signal that any rank was sent, so that all end after the same step."""
+        """The signal that any rank has received, so that all end after the same step."""
         return number if self.ranks == 1 else int(max(self._numbers([number or 0]))[0]) or None
 
     def add_up(self, tensor: Tensor) -> Tensor:
@@ -163,12 +161,12 @@ class Parallel:
     # -- Restarts ------------------------------------------------------------------------------------------------------
 
     def mark_begun(self, out: Path) -> None:
-        """Remember with torchrun, which outlives its workers, that this launch may write to a folder."""
+        """Record in torchrun's store, which outlives the workers, that this launch may write to a folder."""
         if (store := launch_store()) is not None:
             store.set(begun_key(out), "1")
 
     def has_begun(self, out: Path) -> bool:
-        """Whether this is a restart by torchrun of workers that were training into this folder."""
+        """True if torchrun has restarted the workers of a run in this folder."""
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
             return False
         store = launch_store()
@@ -214,12 +212,12 @@ def open_parallel(mode: str | None) -> Iterator[Parallel]:
         control = dist.new_group(backend="gloo", timeout=PATIENCE)
         chosen: Any = mode or modes[0]
         yield Parallel(mode=chosen, rank=dist.get_rank(), ranks=dist.get_world_size(), control=control)
-        # After an error the others may be gone, and leaving would wait for them.
+        # After an error the other ranks may be gone, and destroying the group would wait for them.
         dist.destroy_process_group()
 
 
 def join(backend: str) -> None:
-    """Meet the other ranks. After a restart torchrun's store still holds the addresses of those that are no more."""
+    """Connect to the other ranks. After a restart torchrun's store still holds the addresses of ended ones."""
     if (store := launch_store()) is None:
         dist.init_process_group(backend)
         return
@@ -231,7 +229,7 @@ def join(backend: str) -> None:
 
 @contextmanager
 def ended_at_once() -> Iterator[None]:
-    """Have SIGTERM end the process by itself: Python would not see it while it waits for a rank that is no more."""
+    """Let SIGTERM end the process: Python would not handle it while it waits for a rank that has ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,7 @@
-"""One run: from a configuration to a folder with its log, its checkpoints, its model and its result.
+"""Trains one run into a folder with its log, checkpoints, model and result.
 
 A run is a function of its configuration. Stopped at any moment and resumed, it ends with the same weights and the
-same log as if it had not been stopped. On several processes it is the same run, but for rounding.
+same log as if it had not been stopped. On several processes it differs by rounding alone.
 """
 
 from collections.abc import Callable
@@ -35,13 +35,13 @@ __all__ = ["prepare", "train"]
 
 
 def prepare(config: TrainConfig) -> TrainConfig:
-    """Check a configuration and fill in what is left to defaults, so that it says everything about its run.
+    """Check a configuration and fill in defaults, so that it describes its run completely.
 
     Raises:
-        LabError: a recipe, model or device that there is not, or settings that contradict each other.
+        LabError: a recipe, model or device does not exist, or settings contradict each other.
     """
     check_device(config.device)
-    # Data first: a source may need the network, which the models' library is kept from.
+    # Data first: a source may need the network, which the lab disables for transformers.
     data = resolve_data(config.data, weights=config.model.weights)
     settled: dict[str, Any] = {"data": data, "model": resolve_model(config.model)}
     settled["precision"] = choose_precision(config.precision, config.device)
@@ -113,12 +113,12 @@ def train(
             padded=tokens.padded,
         )
 
-    # The caller's random state is left alone, and the run's own depends on nothing but its seed.
+    # Keep the caller's random state; the run's own depends on its seed alone.
     with torch.random.fork_rng(), on(device):
         torch.manual_seed(config.seed)
         model, module, whole_model = place(build, parallel, device)
         if compiled:
-            # A wrapper that is called in training alone: the model, its names and its evaluation do not know of it.
+            # The wrapper is called in training alone; names of parameters and evaluation are the model's.
             module = cast(nn.Module, torch.compile(module, dynamic=False))
         optimizer = build_optimizer(model, config)
         exact_patterns(model, config.monitor)  # which refuses a layer that is not there
@@ -127,7 +127,7 @@ def train(
             def claim() -> RunResult | None:
                 folder.create(config, resume=may_go_on())
                 stack.enter_context(folder.lock())
-                # Another process may have come and gone since this one looked.
+                # Another process may have finished the run in the meantime.
                 folder.check(config, resume=True)
                 if not folder.has_checkpoints:
                     folder.update(config)
@@ -162,14 +162,15 @@ def train(
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Makes a GPU the one that everything is done on meanwhile."""
+    """Makes a GPU the current device inside the context."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def place(
     build: Callable[[], nn.Module], parallel: Parallel, device: torch.device
 ) -> tuple[nn.Module, nn.Module, Callable[[], nn.Module]]:
-    """The model on its device, what is called in training, and how rank 0 comes by the whole model in the end."""
+    """The model on its device, the module to call in training, and a function that gathers the whole model on rank
+    0."""
     model = build()
     if parallel.ranks == 1:
         model = model.to(device)
@@ -204,7 +205,7 @@ def measure(
     evaluated = [record for record in records if "val_loss" in record]
     dynamics = read_dynamics(records)
     if dynamics is not None and dynamics.skipped == len(records):
-        # The loss of a model that was never trained is no result.
+        # Without a finite gradient the model was never trained, so its loss is no result.
         evaluated = [{**record, "val_loss": None} for record in evaluated]
     settings = config.optimizer
     assert settings.lr is not None
@@ -241,6 +242,6 @@ def measure(
 
 
 def plan_of(model: nn.Module, config: TrainConfig) -> Plan:
-    """The plan of a whole model: by an optimizer that has not stepped, so that its learning rate is the peak."""
+    """The plan of the whole model, from an optimizer before its first step, whose learning rate is the peak."""
     description = describe(build_optimizer(model, config))
     return Plan(summary=description.summary(), rows=tuple(description.cells()))

@@ -1,4 +1,4 @@
-"""What is measured at the end of a run beside its losses: optimizer state, weights, and median times of a step."""
+"""Statistics at the end of a run: optimizer state, weight norms and median times of a step."""
 
 from collections.abc import Iterator, Sequence
 from statistics import median
@@ -38,7 +38,7 @@ def weight_norm(model: nn.Module) -> float:
 
 @torch.no_grad()
 def largest_singular_value(model: nn.Module) -> float:
-    """The largest singular value of any hidden matrix: embeddings and head are not among them."""
+    """The largest singular value of the hidden matrices, without embeddings and head."""
     import spectrim
     from spectrim.optim.grouping.layout import matrices
 
@@ -54,8 +54,9 @@ def largest_singular_value(model: nn.Module) -> float:
 def step_times(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Medians over a run's steps in milliseconds, and two shares of all its time.
 
-    ``rest_ms`` is all but model and optimizer, ``rest_share`` its share. ``overhead_share`` leaves out the gradient's
-    clip, which any loop has: it is what the lab itself costs. Evaluations and checkpoints are not part of a step.
+    ``rest_ms`` is the time outside of model and optimizer, ``rest_share`` its share. ``overhead_share`` leaves out the
+    gradient's clip too, which any loop has: it is the cost of the lab itself. Evaluations and checkpoints are not part
+    of a step.
     """
     timed = records[WARMING_UP:] or records
     parts = {

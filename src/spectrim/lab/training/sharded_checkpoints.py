@@ -1,10 +1,9 @@
-"""Checkpoints of a run on several processes: a folder by torch.distributed.checkpoint that is whole or not there.
+"""Checkpoints of a run on several processes: a folder of torch.distributed.checkpoint, either complete or absent.
 
 Every rank writes its own shards; any number of ranks can read them again, and so can one process. The folder is filled
-under another name and renamed when every rank is done. Beside torch's files it holds ``state.pt`` with all that is no
-tensor, and a checksum of every file. Nothing in it is executed when it is read: torch keeps its index as a pickle,
-which is opened here with the few classes that an index is made of. Relied on by
-:mod:`spectrim.lab.training.checkpoints`.
+under another name and renamed when every rank is done. Beside torch's files it holds ``state.pt`` with all values that
+are no tensors, and a checksum of every file. Reading it executes no code: torch's index is a pickle, and is opened with
+the few classes that an index needs. Relied on by :mod:`spectrim.lab.training.checkpoints`.
 """
 
 import os
@@ -37,7 +36,7 @@ from spectrim.lab.training.processes import Parallel
 __all__ = ["STATE_FILE", "damaged_part", "load_shards", "load_whole", "read_tensors", "save_shards"]
 
 STATE_FILE = "state.pt"
-"""What is no tensor; written last."""
+"""The file for values that are no tensors; written last."""
 
 INDEX = ".metadata"
 """Torch's list of which tensor lies where."""
@@ -48,7 +47,7 @@ METADATA_CLASSES = (
 )
 
 WEIGHTS, STATE = "/model/", "/optimizer/state/"
-"""How the places of weights, and of the optimizer's state by parameter, begin."""
+"""Prefixes of the keys of weights and of the optimizer's state."""
 
 
 def save_shards(
@@ -93,14 +92,14 @@ def begin(partial: Path) -> None:
 def finish(partial: Path, path: Path, state: Mapping[str, Any]) -> None:
     write_atomically(partial / STATE_FILE, lambda file: torch.save(dict(state), file))
     if path.exists():
-        # One of this step that was refused when the run was resumed.
+        # A checkpoint of this step that was refused when the run was resumed.
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     partial.rename(path)
     sync_directory(path.parent)
 
 
 def damaged_part(path: Path, files: Mapping[str, int]) -> str | None:
-    """The name of a file that is missing or not as it was written, if there is any."""
+    """The name of a missing or damaged file, if there is one."""
     for name, value in files.items():
         if not (path / name).is_file() or checksum(path / name) != value:
             return name
@@ -130,7 +129,7 @@ def load_shards(
             f"tensors, {foreign[0]!r} is in one of them alone"
         )
     with warnings.catch_warnings():
-        # That one process reads is not news.
+        # torch warns that a single process reads the checkpoint, which is intended here.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         load(tensors, storage_reader=reader, process_group=parallel.control, no_dist=parallel.ranks == 1)
     state = join(plain, tensors)
@@ -139,7 +138,7 @@ def load_shards(
 
 
 def read_tensors(path: Path, wanted: frozenset[str]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """The whole weights in a folder, and of its optimizer's state what has a key that is wanted, by parameter."""
+    """The whole weights in a folder, and its optimizer's state under the wanted keys, by parameter."""
     reader = IndexReader(path)
     tensors: dict[str, Tensor] = {}
     for place, entry in reader.read_metadata().state_dict_metadata.items():
@@ -175,12 +174,12 @@ def load_whole(state: Mapping[str, Any], *, model: nn.Module, optimizer: torch.o
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The sharded state of both, by the names of parameters."""
+    """The sharded state of model and optimizer, by the names of parameters."""
     return {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
 
 
 def split(tree: Any, place: str = "") -> tuple[Any, dict[str, Tensor]]:
-    """A nested value with every tensor replaced by the name of its place, and the tensors by these names."""
+    """Split a nested value into one with names in place of tensors, and the tensors by these names."""
     if isinstance(tree, Tensor):
         return place, {place: tree}
     if not isinstance(tree, dict | list | tuple):
@@ -208,7 +207,7 @@ def join(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 class IndexUnpickler(pickle.Unpickler):
-    """Opens an index of tensors; whatever else a pickle asks for is refused."""
+    """Unpickles an index of tensors; other classes are refused."""
 
     CLASSES = frozenset(
         {
@@ -232,14 +231,14 @@ class IndexUnpickler(pickle.Unpickler):
 
 
 def enum_member(kind: Any, name: str) -> Enum:
-    """What ``getattr`` is there for in an index: early releases of Python 3.11 pickle members of an enum by it."""
+    """Stands for ``getattr``, with which early releases of Python 3.11 pickle enum members."""
     if not (isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__):
         raise pickle.UnpicklingError(f"{kind!r}.{name} is nothing that an index is made of")
     return kind[name]
 
 
 class IndexReader(FileSystemReader):
-    """Torch's reader, save that nothing it reads is executed."""
+    """Torch's reader, without the execution of code."""
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         """The index, which lists tensors and nothing else.

@@ -1,7 +1,6 @@
-"""The record of every step, told when its numbers are on the host.
-
-On a CPU that is at once. On a GPU the losses and gradient norms of :data:`READ_EVERY` steps are fetched together, and
-their records told when they have arrived, so that no step waits; :meth:`StepRecorder.flush` waits for all of them.
+"""Passes on the record of every step once its numbers are on the host: at once on a CPU. On a GPU the losses and
+gradient norms of :data:`READ_EVERY` steps are fetched together, and their records follow when they have arrived, so
+that no step waits; :meth:`StepRecorder.flush` waits for all of them.
 """
 
 from collections.abc import Callable
@@ -24,7 +23,7 @@ Step = tuple[dict[str, Any], Laps]
 
 
 class StepRecorder:
-    """Completes records and hands them on, in the order of steps.
+    """Completes records and passes them on in the order of steps.
 
     Args:
         device: where losses are.
@@ -42,13 +41,13 @@ class StepRecorder:
         self._under_way: tuple[list[Step], Fetch] | None = None
 
     def add(self, record: dict[str, Any], laps: Laps, *, loss: Tensor, norm: Tensor) -> None:
-        """Take what is known of a step, in the order of the log; its loss and gradient norm, and its times, follow."""
+        """Add the known values of a step, in the order of the log; its loss, gradient norm and times follow."""
         self._open.append((record, laps))
         self._numbers += [loss, norm.to(loss)]
         if self._every == 1:
             self.flush()
         elif len(self._open) >= self._every:
-            # What was begun so many steps ago has long arrived.
+            # A copy that began this many steps ago has arrived.
             self._finish()
             self._begin()
         elif self._parallel.ranks == 1 and self._under_way is not None and self._under_way[1].ready():

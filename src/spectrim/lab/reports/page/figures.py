@@ -1,7 +1,6 @@
-"""The figures of a report page, drawn by plotly from what ``results.json`` holds: bars, rates, what all have in common.
-
-Here stand the colours and dashes of recipes. Colours of text and grid are the page's, light or dark. Curves of the loss
-are in :mod:`spectrim.lab.reports.page.loss_figure`; :mod:`spectrim.lab.reports.pictures` draws the same as files.
+"""The figures of a report page, drawn by plotly from what ``results.json`` holds: bars, rates, and the layout and looks
+that all share. Colours of text and grid are the page's, light or dark. Curves of the loss are in
+:mod:`spectrim.lab.reports.page.loss_figure`; :mod:`spectrim.lab.reports.pictures` draws the same as files.
 """
 
 import math
@@ -38,7 +37,7 @@ OPACITY = {"forward_backward_ms": 1.0, "optimizer_ms": 0.6, "rest_ms": 0.35}
 
 
 def swatches(names: Iterable[str]) -> list[Swatch]:
-    """How each recipe, or whatever has a line, is drawn."""
+    """Colour and dashes of every recipe, or of every other name that has a line."""
     return [
         Swatch(recipe=name, colour=colour(index), dashes=DASHES[dash(index)], group=str(index))
         for index, name in enumerate(names)
@@ -132,7 +131,7 @@ def cost_figures(summary: Summary) -> list[Figure]:
 
 
 def rate_figure(summary: Summary) -> Figure:
-    """Of a sweep: the lowest loss at each learning rate, and every trial."""
+    """The lowest loss at each learning rate of a sweep, and every trial."""
     traces, words, finite = [], [], []
     rows = [["trial", "state", "learning rate", "loss", "point"]]
     for index, (name, entry) in enumerate(summary["recipes"].items()):
@@ -159,7 +158,7 @@ def rate_figure(summary: Summary) -> Figure:
             words.append(f"{name}: lowest {entry['best']['final_loss']:.4f} at {entry['best']['lr']:.2g}.")
     close_up = None
     if finite:
-        # Losses far above the best would press the rest together; they are in the whole range.
+        # Losses far above the best are shown in the whole range alone.
         low, high = min(finite), sorted(finite)[int(0.9 * (len(finite) - 1))]
         margin = max(0.05 * (high - low), 0.01)
         close_up = (low - margin, high + 2 * margin)
@@ -194,7 +193,7 @@ def rate_ticks(summary: Summary) -> dict[str, Any]:
 def scatter(
     index: int | None, name: str, x: Sequence[Any], y: Sequence[Any], *, hover: str = "", **look: Any
 ) -> Summary:
-    """A trace of lines or dots; ``index`` is the place of its recipe, which hides and colours it."""
+    """A trace of lines or dots; ``index`` is the place of its recipe, which decides its colour and its switch."""
     trace = {"type": "scatter", "x": list(x), "y": list(y), "name": shown(name), "mode": "lines", **look}
     trace |= {"hovertemplate": hover} if hover else {"hoverinfo": "skip"}
     return trace if index is None else {**trace, "legendgroup": str(index)}
@@ -216,7 +215,7 @@ def bar(index: int, name: str, value: float, text: str, *, opacity: float = 1, w
 
 
 def layout(*, x: Summary, y: Summary | None = None, bars: bool = False, **more: Any) -> Summary:
-    """What all figures have in common; a transparent ground lets the page's own through."""
+    """The layout that all figures share; the transparent background shows the page's own."""
     axis = {"automargin": True, "ticks": "outside", "ticklen": 6, "tickcolor": "rgba(0,0,0,0)", "zeroline": False}
     vertical = {"autorange": "reversed", "showgrid": False, "type": "category"} if bars else {}
     titles = [{"title": {"text": given["title"], "standoff": 12}} if given else {} for given in (x, y)]
@@ -231,7 +230,7 @@ def layout(*, x: Summary, y: Summary | None = None, bars: bool = False, **more: 
 
 
 def shown(text: str) -> str:
-    """A user's text as plotly is to show it, which reads markup in every text."""
+    """Escape a user's text, since plotly reads markup in every text."""
     return escape(text)
 
 

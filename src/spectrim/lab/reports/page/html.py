@@ -1,8 +1,7 @@
-"""A report page: one HTML file that holds its figures, its tables and all it needs to show them.
+"""A report page: one HTML file with its figures, tables, styles and scripts.
 
 A page is plain data (:class:`PagePart`, made of :class:`Section`); only this module knows HTML. The template escapes
-every text. The page's own policy allows no request and no script but the three written here, so that text which
-escaped the template would still not run.
+every text. The page's content security policy allows no request, and no script but its own.
 """
 
 import base64
@@ -57,7 +56,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """A menu of what a figure can show, or a slider over it."""
+    """A menu or a slider that chooses what a figure shows."""
 
     label: str
     options: Sequence[str]
@@ -71,14 +70,14 @@ class Frame:
     """What a figure shows at one choice of its controls."""
 
     curves: Sequence[tuple[Sequence[float], Sequence[float | None]] | None]
-    """Horizontal and vertical places of every trace of the drawing; None for one that has none here."""
+    """Horizontal and vertical values of every trace; None for a trace without data here."""
     axis: Mapping[str, Any]
     """Settings of plotly's vertical axis by dotted keys, the same keys in every frame of a figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Menus:
-    """Controls of a figure, and a frame for every choice of theirs."""
+    """The controls of a figure, and a frame for every choice."""
 
     controls: Sequence[Control]
     frames: Mapping[tuple[int, ...], Frame]
@@ -88,16 +87,16 @@ class Menus:
 
     @property
     def start(self) -> tuple[int, ...]:
-        """What is shown at first."""
+        """The first choice: an option of every control."""
         return tuple(control.start for control in self.controls)
 
     @property
     def words(self) -> str:
-        """What is shown at first, in words."""
+        """The first choice in words."""
         return ", ".join(control.options[control.start] for control in self.controls)
 
     def packed(self) -> dict[str, Any]:
-        """The form that the page's script reads: places and axes that frames share are stored once."""
+        """The data for the page's script; values and axes that frames share are stored once."""
         places: dict[tuple[float, ...], int] = {}
         axes: dict[str, int] = {}
         frames = {
@@ -120,16 +119,16 @@ class Menus:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A drawing of plotly, what it shows in words, and the numbers behind it.
+    """A drawing of plotly, its description and its numbers.
 
     Attributes:
         drawing: "data" and "layout" as plotly has them. The ``legendgroup`` of a trace is the place of its recipe in
             the part, so that hiding the recipe hides it.
-        alt: for whoever does not see it.
+        alt: describes it to screen readers.
         scales: axes ("x", "y") that a reader may turn logarithmic.
-        close_up: the range of losses that is shown at first, where the whole one shows less.
-        choices: what else it can show; the drawing and the numbers are those of its start.
-        small: whether two of them stand side by side where there is room.
+        close_up: the range of losses that is shown at first, if not all.
+        choices: menus and sliders; drawing and numbers are those of the first choice.
+        small: two such figures stand side by side if there is room.
     """
 
     kind: ClassVar[str] = "figure"
@@ -146,7 +145,7 @@ class Figure:
 
     @property
     def legend(self) -> list["Swatch"]:
-        """How its lines are drawn, each name once, and its dots where lines stand beside them."""
+        """Entries for the figure's lines, one for each name, and for dots if there are lines too."""
         found: dict[str, Swatch] = {}
         traces = [trace for trace in self.drawing["data"] if trace["type"] == "scatter" and "fill" not in trace]
         for trace in traces if any(trace["mode"] != "markers" for trace in traces) else ():
@@ -163,7 +162,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """Lines of text; with ``bullets`` as a list. What stands in `backticks` is code."""
+    """Lines of text, or a list with ``bullets``. Text in `backticks` is code."""
 
     kind: ClassVar[str] = "note"
     lines: Sequence[str]
@@ -178,12 +177,12 @@ class Listing:
     title: str
     text: str
     file_name: str = ""
-    """Under which it can be saved."""
+    """The file's name when it is saved."""
     folded: bool = False
 
     @property
     def address(self) -> str:
-        """The text as a link that saves it, which needs no network."""
+        """A data: link that saves the text."""
         return "data:text/plain;charset=utf-8;base64," + base64.b64encode(self.text.encode()).decode()
 
 
@@ -274,7 +273,7 @@ def render(parts: Sequence[PagePart]) -> str:
 
 @cache
 def plotly_script() -> tuple[str, str]:
-    """The library that draws the figures, as it is and packed."""
+    """The source of plotly, plain and packed."""
     from plotly.offline import get_plotlyjs
 
     script: str = get_plotlyjs()
@@ -282,7 +281,7 @@ def plotly_script() -> tuple[str, str]:
 
 
 def packed(text: str) -> str:
-    """The text compressed, in letters that no markup is made of; the page's script unpacks it."""
+    """Compress a text to base64; the page's script unpacks it."""
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 
@@ -292,14 +291,14 @@ def write_page(parts: Sequence[PagePart], path: Path) -> None:
 
 
 def address(*places: int) -> str:
-    """The id of what stands at this place: of a part, a section of it, an item of that."""
+    """The id of a part, of a section of it, or of an item of that."""
     return "-".join(["part", *map(str, places)])
 
 
 def policy(scripts: Sequence[str]) -> str:
     """A content security policy: no request, and no script but these.
 
-    Plotly sets styles of elements as it draws, and makes pictures of figures in memory.
+    Plotly sets styles of elements, and makes pictures of figures in memory.
     """
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts
@@ -312,7 +311,7 @@ def resource(name: str) -> str:
 
 
 def code(text: str) -> Any:
-    """The text with what stands in `backticks` as code, everything escaped."""
+    """Escape a text, and mark `backticks` as code."""
     from markupsafe import Markup, escape
 
     pieces = re.split(r"`([^`]*)`", text)
@@ -322,7 +321,7 @@ def code(text: str) -> Any:
 
 
 def breakable(name: str) -> Any:
-    """A long name that may be broken where its parts meet, everything escaped."""
+    """Escape a name, and allow line breaks between its parts."""
     from markupsafe import Markup, escape
 
     return Markup("<wbr>").join(escape(piece) for piece in re.split(r"(?<=[.:/])", name))

@@ -21,14 +21,14 @@ class Across:
     name: str
     title: str
     hover: str
-    """Of a point, as plotly's template."""
+    """Plotly's template for the label of a point."""
     format: str
     mode: str
     note: str = ""
 
 
 ACROSS: dict[Over, Across] = {
-    # At equal tokens all recipes have a point each, so one label can show them all.
+    # All recipes are evaluated at the same tokens, so one label can show them all.
     "tokens": Across(name="tokens", title="tokens", hover="%{y:.4f}", format=",d", mode="x unified"),
     "time": Across(
         name="training time",
@@ -67,25 +67,25 @@ def loss_figure(summary: Summary, *, over: Over) -> Figure:
 
 
 def places(entry: Summary, over: Over) -> list[float]:
-    """Where on the horizontal axis a recipe was evaluated."""
+    """The places on the horizontal axis of a recipe's evaluations."""
     found: list[float] = entry["curve"]["tokens"] if over == "tokens" else entry["curve_seconds"]
     return found
 
 
 def traces_of(index: int, name: str, entry: Summary, over: Over) -> list[dict[str, Any]]:
-    """The band of a recipe's seeds, where there is one, and its mean over that."""
+    """The mean of a recipe, over the band of its seeds if there are several."""
     x, traces = places(entry, over), []
     if band := seed_range(entry):
         low, high = band
         fill: Summary = {"fill": "toself", "fillcolor": colour(index), "opacity": 0.2, "line": {"width": 0}}
         traces.append(scatter(index, name, [*x, *reversed(x)], [*low, *reversed(high)], **fill))
-    # The baseline is thicker: everything is read against it.
+    # The baseline is thicker, since others are compared with it.
     line = stroke(index, 3 if name == BASELINE else 2.25)
     return [*traces, scatter(index, name, x, entry["curve"]["val_loss"], hover=ACROSS[over].hover, line=line)]
 
 
 def numbers(recipes: Summary, over: Over) -> Table:
-    """Every evaluation; where all recipes were evaluated at the same places, these are the first column."""
+    """A row for each evaluation; recipes that were evaluated at the same places share the first column."""
     caption = f"Validation loss against {ACROSS[over].name}; lowest and highest seed in brackets"
     x = {name: list(map(number, places(entry, over))) for name, entry in recipes.items()}
     y = {name: losses(entry) for name, entry in recipes.items()}
@@ -113,7 +113,7 @@ def losses(entry: Summary) -> list[str]:
 
 
 def endings(recipes: Summary) -> str:
-    """Where every curve ends, in words."""
+    """The final loss of every recipe, in words."""
     ends = {name: entry["final_loss"] for name, entry in recipes.items()}
     return " ".join(f"{name} {'diverged' if end is None else f'ends at {end:.4f}'}." for name, end in ends.items())
 
@@ -135,7 +135,7 @@ def seed_range(entry: dict[str, Any]) -> tuple[list[float], list[float]] | None:
 
 
 def loss_range(recipes: dict[str, dict[str, Any]]) -> tuple[float | None, float | None]:
-    """From below the lowest loss to where the curves are after a fifth of training, without the fall from chance."""
+    """The range of losses after the first fifth of training."""
     curves = [entry["curve"]["val_loss"] for entry in recipes.values()]
     known = [loss for curve in curves for loss in curve if loss is not None]
     early = [curve[len(curve) // 5] for curve in curves if curve[len(curve) // 5] is not None]

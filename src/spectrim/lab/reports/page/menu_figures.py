@@ -1,7 +1,4 @@
-"""Figures with menus and sliders: a line for every run, at every choice, and a dotted one for what bounds it.
-
-Relied on by pages that show what was measured through training.
-"""
+"""Figures with menus and sliders: a line for every run at every choice, and a dotted one for its bound."""
 
 from collections.abc import Sequence
 from html import unescape
@@ -31,9 +28,9 @@ def chosen_figure(
         looks: a trace without data for every curve of a frame (:func:`looks_of`).
         choices: the controls and their frames.
         title: of the figure.
-        alt: for whoever does not see it; what the figure shows at first is added.
+        alt: describes the figure to screen readers; its first choice is added.
         x: the horizontal axis.
-        first: what the horizontal axis is called in the table of numbers.
+        first: heading of the horizontal axis in the table of numbers.
         note: below the figure.
         layouts: more of plotly's layout.
     """
@@ -60,7 +57,7 @@ def chosen_figure(
 
 
 def looks_of(runs: Sequence[MonitoredRun], *, limits: bool = False) -> list[dict[str, Any]]:
-    """How the lines of runs are drawn, and with ``limits`` after them a dotted one for each, of what bounds it."""
+    """Traces without data for the runs' lines; with ``limits``, also a dotted line for the bound of each."""
     lines = [
         scatter(run.index, run.name, (), (), hover="%{y:.3g}", line=stroke(run.index), marker={"size": 6}, mode="")
         for run in runs
@@ -77,7 +74,7 @@ def text(value: float | None) -> str:
 
 
 def endings(names: Sequence[str], choices: Menus) -> str:
-    """What is shown at first, in words: where every line begins and ends."""
+    """The first choice in words, and the ends of every line."""
     frame = choices.frames.get(choices.start)
     said = [f"At first {choices.words}."]
     for name, curve in zip(names, frame.curves if frame else (), strict=False):
@@ -90,12 +87,12 @@ def endings(names: Sequence[str], choices: Menus) -> str:
 def stages_of(runs: Sequence[Sequence[MonitorRecord]]) -> tuple[list[str], list[list[MonitorRecord | None]]]:
     """The stages that a slider goes through, and at each of them the record of every run.
 
-    Runs that were measured after the same steps have a stage for each. Runs of other lengths were measured as often,
-    and are held against each other by how far they are.
+    Runs that were measured after the same steps have a stage for each. Runs of different lengths have equally many
+    records, and are compared by their share of training.
     """
     steps = [[record["step"] for record in records] for records in runs]
     union = sorted({step for each in steps for step in each})
-    # A run that ended early, or was measured from its middle on, still has the others' steps.
+    # A run that ended early or was first measured later shares its steps with the others.
     if max(map(len, steps)) == len(union):
         by_step = [{record["step"]: record for record in records} for records in runs]
         return [f"step {step:,}" for step in union], [[run.get(step) for run in by_step] for step in union]

@@ -27,7 +27,7 @@ class Quantity:
 
     @property
     def hover(self) -> str:
-        """Of a point, as plotly's template."""
+        """Plotly's template for the label of a point."""
         return "%{y:.1%}" if self.percent else "%{y:.3g}"
 
     def write(self, value: float) -> str:
@@ -54,7 +54,7 @@ QUANTITIES: dict[str, Quantity] = {
     "weight_spectral_norm": Quantity(name="Spectral norm of the weights", summary="largest"),
     "weight_stable_rank": Quantity(name="Stable rank of the weights"),
 }
-"""By their keys in a record, in the order of a menu."""
+"""Quantities by their keys in a record, in the order of a menu."""
 
 
 def axis_of(

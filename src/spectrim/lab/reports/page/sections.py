@@ -1,6 +1,5 @@
-"""A study, and the sections that the pages of a comparison and of a sweep have in common.
-
-A section is a function of the study. It returns None if the study holds nothing for it.
+"""A study, and the sections that pages of comparisons and of sweeps share. A section is a function of the study; it
+returns None without data.
 """
 
 import shlex
@@ -23,14 +22,14 @@ __all__ = ["Study", "configuration", "plan", "provenance", "reproduction", "spec
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A comparison, a sweep or spectra, as their folder holds them."""
+    """The stored results of a comparison, a sweep or spectra."""
 
     kind: Literal["compare", "sweep", "spectrum"]
     """The command that wrote it."""
     name: str
     folder: Path
     summary: dict[str, Any]
-    """What ``results.json`` holds, or ``spectrum.json``."""
+    """The content of ``results.json`` or ``spectrum.json``."""
 
     def sections(self, makers: "Sequence[Callable[[Study], Section | None]]") -> list[Section]:
         """The sections that the study has data for."""
@@ -45,7 +44,7 @@ class Study:
 
 
 def spectra(study: Study) -> Section | None:
-    """What the runs' monitors measured through training; None without a monitor."""
+    """The measurements of the runs' monitors; None without a monitor."""
     runs = {recipe: study.run(recipe) for recipe in study.summary["recipes"]}
     return spectra_section(
         [

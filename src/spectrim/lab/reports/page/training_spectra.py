@@ -1,7 +1,5 @@
-"""Spectra through training on a report page: what the monitor measured, of several runs, with a slider over time.
-
-Any page can show them; a run is a :class:`spectrim.lab.logging.monitor_log.MonitoredRun`. Runs without a monitor have
-no section.
+"""Spectra through training on a report page: the monitors' records of several runs, with a slider over time. A run is a
+:class:`spectrim.lab.logging.monitor_log.MonitoredRun`. Runs without a monitor have no section.
 """
 
 import math
@@ -21,7 +19,7 @@ __all__ = ["spectra_section"]
 Frames = dict[tuple[int, ...], Frame]
 
 POINTS = 32
-"""Of a spectrum that are drawn, evenly spread by the ratio of their ranks."""
+"""The most points of a spectrum that are drawn, evenly spread on a logarithmic axis of ranks."""
 
 KINDS = {
     "gradient": "the gradient",
@@ -34,12 +32,12 @@ FLOOR = 1e-6
 """Singular values below this share of the largest one are rounding errors, and are not drawn."""
 
 MATRICES = 64
-"""That a menu offers at most."""
+"""The most matrices that a menu offers."""
 
 
 def spectra_section(runs: Sequence[MonitoredRun], *, title: str = "Spectra through training") -> Section | None:
-    """What was measured in these runs; None where nothing was."""
-    # A record may hold a warning alone.
+    """The figures of the runs' measurements; None if there are none."""
+    # A record may consist of a warning alone.
     measured = [replace(run, records=[each for each in run.records if each["parameters"]]) for run in runs]
     runs = [run for run in measured if run.records]
     if not runs:
@@ -93,7 +91,7 @@ def spectrum_figure(runs: Sequence[MonitoredRun]) -> Figure | None:
     choices = Menus(
         controls=[
             Control(label="Matrix", options=[short[name] for name in names], start=busiest(names)),
-            # What a step does to the weights is where recipes differ most.
+            # Recipes differ most in their updates.
             Control(label="Spectrum of", options=kinds, start=kinds.index("update") if "update" in kinds else 0),
             Control(label="Stage", options=stages, start=len(stages) - 1, slider=True),
         ],
@@ -119,7 +117,7 @@ def any_has(exact: Mapping[str, Sequence[MonitorRecord]], names: Sequence[str], 
 
 
 def limit_of(record: MonitorRecord | None, name: str) -> float | None:
-    """What clipping allows the update's largest singular value, where the record says so."""
+    """The bound of clipping on the update's largest singular value, if the record has it."""
     limit: float | None = (record or {}).get("parameters", {}).get(name, {}).get("update_limit")
     return limit
 
@@ -133,7 +131,7 @@ def thinned(spectrum: Sequence[float | None]) -> tuple[list[int], list[float | N
 
 
 def rounded(value: float | None) -> float | None:
-    """Four digits; what is not above zero has no place on a logarithmic axis."""
+    """Round to four digits; a logarithmic axis shows positive values only."""
     return float(f"{value:.4g}") if value is not None and value > 0 else None
 
 
@@ -147,13 +145,13 @@ def rank_ticks(frames: Mapping[tuple[int, ...], Frame]) -> dict[str, Any]:
 
 
 def summary_figures(runs: Sequence[MonitoredRun]) -> list[Figure]:
-    """A small figure for each quantity that says something of the whole model."""
+    """A small figure for each quantity that can be combined over the model."""
     made = [summary_figure(runs, key, quantity) for key, quantity in QUANTITIES.items() if quantity.summary]
     return [figure for figure in made if figure]
 
 
 def summary_figure(runs: Sequence[MonitoredRun], key: str, quantity: Quantity) -> Figure | None:
-    """One quantity over training, of all matrices in layers together."""
+    """One quantity over training, combined over the matrices of all layers."""
     combine: Callable[[list[float]], float] = max if quantity.summary == "largest" else median
     curves = [
         [(record["step"], combine(found)) for record in run.records if (found := values_in(record, key))]
@@ -193,7 +191,7 @@ def summary_figure(runs: Sequence[MonitoredRun], key: str, quantity: Quantity) -
 
 
 def values_in(record: MonitorRecord, key: str) -> list[float]:
-    """A quantity of every matrix in a layer, or where no matrix is in one, of all."""
+    """A quantity of every matrix in a layer, or of all matrices if none is in a layer."""
     parameters = record["parameters"]
     inside = [name for name in parameters if layer_of(name)[0] is not None] or list(parameters)
     return [value for name in inside if (value := parameters[name].get(key)) is not None]
@@ -287,12 +285,12 @@ def matrix_figure(runs: Sequence[MonitoredRun]) -> Figure | None:
 
 
 def ordered(names: set[str]) -> list[str]:
-    """By layer, and what is in no layer last."""
+    """Sort names by layer; those outside of layers come last."""
     return sorted(names, key=lambda name: (layer_of(name)[0] is None, layer_of(name)[0] or 0, name))
 
 
 def busiest(names: Sequence[str]) -> int:
-    """A matrix to begin with: of the middle layer the feed-forward's, which is the largest."""
+    """The matrix that is shown first: the feed-forward one of the middle layer, which is the largest."""
     layers = sorted({layer for name in names if (layer := layer_of(name)[0]) is not None})
     if not layers:
         return 0

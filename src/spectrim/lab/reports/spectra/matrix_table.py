@@ -1,4 +1,4 @@
-"""Spectra as a table: the cells of every matrix, and what the terminal shows."""
+"""Spectra as tables: a row for every matrix, and the tables for the terminal."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Which pictures ``spectrim spectrum`` writes: the figures of its page, most of them as grids of matrices."""
+"""The pictures of ``spectrim spectrum``: the figures of its page, most of them as grids of matrices."""
 
 import re
 from collections.abc import Sequence
@@ -10,15 +10,12 @@ from spectrim.lab.reports.page.figures import colour, dash
 from spectrim.lab.reports.page.html import Figure
 from spectrim.lab.reports.page.training_spectra import spectrum_figure as staged_figure
 from spectrim.lab.reports.pictures import Panels, Trace, choice_panels, save_grid, save_rows
+from spectrim.lab.reports.spectra.dot_figures import KINDS, spike_figures, structure_figures, weight_figures
 from spectrim.lab.reports.spectra.spectrum_figures import (
-    KINDS,
     direction_figure,
     operator_figure,
     spectrum_figure,
-    spike_figures,
-    structure_figures,
     tail_figure,
-    weight_figures,
 )
 
 __all__ = ["picture_names", "save_pictures"]
@@ -27,7 +24,7 @@ Summary = dict[str, Any]
 
 
 def save_pictures(summary: Summary, folder: Path) -> None:
-    """Write every picture there is something for into ``folder``, as PNG and as SVG; each subject has its own."""
+    """Write every picture with data into ``folder``, as PNG and as SVG; each subject has its own."""
     subjects = summary["subjects"]
     figures = spectrum_figure(subjects), direction_figure(subjects), tail_figure(subjects), operator_figure(subjects)
     for index, (name, slug) in enumerate(picture_names(list(subjects)).items()):
@@ -76,7 +73,7 @@ def save_subject(
 
 
 def save_stages(subject: Summary, folder: Path, stem: str, title: str) -> None:
-    """Spectra and the spike's share at every stage of training that the run's monitor took them at."""
+    """Spectra and the spike's share at every stage of training with exact spectra."""
     records = [
         {
             "step": stage["step"],
@@ -97,7 +94,7 @@ def save_stages(subject: Summary, folder: Path, stem: str, title: str) -> None:
     kinds, stages = (figure.choices.controls[place].options for place in (1, 2))
     for kind in ("gradient", "momentum"):
         if kind in kinds:
-            # From light to dark, but never too faint for a line.
+            # From light to dark, without the faintest shades.
             shades = [
                 to_hex(colormaps["viridis_r"](0.12 + 0.88 * at / max(1, len(stages) - 1))) for at in range(len(stages))
             ]
@@ -127,7 +124,7 @@ def save_stages(subject: Summary, folder: Path, stem: str, title: str) -> None:
 def grid(panels: Panels, figure: Figure | None, folder: Path, stem: str, title: str) -> None:
     if figure is not None:
         layout = figure.drawing["layout"]
-        # Panels share an axis, and the page's own range and ticks are those of one matrix.
+        # Panels share an axis, so leave out the page's range and ticks, which belong to one matrix.
         y = {key: value for key, value in layout["yaxis"].items() if key not in ("range", "tickvals")} | {"type": "log"}
         x = {key: value for key, value in layout["xaxis"].items() if key != "range"}
         save_grid(panels, folder, stem, title=title, x=x, y=y)
@@ -145,13 +142,13 @@ def line(name: str, stroke: str, dash: str) -> Trace:
 
 
 def describe(name: str, subjects: Summary) -> str:
-    """A subject and where in its training it is."""
+    """A subject's name and its step of training."""
     step = subjects[name]["step"]
     return name if step is None or "step" in name else f"{name} at step {step:,}"
 
 
 def picture_names(names: Sequence[str]) -> dict[str, str]:
-    """The names of subjects as parts of file names, each its own."""
+    """Distinct parts of file names for the subjects."""
     found: dict[str, str] = {}
     for name in names:
         slug = re.sub(r"[^A-Za-z0-9+.-]+", "-", name).strip("-.") or "model"

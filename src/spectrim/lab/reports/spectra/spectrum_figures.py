@@ -1,220 +1,33 @@
-"""The figures of a report page on spectra: dots for every matrix, and lines of one that a menu chooses."""
+"""The figures of a report page on spectra that draw lines of one matrix, which a menu chooses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from spectrim.lab.logging.monitor_log import MonitoredRun, short_names
-from spectrim.lab.reports.page.figures import colour, layout, scatter, shown
-from spectrim.lab.reports.page.html import Control, Figure, Frame, Menus, Table
+from spectrim.lab.reports.page.figures import scatter
+from spectrim.lab.reports.page.html import Control, Figure, Frame, Menus
 from spectrim.lab.reports.page.menu_figures import chosen_figure, looks_of
 from spectrim.lab.reports.page.quantities import axis_of
 from spectrim.lab.reports.page.training_spectra import busiest, rank_ticks, thinned
+from spectrim.lab.reports.spectra.dot_figures import GREY, KINDS, Matrix, Subjects, names_of
 
 __all__ = [
-    "KINDS",
     "direction_figure",
     "operator_figure",
     "spectrum_figure",
-    "spike_figures",
-    "structure_figures",
     "tail_figure",
-    "weight_figures",
 ]
 
-Subjects = Mapping[str, dict[str, Any]]
-Matrix = dict[str, Any]
 Curve = tuple[Sequence[float], Sequence[float | None]] | None
-
-GREY = "#8a8a8a"
-
-KINDS = {
-    "gradient": ("gradient of one batch", "#D55E00", "solid"),
-    "mean_gradient": ("mean gradient", "#0072B2", "solid"),
-    "noise": ("noise of one batch", "#E69F00", "dash"),
-    "momentum": ("momentum", "#009E73", "dashdot"),
-    "weight": ("weights", "#CC79A7", "dot"),
-}
-"""What has a spectrum: its name, and its colour and dashes where kinds are drawn together."""
 
 
 def runs_of(subjects: Subjects) -> list[MonitoredRun]:
-    """Subjects as what has a line in a figure."""
+    """The subjects as runs, for figures that draw runs."""
     return [MonitoredRun(name=name, index=index, records=()) for index, name in enumerate(subjects)]
 
 
-def names_of(subjects: Subjects, having: str = "weight") -> list[str]:
-    """Every matrix of any subject of which this was measured, in the models' order."""
-    return list(
-        dict.fromkeys(
-            name for subject in subjects.values() for name, each in subject["matrices"].items() if each.get(having)
-        )
-    )
-
-
-def dot_figure(
-    subjects: Subjects,
-    title: str,
-    x: str,
-    series: Mapping[str, Callable[[Matrix], float | None]],
-    *,
-    having: str = "gradient",
-    reference: tuple[str, Callable[[Matrix], float]] | None = None,
-    share: bool = False,
-    note: str = "",
-    small: bool = False,
-) -> Figure | None:
-    """A row for each matrix, and on it a dot for every subject and series; ``reference`` is a tick for all subjects.
-
-    None where no subject has what is to be shown.
-    """
-    names = names_of(subjects, having)
-    if not names:
-        return None
-    short = short_names(names)
-    traces = []
-    symbols = ("circle", "square-open", "diamond-open", "x-thin")
-    rows = [
-        [
-            "matrix",
-            *(
-                f"{name}: {label}" if len(subjects) > 1 and label else label or name
-                for name in subjects
-                for label in series
-            ),
-        ]
-    ]
-    table = {name: [short[name]] for name in names}
-    words = []
-    for index, (subject_name, subject) in enumerate(subjects.items()):
-        stroke = {"color": colour(index)}
-        for (label, read), symbol in zip(series.items(), symbols, strict=False):
-            found = {
-                name: read(subject["matrices"][name])
-                for name in names
-                if (subject["matrices"].get(name) or {}).get(having)
-            }
-            known = {name: value for name, value in found.items() if value is not None}
-            marker = {**stroke, "symbol": symbol, "size": 9, "line": {**stroke, "width": 1.8}}
-            traces.append(
-                scatter(
-                    index,
-                    f"{subject_name}: {label}" if label else subject_name,
-                    list(known.values()),
-                    [short[name] for name in known],
-                    hover="%{y}: %{x:.3g}",
-                    mode="markers",
-                    marker=marker,
-                )
-            )
-            for name in names:
-                table[name].append(f"{known[name]:.3g}" if name in known else "-")
-            if known:
-                of = f"{subject_name}, {label}" if label else subject_name
-                words.append(f"{of}: from {min(known.values()):.3g} to {max(known.values()):.3g}.")
-    if reference is not None:
-        label, at = reference
-        marks = {
-            name: at(next(each["matrices"][name] for each in subjects.values() if name in each["matrices"]))
-            for name in names
-        }
-        marker = {"symbol": "line-ns", "size": 12, "color": GREY, "line": {"width": 2, "color": GREY}}
-        rows_at, hover = [short[name] for name in names], f"{shown(label)}: %{{x:.3g}}<extra></extra>"
-        traces.append(scatter(None, label, list(marks.values()), rows_at, hover=hover, mode="markers", marker=marker))
-        rows[0].append(label)
-        for name in names:
-            table[name].append(f"{marks[name]:.3g}")
-    axis: dict[str, Any] = {"title": x, "rangemode": "tozero"}
-    if share:
-        axis |= {"range": [-0.01, 1.03], "tickformat": ".0%"}
-    shape = layout(x=axis, bars=True, hovermode="closest", margin={"l": 8, "r": 16, "t": 16, "b": 8})
-    shape["yaxis"] |= {
-        **{"showgrid": True, "categoryorder": "array", "categoryarray": [short[name] for name in names]},
-    }
-    return Figure(
-        title=title,
-        alt=f"Dots for every matrix: {title}. {' '.join(words)}",
-        drawing={"data": traces, "layout": shape},
-        numbers=Table(caption=title, rows=[*rows, *table.values()]),
-        note=note,
-        small=small,
-        height=90 + 20 * len(names),
-    )
-
-
-def spike_figures(subjects: Subjects) -> list[Figure]:
-    """What the spike holds of the energy, and of Adam's second moment."""
-    made = [
-        dot_figure(
-            subjects,
-            "Share of the energy in the top 1.5% of the singular directions",
-            "share of the energy",
-            {
-                KINDS[kind][0]: lambda each, kind=kind: (each.get(kind) or {}).get("spike_share")  # type: ignore[misc]
-                for kind in ("gradient", "mean_gradient", "momentum", "weight")
-            },
-            share=True,
-            note="Discs: the gradient of one batch. Squares: the mean gradient. Diamonds: the optimizer's momentum. "
-            "Crosses: the weights.",
-        ),
-        dot_figure(
-            subjects,
-            "The spike in Adam's second moment",
-            "share",
-            {
-                "of the sum of E[g²]": lambda each: each["second_moment"]["share"],
-                "in the median entry": lambda each: each["second_moment"]["median_share"],
-                "tail's update": lambda each: each["second_moment"]["contraction"],
-            },
-            share=True,
-            note="Discs: what the spike holds of the sum of E[g²] over entries. Squares: in the median entry. "
-            "Diamonds: the tail's update, as a share of what it would be without a spike.",
-        ),
-    ]
-    return [figure for figure in made if figure]
-
-
-def structure_figures(subjects: Subjects) -> list[Figure]:
-    """Overlaps of the noise with the signal and with itself, and its localisation."""
-    made = [
-        dot_figure(
-            subjects,
-            f"Overlap of the noise's leading directions with those of {other}",
-            "‖UᵀU'‖²/k",
-            {
-                "left": lambda each, key=key: each["noise"][f"{key}left"]["share"]["value"],  # type: ignore[misc]
-                "right": lambda each, key=key: each["noise"][f"{key}right"]["share"]["value"],  # type: ignore[misc]
-            },
-            reference=("by chance, left", lambda each, key=key: each["noise"][f"{key}left"]["expected"]),  # type: ignore[misc]
-            having="noise",
-            share=True,
-            note="Discs: left directions (outputs). Squares: right directions (inputs). Ticks: by chance.",
-        )
-        for other, key in (("the mean gradient", ""), ("the noise of another batch", "recurring_"))
-    ]
-    localised = dot_figure(
-        subjects,
-        "Localisation of the noise, max|N|/‖N‖₂",
-        "localisation",
-        {"noise": lambda each: each["noise"]["localisation"]["value"]},
-        reference=("Gaussian of this shape", lambda each: each["noise"]["gaussian_localisation"]),
-        having="noise",
-        note="1 would be noise on a single entry. Ticks: about what Gaussian entries have.",
-    )
-    return [figure for figure in (*made, localised) if figure]
-
-
-def weight_figures(subjects: Subjects) -> list[Figure]:
-    """Norms and stable ranks of the weights."""
-    names = {"norm": "Frobenius norm", "spectral_norm": "Largest singular value", "stable_rank": "Stable rank"}
-    made = []
-    for key, name in names.items():
-        read = lambda each, key=key: each["weight"][key]  # noqa: E731
-        made.append(dot_figure(subjects, f"{name} of the weights", name.lower(), {"": read}, having="weight"))
-    return [figure for figure in made if figure]
-
-
 def spectrum_figure(subjects: Subjects) -> Figure:
-    """Singular values of any matrix, of any of its spectra; under a mean gradient what noise alone gives."""
+    """Singular values of any matrix and kind; for a mean gradient also those that noise alone would give."""
     names = names_of(subjects)
     every = [each for subject in subjects.values() for each in subject["matrices"].values()]
     kinds = [kind for kind in KINDS if any(each.get(kind) for each in every)]
@@ -267,7 +80,7 @@ def direction_figure(subjects: Subjects) -> Figure | None:
 def menus_of(
     names: Sequence[str], menu: Control | None, curves: Callable[[str, int], list[Curve]], y: str, *, tabled: int
 ) -> Menus | None:
-    """A menu of matrices, and perhaps another; ``curves`` are those of a matrix at its option."""
+    """A menu of matrices, and optionally another; ``curves`` returns the curves of a matrix at an option."""
     frames: dict[tuple[int, ...], Frame] = {}
     for place, name in enumerate(names):
         for option in range(len(menu.options) if menu else 1):
@@ -282,7 +95,7 @@ def menus_of(
 
 
 def groups_of(groups: Sequence[Mapping[str, Any]] | None, key: str) -> Curve:
-    """Middles of the groups of ranks and their values; None where there is none."""
+    """Middles of the groups of ranks, and their values; None without values."""
     if not groups or not any(group[key] for group in groups):
         return None
     return [round((group["first"] * group["last"]) ** 0.5, 2) for group in groups], [group[key] for group in groups]
@@ -318,7 +131,7 @@ def tail_figure(subjects: Subjects) -> Figure | None:
 
 
 def operator_figure(subjects: Subjects) -> Figure | None:
-    """Signal squared over noise that operators leave of any matrix, against the energy left."""
+    """The ratio of signal squared to noise after operators, against the remaining energy, for any matrix."""
     operators = {
         "soft clip": ("spectral soft clip", line("#0072B2", "solid")),
         "hard clip": ("spectral hard clip", line("#56B4E9", "dash")),
@@ -390,7 +203,7 @@ def line_figure(
 
 
 def above(curve: Curve, floor: float) -> Curve:
-    """The curve in four digits, without what is too small to be drawn."""
+    """The curve in four digits, without values below the floor."""
     if curve is None:
         return None
     places, values = curve
@@ -399,6 +212,6 @@ def above(curve: Curve, floor: float) -> Curve:
 
 
 def log_axis(curves: Sequence[Curve]) -> dict[str, Any] | None:
-    """An axis that holds all of these curves; None where there is nothing on it."""
+    """The axis for these curves; None if they are empty."""
     known = [value for curve in curves if curve for value in curve[1] if value]
     return axis_of(known, log=True) if known else None

@@ -1,22 +1,21 @@
-"""What the report page says of ``spectrim spectrum``: the reading, figures, every number, and how to do it again."""
+"""The page's part on ``spectrim spectrum``: the reading, figures, all numbers and the command."""
 
 import shlex
 from typing import TYPE_CHECKING, Any
 
 from spectrim.lab.logging.monitor_log import MonitoredRun, read_measurements
+from spectrim.lab.reports.markdown import markdown
 from spectrim.lab.reports.page.figures import swatches
 from spectrim.lab.reports.page.html import Listing, Note, PagePart, Section, Table
 from spectrim.lab.reports.page.training_spectra import spectra_section
 from spectrim.lab.reports.shareable import SHORTENED, shareable, short
+from spectrim.lab.reports.spectra.dot_figures import spike_figures, structure_figures, weight_figures
 from spectrim.lab.reports.spectra.matrix_table import CAPTION, WEIGHTS_CAPTION, gradient_rows, weight_rows
 from spectrim.lab.reports.spectra.spectrum_figures import (
     direction_figure,
     operator_figure,
     spectrum_figure,
-    spike_figures,
-    structure_figures,
     tail_figure,
-    weight_figures,
 )
 from spectrim.lab.reports.words import (
     HOW,
@@ -30,7 +29,15 @@ from spectrim.lab.training.folder import RunFolder
 if TYPE_CHECKING:
     from spectrim.lab.reports.page.sections import Study
 
-__all__ = ["spectrum_part"]
+__all__ = ["reading_text", "spectrum_part"]
+
+
+def reading_text(study: "Study") -> str:
+    """The reading of all subjects as Markdown."""
+    sections = study.sections((reading, reading_of_each))
+    headline = spectrum_headline(study.summary)
+    part = PagePart(title=f"Spectra {study.name}", headline=headline, summary=(), swatches=(), sections=sections)
+    return markdown(part, {}, files="The numbers are in `spectrum.json`, pictures beside it.")
 
 
 def spectrum_part(study: "Study") -> PagePart:
@@ -45,7 +52,7 @@ def spectrum_part(study: "Study") -> PagePart:
 
 
 def reading(study: "Study") -> Section:
-    """What was measured in medians with a verdict; of several subjects in medians side by side."""
+    """Medians of one subject with verdicts, or medians of several subjects side by side."""
     subjects = study.summary["subjects"]
     if len(subjects) > 1:
         rows = side_by_side_rows(subjects)
@@ -62,7 +69,7 @@ def reading_of(name: str, subject: dict[str, Any]) -> list[Table | Note]:
 
 
 def reading_of_each(study: "Study") -> Section | None:
-    """Of several subjects the whole readings, which would stand in the figures' way."""
+    """The whole reading of each of several subjects, below the figures."""
     subjects = study.summary["subjects"]
     if len(subjects) == 1:
         return None
@@ -93,7 +100,7 @@ def weights(study: "Study") -> Section:
 
 
 def through_training(study: "Study") -> Section | None:
-    """What the runs' monitors measured, where the runs are still there."""
+    """The measurements of the runs' monitors, if the runs still exist."""
     runs = []
     for index, (name, subject) in enumerate(study.summary["subjects"].items()):
         folder = run_of(subject)
