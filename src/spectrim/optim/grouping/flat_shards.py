@@ -1,7 +1,7 @@
-"""Flat shards, in which no matrix can be seen: FSDP1's, DeepSpeed ZeRO's, and whatever replaced matrices by 1-D parts.
+"""Detects flat shards: 1-D parts of several matrices, as FSDP1 and DeepSpeed ZeRO make them.
 
-A flat shard would be taken for one long vector and clipped by its norm: all of it together moves no further than one
-matrix may, and nothing would tell. Frameworks leave marks on tensors, which are read here; none of them is imported.
+Without this check a flat shard would be clipped by its norm as one long vector, and steps would silently be far too
+small. Attributes that the frameworks set on tensors are checked; no framework is imported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["check_group", "check_whole", "count_matrices", "warn_of_long_vectors
 _FSDP2 = (
     "use FSDP2 (torch.distributed.fsdp.fully_shard; fsdp_version: 2 in accelerate), whose parameters keep their shapes"
 )
-#: What a framework leaves on a parameter, what that means, and what serves instead.
+#: (attribute that a framework sets on a parameter, its meaning, what to use instead).
 _MARKS = (
     ("_is_flat_param", "a flat parameter of FSDP1 (FullyShardedDataParallel)", _FSDP2),
     ("_fsdp_flattened", "a part of a flat parameter of FSDP1 (FullyShardedDataParallel)", _FSDP2),
@@ -25,17 +25,17 @@ _MARKS = (
     ("ds_tensor", "partitioned by DeepSpeed ZeRO-3", f"{_FSDP2}, or ZeRO stage 0"),
     ("_hp_mapping", "a copy of a flat partition of DeepSpeed ZeRO", f"{_FSDP2}, or ZeRO stage 0"),
 )
-#: A vector this long, and nothing but vectors, suggests a flat shard. Biases of a vocabulary are as long, but come with
-#: matrices.
+#: If all parameters are vectors and one is this long, they may be flat shards. Biases of a vocabulary are as long, but
+#: come together with matrices.
 LONG = 10_000
 
 
 def check_whole(parameter: Tensor, name: str) -> None:
-    """Raise ValueError for a parameter that a framework has flattened, naming it, the framework and what to use."""
+    """Raise ValueError if a framework has flattened the parameter; the message names a replacement."""
     for mark, what, instead in _MARKS:
-        # FSDP1 sets its flag to False on what it leaves alone.
+        # FSDP1 sets its flag to False on parameters that it did not flatten.
         if getattr(parameter, mark, False) is not False:
-            raise ValueError(f"{name} is {what}, in which no matrix can be seen: {instead}")
+            raise ValueError(f"{name} is {what}, which does not keep the shapes of matrices: {instead}")
 
 
 def count_matrices(parameters: Sequence[Tensor]) -> int:
@@ -44,18 +44,18 @@ def count_matrices(parameters: Sequence[Tensor]) -> int:
 
 
 def check_group(group: Mapping[str, Any], where: str) -> None:
-    """Raise ValueError if vectors took the place of a group's matrices since it was made, as flat partitions do."""
+    """Raise ValueError if a framework has replaced a group's matrices by vectors since the group was made."""
     if group.get("matrices") and group["params"] and not count_matrices(group["params"]):
         shapes = ", ".join(str(tuple(parameter.shape)) for parameter in group["params"][:3])
         raise ValueError(
             f"{where} was made with {group['matrices']} matrices and now holds vectors only, of shapes {shapes}: "
-            f"flat shards, as of DeepSpeed ZeRO or Megatron's distributed optimizer, in which no matrix can be seen: "
-            f"{_FSDP2}"
+            f"flat shards, as of DeepSpeed ZeRO or Megatron's distributed optimizer, do not keep the shapes of "
+            f"matrices: {_FSDP2}"
         )
 
 
 def warn_of_long_vectors(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Warn if an optimizer of matrices was given nothing but vectors, one of them long, and not told what they are."""
+    """Warn if all parameters of an optimizer are vectors without a role and one of them is long."""
     parameters = [parameter for group in groups for parameter in group["params"]]
     if any(group.get("role") is not None for group in groups) or count_matrices(parameters):
         return
@@ -63,7 +63,7 @@ def warn_of_long_vectors(groups: Sequence[Mapping[str, Any]]) -> None:
     if longest >= LONG:
         warnings.warn(
             f"all parameters are vectors, the longest of {longest:,} entries, and are clipped by their norms. If they "
-            f"are flat shards of matrices, steps are far too small: {_FSDP2}. If they are vectors, say so by "
+            f"are flat shards of matrices, steps are far too small: {_FSDP2}. If they are vectors, use groups like "
             f'{{"params": ..., "role": "vector", "layout": "vector"}}',
             stacklevel=4,
         )
