@@ -42,7 +42,7 @@ def test_a_few_cases_hold_and_are_written_down(tmp_path):
 
 
 def test_what_moves_too_far_is_found_and_can_be_run_again(tmp_path, capsys):
-    with mock.patch("spectrim.optim.stepping.step.clip_scale", return_value=3.0):
+    with mock.patch("spectrim.optim.stepping.operate.clip_scale", return_value=3.0):
         status, found = report(tmp_path, "--seed", "7")
         assert status == 1
         failure = next(each for each in found["failures"] if each["what"].startswith("bound"))

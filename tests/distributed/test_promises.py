@@ -149,7 +149,8 @@ def test_bases_that_step_shards_otherwise_than_the_whole_are_refused_by_name():
         refused = result["faults"]["refused"]
         # Adafactor's root mean square is silently that of a shard; Rprop's indexing fails.
         assert (
-            "cannot wrap Adafactor: its step on shards is not its step on the whole ('bias', " in refused["Adafactor"]
+            "cannot wrap Adafactor: its step on shards differs from its step on the whole tensor ('bias', "
+            in refused["Adafactor"]
         )
         assert "cannot wrap Rprop: its step on shards failed with " in refused["Rprop"]
 

@@ -167,7 +167,7 @@ def test_plain_parameters_are_read_by_name() -> None:
 
 @pytest.mark.parametrize("name", ["mystery", "weight", "query_weight", "token_proj"])
 def test_a_parameter_that_nothing_explains_is_an_error_that_names_it(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"cannot tell .* {name} \(4, 3\).*overrides=") as error:
+    with pytest.raises(ValueError, match=rf"unknown role .* {name} \(4, 3\).*overrides=") as error:
         param_groups(Bare(**{name: (4, 3)}))
     assert "'matrix', 'embedding', 'head', 'vector'" in str(error.value)
 

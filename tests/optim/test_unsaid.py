@@ -35,7 +35,7 @@ def test_embeddings_and_heads_are_told_by_name_once_for_all_groups(recipe):
     decays = [pair for pair in Model().named_parameters() if pair[1].ndim > 1]
     others = [pair for pair in Model().named_parameters() if pair[1].ndim < 2]
     (message,) = said(lambda: recipe([{"params": decays}, {"params": others, "weight_decay": 0.0}]))
-    assert "looks like embeddings or heads: 'tok_embeddings.weight', 'lm_head.weight'." in message
+    assert "look like embeddings or heads as hidden matrices: 'tok_embeddings.weight', 'lm_head.weight'." in message
     assert "spectrim.param_groups(model)" in message
     assert '"role": "embedding"' in message
 
@@ -48,7 +48,7 @@ def test_embeddings_and_heads_are_told_by_shape_where_there_are_no_names(recipe)
 
 def test_a_whole_model_without_names_or_telling_shapes_is_told_so():
     (message,) = said(lambda: spectrim.Muon(Model(vocabulary=64).parameters()))
-    assert "takes all 8 matrices for hidden ones" in message
+    assert "treats all 8 matrices as hidden" in message
 
 
 def silent():
@@ -103,9 +103,9 @@ def test_an_optimizer_made_by_the_trainer_of_transformers_says_so(tmp_path):
     model = transformers.GPT2LMHeadModel(config)
     arguments = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
     trainer = transformers.Trainer(model, arguments, optimizer_cls_and_kwargs=(spectrim.Muon, {"lr": 1e-2}))
-    assert any("Muon takes" in message for message in said(trainer.create_optimizer))
+    assert any("Muon treats" in message for message in said(trainer.create_optimizer))
     # And as it says: the groups are an argument like any other.
     kwargs = {"lr": 1e-2, "params": spectrim.param_groups(model)}
     trainer = transformers.Trainer(model, arguments, optimizer_cls_and_kwargs=(spectrim.Muon, kwargs))
-    assert not any("Muon takes" in message for message in said(trainer.create_optimizer))
+    assert not any("Muon treats" in message for message in said(trainer.create_optimizer))
     assert "embedding" in {row.role for row in spectrim.describe(trainer.optimizer).rows}

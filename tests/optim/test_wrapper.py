@@ -280,7 +280,7 @@ class Remembering(torch.optim.Optimizer):
     ("make", "message"),
     [
         (Remembering, "Remembering: with these options, "),
-        (inside("LBFGS"), "LBFGS: its step needs the closure itself"),
+        (inside("LBFGS"), "LBFGS: its step needs a closure"),
         (inside("SparseAdam"), "SparseAdam: a step on a small dense parameter .* failed with RuntimeError"),
         (inside("ASGD"), "ASGD: with these options, .* its state holds weights"),
         (outside("Prodigy"), "Prodigy: with these options, "),

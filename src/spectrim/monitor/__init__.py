@@ -1,4 +1,4 @@
-"""Spectra of gradients, updates and weights while a model trains: a monitor, its metrics, its sinks and its alarm."""
+"""Measures the spectra of gradients, updates and weights while a model trains."""
 
 from spectrim.monitor.alarm import Alarm
 from spectrim.monitor.monitor import SpectralMonitor

@@ -1,7 +1,6 @@
-"""The rule by which a monitor warns, and the trend that it holds a quantity against.
+"""Rules that warn of unusual values; :class:`Alarm` is the default.
 
-An update norm far above its trend precedes many loss spikes. A rule is any callable on a step and the values of that
-step; :class:`Alarm` is the one that a monitor has unless told otherwise.
+Many loss spikes follow an update norm far above its trend.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from spectrim.monitor.record import Alert, rounded
 
 __all__ = ["Alarm", "Rule", "Trend", "alerts_of"]
 
-#: Of a step and, by the name of a matrix, its "update_rms" and "lr", and on measured steps all its metrics: warnings.
+#: A function of a step's number and its values, name of a matrix -> metrics, which returns alerts. After every step the
+#: metrics are "update_rms" and "lr"; on measured steps, all.
 Rule = Callable[[int, Mapping[str, Mapping[str, float | None]]], Iterable[Mapping[str, Any]] | None]
 
 _BLANK: Alert = {
@@ -29,27 +29,27 @@ _BLANK: Alert = {
 
 
 def alerts_of(rule: Rule, step: int, values: Mapping[str, Mapping[str, float | None]]) -> list[Alert]:
-    """What a rule warns of, completed by what it leaves out."""
+    """The alerts of a rule, with missing keys filled in."""
     return [{**_BLANK, **alert} for alert in rule(step, values) or ()]  # type: ignore[typeddict-item]
 
 
-#: Deviations from which a value counts no further for the trend: an outlier bends it little, a new level bends it soon.
+#: Values are limited to this many deviations when the trend is updated, so that an outlier changes it little.
 BOUND = 3.0
 #: The standard deviation of a Gaussian over its mean absolute deviation.
 ROBUST = math.sqrt(math.pi / 2)
-#: Quantities that a learning rate multiplies.
+#: Quantities that are proportional to the learning rate.
 _MOVED = frozenset({"update_rms", "update_norm", "update_spectral_norm", "update_to_weight"})
 
 
 @dataclass(slots=True)
 class Trend:
-    """The running mean of a number, and how far it strays from that; old values fade, outliers count in part.
+    """Exponential averages of a number and of its deviation, robust against outliers.
 
     Attributes:
-        count: of values so far.
-        mean: their trend.
-        deviation: the standard deviation, from the mean absolute one.
-        outside: whether the last value was too far above.
+        count: number of values so far.
+        mean: the average.
+        deviation: the standard deviation, estimated from the mean absolute deviation.
+        outside: True if the last value was too far above the average.
     """
 
     count: int = 0
@@ -58,10 +58,10 @@ class Trend:
     outside: bool = False
 
     def add(self, value: float, *, memory: int, history: int) -> None:
-        """Take a value into account."""
+        """Update the averages with a value."""
         if self.count == 0:
             self.mean = value
-        # Of all matrices after every step: comparisons, which are faster than max and min.
+        # This runs for all matrices after every step. Comparisons are faster than max and min.
         rate = 1 / (self.count + 1) if self.count + 1 < memory else 1 / memory
         distance = value - self.mean
         size = abs(distance)
@@ -73,23 +73,21 @@ class Trend:
 
 
 class Alarm:
-    """Warns when a quantity of a matrix rises too many deviations above its trend.
+    """Warns when a quantity of a matrix rises too many deviations above its trend, or is not finite.
 
-    The trend is an exponential average of the logarithm; what a learning rate multiplies is taken per learning rate, so
-    that schedules do not show. A skipped step, or one at learning rate zero, moves nothing and stays out of it. A value
-    that is not finite is warned of as well. There is one warning for each rise: the next when the value has been back.
+    The trend is an exponential average of the logarithm. Quantities that are proportional to the learning rate are
+    divided by it, so that schedules do not cause alerts. Skipped steps and steps at learning rate zero are ignored. One
+    rise gives one alert; the next follows only after the value has come back.
 
     Args:
-        deviations: how many are too many.
-        quantity: what is watched: "update_rms", known after every step, or any metric of the record, known on measured
-            steps.
-        history: values that a trend needs before it is held against any.
-        memory: values over which it fades, after a step of 1/e.
-        floor: the least deviation, in logarithms, that counts as one: 0.05 with five deviations asks for a rise of 28 %
-            at least.
+        deviations: the number of deviations above the trend that gives an alert.
+        quantity: "update_rms", known after every step, or any metric of the record, known on measured steps.
+        history: number of values before the first alert.
+        memory: number of values over which old values fade to 1/e.
+        floor: the least deviation of the logarithm; with 0.05 and five deviations, an alert needs a rise of 28 %.
 
     Raises:
-        ValueError: a value that is not allowed.
+        ValueError: a value is not allowed.
     """
 
     def __init__(
@@ -112,14 +110,14 @@ class Alarm:
         self._trends: dict[str, Trend] = {}
 
     def __call__(self, step: int, values: Mapping[str, Mapping[str, float | None]]) -> list[Alert]:
-        """Take the values of a step into account.
+        """Update the trends with the values of a step.
 
         Args:
-            step: its number.
-            values: by the name of the matrix; a quantity that is missing or None is not known.
+            step: the step's number.
+            values: name of a matrix -> metrics, in which the quantity may be missing or None.
 
         Returns:
-            What there is to warn of.
+            The alerts.
         """
         alerts = []
         quantity, moves = self.quantity, self.quantity in _MOVED
@@ -170,9 +168,9 @@ class Alarm:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The trends, as plain values."""
+        """The trends as plain values."""
         return {name: asdict(trend) for name, trend in self._trends.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from trends that :meth:`state_dict` gave."""
+        """Continue from the trends of a :meth:`state_dict`."""
         self._trends = {name: Trend(**values) for name, values in state.items()}

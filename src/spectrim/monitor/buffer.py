@@ -1,7 +1,7 @@
-"""One buffer for all numbers that a measurement collects from the subjects of one team.
+"""One flat buffer for all numbers of a measurement, for the subjects of one team.
 
-A row holds the numbers that a :class:`~spectrim.monitor.measure.MatrixRequest` asks for, for one matrix. Each rank
-fills the rows of the matrices that it owns; one sum over ranks completes the buffer everywhere.
+A row holds the numbers of a :class:`~spectrim.monitor.measure.MatrixRequest` for one matrix. Each rank fills the rows
+of the matrices that it owns; one sum over ranks completes the buffer on all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from spectrim.monitor.subjects import Subject
 
 __all__ = ["Lists", "MeasurementBuffer", "PartMeasurement", "Requests", "Slot", "buffers_of"]
 
-#: Of every subject: has it a gradient, and did a hook see it accumulated. Its parts' squared norms then follow.
+#: Two flags precede a subject's squared norms: it has a gradient, and a hook saw the gradient being accumulated.
 HEAD = 2
 
 #: The requests for all parts of a subject, by kind.
@@ -31,7 +31,7 @@ Lists = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Slot:
-    """Where the numbers of one part are: ``rows`` matrices from ``start``."""
+    """The position of one part's numbers: those of ``rows`` matrices, from index ``start``."""
 
     request: MatrixRequest
     start: int
@@ -39,7 +39,7 @@ class Slot:
 
     @property
     def stop(self) -> int:
-        """Where the next one's are."""
+        """The index after the last number."""
         return self.start + self.rows * self.request.length
 
     def row(self, index: int) -> Slot:
@@ -52,10 +52,11 @@ class PartMeasurement:
     """The measured numbers of one part of a parameter, on the host.
 
     Attributes:
-        readings: what was measured, by kind.
-        spectra: all singular values, descending, of each matrix, by kind; of what was measured exactly.
-        before: the squared norm of the gradient when it was accumulated, or None where no hook saw it.
-        limit, mark: of its clip, see :class:`~spectrim.monitor.step_clip.Clip`; None without one.
+        readings: the metrics, by kind.
+        spectra: all singular values, descending, of each matrix that was measured exactly, by kind.
+        before: the squared norm of the gradient when it was accumulated, or None if no hook saw it.
+        limit: the limit of its clip, see :class:`~spectrim.monitor.step_clip.Clip`; None without one.
+        mark: the threshold on the direction's singular values that corresponds to the limit.
     """
 
     subject: Subject
@@ -72,9 +73,9 @@ class MeasurementBuffer:
     """A buffer for the numbers of subjects of one team.
 
     Args:
-        team: whose subjects they are; None for parameters of this process.
+        team: the ranks of the subjects' mesh; None for parameters that are not sharded.
         subjects: in the same order on every rank.
-        orders_of: what is wanted of each.
+        requests_of: returns the requests for a subject.
     """
 
     def __init__(
@@ -97,15 +98,15 @@ class MeasurementBuffer:
         self._length = place
 
     def slots(self, subject: Subject, kind: Kind) -> list[Slot]:
-        """The places of a subject's parts; none where that kind is not wanted of it."""
+        """The slots of a subject's parts; empty if that kind was not requested."""
         return self._slots.get((subject, kind), [])
 
     def put(self, slot: Slot, rows: Tensor) -> None:
-        """Have the numbers of its rows, one after the other, at their place."""
+        """Set the numbers of a slot's rows."""
         self._pieces[slot.start] = rows
 
     def put_heads(self, norms: Mapping[Subject, Tensor]) -> None:
-        """Have it at its place which subjects have a gradient, and its squared norms (parts) where a hook saw it."""
+        """Set the subjects' flags, and the squared norms (parts) of those in ``norms``."""
         one = torch.ones(1, dtype=torch.float64, device=self._device)
         for subject, place in self._heads.items():
             norm = norms.get(subject)
@@ -117,7 +118,7 @@ class MeasurementBuffer:
                     self._pieces[place + HEAD] = norm
 
     def complete(self) -> Tensor:
-        """The numbers of all ranks, zero where none has put any; each of the team calls this."""
+        """The buffer, summed over the team, all of whose ranks call this; numbers that no rank set are zero."""
         zeros = torch.zeros(self._length, dtype=torch.float64, device=self._device)
         parts: list[Tensor] = []
         place = 0
@@ -134,11 +135,11 @@ class MeasurementBuffer:
         return numbers
 
     def read(self, numbers: Tensor, marks: Mapping[Subject, Sequence[float]]) -> list[PartMeasurement]:
-        """What the numbers say, on the host: the parts of every subject that had a gradient.
+        """The measurements of the parts of every subject that had a gradient.
 
         Args:
-            numbers: :meth:`complete`, on the host.
-            marks: that the parts' directions are held against, where they are clipped.
+            numbers: the result of :meth:`complete`, copied to the host.
+            marks: see :attr:`PartMeasurement.mark`, for the parts of subjects that are clipped.
         """
         found: list[PartMeasurement] = []
         asked: dict[MatrixRequest, list[tuple[PartMeasurement, Slot]]] = {}
@@ -163,7 +164,7 @@ class MeasurementBuffer:
 
 
 def _read_together(request: MatrixRequest, parts: Sequence[tuple[PartMeasurement, Slot]], numbers: Tensor) -> None:
-    """Read the rows of all parts that have the same request at once."""
+    """Read the rows of all parts with the same request at once."""
     rows = torch.cat([numbers[slot.start : slot.stop].view(slot.rows, request.length) for _, slot in parts])
     marks = [math.nan if part.mark is None else part.mark for part, slot in parts for _ in range(slot.rows)]
     reading = read(request, rows, limit=torch.tensor(marks, dtype=torch.float64))
@@ -179,7 +180,7 @@ def _read_together(request: MatrixRequest, parts: Sequence[tuple[PartMeasurement
 
 
 def buffers_of(subjects: Sequence[Subject], requests_of: Callable[[Subject], Requests]) -> list[MeasurementBuffer]:
-    """One buffer for the subjects of each team."""
+    """One buffer for each team."""
     teams: dict[object, list[Subject]] = {}
     for subject in subjects:
         teams.setdefault(subject.team, []).append(subject)

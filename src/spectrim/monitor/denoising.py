@@ -1,8 +1,8 @@
-"""What clipping and shrinking leave of a gradient's mean, and what of its noise.
+"""Measures how much of a gradient's mean (signal) and noise remains after clipping and shrinking.
 
-An operator that kept all of the mean G and none of the noise N would be perfect. Multiplying by a number s keeps a
-share s of G and s² of the noise's variance, which a learning rate does as well; so an operator is worth something
-where the noise it leaves is below the square of the signal it leaves. Operators are compared at equal energy left.
+Multiplying by s keeps a share s of the mean and s² of the noise's variance, which a learning rate does as well. An
+operator removes noise only if the remaining noise is below the square of the remaining signal. Operators are compared
+at equal remaining energy.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ __all__ = ["ENERGIES", "OPERATORS", "Operator", "Remains", "remains", "remains_a
 
 Operator = Literal["soft clip", "hard clip", "shrink", "clamp", "norm"]
 OPERATORS: tuple[Operator, ...] = get_args(Operator)
-"""Spectral clipping of either form at c, the redescending shrinkage and the clamp of entries at τ, and the bound c on
-the Frobenius norm of the matrix."""
+"""Spectral clipping at c, soft and hard; redescending shrinkage and clamping of entries at τ; the Frobenius norm
+clipped to c."""
 
 ENERGIES = (0.9, 0.5, 0.2, 0.05)
-"""Shares of E‖g‖_F² at which operators are compared, unless others are given."""
+"""Default shares of E‖g‖_F² at which operators are compared."""
 
 SAMPLE = 2**16
-"""Entries of a stack by which the strength of an entry-wise operator is found; what it leaves is taken from all."""
+"""Number of entries from which the strength of an entry-wise operator is found."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remains:
-    """What an operator leaves.
+    """The signal and noise that remain after an operator.
 
     Attributes:
-        operator: which.
+        operator: the operator.
         strength: c or τ, in the units of singular values, of entries or of the norm: smaller is stronger.
         energy: E‖op(g)‖_F²/E‖g‖_F².
-        signal: ⟨E op(g), G⟩/‖G‖_F², with the standard error of a jackknife over batches.
-        noise: the variance of op(g) over batches, all entries together, over that of g.
+        signal: ⟨E op(g), G⟩/‖G‖_F², with a standard error by jackknife over batches.
+        noise: the variance of op(g) over batches, summed over entries, divided by that of g.
     """
 
     operator: Operator
@@ -53,24 +53,24 @@ class Remains:
 
     @property
     def gain(self) -> float:
-        """Signal squared over noise: 1 is what scaling does, above 1 more of the mean than of the noise is left."""
+        """Signal squared over noise: 1 for plain scaling, above 1 if the operator removes noise."""
         return self.signal.value**2 / self.noise if self.noise > 0 else math.nan
 
 
 def remains(
     gradients: Tensor, *, energies: Sequence[float] = ENERGIES, decomposed: Decomposed | None = None
 ) -> list[Remains]:
-    """Every operator at strengths that leave the same share of the energy.
+    """Apply every operator at the strengths that leave given shares of the energy.
 
     Args:
         gradients: (K, m, n), one matrix's gradient on each of K >= 4 independent batches.
-        energies: shares of E‖g‖_F² that are to be left, each in (0, 1).
-        decomposed: of :func:`~spectrim.monitor.gradient_stacks.decompose` on the wide stack, where that is at hand.
+        energies: remaining shares of E‖g‖_F², each in (0, 1).
+        decomposed: the result of :func:`~spectrim.monitor.gradient_stacks.decompose` on the wide stack, if known.
 
     Raises:
-        ValueError: a stack without energy, or a share outside its range.
+        ValueError: the gradients are all zero, or a share is outside its range.
 
-    Held beside the stack: its left singular vectors, and one sum of the matrix's shape.
+    Memory beside the stack: its left singular vectors, and one matrix.
     """
     for energy in energies:
         if not 0 < energy < 1:
@@ -82,7 +82,7 @@ def remains(
 def remains_at(
     gradients: Tensor, operator: Operator, strength: float, *, decomposed: Decomposed | None = None
 ) -> Remains:
-    """One operator at a strength of the caller's, in its own units; see :func:`remains`."""
+    """Apply one operator at a given strength; see :func:`remains`."""
     if operator not in OPERATORS:
         raise ValueError(f"operator={operator!r}: expected one of {', '.join(map(repr, OPERATORS))}")
     if not strength > 0:
@@ -91,7 +91,7 @@ def remains_at(
 
 
 class _Stack:
-    """Gradients with what every operator needs of them."""
+    """Gradients, with quantities that all operators need."""
 
     def __init__(self, gradients: Tensor, decomposed: Decomposed | None) -> None:
         check_stack(gradients)
@@ -111,7 +111,7 @@ class _Stack:
         self.count = count
 
     def strength(self, operator: Operator, energy: float) -> float:
-        """The strength at which the operator leaves this share of the energy, by bisection on its logarithm."""
+        """The strength at which this share of the energy remains, by bisection on its logarithm."""
         leaves, whole, top = self._energy_left(operator)
         low, high = math.log(top) - 30.0, math.log(top) + 10.0
         for _ in range(60):
@@ -120,7 +120,7 @@ class _Stack:
         return math.exp((low + high) / 2)
 
     def _energy_left(self, operator: Operator) -> tuple[Callable[[float], float], float, float]:
-        """Energy left at a strength, all energy, and a strength that leaves nearly all."""
+        """The remaining energy as a function of strength, the whole energy, and a strength that leaves nearly all."""
         if operator in ("shrink", "clamp"):
             y = self.sample
             form: Literal["redescending", "hard"] = "redescending" if operator == "shrink" else "hard"
@@ -137,7 +137,7 @@ class _Stack:
         )
 
     def apply(self, operator: Operator, strength: float) -> Remains:
-        """What the operator leaves at this strength."""
+        """The signal and noise that remain at this strength."""
         total = torch.zeros_like(self.sum)
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         for index, gradient in enumerate(self.X):
@@ -145,7 +145,7 @@ class _Stack:
             total += left
             found.append((energy, with_own, self._inner(left, self.sum)))
         energies, own, with_sum = (torch.stack(column) for column in zip(*found, strict=True))
-        # ⟨op(g_k), g_l⟩ over pairs of different batches only: their noises are independent.
+        # ⟨op(g_k), g_l⟩ over pairs of different batches only, whose noises are independent.
         pairs = with_sum.sum() - own.sum()
         without = pairs - with_sum - self._inner(self.X, total) + 2 * own
         return Remains(
@@ -157,7 +157,7 @@ class _Stack:
         )
 
     def _one(self, operator: Operator, strength: float, gradient: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """op(g) of a batch, ‖op(g)‖² and ⟨op(g), g⟩."""
+        """op(g) for one batch, ‖op(g)‖² and ⟨op(g), g⟩."""
         if operator in ("shrink", "clamp"):
             left = smooth_shrink(gradient, strength, form="redescending" if operator == "shrink" else "hard")
             return left, self._inner(left, left), self._inner(left, gradient)
@@ -170,18 +170,18 @@ class _Stack:
         return left, (gain * sigma).square().sum(), (gain * sigma.square()).sum()
 
     def _variance(self, squares: Tensor, total: Tensor) -> float:
-        """Summed over entries, from the squared norms of all batches and their sum."""
+        """The variance over batches, summed over entries, from the batches' squared norms and their sum."""
         count = len(squares)
         return float(squares.sum() - total.double().square().sum() / count) / (count - 1)
 
     @staticmethod
     def _inner(one: Tensor, two: Tensor) -> Tensor:
-        # Products in the stack's precision, their sum in float64: the sum is where digits would be lost.
+        # Only the sum needs float64, in which digits would be lost otherwise.
         return (one * two).sum((-2, -1), dtype=torch.float64)
 
 
 def _gain(operator: Operator, sigma: Tensor, c: float) -> Tensor:
-    """By how much a singular value, or a norm, is multiplied."""
+    """The factor on a singular value or norm."""
     if operator == "soft clip":
         return 1 / torch.hypot(torch.ones_like(sigma), sigma / c)
     return (c / sigma.clamp_min(torch.finfo(sigma.dtype).tiny)).clamp_max(1.0)

@@ -1,7 +1,4 @@
-"""Numbers on their way from a device to the host, for whoever need not have them at once.
-
-Relied on by the monitor and by the training loop of the lab.
-"""
+"""Copies numbers from a device to the host without waiting for the device."""
 
 from __future__ import annotations
 
@@ -15,13 +12,12 @@ __all__ = ["Fetch"]
 
 
 class Fetch:
-    """Copies flat tensors to the host, in float64 and in one copy from each device.
+    """Copies flat tensors to the host in float64, with one copy from each device.
 
-    From a CUDA device the copy goes to pinned memory, and nothing waits before :meth:`read`. From elsewhere it is
-    done when this returns.
+    A copy from a CUDA device goes to pinned memory and does not wait; other copies are complete on return.
 
     Args:
-        tensors: of one dimension, on any devices. They may be written to afterwards.
+        tensors: of one dimension, on any devices. They may be overwritten afterwards.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -34,11 +30,11 @@ class Fetch:
             self._copies.append((indices, [len(tensor) for tensor in here], host, event))
 
     def ready(self) -> bool:
-        """Whether :meth:`read` would return without waiting."""
+        """True if :meth:`read` would return without waiting."""
         return all(event is None or event.query() for *_, event in self._copies)
 
     def read(self) -> list[Tensor]:
-        """The tensors, on the host; waits for the device where it has not come that far."""
+        """The tensors on the host; waits for the copies."""
         found: dict[int, Tensor] = {}
         for indices, lengths, host, event in self._copies:
             if event is not None:
@@ -48,7 +44,7 @@ class Fetch:
 
 
 def begin_copy(tensor: Tensor) -> tuple[Tensor, Any]:
-    """A copy on the host, and the event after which it is complete; None where it is complete already."""
+    """A copy on the host, and the event after which it is complete, or None if it is complete already."""
     if tensor.device.type != "cuda":
         return tensor.cpu(), None
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

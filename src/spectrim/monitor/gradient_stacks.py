@@ -1,8 +1,7 @@
-"""Stacks of gradients, one matrix a batch, and what the analysis of them has in common.
+"""Stacks (K, m, n) of one matrix's gradients on K batches, and functions that their analyses share.
 
-A stack is (K, m, n): the gradient of one matrix on K batches. Every estimate here that could flatter itself by using a
-batch twice is made without that: inner products leave a batch's product with itself out, and directions are taken from
-one half of the batches and measured on the other.
+Estimates never use a batch twice, which would bias them: inner products leave out a batch's product with itself, and
+directions from one half of the batches are measured on the other half.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor
 __all__ = ["Decomposed", "Estimate", "check_stack", "decompose", "halves", "jackknife"]
 
 FEWEST_BATCHES = 4
-"""Two in each half: fewer have no variance."""
+"""Each half needs two batches for a variance."""
 
 
 class Estimate(NamedTuple):
@@ -36,11 +35,7 @@ class Decomposed(NamedTuple):
 
 
 def check_stack(gradients: Tensor) -> None:
-    """Refuse what is no stack of gradients.
-
-    Raises:
-        ValueError: not (K, m, n) with at least four batches, not real, or not finite.
-    """
+    """Raise ValueError unless the gradients are (K, m, n) with at least four batches, real and finite."""
     if gradients.ndim != 3 or gradients.shape[0] < FEWEST_BATCHES or not gradients.is_floating_point():
         raise ValueError(
             f"gradients of shape {tuple(gradients.shape)} and dtype {gradients.dtype}: expected (batches, m, n), "
@@ -51,20 +46,20 @@ def check_stack(gradients: Tensor) -> None:
 
 
 def halves(gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """Every second batch, and the others."""
+    """The batches with even and with odd indices."""
     return gradients[0::2], gradients[1::2]
 
 
 def decompose(gradients: Tensor) -> Decomposed:
     """Singular values and left singular vectors of every matrix of a wide stack (K, m, n), m <= n.
 
-    From the eigenvectors of the float64 Gram matrix, the values read from the rows of UᵀX: right to 1e-7 of the
-    largest. One matrix at a time is held in float64.
+    U has the eigenvectors of the float64 Gram matrix, and the values are the norms of the rows of UᵀX, exact to 1e-7 of
+    the largest. One matrix at a time is held in float64.
     """
     values, left = [], []
     for matrix in gradients:
         X = matrix.double()
-        # Descending, as singular values are.
+        # Descending, like singular values.
         U = torch.linalg.eigh(X @ X.mT).eigenvectors.flip(-1)
         found, order = (U.mT @ X).square().sum(-1).sqrt().sort(descending=True)
         values.append(found)
@@ -73,7 +68,7 @@ def decompose(gradients: Tensor) -> Decomposed:
 
 
 def jackknife(left_out: Tensor, value: float) -> Estimate:
-    """The standard error of an estimate from K values, (K,), each made without one batch."""
+    """An estimate with its standard error, from the K estimates (K,) that leave out one batch each."""
     count = left_out.numel()
     variance = (count - 1) / count * (left_out.double() - left_out.double().mean()).square().sum()
     return Estimate(value, float(variance.sqrt()))

@@ -1,7 +1,6 @@
-"""What is measured of one matrix, as a row of numbers: worked out on its device, read on the host.
+"""Measures a matrix as a row of numbers on its device, and reads metrics from the row on the host.
 
-A :class:`MatrixRequest` says which numbers are wanted and in which order, so that the rows of many matrices are sent
-and read as one tensor.
+A :class:`MatrixRequest` defines the numbers and their order, so that the rows of many matrices form one tensor.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class MatrixRequest:
-    """Which numbers to measure of a matrix.
+    """The numbers to measure for a matrix.
 
     Attributes:
-        kind: what it is. Of a gradient the entries are looked at too; of a direction, the update before its clip's
-            threshold, nothing but how its singular values are spread.
+        kind: the kind of matrix. For a gradient, statistics of entries are measured too; for a direction, the update as
+            the clip left it, only the distribution of singular values.
         shape: (m, n).
-        rank: of the spike.
-        exact: all singular values and entries, instead of estimates.
+        rank: number of singular values in the spike.
+        exact: measure all singular values and entries instead of estimates.
     """
 
     kind: Kind
@@ -63,13 +62,13 @@ class MatrixRequest:
         if self.exact:
             return found | {"singular_values": (small,)}
         if self.kind == "direction":
-            # Of a small matrix the host can as well find all singular values.
+            # For small matrices the host computes all singular values.
             return {"gram": (small, small)} if small <= WIDTH else {"lanczos": _lanczos_field(small)}
         return found | {"krylov": (krylov_columns(small, self.rank),) * 2}
 
     @cached_property
     def length(self) -> int:
-        """How many numbers there are."""
+        """The number of numbers."""
         return sum(map(math.prod, self.fields.values()))
 
 
@@ -79,13 +78,13 @@ def _lanczos_field(small: int) -> tuple[int, ...]:
 
 
 def measure(request: MatrixRequest, *stacks: Tensor) -> Tensor:
-    """The requested numbers of stacks of matrices (Eᵢ, m, n): (ΣEᵢ, request.length), in float64.
+    """The requested numbers (ΣEᵢ, request.length), in float64, for stacks of matrices (Eᵢ, m, n).
 
     Waits for the device only if the request is exact.
 
     Args:
-        request: for the first stack, and for others of the same smaller side, which ask for as many numbers.
-        stacks: of one dtype; what is alike of them is worked out in one batch.
+        request: for the first stack; the other stacks have the same smaller side, and thus as many numbers.
+        stacks: of one dtype. Their common work is done in one batch.
     """
     wides = [wide(as_matrices(X)) for X in stacks]
     found: dict[str, Tensor] = {}
@@ -105,9 +104,9 @@ def measure(request: MatrixRequest, *stacks: Tensor) -> Tensor:
     return torch.cat([found[name].reshape(sum(map(len, wides)), -1) for name in request.fields], dim=-1)
 
 
-#: What the numbers of a stack of E matrices say, on the host: tensors of shape (E), by name. "energy" is ‖X‖_F², "norm"
-#: σ₁, "spike" the energy in the leading directions; "largest" and "tail_index" are of the entries; "singular_values",
-#: (E, ...) and descending, are there where exact; "above" is the share of them above a threshold.
+#: Metrics of a stack of E matrices on the host: name -> tensor (E). "energy" is ‖X‖_F², "norm" σ₁, "spike" the energy
+#: of the spike; "largest" and "tail_index" describe entries; "above" is the share of singular values above a threshold;
+#: "singular_values", (E, ...) and descending, exist for exact requests.
 Reading = dict[str, Tensor]
 
 
@@ -115,9 +114,9 @@ def read(request: MatrixRequest, numbers: Tensor, *, limit: float | Tensor = mat
     """Metrics from rows of numbers (E, request.length).
 
     Args:
-        request: by which they were measured.
-        numbers: on the host.
-        limit: the threshold that a direction's singular values are held against; one for all, or (E).
+        request: the request of :func:`measure`.
+        numbers: the numbers on the host.
+        limit: the threshold for a direction's "above"; one number, or (E).
     """
     parts = torch.split(numbers, [math.prod(shape) for shape in request.fields.values()], dim=-1)
     found = {name: part.view(-1, *shape) for (name, shape), part in zip(request.fields.items(), parts, strict=True)}

@@ -1,8 +1,7 @@
-"""One measurement: which matrices are taken before a step and after it, and how they get to where they are measured.
+"""One measurement of all matrices, before and after a step.
 
-Matrices of plain parameters are measured here, those of one shape in company. Matrices of sharded ones are put together
-at owners, as for a step, and measured there. Relied on by :class:`~spectrim.monitor.monitor.SpectralMonitor`; relies on
-:mod:`measure` for the numbers and on :mod:`buffer` for their places.
+Matrices of plain parameters are measured in batches of one shape. Sharded matrices are gathered at owner ranks, as for
+a step, and measured there.
 """
 
 from __future__ import annotations
@@ -27,26 +26,26 @@ from spectrim.operators._stack import as_matrices, energy
 
 __all__ = ["Measurement", "MeasurementRequest", "as_float", "squared_norms"]
 
-#: Where an optimizer keeps its momentum.
+#: Keys of optimizers' state that hold the momentum.
 MOMENTA = ("exp_avg", "momentum_buffer")
 
-#: Bytes of matrices of one shape, in float32, that are measured in company; one matrix always may be. On the host only
-#: small ones gain from it: large ones would be copied for nothing.
+#: The most bytes of matrices, in float32, in one batch; a single matrix may exceed it. On the host only small matrices
+#: gain from batching, since a batch is a copy.
 TOGETHER_ON_HOST, TOGETHER = 2**20, 256 * 2**20
 
-#: What this process holds of subjects' matrices of some kind; None where there are none.
+#: Returns the local tensors of subjects for one kind of matrix; None for a subject that has none.
 TensorsOf = Callable[[Sequence[Subject]], Sequence[Tensor | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasurementRequest:
-    """What a measurement is of.
+    """What to measure.
 
     Attributes:
-        kinds: "gradient", "momentum", "update", "weight".
-        exact: the names of which all singular values are wanted.
-        rank_ratio: of the spike.
-        loss_scale: what the loss was multiplied by; a tensor may be on a device.
+        kinds: some of "gradient", "momentum", "update", "weight".
+        exact: names of the matrices for which all singular values are measured.
+        rank_ratio: the share of singular values that form the spike.
+        loss_scale: the factor on the loss; a tensor may be on a device.
     """
 
     kinds: Collection[str]
@@ -56,13 +55,13 @@ class MeasurementRequest:
 
 
 class Measurement:
-    """The numbers of one step, of all subjects.
+    """A measurement of one step.
 
     Args:
-        subjects: what is watched; of plain parameters, only what this process measures.
+        subjects: the parameters to measure; those that are not sharded, on one rank only.
         optimizer: about to step.
         wanted: what to measure.
-        norms: the squared norms of gradients as they were accumulated, (parts) for each subject that has one.
+        norms: squared norms (parts) of gradients when they were accumulated.
     """
 
     def __init__(
@@ -77,16 +76,16 @@ class Measurement:
         self._buffers = buffers_of(subjects, self._requests_of)
         self._before: dict[Subject, Tensor] = {}
         self.count = 0
-        """How many :meth:`tensors` there are."""
+        """The number of :meth:`tensors`."""
 
     def take_gradients(self) -> None:
-        """Measure the gradients that the step is about to use, or has used."""
+        """Measure the gradients of the step."""
         for buffer in self._buffers:
             buffer.put_heads(self._norms)
         self._fill("gradient", _gradients)
 
     def take_weights(self) -> None:
-        """Keep a copy of the weights that the step is about to move."""
+        """Copy the weights before the step."""
         if "update" in self._wanted.kinds:
             subjects = [subject for buffer in self._buffers for subject in buffer.subjects]
             weights = _weights(subjects)
@@ -96,7 +95,7 @@ class Measurement:
             self._before = dict(zip(subjects, copies, strict=True))
 
     def take_step(self) -> None:
-        """Measure what the step did."""
+        """Measure updates, weights and momenta after the step."""
         self._fill("update", self._moved)
         self._fill("direction", lambda subjects: self._moved(subjects, of_direction=True))
         self._fill("weight", _weights)
@@ -104,19 +103,19 @@ class Measurement:
         self._before.clear()
 
     def tensors(self) -> list[Tensor]:
-        """All numbers, where they are; every rank of sharded parameters calls this, and gets them."""
+        """All numbers, on their devices. Every rank of sharded parameters calls this."""
+        # Limits are tensors if learning rates are.
         limits = [clip.limit for clips in self._clips.values() for clip in clips]
         there = [limit for limit in (*limits, self._wanted.loss_scale) if isinstance(limit, Tensor)]
-        # On a device only where learning rates or the scale are.
         found = [*(buffer.complete() for buffer in self._buffers), *(limit.detach().reshape(1) for limit in there)]
         self.count = len(found)
         return found
 
     def read(self, hosts: Sequence[Tensor]) -> list[PartMeasurement]:
-        """What the numbers say.
+        """The measurements of all parts.
 
         Args:
-            hosts: :meth:`tensors`, on the host.
+            hosts: the :meth:`tensors`, copied to the host.
         """
         buffers, rest = hosts[: len(self._buffers)], iter(hosts[len(self._buffers) :])
         limits = {
@@ -164,7 +163,7 @@ class Measurement:
         return [clip for clip in found if clip is not None]
 
     def _moved(self, subjects: Sequence[Subject], *, of_direction: bool = False) -> Sequence[Tensor]:
-        """The weights minus those before, in float32 or better; of a direction, what the step was to keep of those."""
+        """The weights minus those before the step, in float32 or wider; for a direction, the latter after decay."""
         now = [as_float(weight) for weight in _weights(subjects)]
         before = [as_float(self._before[subject]) for subject in subjects]
         if of_direction:
@@ -175,7 +174,7 @@ class Measurement:
     def _momenta(self, subjects: Sequence[Subject]) -> Sequence[Tensor | None]:
         found: list[Tensor | None] = []
         for subject in subjects:
-            # .get: the state of torch's optimizers is a defaultdict, and asking it by key would create an entry.
+            # The state is a defaultdict, in which state[parameter] would create an entry.
             state = self._optimizer.state.get(subject.parameter, {})
             held = [state[key] for key in MOMENTA if isinstance(state.get(key), Tensor)]
             found.append(subject.local(held[0]) if held else None)
@@ -184,7 +183,7 @@ class Measurement:
     # -- How it is measured --------------------------------------------------------------------------------------------
 
     def _fill(self, kind: Kind, tensors_of: TensorsOf) -> None:
-        """Measure one kind of matrix of all subjects that have it."""
+        """Measure one kind of matrix for all subjects that have a request for it."""
         for buffer in self._buffers:
             subjects = [subject for subject in buffer.subjects if buffer.slots(subject, kind)]
             if buffer.team is None:
@@ -195,15 +194,15 @@ class Measurement:
 
 @cache
 def _request(kind: Kind, shape: tuple[int, int], rank_ratio: float, exact: bool) -> MatrixRequest:
-    """The request for a matrix; one object for all that are alike, which knows its fields once."""
-    # Of weights the spike is not asked for.
+    """The request for a matrix; cached, so that its fields are computed once."""
+    # The spike of weights is not measured.
     return MatrixRequest(kind, shape, 1 if kind == "weight" else rank_of_spike(shape, rank_ratio), exact)
 
 
 def _fill_here(buffer: MeasurementBuffer, kind: Kind, subjects: Sequence[Subject], tensors_of: TensorsOf) -> None:
-    """Measure in company parts whose smaller sides are alike."""
-    for some in _companies(subjects):
-        # What asks for as many numbers can be measured in one batch, of one shape in one stack.
+    """Measure parts with equal smaller sides in batches."""
+    for some in _batches(subjects):
+        # Parts of one shape form a stack; stacks with as many numbers are measured in one batch.
         alike: dict[tuple[Any, ...], dict[tuple[MatrixRequest, int], list[tuple[Slot, Tensor]]]] = {}
         for subject, tensor in zip(some, tensors_of(some), strict=True):
             if tensor is not None:
@@ -216,26 +215,26 @@ def _fill_here(buffer: MeasurementBuffer, kind: Kind, subjects: Sequence[Subject
             _measure(buffer, list(stacks.values()))
 
 
-def _companies(subjects: Sequence[Subject]) -> Iterator[list[Subject]]:
-    """Subjects in lists that are small enough to be measured at once, those with equal smaller sides together."""
-    company: list[Subject] = []
+def _batches(subjects: Sequence[Subject]) -> Iterator[list[Subject]]:
+    """Divide subjects into lists that are small enough for one batch, sorted by their smaller sides."""
+    batch: list[Subject] = []
     held = 0
     for subject in sorted(subjects, key=lambda subject: [(min(shape[-2:]), *shape) for shape in subject.shapes]):
         size = 4 * subject.parameter.numel()
         limit = TOGETHER_ON_HOST if subject.parameter.device.type == "cpu" else TOGETHER
-        if company and held + size > limit:
-            yield company
-            company, held = [], 0
-        company.append(subject)
+        if batch and held + size > limit:
+            yield batch
+            batch, held = [], 0
+        batch.append(subject)
         held += size
-    if company:
-        yield company
+    if batch:
+        yield batch
 
 
 def _fill_at_owners(
     buffer: MeasurementBuffer, team: Team, kind: Kind, subjects: Sequence[Subject], tensors_of: TensorsOf
 ) -> None:
-    """Send shards to owners, which measure what they put together; a shard that is not there counts as zeros."""
+    """Send shards to owners, which measure the whole matrices; a missing shard counts as zeros."""
     loads: Loads = {}
     for some in exchange_rounds(subjects, lambda subject: subject.parameter.shape, team.size):
         tensors = [
@@ -255,7 +254,7 @@ def _fill_at_owners(
 
 
 def _measure(buffer: MeasurementBuffer, found: Sequence[Sequence[tuple[Slot, Tensor]]]) -> None:
-    """Measure matrices, or stacks of them, in lists of one shape each; the smaller side is that of all."""
+    """Measure matrices or stacks, in lists of one shape each; all have the same smaller side."""
     request = found[0][0][0].request
     if request.kind == "momentum" and not request.exact:
         return
@@ -267,12 +266,12 @@ def _measure(buffer: MeasurementBuffer, found: Sequence[Sequence[tuple[Slot, Ten
 
 
 def as_float(tensor: Tensor) -> Tensor:
-    """The tensor in float32 or better."""
+    """The tensor in float32 or wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def squared_norms(subjects: Sequence[Subject]) -> dict[Subject, Tensor]:
-    """(parts) for each subject with a gradient: the squared norms of what this process holds of its parts."""
+    """The squared norms (parts) of the local gradient of each subject that has one."""
     found: dict[Subject, Tensor] = {}
     having: dict[torch.device, list[tuple[Subject, list[Tensor]]]] = {}
     for subject, grad in zip(subjects, _gradients(subjects), strict=True):
@@ -294,7 +293,7 @@ def _weights(subjects: Sequence[Subject]) -> list[Tensor]:
 
 
 def _gradients(subjects: Sequence[Subject]) -> list[Tensor | None]:
-    """Gradients, those of sparse embeddings in full."""
+    """Local gradients; sparse ones are made dense."""
     grads = [subject.parameter.grad for subject in subjects]
     local = [None if g is None else s.local(g.detach()) for s, g in zip(subjects, grads, strict=True)]
     return [g.to_dense() if g is not None and g.is_sparse else g for g in local]

@@ -1,7 +1,7 @@
-"""Spectral metrics of matrices: pure functions of (..., m, n), cheap by default and exact on request.
+"""Spectral metrics of matrices: pure functions of (..., m, n), estimated by default and exact on request.
 
-Each cheap one is a sketch (:mod:`sketch`) and the host's reading of it, which the functions named ``..._of`` are: the
-monitor sketches many matrices on their device and reads all in one go. Relied on by :mod:`measure`.
+An estimate is a sketch on the matrix's device (:mod:`sketch`), from which functions named ``..._of`` compute the metric
+on the host. The monitor sketches many matrices and reads all at once.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = [
     "tail_index",
 ]
 
-#: Share of the singular directions that are called the spike (arXiv 2602.11185).
+#: The share of singular values that form the spike (arXiv 2602.11185).
 RANK_RATIO = 0.015
 
 
 def singular_values(X: Tensor) -> Tensor:
     """All singular values of every matrix, (..., min(m, n)), descending, in float64.
 
-    From the float64 Gram matrix of the smaller side: right to 1e-8 of the largest one, which is float32's own noise.
+    They come from the float64 Gram matrix of the smaller side, exact to 1e-8 of the largest, as float32 data allow.
     """
     return singular_values_of(gram_of_singular_values(wide(as_matrices(X))))
 
@@ -48,27 +48,27 @@ def singular_values(X: Tensor) -> Tensor:
 def spectral_norm(X: Tensor, *, exact: bool = False) -> Tensor:
     """The largest singular value σ₁ of every matrix, (...), in float64.
 
-    The estimate never exceeds it, and is within 1 % below for pure noise, much nearer wherever a spectrum decays.
+    The estimate never exceeds it. It is within 1 % for pure noise, and much closer if the spectrum decays.
     """
     return _leading(X, 1, exact)[..., 0]
 
 
 def stable_rank(X: Tensor, *, exact: bool = False) -> Tensor:
-    """‖X‖_F²/σ₁²: how many directions carry the energy, from 1 to min(m, n); NaN for a zero matrix."""
+    """‖X‖_F²/σ₁², the effective number of singular values, from 1 to min(m, n); NaN for a zero matrix."""
     return entry_statistics(as_matrices(X)).energy / spectral_norm(X, exact=exact).square()
 
 
 def spike_share(X: Tensor, rank_ratio: float = RANK_RATIO, *, exact: bool = False) -> Tensor:
-    """The share of the energy ‖X‖_F² in the max(1, round(r min(m, n))) leading directions; NaN for a zero matrix."""
+    """The share of ‖X‖_F² in the max(1, round(r min(m, n))) largest singular values; NaN for a zero matrix."""
     rank = rank_of_spike(X.shape, rank_ratio)
     leading = _leading(X, rank, exact)[..., :rank].square().sum(-1)
     return (leading / entry_statistics(as_matrices(X)).energy).clamp_max(1.0)
 
 
 def localisation(X: Tensor, *, exact: bool = False) -> Tensor:
-    """max|X_ij|/σ₁, from 1/√(mn) to 1: near 1 the leading direction sits on single entries.
+    """max|X_ij|/σ₁, from 1/√(mn) to 1: near 1, the largest singular value comes from single entries.
 
-    For Gaussian entries about √(2 ln mn)/(√m + √n). NaN for a zero matrix.
+    It is about √(2 ln mn)/(√m + √n) for Gaussian entries, and NaN for a zero matrix.
     """
     return entry_statistics(as_matrices(X)).largest / spectral_norm(X, exact=exact)
 
@@ -78,7 +78,7 @@ def tail_index(X: Tensor, *, exact: bool = False) -> Tensor:
 
     Args:
         X: (..., m, n).
-        exact: read all entries instead of at most 65,536 that lie evenly over rows and columns.
+        exact: use all entries instead of an even sample of at most 65,536.
     """
     Y = as_matrices(X)
     return (entry_statistics(Y, sample=None) if exact else entry_statistics(Y)).tail_index
@@ -87,7 +87,7 @@ def tail_index(X: Tensor, *, exact: bool = False) -> Tensor:
 def share_above(X: Tensor, threshold: float | Tensor, *, exact: bool = False) -> Tensor:
     """The share of the min(m, n) singular values that exceed a threshold, (...).
 
-    The estimate, by stochastic Lanczos quadrature, is within a few hundredths.
+    The estimate, by stochastic Lanczos quadrature, has an error of a few hundredths.
 
     Args:
         X: (..., m, n).
@@ -101,12 +101,12 @@ def share_above(X: Tensor, threshold: float | Tensor, *, exact: bool = False) ->
 
 
 def rank_of_spike(shape: tuple[int, ...] | torch.Size, rank_ratio: float = RANK_RATIO) -> int:
-    """How many directions of an m x n matrix are its spike."""
+    """The number of singular values in the spike of an m x n matrix."""
     return max(1, round(rank_ratio * min(shape[-2:])))
 
 
 def singular_values_of(gram: Tensor) -> Tensor:
-    """Singular values, descending, from a Gram matrix (..., s, s); NaN where it is not finite."""
+    """Singular values, descending, from a Gram matrix (..., s, s); NaN if it is not finite."""
     finite = gram.isfinite().all(-1).all(-1)[..., None, None]
     squares = torch.linalg.eigvalsh(torch.where(finite, gram, 0.0)).flip(-1)
     return torch.where(finite[..., 0], squares.clamp_min(0).sqrt(), math.nan)
@@ -115,8 +115,8 @@ def singular_values_of(gram: Tensor) -> Tensor:
 def share_of(coefficients: Tensor, threshold: Tensor) -> Tensor:
     """The share of singular values above a threshold (...), from :func:`~spectrim.monitor.sketch.lanczos_coefficients`.
 
-    Each start's Gauss quadrature has nodes and weights; between nodes the distribution is taken as linear in the
-    logarithm of the singular value, half of each node's weight on either side.
+    Each start gives the nodes and weights of a Gauss quadrature. Between nodes, the distribution is interpolated
+    linearly in the logarithm of the singular value, with half of a node's weight on either side.
     """
     diagonal, off = coefficients.unbind(-2)
     finite = coefficients.isfinite().all(-1).all(-1).all(-1)
@@ -134,8 +134,7 @@ def share_of(coefficients: Tensor, threshold: Tensor) -> Tensor:
 
 
 def _interpolated(at: Tensor, places: Tensor, values: Tensor) -> Tensor:
-    """A non-decreasing piecewise linear function (..., K) at one place (...): 0 before its first place, 1 after its
-    last."""
+    """A piecewise linear distribution function with K nodes (..., K), at one point (...)."""
     index = torch.searchsorted(places.contiguous(), at[..., None].contiguous())
     right = index.clamp(1, max(1, places.shape[-1] - 1))
     right = right.clamp_max(places.shape[-1] - 1)

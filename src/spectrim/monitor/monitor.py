@@ -1,9 +1,8 @@
-"""SpectralMonitor: what the spectra of gradients, updates and weights do while a model trains.
+"""SpectralMonitor measures the spectra of gradients, updates and weights while a model trains.
 
-It is attached by hooks alone and only looks. A measurement spans one step: gradient norms as gradients are accumulated,
-gradients and a copy of the weights just before the optimizer's step, updates and weights just after. What a CUDA device
-has found is fetched without waiting, and told at a later step. Relies on :mod:`measurement` for the numbers,
-:mod:`update_sampler` for updates of every step, :mod:`fetch` to copy both to the host, :mod:`sinks` to store records.
+It uses hooks only. A measurement takes gradient norms during the backward pass, gradients and a copy of the weights
+before the optimizer's step, updates and weights after it. Results on a CUDA device are copied without waiting, and
+reported at a later step.
 """
 
 from __future__ import annotations
@@ -15,32 +14,30 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd import Variable
 from torch.optim import Optimizer
 
 from spectrim.monitor.alarm import Alarm, Rule, alerts_of
-from spectrim.monitor.buffer import PartMeasurement
+from spectrim.monitor.arguments import KINDS, check_arguments, check_patterns
 from spectrim.monitor.fetch import Fetch
-from spectrim.monitor.inner_step import is_inner_step
-from spectrim.monitor.measurement import Measurement, MeasurementRequest, squared_norms
+from spectrim.monitor.gradient_norms import GradientNorms, is_distributed
+from spectrim.monitor.measurement import Measurement, MeasurementRequest
 from spectrim.monitor.metrics import RANK_RATIO
-from spectrim.monitor.record import Alert, Record, entry_of, rounded, spectra_of
+from spectrim.monitor.record import Alert, Record, record_of, rounded
 from spectrim.monitor.sinks import Out, sinks_of
 from spectrim.monitor.skip_counts import SkipCounts
-from spectrim.monitor.subjects import Subject, subjects_of
+from spectrim.monitor.step_hooks import innermost, is_inner_step, untraced
+from spectrim.monitor.subjects import subjects_of
 from spectrim.monitor.update_sampler import UpdateSampler, UpdateSamples
 
 __all__ = ["KINDS", "SpectralMonitor"]
 
-KINDS = ("gradient", "momentum", "update", "weight")
-#: Steps after which what is known of every step is fetched from the device.
+#: Steps between copies of the samples of every step to the host.
 WATCH_EVERY = 10
 
 logger = logging.getLogger("spectrim.monitor")
@@ -48,7 +45,7 @@ logger = logging.getLogger("spectrim.monitor")
 
 @dataclass(frozen=True)
 class _Pending:
-    """Numbers on their way to the host: of a measurement and of the steps since, or of the steps alone."""
+    """Numbers under way to the host: samples of the last steps, and possibly a measurement."""
 
     step: int
     fetch: Fetch
@@ -57,34 +54,34 @@ class _Pending:
 
 
 class SpectralMonitor:
-    """Measure gradients, updates and weights of every matrix of a model, every so many steps of its optimizer.
+    """Measure gradients, updates and weights of every matrix of a model at regular steps.
 
         monitor = spectrim.SpectralMonitor(model, optimizer, every=100)
 
-    Nothing else changes in the training loop, and nothing in training: no random number is drawn, no weight, gradient
-    or state is written to. Works with any ``torch.optim.Optimizer``; parameters may be sharded by FSDP2 or tensor
-    parallelism. Then every rank makes a monitor, and the first one alone writes.
+    The training loop stays as it is, and so does training: the monitor draws no random numbers and writes to no weight,
+    gradient or state. It works with any ``torch.optim.Optimizer``, and with parameters sharded by FSDP2 or tensor
+    parallelism: make a monitor on every rank, of which the first writes the records.
 
     Args:
-        model: whose parameters' names are used. Wrappers around it are looked through.
-        optimizer: whose steps are counted and whose parameters are watched.
+        model: names of its parameters are used in records, without those of wrappers.
+        optimizer: its steps are counted and its parameters measured.
         every: steps between measurements.
         out: where records go: a path of JSON lines, a function of a record, a sink, several of these, or None.
         exact_every: steps between exact measurements, which hold all singular values.
-        exact_steps: further steps that are measured exactly.
-        exact: patterns of the names that are measured exactly then.
-        kinds: of matrices to measure: "gradient", "momentum" (its singular values only, on exact steps), "update",
+        exact_steps: further steps to measure exactly.
+        exact: name patterns of the matrices to measure exactly.
+        kinds: the matrices to measure: "gradient", "momentum" (singular values only, on exact steps), "update",
             "weight".
-        rank_ratio: the share of directions that are called the spike.
-        alarm: the rule that warns: an :class:`~spectrim.monitor.alarm.Alarm`, any callable like it, or None.
-        loss_scale: what losses are multiplied by before the backward pass, such as ``scaler.get_scale``; metrics are of
-            gradients without it. It may return a tensor, which is fetched like everything else.
-        steps_taken: steps that the optimizer has taken before.
-        resume: what :meth:`state_dict` of an earlier monitor gave, to go on from there. A file of ``out`` is then gone
-            on with, and what it says of later steps is dropped.
+        rank_ratio: the share of singular values that form the spike.
+        alarm: the rule that warns: an :class:`~spectrim.monitor.alarm.Alarm`, a callable like it, or None.
+        loss_scale: returns the factor on the loss, such as ``scaler.get_scale``; gradients are divided by it. It may
+            return a tensor on a device, which is copied with the measurement.
+        steps_taken: steps that the optimizer has already taken.
+        resume: the :meth:`state_dict` of an earlier monitor to continue from. A file of ``out`` is continued too; its
+            records of later steps are deleted.
 
     Raises:
-        ValueError: a value that is not allowed, or a pattern that matches nothing; the message names it.
+        ValueError: a value is not allowed, or a pattern matches nothing; the message names it.
         FileExistsError: the file has records already, see :class:`~spectrim.monitor.sinks.JsonLines`.
     """
 
@@ -105,69 +102,54 @@ class SpectralMonitor:
         steps_taken: int = 0,
         resume: Mapping[str, Any] | None = None,
     ) -> None:
-        _check("every", every, 1)
-        _check("steps_taken", steps_taken, 0)
-        if exact_every is not None:
-            _check("exact_every", exact_every, 1)
         kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-        for kind in kinds:
-            if kind not in KINDS:
-                raise ValueError(f"kind {kind!r}: expected some of {', '.join(map(repr, KINDS))}")
-        if not 0 < rank_ratio <= 1:
-            raise ValueError(f"rank_ratio={rank_ratio!r}: expected a share above 0, at most 1")
-        if alarm is not None and alarm != "default" and not callable(alarm):
-            raise ValueError(f"alarm={alarm!r}: expected a callable, None or 'default'")
-        optimizer = _innermost(optimizer)
+        check_arguments(every, steps_taken, exact_every, kinds, rank_ratio, alarm)
+        optimizer = innermost(optimizer)
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"cannot watch a {type(optimizer).__name__}: expected a torch.optim.Optimizer")
+            raise TypeError(f"cannot monitor a {type(optimizer).__name__}: expected a torch.optim.Optimizer")
         self.every, self.exact_every = every, exact_every
         self.exact_steps = frozenset(exact_steps)
         self.kinds, self.rank_ratio = kinds, rank_ratio
         self.alarm: Rule | None = Alarm() if alarm == "default" else alarm
         self.steps_taken = steps_taken
         self.milliseconds = 0.0
-        """What the monitor took so far, in all."""
+        """The host time of the monitor so far."""
         self.last: Record | None = None
-        """The last record, on the process that writes."""
+        """The last record, on the rank that writes."""
         self._model, self._optimizer, self._loss_scale = model, optimizer, loss_scale
         self._patterns = [exact] if isinstance(exact, str) else list(exact)
         self._skips = SkipCounts(optimizer)
-        self._norms: dict[Subject, Tensor] = {}
-        self._accumulated: list[Subject] = []
+        self._gradients = GradientNorms(self._spend)
         self._measurement: Measurement | None = None
         self._pending: deque[_Pending] = deque()
         self._told = 0.0
         self._held: list[Tensor] = []
         self._trained: list[bool] = []
-        self._gradient_hooks: list[Any] = []
         self._step_hooks: list[Any] = []
         self.writes = _first()
-        """Whether this process is the one that writes."""
+        """True on the rank that writes records."""
         self._subjects = subjects_of(model, optimizer.param_groups)
-        for pattern in self._patterns:
-            # All that there is may be nothing: an optimizer of vectors alone.
-            if pattern != "*" and not any(fnmatchcase(name, pattern) for name in self.names):
-                raise ValueError(f"exact pattern {pattern!r} matches no matrix: expected some of {_some(self.names)}")
+        check_patterns(self._patterns, self.names)
         reached = None if resume is None else int(resume["steps_taken"])
         self._sinks = sinks_of(out, resume_step=reached) if self.writes else []
-        # From here on nothing fails, so that no hook is left of a monitor that was not made.
+        # Hooks come last, so that a constructor that raises leaves none behind.
         self._bind()
-        self._step_hooks.append(optimizer.register_step_pre_hook(_untraced(self._before_step)))
-        self._step_hooks.append(optimizer.register_step_post_hook(_untraced(self._after_step)))
+        self._step_hooks.append(optimizer.register_step_pre_hook(untraced(self._before_step)))
+        self._step_hooks.append(optimizer.register_step_post_hook(untraced(self._after_step)))
         if resume is not None:
             self.load_state_dict(resume)
 
     @property
     def names(self) -> list[str]:
-        """The names of all matrices that are watched."""
+        """The names of all matrices that are measured."""
         return [name for subject in self._subjects for name in subject.names]
 
     # -- State ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, skips and trends as plain values, for a checkpoint; on ranks of sharded parameters, called by all.
+        """Counts of steps and skips, and trends of the alarm, as plain values. All ranks of sharded parameters call it.
 
-        Waits for what is not told yet, so that the sinks have all records up to here.
+        Waits for the device, so that the sinks have all records up to here.
         """
         self.flush()
         rule: Any = self.alarm
@@ -175,7 +157,7 @@ class SpectralMonitor:
         return {"steps_taken": self.steps_taken, "skips": self._skips.state_dict(), "alarm": alarm}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where :meth:`state_dict` was called."""
+        """Continue from a :meth:`state_dict`."""
         self.flush()
         self.steps_taken = int(state["steps_taken"])
         self._skips.load_state_dict(state["skips"])
@@ -185,20 +167,21 @@ class SpectralMonitor:
         self._arm()
 
     def flush(self) -> None:
-        """Tell what was found so far; waits for the device. Ranks of sharded parameters call this together."""
+        """Wait for the device and send all pending records. All ranks of sharded parameters call it."""
         start = time.perf_counter()
         self._fetch_watch()
         self._tell(wait=True)
         self._spend(start)
 
     def close(self) -> None:
-        """Remove all hooks and close the sinks; ranks of sharded parameters do so together. Safe to call again."""
+        """Remove all hooks and close the sinks. All ranks of sharded parameters call it; further calls do nothing."""
         if not self._step_hooks:
             return
         self.flush()
-        for hook in (*self._step_hooks, *self._gradient_hooks):
+        self._gradients.detach()
+        for hook in self._step_hooks:
             hook.remove()
-        self._step_hooks, self._gradient_hooks = [], []
+        self._step_hooks = []
         for sink in self._sinks:
             sink.close()
 
@@ -209,7 +192,7 @@ class SpectralMonitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            # After a failure ranks may not meet any more, and what was not fetched is lost with the step.
+            # After an exception, other ranks may not take part any more. Numbers that are not copied yet are lost.
             self._sampler = UpdateSampler([])
             self._pending.clear()
         self.close()
@@ -217,10 +200,10 @@ class SpectralMonitor:
     # -- Hooks ---------------------------------------------------------------------------------------------------------
 
     def _bind(self) -> None:
-        """Find what there is to watch, anew where the optimizer's parameters are others than before."""
+        """List the matrices to measure, if the optimizer's parameters have changed."""
         held = [p for group in self._optimizer.param_groups for p in group["params"]]
         trained = [p.requires_grad for p in held]
-        # Asked before every step; tensors do not compare by ==.
+        # Compare by identity: == on tensors compares their entries.
         if trained == self._trained and all(map(operator.is_, held, self._held)):
             return
         if self._held:
@@ -234,21 +217,16 @@ class SpectralMonitor:
         mine = [subject for subject in self._subjects if subject.team is not None or _first()]
         self._mine = mine
         self._sampler = UpdateSampler(mine if self.alarm is not None else [])
-        self._norms.clear()
-        self._arm(anew=True)
+        self._gradients.detach()
+        self._gradients.norms.clear()
+        self._arm()
 
-    def _arm(self, *, anew: bool = False) -> None:
-        """Have hooks on gradients before a step that is measured, and none before others: they cost a call each."""
-        wanted = "gradient" in self.kinds and self.is_measured(self.steps_taken + 1)
-        if self._gradient_hooks and (anew or not wanted):
-            for hook in self._gradient_hooks:
-                hook.remove()
-            self._gradient_hooks = []
-        if wanted and not self._gradient_hooks:
-            for subject in self._mine:
-                parameter: Any = subject.parameter
-                hook = parameter.register_post_accumulate_grad_hook(partial(self._on_gradient, subject))
-                self._gradient_hooks.append(hook)
+    def _arm(self) -> None:
+        """Attach hooks to gradients if the next step is measured, else remove them."""
+        if "gradient" in self.kinds and self.is_measured(self.steps_taken + 1):
+            self._gradients.attach(self._mine)
+        else:
+            self._gradients.detach()
 
     def is_measured(self, step: int) -> bool:
         """Whether a step, counted from 1, is measured."""
@@ -256,29 +234,6 @@ class SpectralMonitor:
 
     def _is_exact(self, step: int) -> bool:
         return step in self.exact_steps or (self.exact_every is not None and step % self.exact_every == 0)
-
-    @torch.no_grad()
-    def _on_gradient(self, subject: Subject, _: Tensor) -> None:
-        """A gradient was accumulated: its norm is kept, that of the last micro-batch in the end."""
-        if subject.team is not None:
-            self._take_norms([subject])
-            return
-        # At the end of the backward pass all at once. Data parallelism sums gradients after this, at the end as well.
-        if not self._accumulated:
-            engine = Variable._execution_engine
-            last = self._on_accumulated
-            engine.queue_callback((lambda: engine.queue_callback(last)) if _distributed() else last)
-        self._accumulated.append(subject)
-
-    @torch.no_grad()
-    def _on_accumulated(self) -> None:
-        accumulated, self._accumulated = self._accumulated, []
-        self._take_norms(accumulated)
-
-    def _take_norms(self, subjects: Sequence[Subject]) -> None:
-        start = time.perf_counter()
-        self._norms |= squared_norms(subjects)
-        self._spend(start)
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -293,8 +248,8 @@ class SpectralMonitor:
             exact = self._exact if self._is_exact(step) else frozenset[str]()
             scale = 1.0 if self._loss_scale is None else self._loss_scale()
             wanted = MeasurementRequest(kinds=self.kinds, exact=exact, rank_ratio=self.rank_ratio, loss_scale=scale)
-            self._measurement = Measurement(self._mine, optimizer, wanted, self._norms)
-            # A closure makes the gradients that its step uses.
+            self._measurement = Measurement(self._mine, optimizer, wanted, self._gradients.norms)
+            # With a closure, the step itself computes the gradients.
             self._closure = any(value is not None for value in (*args[1:], kwargs.get("closure")))
             if not self._closure:
                 self._measurement.take_gradients()
@@ -313,7 +268,7 @@ class SpectralMonitor:
             if self._closure:
                 measurement.take_gradients()
             measurement.take_step()
-            self._norms.clear()
+            self._gradients.norms.clear()
             self._fetch(step, measurement)
         elif len(self._sampler) >= WATCH_EVERY:
             self._fetch_watch()
@@ -322,7 +277,7 @@ class SpectralMonitor:
         self._tell(wait=False)
 
     def _fetch(self, step: int, measurement: Measurement | None) -> None:
-        """Begin to fetch, in one copy, all that is known of the steps since the last time."""
+        """Begin to copy the samples since the last call, and a measurement if given, to the host in one copy."""
         watched = self._sampler.take()
         parts = [measurement.tensors(), self._skips.tensors()] if measurement is not None else [[], []]
         fetch = Fetch([tensor for part in (watched.tensors(), *parts) for tensor in part])
@@ -333,7 +288,7 @@ class SpectralMonitor:
             self._fetch(self.steps_taken, None)
 
     def _tell(self, *, wait: bool) -> None:
-        """Hand on, in the order of steps, what has arrived."""
+        """Send the records of copies that have arrived, in the order of steps; with ``wait``, of all copies."""
         while self._pending and (wait or self._pending[0].fetch.ready()):
             start = time.perf_counter()
             pending = self._pending.popleft()
@@ -354,10 +309,10 @@ class SpectralMonitor:
     def _measured(
         self, step: int, measurement: Measurement, hosts: Sequence[Tensor], now: Mapping[str, Mapping[str, float]]
     ) -> Record:
-        """The record of a measurement."""
+        """The record of a measurement, with the alarm's alerts."""
         count = measurement.count
         found = measurement.read(hosts[:count])
-        record = self._record(step, found, self._skips.counts(found, hosts[count:]))
+        record = record_of(step, found, self._skips.counts(found, hosts[count:]))
         if self.alarm is not None:
             known = {name: {**entry, **now.get(name, {})} for name, entry in record["parameters"].items()}
             alerts = self._alerts(step, {**now, **known})
@@ -370,20 +325,8 @@ class SpectralMonitor:
 
     # -- Records -------------------------------------------------------------------------------------------------------
 
-    def _record(self, step: int, found: Sequence[PartMeasurement], counts: Mapping[str, int]) -> Record:
-        record: Record = {
-            "step": step,
-            "skipped": sum(counts.values()),
-            "parameters": {part.name: entry_of(part, counts.get(part.subject.name, 0)) for part in found},
-            "ms": 0.0,
-        }
-        spectra = {part.name: spectra for part in found if (spectra := spectra_of(part))}
-        if spectra:
-            record["spectra"] = spectra
-        return record
-
     def _warn(self, steps: Iterable[tuple[int, Mapping[str, Mapping[str, float | None]]]]) -> None:
-        """Records of the steps, between measurements, that the rule warns of."""
+        """Send records of steps without a measurement for which the alarm has alerts."""
         for step, values in steps:
             alerts = self._alerts(step, values)
             if alerts:
@@ -403,41 +346,5 @@ class SpectralMonitor:
             sink(record)
 
 
-def _untraced(hook: Callable[..., None]) -> Callable[..., None]:
-    """The hook, left out of a step that is compiled or captured in a CUDA graph. Decided as it runs: asking before
-    would import the compiler."""
-
-    cuda: Any = torch.cuda
-
-    def run(*arguments: Any) -> None:
-        if torch.compiler.is_compiling():
-            compiler: Any = torch.compiler
-            compiler.disable(hook)(*arguments)
-        elif not (cuda.is_initialized() and cuda.is_current_stream_capturing()):
-            hook(*arguments)
-
-    return run
-
-
-def _innermost(optimizer: Any) -> Any:
-    """The optimizer that takes the steps: the one inside of wrappers such as accelerate's, whose hooks never run."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
-
-
-def _check(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
 def _first() -> bool:
-    return not _distributed() or dist.get_rank() == 0
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(map(repr, names[:limit])) + (", ..." if len(names) > limit else "")
+    return not is_distributed() or dist.get_rank() == 0

@@ -1,7 +1,7 @@
-"""The noise of a gradient: how g = G + N splits into the mean G over batches and the noise N of one batch.
+"""Splits a gradient g = G + N into the mean G over batches and the noise N of one batch.
 
 All estimates come from a stack of gradients, one for each batch (:mod:`gradient_stacks`). The mean of K batches still
-holds a K-th of the noise's energy: estimates are debiased, or given beside the value that noise alone would produce.
+contains 1/K of the noise's energy. Estimates are corrected for it, or given beside the value for noise alone.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["NoiseStructure", "Overlap", "energies", "gaussian_localisation", "no
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """How far two k-dimensional subspaces of an m-dimensional space agree.
+    """The overlap of two k-dimensional subspaces of an m-dimensional space.
 
     Attributes:
         share: ‖UᵀU'‖_F²/k, 1 for the same subspace and 0 for orthogonal ones; a mean over batches.
-        expected: k/m, what subspaces that have nothing to do with each other give.
+        expected: k/m, the mean for independent random subspaces.
         angles: the k principal angles in degrees, ascending; means over batches.
     """
 
@@ -35,21 +35,21 @@ class Overlap:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseStructure:
-    """What K gradients (m, n) tell of their mean and their noise.
+    """Properties of the mean and the noise of K gradients (m, n).
 
     Attributes:
         batches: K.
-        signal_energy: ‖G‖_F² without the noise that is left in the mean; it may come out below zero where there is
-            next to none. Its error is that of a jackknife over batches.
+        signal_energy: ‖G‖_F², corrected for the noise in the mean; it may be negative if G is small. Its standard error
+            is by jackknife over batches.
         noise_energy: E‖N‖_F² of one batch.
         mean_spectrum: singular values of the mean of all K gradients.
-        floor_spectrum: what noise alone gives there: singular values of half the difference of the means of two
-            halves, in which G cancels and the noise has the size that it has in the mean.
-        noise_spectrum: σᵢ(N) of one batch, the mean over batches.
-        left, right: overlap of the k leading singular directions of N with those of G.
+        floor_spectrum: singular values that noise alone would give there: those of half the difference of the means of
+            two halves, in which G cancels and the noise is as large as in the mean.
+        noise_spectrum: σᵢ(N) of one batch, averaged over batches.
+        left, right: overlap of the k leading singular vectors of N with those of G.
         recurring_left, recurring_right: overlap of those of N on one batch with those on another.
-        localisation: max|N_ij|/‖N‖₂, the mean over batches.
-        gaussian_localisation: about what a Gaussian N of this shape has.
+        localisation: max|N_ij|/‖N‖₂, averaged over batches.
+        gaussian_localisation: approximate localisation of a Gaussian N of this shape.
     """
 
     batches: int
@@ -67,7 +67,7 @@ class NoiseStructure:
 
     @property
     def above_floor(self) -> int:
-        """How many singular values of the mean exceed the largest that noise alone gives."""
+        """The number of singular values of the mean above the largest for noise alone."""
         return int((self.mean_spectrum > self.floor_spectrum[0]).sum())
 
 
@@ -76,13 +76,13 @@ def noise_structure(gradients: Tensor, rank: int) -> NoiseStructure:
 
     Args:
         gradients: (K, m, n), one matrix's gradient on each of K >= 4 independent batches.
-        rank: k, how many leading directions are compared; from 1 to min(m, n).
+        rank: k, the number of leading singular vectors to compare; from 1 to min(m, n).
 
     Raises:
-        ValueError: a stack or a rank that cannot be served.
+        ValueError: the stack or the rank is not allowed.
 
-    Directions of G come from one half of the batches and are compared with the noise of the other half, so that a
-    batch's noise is never held against a mean that it is part of.
+    Singular vectors of G come from one half of the batches and are compared with the noise of the other half, so that
+    no batch is compared with a mean that contains it.
     """
     check_stack(gradients)
     if not 1 <= rank <= min(gradients.shape[1:]):
@@ -95,7 +95,7 @@ def noise_structure(gradients: Tensor, rank: int) -> NoiseStructure:
     means = [half.double().mean(0) for half in halves(X)]
     sizes = [len(half) for half in halves(X)]
     mean = (sizes[0] * means[0] + sizes[1] * means[1]) / count
-    # Scaled so that its noise has the variance of the mean's, 1/K of a batch's.
+    # Scaled so that its noise has the same variance as the mean's, 1/K of a batch's.
     floor = (means[0] - means[1]) * math.sqrt(sizes[0] * sizes[1]) / count
 
     spectra, peaks = [], []
@@ -105,7 +105,7 @@ def noise_structure(gradients: Tensor, rank: int) -> NoiseStructure:
         other = 1 - own
         U, _, Vh = torch.linalg.svd(means[other], full_matrices=False)
         for gradient in halves(X)[own]:
-            # The mean that is taken off holds a part of this batch's noise; the factor gives it back.
+            # The subtracted mean contains a part of this batch's noise, which the factor corrects.
             N = (gradient.double() - means[own]) * math.sqrt(sizes[own] / (sizes[own] - 1))
             values, left = (part[0] for part in decompose(N[None]))
             spectra.append(values)
@@ -140,7 +140,7 @@ def noise_structure(gradients: Tensor, rank: int) -> NoiseStructure:
 
 
 def energies(gradients: Tensor) -> tuple[Estimate, float]:
-    """‖G‖_F² and E‖N‖_F² from K gradients, without bias.
+    """Unbiased estimates of ‖G‖_F² and E‖N‖_F² from K gradients.
 
     ‖G‖² is the mean of ⟨g_k, g_l⟩ over pairs of different batches, whose noises are independent.
     """
@@ -157,17 +157,17 @@ def energies(gradients: Tensor) -> tuple[Estimate, float]:
 
 
 def overlap(U: Tensor, W: Tensor) -> Overlap:
-    """Of the column spaces of two matrices (m, k) with orthonormal columns."""
+    """The overlap of the column spaces of two matrices (m, k) with orthonormal columns."""
     return _overlap(torch.linalg.svdvals(U.double().mT @ W.double())[None], U.shape[-2])
 
 
 def gaussian_localisation(m: int, n: int) -> float:
-    """About max|N_ij|/‖N‖₂ of an m x n matrix of independent Gaussian entries: √(2 ln mn)/(√m + √n)."""
+    """The approximate max|N_ij|/‖N‖₂ for independent Gaussian entries: √(2 ln mn)/(√m + √n)."""
     return math.sqrt(2 * math.log(m * n)) / (math.sqrt(m) + math.sqrt(n))
 
 
 def _overlap(cosines: Tensor, dimension: int) -> Overlap:
-    """From the cosines of principal angles, (batches, k), in descending order."""
+    """The overlap from cosines of principal angles, (batches, k), in descending order."""
     cosines = cosines.clamp(0, 1)
     angles = torch.rad2deg(torch.arccos(cosines)).mean(0)
     return Overlap(

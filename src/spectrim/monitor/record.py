@@ -1,20 +1,20 @@
-"""What a measurement says, as a record of plain numbers: one line of ``monitor.jsonl``."""
+"""Records: the metrics of one step as plain numbers, one line of ``monitor.jsonl``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NotRequired, TypedDict
 
 from spectrim.monitor.buffer import Lists, PartMeasurement
 
-__all__ = ["Alert", "Record", "entry_of", "rounded", "spectra_of"]
+__all__ = ["Alert", "Record", "entry_of", "record_of", "rounded", "spectra_of"]
 
 DIGITS = 6
 
 
 class Alert(TypedDict):
-    """A warning: a quantity of a parameter that left its trend. Deviations are None where the value is not finite."""
+    """A warning that a quantity of a parameter left its trend. Numbers are None if the value is not finite."""
 
     parameter: str
     quantity: str
@@ -25,26 +25,39 @@ class Alert(TypedDict):
 
 
 class Record(TypedDict):
-    """What every sink gets. A number that is not finite is None."""
+    """A record, as every sink gets it. Numbers that are not finite are None."""
 
     step: int
     """Optimizer steps taken, from 1."""
     skipped: int
-    """Steps of single parameters that were skipped for a gradient that is not finite, in all so far."""
+    """Skipped steps so far, summed over the parameters whose gradient was not finite."""
     parameters: dict[str, dict[str, float | int | None]]
-    """Metrics by the name of the matrix; empty in a record that only warns."""
+    """Name of the matrix -> metrics; empty in a record that only has alarms."""
     spectra: NotRequired[dict[str, dict[str, list[float | None]]]]
     """Singular values by name and kind, descending, on exact steps."""
     alarms: NotRequired[list[Alert]]
     ms: float
-    """What the monitor took since the measurement before, this one included."""
+    """Host milliseconds of the monitor since the measurement before, including this one."""
+
+
+def record_of(step: int, parts: Sequence[PartMeasurement], skips: Mapping[str, int]) -> Record:
+    """The record of a measurement, from its parts and the skipped steps by parameter name."""
+    record: Record = {
+        "step": step,
+        "skipped": sum(skips.values()),
+        "parameters": {part.name: entry_of(part, skips.get(part.subject.name, 0)) for part in parts},
+        "ms": 0.0,
+    }
+    if spectra := {part.name: found for part in parts if (found := spectra_of(part))}:
+        record["spectra"] = spectra
+    return record
 
 
 def entry_of(found: PartMeasurement, skipped: int) -> dict[str, float | int | None]:
     """The metrics of one part of a parameter.
 
-    Of a stack of E matrices, norms and root mean squares are of the whole stack, the spectral norm is the largest one,
-    shares are of the whole stack's energy or singular values, and the rest are means over the matrices that have any.
+    For a stack of matrices, norms, root mean squares and shares refer to the whole stack, the spectral norm is the
+    largest, and other metrics are means over the matrices with a finite value.
     """
     entry: dict[str, float] = {}
     readings = found.readings
@@ -73,20 +86,20 @@ def entry_of(found: PartMeasurement, skipped: int) -> dict[str, float | int | No
 
 
 def spectra_of(found: PartMeasurement) -> dict[str, list[float | None]]:
-    """The singular values of what was measured exactly, by kind; those of a stack together."""
+    """Kind -> singular values, for kinds that were measured exactly; those of a stack are merged."""
     spectra: dict[str, list[float | None]] = {}
     for kind, matrices in found.spectra.items():
         if kind != "direction":
             scale = gradient_scale(found) if kind == "gradient" else 1.0
             values = [scale * value for matrix in matrices for value in matrix]
-            # What is not a number first, as torch sorts.
+            # NaN first, as torch sorts.
             values.sort(key=lambda value: math.inf if math.isnan(value) else value, reverse=True)
             spectra[kind] = [rounded(value) for value in values]
     return spectra
 
 
 def gradient_scale(found: PartMeasurement) -> float:
-    """By what a global clip divided the gradient since it was accumulated: it scales, and changes nothing else."""
+    """The factor by which the training loop's global norm clip has scaled the gradient down."""
     now = sum(found.readings["gradient"]["energy"])
     if found.before is None or not (0 < now < math.inf and 0 < found.before < math.inf):
         return 1.0
@@ -94,7 +107,7 @@ def gradient_scale(found: PartMeasurement) -> float:
 
 
 def rounded(value: float | None) -> float | None:
-    """Six significant digits, and None for what JSON has no word for."""
+    """Round to six significant digits; None for NaN and infinity, which JSON lacks."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.{DIGITS}g}")
@@ -112,7 +125,7 @@ def _spectrum(kind: str, reading: Lists) -> dict[str, float]:
 
 
 def _mean(values: Iterable[float]) -> float:
-    """Over the matrices of a stack that have a value."""
+    """The mean without NaNs."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 

@@ -1,6 +1,6 @@
-"""Where records go: a sink is a callable on a record, with a ``close``. Several can be had at once.
+"""Sinks for records: files, functions, TensorBoard, Weights & Biases. A sink is a callable with a method ``close``.
 
-TensorBoard and Weights & Biases are imported when their sinks are made, so that the monitor needs torch alone.
+TensorBoard and Weights & Biases are imported only when their sinks are made.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ class Sink(Protocol):
     """Takes the records of one run, in the order of their steps."""
 
     def __call__(self, record: Record) -> None:
-        """Take a record."""
+        """Write a record."""
 
     def close(self) -> None:
-        """Write out what is held back. Safe to call again."""
+        """Flush and close. Further calls do nothing."""
 
 
-#: What a user may name as a place for records: a path of JSON lines, a function of a record, or a sink.
+#: The argument ``out`` of a monitor: a path of JSON lines, a function of a record, or a sink.
 Out = str | os.PathLike[str] | Sink | Callable[[Record], object]
 
 
 def sinks_of(out: Out | Iterable[Out] | None, *, resume_step: int | None = None) -> list[Sink]:
-    """The sinks that a monitor was given, in order; a path is gone on with after ``resume_step``, where that is given.
+    """The sinks for a monitor's ``out``. With ``resume_step``, files are continued after that step.
 
     Raises:
-        TypeError: what is neither a path nor can be called.
+        TypeError: an item is neither a path nor callable.
     """
     if out is None:
         return []
@@ -49,34 +49,30 @@ def sinks_of(out: Out | Iterable[Out] | None, *, resume_step: int | None = None)
 
 
 class Callback:
-    """Hands every record to a function.
-
-    Args:
-        function: of a record.
-    """
+    """Passes every record to a function."""
 
     def __init__(self, function: Callable[[Record], object]) -> None:
         self._function = function
 
     def __call__(self, record: Record) -> None:
-        """Hand it on."""
+        """Call the function."""
         self._function(record)
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Do nothing."""
 
 
 class JsonLines:
-    """Appends every record to a file as one line of JSON: the line is there whole, or not at all.
+    """Appends every record to a file as one line of JSON. A line is written completely or not at all.
 
     Args:
-        path: of the file. Its folder is made where it is missing.
-        resume_step: go on in a file that is there, and drop what it says of later steps; a file that is not there is
-            begun. Without it, a file that holds anything is refused.
+        path: path of the file. Missing folders are made.
+        resume_step: continue an existing file, and delete its records of later steps. Without it, an existing file must
+            be empty.
 
     Raises:
-        FileExistsError: the file holds something already, and ``resume_step`` is not given.
-        ValueError: what is there is no such file.
+        FileExistsError: the file has records, and ``resume_step`` was not given.
+        ValueError: the existing file is not a file of records.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, resume_step: int | None = None) -> None:
@@ -88,17 +84,17 @@ class JsonLines:
             if resume_step is None:
                 raise FileExistsError(
                     f"{str(self.path)!r} holds records already: give another path, or "
-                    f"JsonLines({str(self.path)!r}, resume_step=...) to go on in it"
+                    f"JsonLines({str(self.path)!r}, resume_step=...) to continue it"
                 )
             os.truncate(self.path, kept_bytes(self.path, resume_step))
-        # Unbuffered: what a write has not written must not be tried again on closing.
+        # Unbuffered, so that close does not retry a failed write.
         self._file = self.path.open("ab", buffering=0)
 
     def __call__(self, record: Record) -> None:
         """Append a line.
 
         Raises:
-            OSError: the disk is full, say. The file then ends with the record before.
+            OSError: writing failed, for example on a full disk. The file then ends with the record before.
         """
         line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         end = os.fstat(self._file.fileno()).st_size
@@ -113,7 +109,7 @@ class JsonLines:
             raise
 
     def sync(self) -> None:
-        """Force what has been written to disk."""
+        """Force written records to disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -122,11 +118,11 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Writes every number as a scalar, tagged layer/matrix/quantity so that layers stand together.
+    """Writes every number as a scalar, tagged layer/matrix/quantity so that layers are grouped.
 
     Args:
-        folder: of the event files.
-        resume_step: what earlier files of the folder say of later steps is void.
+        folder: folder of the event files.
+        resume_step: TensorBoard ignores records of later steps in earlier files of the folder.
 
     Raises:
         ImportError: tensorboard is not installed.
@@ -141,7 +137,7 @@ class TensorBoard:
         self._writer: Any = cast(Any, SummaryWriter)(os.fspath(folder), purge_step=purge)
 
     def __call__(self, record: Record) -> None:
-        """Add the scalars of a record, and its warnings as text."""
+        """Add the numbers of a record as scalars, and its alerts as text."""
         for tag, value in scalars(record):
             self._writer.add_scalar(tag, value, record["step"])
         for alert in record.get("alarms", ()):
@@ -154,12 +150,12 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Logs every number to a run of Weights & Biases, under layer/matrix/quantity and over ``monitor/step``.
+    """Logs every number to a run of Weights & Biases, under layer/matrix/quantity.
 
-    The axis is the monitor's own, so that it does not meet the steps of what else is logged to the run.
+    The axis is ``monitor/step``, so that it does not interfere with the step of other logs of the run.
 
     Args:
-        run: one that ``wandb.init`` returned, which its owner finishes; None to begin one, which ``close`` finishes.
+        run: a run from ``wandb.init``, which the caller finishes; None to start one, which ``close`` finishes.
         options: for ``wandb.init``, such as project="..." or mode="offline".
 
     Raises:
@@ -168,7 +164,7 @@ class WeightsAndBiases:
 
     def __init__(self, run: Any = None, **options: Any) -> None:
         if run is not None and options:
-            raise ValueError(f"options {sorted(options)} with a run that has begun: they are for a new one")
+            raise ValueError(f"options {sorted(options)} with an existing run: expected none, or run=None")
         try:
             import wandb
         except ImportError as error:
@@ -179,14 +175,14 @@ class WeightsAndBiases:
         self.run.define_metric("monitor/*", step_metric="monitor/step")
 
     def __call__(self, record: Record) -> None:
-        """Log the numbers of a record, and its warnings as alerts."""
+        """Log the numbers of a record, and its alerts."""
         numbers = {f"monitor/{tag}": value for tag, value in scalars(record)}
         self.run.log({**numbers, "monitor/step": record["step"]})
         for alert in record.get("alarms", ()):
             self.run.alert(title=f"{alert['parameter']}: {alert['quantity']}", text=alert["message"])
 
     def close(self) -> None:
-        """Finish the run if this sink began it."""
+        """Finish the run if this sink started it."""
         if self._own and self.run is not None:
             self.run.finish()
         self.run = None
@@ -208,13 +204,13 @@ def scalars(record: Record) -> Iterator[tuple[str, float]]:
 
 
 def kept_bytes(path: Path, step: int) -> int:
-    """The length of a file's lines up to and including a step; a last line cut short by a crash is not kept."""
+    """The size of a file's records up to and including a step, without an incomplete last line."""
     kept = 0
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
             reached = json.loads(line)["step"]
         except (ValueError, TypeError, KeyError):
-            raise ValueError(f"{str(path)!r} is no file of records: it holds the line {line[:80]!r}") from None
+            raise ValueError(f"{str(path)!r} is not a file of records: it has the line {line[:80]!r}") from None
         if reached > step:
             break
         kept += len(line) + 1

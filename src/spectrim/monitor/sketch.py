@@ -1,8 +1,8 @@
-"""What a device works out about a matrix without waiting for the host: a few numbers from which the host reads metrics.
+"""Sketches of matrices: a few numbers, computed on the device, from which the host computes metrics (:mod:`metrics`).
 
-Everything here is products, small Cholesky factors and reductions, which a device can queue without the host waiting;
-eigenvalues of the small matrices that they leave are the host's work (:mod:`metrics`). Starts are fixed numbers, a
-function of the shape, so no random state is touched and a run that resumes measures the same.
+Sketches use only products, small Cholesky factors and reductions, for which the host need not wait; the host computes
+eigenvalues of small matrices. Starting vectors are fixed numbers that depend on the shape, so that no random state
+changes and a resumed run measures the same.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ __all__ = [
     "wide",
 ]
 
-#: Columns of a block beyond the rank asked for.
+#: Columns of a block in addition to the rank.
 OVERSAMPLING = 4
 #: Blocks of a Krylov space, at most; of pure noise they miss 1 % of the norm and 2 % of the spike's energy.
 DEPTH = 6
-#: Columns of a Krylov space, at most where it has more than two blocks: the host solves an eigenproblem of this size.
+#: The most columns of a Krylov space with more than two blocks; the host solves an eigenproblem of this size.
 WIDTH = 200
-#: Columns of a Krylov space that is left to the host as it is. Of a larger one it gets the part with the leading
-#: eigenvalues: those of 72 columns would take it ten times longer than those of 32.
+#: The most columns of a Krylov space that goes to the host. Larger ones are first reduced to the leading eigenvalues,
+#: since the host needs ten times longer for 72 columns than for 32.
 SMALL = 32
-#: Subspace iterations, of two products each, that find that part.
+#: Subspace iterations of this reduction, of two products each.
 SHRINKING = 4
-#: Starts and steps of the Lanczos iterations from which a share of singular values is estimated; of more steps the
-#: share gains little, for what is left is the spread of the starts.
+#: Starts and steps of the Lanczos iterations for a share of singular values. More steps gain little, since the variance
+#: of the starts remains.
 PROBES, LANCZOS_STEPS = 8, 14
-#: Added to the unit diagonal of the Gram matrix of a Krylov basis, in float64: directions that float32 does not tell
-#: apart count for nothing, so that an estimate never exceeds its singular value by more than rounding.
+#: Added to the unit diagonal of the Gram matrix of a Krylov basis, in float64. It suppresses directions that float32
+#: cannot resolve, so that an estimate exceeds its singular value by rounding only.
 INDEPENDENT = 1e-7
-#: Relative shift of a block's Gram matrix, in float64, at which its Cholesky factor exists.
+#: Relative shift of a block's Gram matrix, in float64, which makes its Cholesky factor exist.
 SHIFT = 1e-14
-#: Entries that the tail index is read from, at most, and the share of them that counts as the tail.
+#: The most entries for the tail index, and the share of them that forms the tail.
 TAIL_SAMPLE, TAIL_FRACTION = 2**16, 0.01
 
 
 class Entries(NamedTuple):
-    """Of every matrix: the squared norm, the largest absolute entry, and Hill's index of the tail of entries."""
+    """For every matrix: the squared norm, the largest absolute entry, and Hill's tail index of the entries."""
 
     energy: Tensor
     largest: Tensor
@@ -71,11 +71,11 @@ def entry_statistics(X: Tensor, *, fraction: float = TAIL_FRACTION, sample: int 
 
     Args:
         X: in float32 or float64.
-        fraction: of the entries that is the tail.
-        sample: how many entries the tail index is read from; None for all.
+        fraction: the share of entries that form the tail.
+        sample: number of entries for the tail index; None for all.
     """
     flat = (X.mT if X.mT.is_contiguous() else X).flatten(-2)
-    # Not aminmax, which is ten times slower on the host.
+    # aminmax is ten times slower on the host.
     low, high = flat.amin(-1), flat.amax(-1)
     some = flat if sample is None else flat[..., :: sample_stride(flat.shape[-1], X.shape[-1], sample)]
     count = max(1, math.floor(fraction * some.shape[-1]))
@@ -87,7 +87,7 @@ def entry_statistics(X: Tensor, *, fraction: float = TAIL_FRACTION, sample: int 
 
 
 def sample_stride(entries: int, columns: int, sample: int) -> int:
-    """A stride at which at most ``sample`` entries of a matrix, read row by row, come from all its rows and columns."""
+    """A stride that takes at most ``sample`` entries, in row order, from all rows and columns of a matrix."""
     stride = max(1, -(-entries // sample))
     while stride > 1 and math.gcd(stride, columns) > 1:
         stride += 1
@@ -95,9 +95,9 @@ def sample_stride(entries: int, columns: int, sample: int) -> int:
 
 
 def krylov_size(rows: int, rank: int) -> tuple[int, int]:
-    """Columns of a block, and how many blocks, of the Krylov space for the leading directions of a wide matrix.
+    """Columns of a block, and number of blocks, of the Krylov space of a wide matrix.
 
-    One block of all rows where the space would hold them all.
+    It is one block of all rows if the space would be as large.
     """
     block = rank + OVERSAMPLING
     depth = min(DEPTH, max(2, WIDTH // block))
@@ -107,16 +107,15 @@ def krylov_size(rows: int, rank: int) -> tuple[int, int]:
 def krylov_gram(X: Tensor, rank: int) -> Tensor:
     """A small symmetric matrix whose leading eigenvalues are nearly the squares of the leading singular values of X.
 
-    A block Krylov space [Q₁, …, Q_q] of XXᵀ, Qᵢ = orth(X Xᵀ Qᵢ₋₁), and the Gram matrix of X's part in it. Its
-    eigenvalues never exceed the squares that they stand for; with q blocks they are as near as the best polynomial of
-    degree q can make them. Of a small matrix it is XXᵀ itself.
+    It is the Gram matrix of X projected on a block Krylov space [Q₁, …, Q_q] of XXᵀ, Qᵢ = orth(X Xᵀ Qᵢ₋₁). Its
+    eigenvalues never exceed the squares that they approximate. For a small matrix it is XXᵀ itself.
 
     Args:
         X: (..., m, n), m ≤ n, in float32 or float64.
-        rank: how many directions matter.
+        rank: number of leading singular values.
 
     Returns:
-        (..., s, s), s as :func:`krylov_columns` says, in float64.
+        (..., s, s) in float64, with s from :func:`krylov_columns`.
     """
     stack = X.reshape(-1, *X.shape[-2:])
     found = krylov_grams([stack], rank, energy(stack))
@@ -124,11 +123,11 @@ def krylov_gram(X: Tensor, rank: int) -> Tensor:
 
 
 def krylov_grams(stacks: Sequence[Tensor], rank: int, energies: Tensor) -> Tensor:
-    """:func:`krylov_gram` of stacks (Eᵢ, m, nᵢ) that differ in nᵢ: products with them apart, all else in one batch.
+    """:func:`krylov_gram` for stacks (Eᵢ, m, nᵢ): separate products with each stack, all else in one batch.
 
     Args:
         stacks: of one dtype.
-        rank: how many directions matter.
+        rank: number of leading singular values.
         energies: ‖X‖_F² of every matrix, (ΣEᵢ), in float64.
 
     Returns:
@@ -139,9 +138,9 @@ def krylov_grams(stacks: Sequence[Tensor], rank: int, energies: Tensor) -> Tenso
     if block == rows:
         return torch.cat([gram_of_singular_values(X) for X in stacks])
     counts = [len(X) for X in stacks]
-    # Vectors are rows, which a thin product reads far faster than columns.
+    # Vectors are rows, which makes thin products much faster.
     starts = [_start(X.shape[-1], block, X).expand(len(X), block, X.shape[-1]) for X in stacks]
-    # Of XXᵀ minus its mean eigenvalue the Krylov space is the same, but the blocks of noise differ far more.
+    # Subtracting the mean eigenvalue from XXᵀ keeps the Krylov space, but makes its blocks more independent for noise.
     mean = (energies / rows).to(stacks[0].dtype)[..., None, None]
     basis: list[Tensor] = []
     images = [starts]
@@ -151,7 +150,7 @@ def krylov_grams(stacks: Sequence[Tensor], rank: int, energies: Tensor) -> Tenso
         images.append([Q @ X for Q, X in zip(torch.split(basis[-1], counts), stacks, strict=True)])
     wholes = [torch.cat(of_one, -2).double() for of_one in zip(*images[1:], strict=True)]
     B, gram = torch.cat(basis, -2).double(), torch.cat([Y @ Y.mT for Y in wholes])
-    # With L Lᵀ = B Bᵀ the rows of L⁻¹B are orthonormal, and L⁻¹Y is X's part in their space.
+    # With L Lᵀ = B Bᵀ, the rows of L⁻¹B are orthonormal, and L⁻¹Y is the projection of X.
     L = torch.linalg.cholesky_ex(B @ B.mT + _constant("independent", B.shape[-2], B)).L
     half = torch.linalg.solve_triangular(L, gram, upper=False)
     found: Tensor = torch.linalg.solve_triangular(L, half.mT, upper=False)
@@ -160,20 +159,20 @@ def krylov_grams(stacks: Sequence[Tensor], rank: int, energies: Tensor) -> Tenso
 
 
 def krylov_columns(rows: int, rank: int) -> int:
-    """The size of what :func:`krylov_gram` gives for a wide matrix."""
+    """The size of the result of :func:`krylov_gram` for a wide matrix."""
     block, depth = krylov_size(rows, rank)
     return min(block * depth, max(SMALL, 2 * block))
 
 
 def _leading_part(T: Tensor, size: int) -> Tensor:
-    """A matrix of this size whose leading eigenvalues are those of T, (..., s, s) in float64, by subspace iterations.
+    """Reduce T, (..., s, s) in float64, to a matrix of this size with its leading eigenvalues, by subspace iterations.
 
-    Twice the columns of a block leave a gap below the eigenvalues that matter, so that few iterations do. The last
-    columns of T belong to the last blocks, which are nearest to the leading directions.
+    Few iterations suffice, since twice the columns of a block leave a gap below the leading eigenvalues. They start
+    from the last columns of T, which belong to the blocks closest to the leading directions.
     """
-    # Of small gradients the fourth power would underflow.
+    # The fourth power of small gradients would underflow.
     unit = T / T.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(1e-300)[..., None, None]
-    # Rows, of a symmetric matrix.
+    # Rows equal columns, since T is symmetric.
     Z = unit[..., -size:, :]
     for _ in range(SHRINKING):
         Z = _orthonormal_rows(Z @ unit @ unit)
@@ -182,9 +181,9 @@ def _leading_part(T: Tensor, size: int) -> Tensor:
 
 
 def _orthonormal_rows(W: Tensor) -> Tensor:
-    """An orthonormal basis of the space of the rows of (..., k, n), by a Cholesky factor in float64.
+    """An orthonormal basis of the row space of (..., k, n), by a Cholesky factor in float64.
 
-    Rows that depend on others to rounding, and those of a zero matrix, come out shorter than one, never longer.
+    Rows that depend on others up to rounding, and those of a zero matrix, become shorter than one.
     """
     rows = W.double()
     gram = torch.addcmul(_constant("tiny", W.shape[-2], W), rows @ rows.mT, _constant("shift", W.shape[-2], W))
@@ -194,7 +193,7 @@ def _orthonormal_rows(W: Tensor) -> Tensor:
 
 
 def gram_of_singular_values(X: Tensor) -> Tensor:
-    """XXᵀ of a wide matrix in float64: its eigenvalues are the squared singular values."""
+    """XXᵀ in float64 for a wide matrix; its eigenvalues are the squared singular values."""
     exact: Tensor = X.double()
     return exact @ exact.mT
 
@@ -205,27 +204,27 @@ def lanczos_shape(rows: int) -> tuple[int, int]:
 
 
 def lanczos_coefficients(*stacks: Tensor) -> Tensor:
-    """Lanczos iterations of XXᵀ from several orthonormal starts, for the density of singular values.
+    """Lanczos iterations of XXᵀ from several orthonormal starts, for the distribution of singular values.
 
     Args:
         stacks: one (..., m, n), m ≤ n, in float32 or float64; or several (Eᵢ, m, nᵢ) of one dtype.
 
     Returns:
-        (..., p, 2, K) or (ΣEᵢ, p, 2, K) in float64: for each start the diagonal of its K x K tridiagonal matrix, and
-        its off-diagonal, of which the last entry means nothing.
+        (..., p, 2, K) or (ΣEᵢ, p, 2, K) in float64: for each start, the diagonal and the off-diagonal of its K x K
+        tridiagonal matrix. The last entry of the off-diagonal has no meaning.
     """
     leading, rows = stacks[0].shape[:-2], stacks[0].shape[-2]
     if len(stacks) > 1:
         leading = torch.Size([sum(map(len, stacks))])
     probes, steps = lanczos_shape(rows)
-    # Vectors as rows, so that every start's iteration is a row of one product.
+    # Vectors are rows, so that one product advances all starts.
     v = _orthonormal_start(rows, probes, stacks[0]).expand(*leading, probes, rows)
     before: Tensor | None = None
     beta: Tensor | None = None
     alphas, betas = [], []
     for _ in range(steps):
         each = list(torch.split(v, [len(X) for X in stacks])) if len(stacks) > 1 else [v]
-        # Not orthogonalised against all vectors so far: converged values come back as ghosts, but share their weight.
+        # Not reorthogonalised: converged eigenvalues reappear, but share their weight with the copies.
         products = [(of_one @ X) @ X.mT for of_one, X in zip(each, stacks, strict=True)]
         w = torch.cat(products) if len(products) > 1 else products[0]
         if before is not None and beta is not None:
@@ -239,7 +238,7 @@ def lanczos_coefficients(*stacks: Tensor) -> Tensor:
     return torch.stack([torch.cat(alphas, -1), torch.cat(betas, -1)], -2).double()
 
 
-# -- Constants, made once for every size, dtype and device ------------------------------------------------------------
+# -- Constants, cached by size, dtype and device ------------------------------------------------------------------
 
 _CONSTANTS: dict[tuple[object, ...], Tensor] = {}
 
@@ -249,13 +248,13 @@ def _once(make: Callable[[], Tensor], X: Tensor, *key: object) -> Tensor:
     if key not in _CONSTANTS:
         made = make()
         if type(made) is not Tensor:
-            return made  # fake, of a step that is only traced or counted
+            return made  # a fake tensor of a traced step must not be cached
         _CONSTANTS[key] = made
     return _CONSTANTS[key]
 
 
 def _start(n: int, k: int, X: Tensor) -> Tensor:
-    """k rows of fixed numbers."""
+    """k fixed starting rows."""
     return _once(lambda: start_basis(n, k, device=X.device, dtype=X.dtype).mT.contiguous(), X, "start", n, k)
 
 
@@ -264,7 +263,7 @@ def _orthonormal_start(n: int, k: int, X: Tensor) -> Tensor:
 
 
 def _constant(name: str, k: int, X: Tensor) -> Tensor:
-    """Small k x k matrices in float64, by what they are for."""
+    """A k x k float64 matrix by its purpose."""
 
     def make() -> Tensor:
         eye = torch.eye(k, dtype=torch.float64, device=X.device)

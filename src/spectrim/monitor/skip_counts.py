@@ -1,4 +1,4 @@
-"""How many steps each parameter skipped because its gradient was not finite."""
+"""Counts, for each parameter, the steps that were skipped because its gradient was not finite."""
 
 from __future__ import annotations
 
@@ -17,27 +17,24 @@ __all__ = ["SkipCounts"]
 
 
 class SkipCounts:
-    """Counts by the name of the parameter.
+    """Counts by parameter name.
 
-    An optimizer that counts its skipped steps is asked: for ``state[parameter]["skipped"]``, or else for
-    ``skipped_steps()``. Of others, which do not skip, the gradients that are not finite are counted on measured steps.
-
-    Args:
-        optimizer: whose steps they are.
+    They come from the optimizer's ``state[parameter]["skipped"]`` or ``skipped_steps()``. For an optimizer without
+    either, gradients that are not finite are counted on measured steps.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer: Any = optimizer
         self.names: dict[tuple[int, int], str] = {}
-        """Of parameters by their place in the groups."""
+        """Position in the groups -> parameter name."""
         self._before: dict[str, int] = {}
         self._counted_before: dict[str, int] = {}
         self._seen: dict[str, int] = {}
         self.total = 0
-        """The sum of all, as of the last measurement."""
+        """The sum of all counts at the last measurement."""
 
     def tensors(self) -> list[Tensor]:
-        """What the optimizer has counted in its state, where it is."""
+        """The counts in the optimizer's state, one tensor for each device."""
         held = list(self._in_state().values())
         devices = dict.fromkeys(tensor.device for tensor in held)
         return [torch.stack([tensor for tensor in held if tensor.device == device]) for device in devices]
@@ -46,14 +43,14 @@ class SkipCounts:
         """The counts so far.
 
         Args:
-            found: by a measurement.
-            hosts: :meth:`tensors` on the host, where they are there already.
+            found: the parts of a measurement.
+            hosts: the :meth:`tensors`, if they were copied to the host already.
         """
         if held := self._in_state():
             tensors = self.tensors() if hosts is None else hosts
             numbers = iter([int(number) for tensor in tensors for number in tensor.tolist()])
             devices = dict.fromkeys(tensor.device for tensor in held.values())
-            # In the state, so they go on where it does.
+            # The optimizer's state dict restores these counts.
             counts = {name: next(numbers) for device in devices for name, t in held.items() if t.device == device}
         else:
             if callable(getattr(self._optimizer, "skipped_steps", None)):
@@ -69,13 +66,13 @@ class SkipCounts:
         return counts
 
     def state_dict(self) -> dict[str, int]:
-        """The counts so far, as plain values."""
+        """The counts so far."""
         return self.counts()
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Count on from these."""
+        """Continue from a :meth:`state_dict`."""
         self._before, self._seen = dict(state), {}
-        # What the optimizer has counted by itself may be in the state that was loaded into it, or not.
+        # The optimizer's own counts may or may not have been restored with its state.
         self._counted_before = self._asked() if callable(getattr(self._optimizer, "skipped_steps", None)) else {}
         self.total = sum(state.values())
 
@@ -87,14 +84,14 @@ class SkipCounts:
         """The counts in the optimizer's state, by name."""
         found = {}
         for position, parameter in self._places().items():
-            # .get: the state of torch's optimizers is a defaultdict, and asking it by key would create an entry.
+            # The state is a defaultdict, in which state[parameter] would create an entry.
             count = self._optimizer.state.get(parameter, {}).get("skipped")
             if isinstance(count, Tensor):
                 found[self._name(position)] = count.detach().reshape(())
         return found
 
     def _asked(self) -> dict[str, int]:
-        """What the optimizer says, by the names that the monitor has."""
+        """The result of the optimizer's ``skipped_steps()``, by the monitor's names."""
         groups = self._optimizer.param_groups
         own = {parameter_name(groups, position): self._name(position) for position in self._places()}
         return {own.get(name, name): int(count) for name, count in self._optimizer.skipped_steps().items()}

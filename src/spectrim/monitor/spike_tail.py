@@ -1,7 +1,7 @@
-"""The spike and the tail of a gradient's spectrum: who holds the energy, who varies, who fills Adam's second moment.
+"""Energy and noise of the spike and the tail of a gradient's spectrum, and the spike's share in Adam's second moment.
 
-The spike is the k = max(1, round(1.5 % of min(m, n))) leading singular directions, as the optimizer Spectra takes it
-(arXiv 2602.11185). All is measured on a stack of gradients, one a batch (:mod:`gradient_stacks`).
+The spike is the k = max(1, round(1.5 % of min(m, n))) largest singular values, as in the optimizer Spectra
+(arXiv 2602.11185). All functions take a stack of gradients, one for each batch (:mod:`gradient_stacks`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = [
 ]
 
 RESOLVED = 2.0
-"""Standard errors by which a mean must differ from zero before it is divided by."""
+"""A mean is divided by only if it exceeds zero by this many standard errors."""
 
 
 def spike_energy(values: Tensor, rank: int) -> float:
-    """Share of the energy Σσ² in the ``rank`` largest singular values, (..., r); stacks are taken together."""
+    """The share of the energy Σσ² in the ``rank`` largest singular values (..., r), summed over a stack."""
     squares = values.double().square()
     whole = float(squares.sum())
     return float(squares.sort(-1, descending=True).values[..., :rank].sum()) / whole if whole > 0 else math.nan
@@ -37,15 +37,15 @@ def spike_energy(values: Tensor, rank: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class DirectionNoise:
-    """How the gradient along singular directions uᵢ, vᵢ of the mean varies over batches, for ranks first to last.
+    """The variance over batches of the gradient along the mean's singular vectors uᵢ, vᵢ, for ranks first to last.
 
     Attributes:
         first, last: ranks, from 1.
-        mean_square: the mean of (uᵢᵀ G vᵢ)² over these directions, without the noise that is in a mean of few batches.
-        variance: of uᵢᵀ g vᵢ over batches, the mean over these directions.
-        relative: variance over mean_square; None where the mean is not told apart from zero.
-        at_least: a bound from below on it, where it is None: the variance over the largest mean square that two
-            standard errors allow.
+        mean_square: (uᵢᵀ G vᵢ)² averaged over these ranks, corrected for noise.
+        variance: the variance of uᵢᵀ g vᵢ over batches, averaged over these ranks.
+        relative: variance over mean_square; None if the mean is not significantly different from zero.
+        at_least: if ``relative`` is None, a lower bound: the variance over the largest mean square within two standard
+            errors.
     """
 
     first: int
@@ -57,14 +57,14 @@ class DirectionNoise:
 
 
 def direction_noise(gradients: Tensor, edges: list[int] | None = None) -> list[DirectionNoise]:
-    """Relative variance of the singular directions of the mean gradient over batches, by groups of ranks.
+    """The relative variance over batches of the gradient along the mean's singular vectors, by groups of ranks.
 
     Args:
         gradients: (K, m, n), one matrix's gradient on each of K >= 4 independent batches.
-        edges: the last rank of every group, ascending; :func:`rank_edges` unless given.
+        edges: the last rank of every group, ascending; :func:`rank_edges` by default.
 
-    Directions are those of the mean over one half of the batches, and are measured on the other half, both ways: on the
-    batches they come from, even noise would look like a steady direction.
+    Singular vectors of one half of the batches are measured on the other half, and vice versa. Measured on their own
+    batches, noise would look like a constant direction.
     """
     check_stack(gradients)
     X = wide(gradients)
@@ -77,7 +77,7 @@ def direction_noise(gradients: Tensor, edges: list[int] | None = None) -> list[D
         variance = along.var(0)
         means.append(along.mean(0).square() - variance / len(measured))
         variances.append(variance)
-        # Of the square of a mean with this error, were the mean zero.
+        # The error of the square of a mean that is zero.
         errors.append(math.sqrt(2) * variance / len(measured))
     mean, variance, error = (torch.stack(parts).mean(0) for parts in (means, variances, errors))
     found, begin = [], 0
@@ -85,7 +85,7 @@ def direction_noise(gradients: Tensor, edges: list[int] | None = None) -> list[D
         group = slice(begin, end)
         size = end - begin
         square, spread = float(mean[group].mean()), float(variance[group].mean())
-        # The two halves' estimates, and those of different directions, are taken for independent.
+        # Assumes that the estimates of the two halves, and of different ranks, are independent.
         bound = RESOLVED * float(error[group].square().sum().sqrt()) / size / math.sqrt(2)
         resolved = square > bound
         found.append(
@@ -103,21 +103,21 @@ def direction_noise(gradients: Tensor, edges: list[int] | None = None) -> list[D
 
 
 def rank_edges(size: int) -> list[int]:
-    """Ends of groups of ranks that double: 1, 2, 4, 8, ... and the last."""
+    """The last ranks of groups that double in size: 1, 2, 4, 8, ..., size."""
     return [*(2**power for power in range(max(1, size).bit_length()) if 2**power < size), size]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SecondMoment:
-    """What the spike of each batch's gradient puts into E[g²], the second moment that Adam divides by.
+    """The share of each batch's spike in E[g²], the second moment by which Adam divides.
 
-    With g = S + T, S the k leading singular directions of this batch's g and T the rest:
+    With g = S + T, where S is the spike of this batch's g and T the tail:
 
     Attributes:
-        share: Σ E[S²] / Σ E[g²] over all entries. S and T are orthogonal, so that their shares add up to 1.
-        median_share: the median over entries of E[S²] / (E[S²] + E[T²]): in a typical entry, not in the largest.
-        contraction: how much shorter the spike makes the tail's update. Adam's step holds T/√E[g²]; without a spike it
-            would be T/√E[T²]. This is the root mean square over entries of the first, the second one's being 1.
+        share: Σ E[S²] / Σ E[g²] over all entries. The shares of S and T add up to 1, since they are orthogonal.
+        median_share: the median over entries of E[S²] / (E[S²] + E[T²]).
+        contraction: the root mean square over entries of T/√E[g²], Adam's update of the tail. Without a spike it would
+            be T/√E[T²], whose root mean square is 1.
     """
 
     share: float
@@ -126,14 +126,14 @@ class SecondMoment:
 
 
 def second_moment(gradients: Tensor, rank: int, *, decomposed: Decomposed | None = None) -> SecondMoment:
-    """How much of the second moment the spike holds, see :class:`SecondMoment`.
+    """The share of the spike in the second moment, see :class:`SecondMoment`.
 
     Args:
         gradients: (K, m, n), one matrix's gradient on each of K >= 4 batches.
         rank: k, from 1 to min(m, n).
-        decomposed: of :func:`~spectrim.monitor.gradient_stacks.decompose` on the wide stack, where that is at hand.
+        decomposed: the result of :func:`~spectrim.monitor.gradient_stacks.decompose` on the wide stack, if known.
 
-    The second moment is the plain mean over the batches: Adam's running mean has seen other weights on the way.
+    The second moment is the mean over these batches, not Adam's running mean, which includes earlier weights.
     """
     check_stack(gradients)
     X = wide(gradients)

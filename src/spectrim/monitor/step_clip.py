@@ -1,4 +1,4 @@
-"""How an optimizer of this library clips a parameter in its present step, as the monitor needs it after the step."""
+"""The clip of a parameter in the current step of an optimizer of this library."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from spectrim.optim.wrapping.wrapper import SpectralClipping
 
 __all__ = ["Clip", "clip_of"]
 
-#: A singular value that the hard clip set to c is found within rounding of it.
+#: Relative tolerance for singular values that the hard clip set to c, up to rounding.
 HARD_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
 class Clip:
-    """X ← keep · X − limit · (the clipped direction, its threshold scaled to one).
+    """X ← keep · X − limit · U, for a direction U clipped to threshold 1.
 
     Attributes:
-        keep: what the step leaves of the weights before the direction is subtracted.
-        limit: the largest singular value that the clip lets the step have: lr · c · √max(1, m/n).
+        keep: the factor of the decay on the weights.
+        limit: the largest singular value of a clipped update: lr · c · √max(1, m/n).
         form: "soft" or "hard".
     """
 
@@ -38,17 +38,17 @@ class Clip:
 
     @property
     def share(self) -> float:
-        """Of the limit, what the step's singular values exceed if and only if the direction's exceed c.
+        """The share of the limit that a singular value of the update exceeds if and only if the direction's exceeds c.
 
-        The soft clip takes c to c/√2, and is increasing; the hard one takes all above c to c.
+        The soft clip maps c to c/√2; the hard clip maps all values above c to c.
         """
         return 1 / math.sqrt(2) if self.form == "soft" else 1 - HARD_TOLERANCE
 
 
 def clip_of(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, shape: tuple[int, ...]) -> Clip | None:
-    """The clip of one logical matrix of this shape, or None where its singular values are not clipped.
+    """The clip of one logical matrix of this shape, or None if its singular values are not clipped.
 
-    To be asked before the step, which moves the schedule on.
+    Call it before the step, which advances the schedule.
     """
     if group.get("clip") is None or is_zero(group["lr"]):
         return None

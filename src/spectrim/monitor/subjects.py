@@ -1,7 +1,7 @@
-"""What a monitor watches: the parameters of an optimizer that are matrices, by the names that their model gives them.
+"""Subjects: the parameters of an optimizer that are matrices, with their names in the model.
 
-A parameter is read as matrices as its param group says, else as the model says (:mod:`spectrim.optim.grouping`), else
-by its dimensions. Wrappers around the model (DDP, FSDP, ``torch.compile``) do not show in names.
+The layout comes from the param group, else from the model (:mod:`spectrim.optim.grouping`), else from the number of
+dimensions. Names do not include wrappers of the model (DDP, FSDP, ``torch.compile``).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Subject:
     """A parameter that is one matrix, several, or stacks of them.
 
     Attributes:
-        name: of the parameter.
-        parameter: itself, possibly a DTensor.
-        position: indices of its group and of itself in the group.
-        role, layout, split: how it is read.
+        name: the parameter's name.
+        parameter: the parameter, possibly a DTensor.
+        position: index of the group, and of the parameter in the group.
+        role, layout, split: as in param groups.
     """
 
     name: str
@@ -52,37 +52,37 @@ class Subject:
 
     @cached_property
     def shapes(self) -> list[tuple[int, ...]]:
-        """(m, n) or (E, m, n) of each of its parts."""
+        """The shape (m, n) or (E, m, n) of each part."""
         return matrix_shapes(self.parameter.shape, self.layout, self.split)
 
     @cached_property
     def names(self) -> list[str]:
-        """What each of its parts is called."""
+        """The name of each part."""
         if len(self.shapes) == 1:
             return [self.name]
         return [f"{self.name}[{index}]" for index in range(len(self.shapes))]
 
     @property
     def is_stack(self) -> bool:
-        """Whether its first dimension counts matrices."""
+        """True if the first dimension counts matrices."""
         return self.layout in ("stack", "transposed_stack")
 
     def local(self, tensor: Tensor) -> Tensor:
-        """What this process holds of a tensor like the parameter."""
+        """This rank's shard of a tensor like the parameter."""
         return tensor.to_local() if is_dtensor(tensor) else tensor
 
     def parts(self, tensor: Tensor) -> list[Tensor]:
         """The parts of a whole tensor like the parameter, or of one matrix of its stack."""
         layout = self.layout
         if layout == "flatten":
-            # Kernels in channels_last have no view as matrices.
+            # Kernels in channels_last need a copy, since they have no view as matrices.
             return matrices(tensor.reshape(len(tensor), -1), "matrix", self.split)
         if self.is_stack and tensor.ndim == 2:
             layout = "matrix" if layout == "stack" else "transposed"
         return matrices(tensor, layout, self.split)
 
     def local_parts(self, tensor: Tensor) -> list[Tensor]:
-        """Views of what this process holds of each part, of a local tensor; kernels keep their dimensions."""
+        """Views of this rank's rows of each part, for a local tensor; convolution kernels keep their dimensions."""
         parts = rows_of_parts(self.parameter.shape, self.layout, self.split)
         dim = 0 if self.layout == "flatten" else -2
         (whole,) = [tensor] if self.layout == "flatten" else matrices(tensor, self.layout)
@@ -95,12 +95,12 @@ class Subject:
 
     @property
     def interleaved(self) -> bool:
-        """Whether the rows of its parts take turns: :meth:`local_parts` are copies then."""
+        """True if the rows of its parts alternate; :meth:`local_parts` are copies then."""
         return self.split is not None and sizes_of(self.split)[1]
 
     @property
     def counts(self) -> bool:
-        """Whether sums over what this process holds go into a sum over all: replicas count once."""
+        """True if this rank's shard counts in sums over ranks, in which replicas count once."""
         return self.sharding is None or self.team is None or self.sharding.replica(self.team.member) == 0
 
 
@@ -129,14 +129,14 @@ def subjects_of(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> list[S
 
 
 def parameter_name(groups: Sequence[Mapping[str, Any]], position: tuple[int, int]) -> str:
-    """A parameter's name in its group, or its place where it was given none."""
+    """A parameter's name in its group, or "group i, parameter j" if it has none."""
     group, index = position
     names = groups[group].get("param_names")
     return str(names[index]) if names else f"group {group}, parameter {index}"
 
 
 def _names(model: nn.Module) -> dict[Tensor, str]:
-    """The first name of every parameter, without what wrappers add where that leaves it unique."""
+    """The first name of every parameter, without the names of wrappers if it remains unique."""
     short: dict[Tensor, str] = {}
     for site in sites(model):
         short.setdefault(site.parameter, ".".join((*site.path, site.leaf)))

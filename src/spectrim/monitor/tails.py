@@ -1,11 +1,11 @@
-r"""How heavy the tails of noise entries are: three densities fitted by maximum likelihood, and the kurtosis.
+r"""Tails of the distribution of noise entries: maximum-likelihood fits of three densities, and the kurtosis.
 
     Gaussian:      y ~ N(0, σ²)
     Student:       y ~ s · t_ν, whose tail falls as |y|^(−ν−1); ν → ∞ is the Gaussian
     contaminated:  y = x + n, x ~ N(0, σ²), n ~ Cauchy(0, γ) with probability ε and 0 otherwise (arXiv 2605.27733)
 
-The last one's density is (1 − ε) φ_σ + ε V(σ, γ) with the Voigt profile V, the real part of the Faddeeva function.
-Entries are binned first, finely, so that a fit costs the same for a thousand entries as for a billion.
+The contaminated density is (1 − ε) φ_σ + ε V(σ, γ) with the Voigt profile V, the real part of the Faddeeva function.
+Entries are put in fine bins first, so that the time of a fit does not depend on their number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from spectrim.operators.faddeeva import faddeeva
 __all__ = ["Kurtosis", "TailFit", "fit_tails", "kurtosis", "log_density"]
 
 BINS = 256
-"""Of |y|, equal in arsinh(|y|/scale): narrow against any of the densities."""
+"""Number of bins of |y|, of equal width in arsinh(|y|/scale), which is narrow compared with all densities."""
 
 ITERATIONS = 60
 
@@ -32,15 +32,15 @@ Parameters = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class TailFit:
-    """A density with the parameters that make the entries likeliest.
+    """A density with its maximum-likelihood parameters.
 
     Attributes:
         model: "gaussian", "student" or "contaminated".
-        parameters: "sigma"; "scale" and "freedom" (ν); "sigma", "gamma" and "contamination" (ε). Scales are in the
-            units of the entries.
+        parameters: "sigma"; or "scale" and "freedom" (ν); or "sigma", "gamma" and "contamination" (ε). Scales are in
+            the units of the entries.
         log_likelihood: per entry, in nats.
-        aic: Akaike's criterion, twice the number of parameters less twice the log-likelihood of all entries. It takes
-            entries for independent, which those of one matrix are not: read the difference per entry too.
+        aic: Akaike's criterion, twice the number of parameters less twice the log-likelihood of all entries. It assumes
+            independent entries, which those of one matrix are not: compare log-likelihoods per entry too.
     """
 
     model: str
@@ -53,11 +53,11 @@ def fit_tails(values: Tensor) -> list[TailFit]:
     """Fit the three densities to values of mean zero; the best by Akaike's criterion comes first.
 
     Args:
-        values: floating point, any shape; which value is whose does not matter. What is exactly zero is left out: no
-            density has a part of its own there, and one that could shrink to it would fit best.
+        values: floating point, any shape. Exact zeros are ignored, since a density that shrinks to zero would fit them
+            best.
 
     Raises:
-        ValueError: fewer than eight values that are not zero, or one that is not finite.
+        ValueError: fewer than eight values are not zero, or a value is not finite.
     """
     y = values[values != 0]
     if y.numel() < 8 or not y.isfinite().all():
@@ -74,10 +74,10 @@ def fit_tails(values: Tensor) -> list[TailFit]:
 
 
 def log_density(model: str, values: Tensor, parameters: Parameters) -> Tensor:
-    """Logarithm of a fitted density at values of any shape, in float64.
+    """The logarithm of a density at values of any shape, in float64.
 
     Raises:
-        ValueError: an unknown model.
+        ValueError: the model is unknown.
     """
     if model not in _LOG_DENSITIES:
         raise ValueError(f"model={model!r}: expected one of {', '.join(map(repr, _LOG_DENSITIES))}")
@@ -90,9 +90,9 @@ class Kurtosis:
     """Excess kurtosis, zero for a Gaussian.
 
     Attributes:
-        pooled: of all entries on all batches together. Entries of unlike variance alone make it positive.
-        within: of an entry over batches, the mean over entries, corrected for their number: what is left of the tail
-            once every entry is measured by its own variance.
+        pooled: over all entries and batches. It is positive even for Gaussian entries if their variances differ.
+        within: over batches for one entry, averaged over entries and corrected for the number of batches; different
+            variances of entries do not affect it.
     """
 
     pooled: float
@@ -100,10 +100,10 @@ class Kurtosis:
 
 
 def kurtosis(values: Tensor) -> Kurtosis:
-    """Excess kurtosis of (K, P): P entries, each on K >= 4 batches, of which the mean over batches is taken off here.
+    """The excess kurtosis of (K, P): P entries, each on K >= 4 batches. The mean over batches is subtracted here.
 
-    Of K Gaussian values a mean fourth power over squared variance of 3 (K − 1)/(K + 1) is expected; that is corrected
-    for. Few batches cannot show a heavy tail: with K values it stays below K.
+    The expected fourth moment over squared variance of K Gaussian values is 3 (K − 1)/(K + 1), which is corrected for.
+    With K values the kurtosis stays below K, so few batches cannot show a heavy tail.
     """
     y = values.double() - values.double().mean(0)
     second, fourth = y.square().mean(0), y.pow(4).mean(0)
@@ -123,7 +123,7 @@ GRIDS: dict[str, tuple[tuple[float, ...], ...]] = {
     "student": ((-1.0, -0.5, 0.0), (0.0, 1.0, 2.0, 4.0)),
     "contaminated": ((-2.0, -1.0, -0.3, 0.0), (-3.0, -1.5, 0.0, 2.0), (-6.0, -3.0, 0.0, 4.0)),
 }
-"""Where the search begins: the best of these ln s and ln ν; or ln σ, ln γ and the logit of ε."""
+"""Starting points of the search: values of ln s and ln ν; or of ln σ, ln γ and the logit of ε."""
 
 
 def _student_parameters(free: Tensor) -> dict[str, Tensor]:
@@ -141,10 +141,10 @@ def _contaminated_parameters(free: Tensor) -> dict[str, Tensor]:
 def _maximise(
     model: str, transform: Callable[[Tensor], dict[str, Tensor]], places: Tensor, weights: Tensor
 ) -> Parameters:
-    """The likeliest parameters, by quasi-Newton steps from the best point of a grid, on parameters without bounds."""
+    """The maximum-likelihood parameters, by quasi-Newton steps on unbounded parameters from the best grid point."""
     density = _LOG_DENSITIES[model]
     grid = torch.cartesian_prod(*(torch.tensor(axis, dtype=torch.float64) for axis in GRIDS[model]))
-    # One point a row, each against every bin.
+    # The densities have one row for each grid point and one column for each bin.
     likelihoods = density(places, {key: value[:, None] for key, value in transform(grid).items()}) @ weights
     free = grid[likelihoods.nan_to_num(-math.inf).argmax()].clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -173,7 +173,7 @@ def _fitted(model: str, parameters: Parameters, places: Tensor, weights: Tensor,
 
 
 def _bins(y: Tensor, unit: float) -> tuple[Tensor, Tensor]:
-    """Root mean squares of |y|/unit by bin, (bins,), and shares of the entries, without empty bins."""
+    """The root mean square of |y|/unit in every bin, (bins,), and its share of the entries, without empty bins."""
     size = y.double().abs() / unit
     place = torch.asinh(size)
     index = (place * ((BINS - 1) / place.max().clamp_min(1e-12))).long()
@@ -196,7 +196,7 @@ def _student(y: Tensor, own: dict[str, Tensor]) -> Tensor:
 
 def _contaminated(y: Tensor, own: dict[str, Tensor]) -> Tensor:
     sigma, gamma, share = own["sigma"], own["gamma"], own["contamination"]
-    # Of the half plane where it is computed; the profile is even in y.
+    # The profile is even in y; faddeeva takes the half plane.
     place = y.abs() / (sigma * math.sqrt(2))
     z = torch.complex(place, (gamma / (sigma * math.sqrt(2))).expand(place.shape))
     tiny = torch.finfo(torch.float64).tiny

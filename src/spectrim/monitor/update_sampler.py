@@ -1,8 +1,7 @@
-"""An estimate of every update's root mean square after every step, from a fixed sample of entries.
+"""Estimates the root mean square of every update after every step, from a fixed sample of entries.
 
-A thousand entries of every matrix are copied after each step, in one launch, and compared with those after the step
-before when they are read, for many steps in one go. Of a sharded matrix every rank samples what it holds.
-Relied on by :class:`~spectrim.monitor.monitor.SpectralMonitor`.
+After each step, one launch copies about a thousand entries of every matrix. Differences between steps are computed
+later, for many steps at once. Every rank samples its own shard of a sharded matrix.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from spectrim.monitor.subjects import Subject
 
 __all__ = ["SAMPLE", "UpdateSampler", "UpdateSamples", "Values"]
 
-#: Entries of each matrix that are compared, at most; the root mean square of so many is good to 2 to 3 %.
+#: The most entries of a matrix in the sample. Their root mean square has an error of 2 to 3 %.
 SAMPLE = 1024
 
-#: By the name of a matrix, its "update_rms" and "lr" in a step.
+#: Name of a matrix -> its "update_rms" and "lr" in a step.
 Values = dict[str, dict[str, float]]
 
 
 class UpdateSampler:
-    """The samples of some subjects.
+    """Samples the entries of subjects.
 
     Args:
-        subjects: what is watched; of plain parameters, only what this process reports.
+        subjects: the parameters to sample; those that are not sharded, on one rank only.
     """
 
     def __init__(self, subjects: Sequence[Subject]) -> None:
@@ -47,12 +46,12 @@ class UpdateSampler:
         self._steps: list[tuple[int, _Rates]] = []
 
     def before(self) -> None:
-        """Sample what the step is about to move, where it is not as the step before left it."""
+        """Sample the weights before a step, if they have changed since the step before."""
         for sample in self._samples:
             sample.begin()
 
     def after(self, step: int, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Compare, after this step was taken at the groups' learning rates."""
+        """Sample the weights after a step."""
         for sample in self._samples:
             sample.compare()
         self._steps.append((step, _Rates([group.get("lr", 1.0) for group in groups] if self._samples else [])))
@@ -61,7 +60,7 @@ class UpdateSampler:
         return len(self._steps)
 
     def take(self) -> UpdateSamples:
-        """What was found since this was last called, where it is; ranks of shards call this together."""
+        """The samples since the last call, on their devices. All ranks of sharded parameters call it."""
         steps, self._steps = self._steps, []
         names = [sample.names for sample in self._samples]
         sums = [sample.total() for sample in self._samples] if steps else []
@@ -71,7 +70,7 @@ class UpdateSampler:
 
 @dataclass
 class _Rates:
-    """The learning rates of all groups in a step; those on a device as one tensor, for a scheduler writes to them."""
+    """The learning rates of all groups in a step. Those on a device are copied, since a scheduler overwrites them."""
 
     rates: list[float | Tensor]
     moved: Tensor | None = field(init=False, default=None)
@@ -83,14 +82,14 @@ class _Rates:
         self.moved = torch.cat(list(there.values())) if there else None
 
     def values(self, moved: Iterator[float]) -> list[float]:
-        """All of them; what was on a device is taken from there."""
+        """All learning rates; ``moved`` has those from the device."""
         found = [next(moved) for _ in self._place]
         return [found[self._place[id(lr)]] if isinstance(lr, Tensor) else lr for lr in self.rates]
 
 
 @dataclass(frozen=True)
 class UpdateSamples:
-    """What was found of some steps in a row."""
+    """The samples of consecutive steps."""
 
     steps: list[tuple[int, _Rates]]
     names: list[list[str]]
@@ -99,14 +98,14 @@ class UpdateSamples:
     moved: list[Tensor]
 
     def tensors(self) -> list[Tensor]:
-        """What is to be read, where it is."""
+        """The tensors to copy to the host for :meth:`read`."""
         return [*self.sums, *self.moved]
 
     def read(self, hosts: Sequence[Tensor]) -> list[tuple[int, Values]]:
         """The values of every step.
 
         Args:
-            hosts: :meth:`tensors`, on the host.
+            hosts: the :meth:`tensors`, copied to the host.
         """
         moved = iter(hosts[-1].tolist() if self.moved else ())
         rows = [host.view(len(self.steps), -1).sqrt().tolist() for host in hosts[: len(self.sums)]]
@@ -122,10 +121,10 @@ class UpdateSamples:
 
 
 class _TeamSample:
-    """The subjects of one team on one device, of one dtype.
+    """The sample of the subjects of one team, device and dtype.
 
-    A step costs the host one concatenation and a look at addresses and versions. What the copies say is worked out for
-    many steps at once, when it is asked for: till then at most two copies a step are kept.
+    In a step the host checks addresses and versions, and concatenates. Differences are computed for many steps at once;
+    until then, at most two copies are kept for each step.
     """
 
     def __init__(self, team: Team | None) -> None:
@@ -148,25 +147,25 @@ class _TeamSample:
         return [name for subject in self.subjects for name in subject.names]
 
     def begin(self) -> None:
-        """Have the entries as they are now."""
+        """Sample the entries before a step."""
         locals_ = self._locals()
-        # The version changes where anything but the step has written to a weight (not through .data, which hides it).
+        # The version tells if anything has written to a weight since the step before, except through .data.
         if self._sample is None or self._versions != _versions(locals_) or self._addresses != _addresses(locals_):
             self._sample = self._take(locals_)
 
     def compare(self) -> None:
-        """Keep the entries before and after the step."""
+        """Sample the entries after a step."""
         before = self._sample
         assert before is not None
         after = self._sample = self._take(self._locals())
-        # A step that lays its weights out anew has no entries to compare.
+        # If the step has changed the layout of weights, there are no entries to compare.
         self._pairs.append((before if before.shape == after.shape else after, after))
         if after.device.type == "cpu":
-            # Where nothing is launched, what is still in the cache is added up at once.
+            # On the host it is faster to add up now, while the entries are in the cache.
             self._add_up()
 
     def total(self) -> Tensor:
-        """The mean squares of all steps since the last call, in a row, of what all ranks hold."""
+        """The mean squares of all steps since the last call, flattened and summed over ranks."""
         self._add_up()
         total = torch.cat(self._sums).flatten()
         self._sums.clear()
@@ -175,7 +174,7 @@ class _TeamSample:
         return total
 
     def _add_up(self) -> None:
-        """Turn copies into mean squares, (steps, parts)."""
+        """Convert copies to mean squares (steps, parts)."""
         if not self._pairs:
             return
         assert self._lengths is not None
@@ -190,15 +189,14 @@ class _TeamSample:
         self._pairs.clear()
 
     def _locals(self) -> list[Tensor]:
-        # Hooks run without gradients, so that these need not be detached.
+        # Not detached, since hooks run without gradients.
         if self.team is None:
             return [subject.parameter for subject in self.subjects]
         return [subject.local(subject.parameter) for subject in self.subjects]
 
     def _take(self, locals_: list[Tensor]) -> Tensor:
-        """The entries, all in a row."""
-        # The views stay good as long as the memory that they look at is the parameter's.
-        # Interleaved parts are no views.
+        """The sampled entries, concatenated."""
+        # Views stay valid while the parameters' addresses do. Interleaved parts are copies, which do not.
         addresses = _addresses(locals_)
         if addresses != self._addresses or self._copies:
             self._look_at(locals_)
@@ -237,11 +235,11 @@ def _versions(locals_: list[Tensor]) -> list[int]:
 
 
 def sampled(part: Tensor) -> Tensor:
-    """A view of entries that lie evenly over the rows and columns of (..., m, n)."""
+    """A view of entries that are spread evenly over rows and columns of (..., m, n)."""
     for view in (part, part.mT):
         if view.is_contiguous():
             return view.view(-1)[:: sample_stride(part.numel(), view.shape[-1], SAMPLE)]
-    # A grid, for entries that no single stride reaches.
+    # No single stride reaches all entries, so take every few rows and columns.
     side = max(1, math.isqrt(max(1, part.numel() // SAMPLE)))
     rows, columns = part.shape[-2:]
     return part[..., :: min(rows, side), :: min(columns, side)] if part.numel() else part

@@ -1,4 +1,4 @@
-"""Optimizers as recipes over the operators, and the groups they read."""
+"""The optimizers, the wrapper around other optimizers, param groups, and functions on gradients."""
 
 from spectrim.optim.describe import describe
 from spectrim.optim.gradients.in_place import clip_grad_spectral_, shrink_grad_

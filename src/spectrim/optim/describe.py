@@ -1,7 +1,7 @@
-"""A table of what an optimizer does to every parameter.
+"""A table of how an optimizer steps every parameter.
 
-Works on any ``torch.optim.Optimizer``; says more where groups carry names and layouts (:func:`param_groups`) and
-where the optimizer answers ``rule(group, parameter)``. Nothing is computed and no state is created.
+It works for any ``torch.optim.Optimizer``, with more detail if groups carry names and layouts (:func:`param_groups`)
+and the optimizer has a method ``rule(group, parameter)``. No state is created.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ __all__ = ["Description", "Row", "describe"]
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter, as its optimizer treats it.
+    """One parameter, and how its optimizer steps it.
 
     Attributes:
-        name: the parameter's name, or its place in the groups where it has none.
-        shape: as stored; a sharded parameter's whole shape.
-        role: matrix, embedding, head or vector; empty where the groups do not say.
-        matrix: how it is viewed as matrices (outputs x inputs), such as "3 x (768, 768), transposed".
-        rule: what the optimizer does to it; "frozen" where it requires no gradient and has none.
-        lr: the learning rate that acts on it.
-        weight_decay: the decay that acts on it: a step without a gradient leaves the weight at 1 − lr · weight_decay
-            of itself. Of an optimizer of another library what its group says.
-        threshold: c of its clip in the next step, or None where nothing is clipped.
-        state_bytes: bytes of optimizer state that this process holds for it, or will hold after its first step.
+        name: the parameter's name, or its position in the groups if it has none.
+        shape: as stored; for a sharded parameter the global shape.
+        role: matrix, embedding, head or vector; empty if the group has no role.
+        matrix: its logical matrices (outputs x inputs), such as "3 x (768, 768), transposed".
+        rule: a short description of the step; "frozen" if it requires no gradient and has none.
+        lr: its learning rate.
+        weight_decay: the decoupled decay: each step multiplies the weight by 1 − lr · weight_decay. For optimizers of
+            other libraries, the group's value.
+        threshold: the clip threshold c of the next step, or None without a clip.
+        state_bytes: bytes of optimizer state in this process, or after the first step if there is none yet.
     """
 
     name: str
@@ -49,19 +49,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Description:
-    """Rows of :func:`describe`; prints as a table."""
+    """The result of :func:`describe`, which prints as a table."""
 
     optimizer: str
     rows: tuple[Row, ...]
 
     @property
     def parameters(self) -> int:
-        """Number of scalars in all parameters."""
+        """The number of entries of all parameters."""
         return sum(_count(row.shape) for row in self.rows)
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of optimizer state that this process holds."""
+        """Bytes of optimizer state in this process."""
         return sum(row.state_bytes for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class Description:
     def __str__(self) -> str:
         lines = self.cells()
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        # Numbers read from the right: the last four columns.
+        # The last four columns are numbers, aligned to the right.
         text = [
             "  ".join(
                 cell.rjust(width) if i >= len(widths) - 4 else cell.ljust(width)
@@ -117,10 +117,10 @@ class Description:
 
 
 def describe(optimizer: torch.optim.Optimizer) -> Description:
-    """Tell what an optimizer does to every parameter: how it views it, by which rule, at which rate, with which state.
+    """Describe how an optimizer steps every parameter: logical matrices, rule, learning rate, decay, clip and state.
 
     Args:
-        optimizer: any optimizer. Names are known if it was given named parameters, as :func:`param_groups` gives them.
+        optimizer: any optimizer. It knows names if it was given named parameters or groups of :func:`param_groups`.
 
     Returns:
         A description that prints as a table, with ``rows`` and ``to_dict()``.
@@ -140,7 +140,7 @@ def _row(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: 
     frozen = not parameter.requires_grad and parameter.grad is None
     lr, weight_decay, threshold = (0.0, 0.0, None) if frozen else _applied(optimizer, group, parameter)
     label = str(rule(group, parameter)) if callable(rule) else type(optimizer).__name__
-    # .get: the state of torch's optimizers is a defaultdict, and asking it by key would create an entry.
+    # The state is a defaultdict, in which state[parameter] would create an entry.
     state = optimizer.state.get(parameter) or _future_state(optimizer, group, parameter)
     return Row(
         name=name,
@@ -158,7 +158,7 @@ def _row(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: 
 def _applied(
     optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: Tensor
 ) -> tuple[float, float, float | None]:
-    """Learning rate, decay and threshold as the optimizer says that they act, or as its group says."""
+    """Learning rate, decay and threshold from the optimizer's method ``applied``, else from the group."""
     applied = getattr(optimizer, "applied", None)
     if callable(applied):
         lr, weight_decay, threshold = applied(group, parameter)
@@ -167,7 +167,7 @@ def _applied(
 
 
 def _future_state(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: Tensor) -> Mapping[str, Any]:
-    """The state that an optimizer of this library will make, without memory; of others nothing is known."""
+    """The state that an optimizer of this library will make, on the meta device; empty for other optimizers."""
     make = getattr(optimizer, "state_of", None)
     if make is None or not parameter.requires_grad or type(parameter) not in (Tensor, torch.nn.Parameter):
         return {}
@@ -181,7 +181,7 @@ def _name(group: Mapping[str, Any], group_index: int, index: int) -> str:
 
 
 def _matrix(parameter: Tensor, group: Mapping[str, Any]) -> str:
-    """The logical matrices in words; equal parts are counted, others listed."""
+    """The logical matrices in words: equal parts as a multiple, others as a sum."""
     layout = group.get("layout")
     if layout is None:
         return ""
@@ -202,7 +202,7 @@ def _matrix(parameter: Tensor, group: Mapping[str, Any]) -> str:
 
 
 def _bytes(state: Any) -> int:
-    """Bytes of all tensors in a state, the local part of sharded ones."""
+    """Bytes of all tensors in a state; for sharded tensors, of the local part."""
     if isinstance(state, Tensor):
         local = state.to_local() if hasattr(state, "to_local") else state
         return local.numel() * local.element_size()

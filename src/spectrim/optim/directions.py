@@ -1,7 +1,7 @@
-"""Base directions: what an optimizer would subtract if it left the spectrum alone.
+"""Base directions: the updates of plain optimizers, before any spectral operator.
 
-A :class:`Direction` is the name of one, its numbers, and the state that it keeps; it works entry by entry over lists of
-tensors (:mod:`spectrim.kernels`), so it runs on shards as on whole matrices. A recipe names one.
+Directions work entry by entry over lists of tensors (:mod:`spectrim.kernels`), so they run on shards as on whole
+matrices.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from spectrim.kernels.momentum import momentum_directions
 
 __all__ = ["AdEMAMix", "Adam", "Average", "Direction", "Given", "Momentum", "Sign"]
 
-#: The state of several parameters: under every key one tensor for each.
+#: The state of several parameters: key -> one tensor for each parameter.
 State = Mapping[str, Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
 class Direction(ABC):
-    """A base direction with its numbers.
+    """A base direction. Its dataclass fields are its options.
 
     Attributes:
-        name: what ``describe`` shows.
-        keys: of the state tensors that it keeps, each of the parameter's shape and zero at the start.
-        flops: operations an entry, as ``spectrim plan`` counts them.
+        name: its name for ``describe``.
+        keys: names of its state tensors, which have the parameter's shape and start at zero.
+        flops: operations per entry, for ``spectrim plan``.
     """
 
     name: ClassVar[str]
@@ -42,7 +42,7 @@ class Direction(ABC):
     @classmethod
     @abstractmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
-        """The direction with the numbers of a param group."""
+        """The direction with the options of a param group."""
 
     @abstractmethod
     def direct(
@@ -51,16 +51,16 @@ class Direction(ABC):
         """Write every parameter's direction to ``out``, and update its state in place.
 
         Args:
-            grads: in float32 or better, each of its parameter's shape. They are not written to.
-            state: in float32 or better.
-            steps: scalars that count this step already.
-            out: tensors of the gradients' dtype, which may hold anything.
-            found: None, or a flag that is 1 where the step is skipped; see :mod:`spectrim.kernels`.
+            grads: in float32 or wider; not written to.
+            state: in float32 or wider.
+            steps: scalar counts of steps, including this one.
+            out: uninitialised tensors of the gradients' shapes and dtype.
+            found: None, or a flag that is 1 if the step is skipped; see :mod:`spectrim.kernels`.
         """
 
     @property
     def numbers(self) -> tuple[Any, ...]:
-        """The name and all numbers: equal for directions that do the same."""
+        """The name and all options, equal for equal directions."""
         return (self.name, *astuple(self))
 
 
@@ -79,7 +79,7 @@ class Adam(Direction):
     @classmethod
     @override
     def of(cls, options: Mapping[str, Any]) -> Self:
-        # AdEMAMix's groups have a third beta, which is no business of plain AdamW's.
+        # Groups of AdEMAMix have a third beta.
         beta1, beta2 = options["betas"][:2]
         return cls(beta1, beta2, options["eps"])
 
@@ -183,7 +183,7 @@ class Sign(Momentum):
 
 @dataclass(frozen=True)
 class Given(Direction):
-    """A direction that comes from elsewhere: a gradient as it is, or what a wrapped optimizer changed."""
+    """A direction that was computed elsewhere: a gradient, or the update of a wrapped optimizer."""
 
     name: ClassVar[str] = "given"
     keys: ClassVar[tuple[str, ...]] = ()
@@ -198,4 +198,4 @@ class Given(Direction):
     def direct(
         self, grads: Sequence[Tensor], state: State, steps: Sequence[Tensor], out: Sequence[Tensor], found: Found
     ) -> None:
-        raise TypeError("a direction that is given is not computed")
+        raise TypeError("a given direction cannot be computed")

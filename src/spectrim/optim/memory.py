@@ -1,25 +1,25 @@
-"""How much memory a step may take on a device, beside weights, gradients and state: a setting of the process."""
+"""The process-wide limit on the temporary memory of a step on a device."""
 
 from __future__ import annotations
 
 __all__ = ["set_step_memory", "stack_bytes", "workspace_bytes"]
 
 DEFAULT = 512
-#: Of the whole, what the matrices of a bucket may take, in float32; the rest is for what operators need besides.
+#: The share of the limit for the float32 matrices of a bucket; the rest is workspace of the operators.
 SHARE_OF_STACKS = 3 / 8
 
 _bytes = DEFAULT * 2**20
 
 
 def set_step_memory(megabytes: int = DEFAULT) -> None:
-    """Let a step on a device take so much memory beside weights, gradients and state, or what one matrix needs.
+    """Limit the temporary memory of a step on a device: memory in addition to weights, gradients and state.
 
-    Matrices go through an operator in buckets that fit. Fewer buckets have fewer launches, which is what a step of a
-    small model waits for: with 1,024 the matrices of GPT-2 small are clipped in one. Call it before the first step;
-    what a CUDA graph has captured stays as it is. On the host buckets are small whatever is set.
+    Matrices go through operators in buckets that fit the limit; a single matrix may exceed it. A larger limit means
+    fewer buckets and fewer launches, which makes steps of small models faster: 1,024 clips all matrices of GPT-2 small
+    in one bucket. Call it before the first step; captured CUDA graphs do not change. The host ignores the limit.
 
     Raises:
-        ValueError: less than one megabyte.
+        ValueError: not a positive integer.
     """
     global _bytes
     if not isinstance(megabytes, int) or megabytes < 1:
@@ -28,10 +28,10 @@ def set_step_memory(megabytes: int = DEFAULT) -> None:
 
 
 def stack_bytes() -> int:
-    """What the matrices of one bucket may take."""
+    """The most bytes for the matrices of one bucket."""
     return int(_bytes * SHARE_OF_STACKS)
 
 
 def workspace_bytes() -> int:
-    """What an operator may need besides."""
+    """The most bytes for an operator's workspace."""
     return _bytes - stack_bytes()

@@ -1,9 +1,7 @@
-"""The one optimizer class: groups → rules → screening → buckets → direction → operator → update.
+"""The base class of all optimizers here. Every named optimizer is this class with another :class:`.Recipe`.
 
-Every named optimizer is this class with another :class:`.Recipe`. ``step`` runs in named phases: *collect* the
-parameters that have a gradient with the rules that they follow, *screen* all gradients at once, then step those that
-are whole here (:mod:`~spectrim.optim.stepping.step`) and those that are not
-(:mod:`~spectrim.optim.sharded.shard_step`).
+``step`` *collects* the parameters that have a gradient, *screens* all gradients for NaN and infinity, then steps whole
+parameters (:mod:`~spectrim.optim.stepping.step`) and sharded ones (:mod:`~spectrim.optim.sharded.shard_step`).
 """
 
 from __future__ import annotations
@@ -41,23 +39,23 @@ __all__ = ["SpectralOptimizer"]
 class SpectralOptimizer(ScreenedOptimizer):
     """The base of every spectrim optimizer. A subclass names a recipe and passes its options to ``__init__``.
 
-    The options become the defaults of every param group. Groups made by :func:`spectrim.param_groups` say what each
-    parameter is; a plain list of parameters is taken at its word: 2-D and 3-D ones are matrices, the rest vectors.
+    The options become the defaults of every param group. Groups made by :func:`spectrim.param_groups` carry the role of
+    their parameters; in a plain list, 2-D and 3-D parameters are matrices and all others vectors.
 
     Args:
-        params: as for every torch optimizer; named parameters are named in messages.
-        options: the subclass's own options, "lr" and "weight_decay" among them.
-        extra: keywords of :class:`.SpectralOptions` that the caller gave; and ``process_group``,
-            ranks that skip a step together, for pipeline stages, whose parameters share no mesh.
+        params: as for every torch optimizer. Error messages use the names of named parameters.
+        options: the subclass's own options, including "lr" and "weight_decay".
+        extra: the caller's keywords: those of :class:`.SpectralOptions`, and ``process_group``, ranks that must skip
+            a step together although their parameters share no mesh, such as pipeline stages.
 
     Raises:
         TypeError: an unknown keyword.
-        ValueError: a value that is not allowed, naming it, the group and the choices.
+        ValueError: a value is not allowed; the message names it, the group and the choices.
     """
 
     recipe: ClassVar[Recipe]
 
-    #: A GradScaler hands over its scale and its flag, and does not wait for the device.
+    #: Tells a GradScaler to pass its scale and overflow flag to ``step`` instead of reading the flag itself.
     _step_supports_amp_scaling = True
 
     def __init__(self, params: ParamsT, options: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
@@ -65,8 +63,8 @@ class SpectralOptimizer(ScreenedOptimizer):
         self._process_group: dist.ProcessGroup | None = extra.pop("process_group", None)
         self._begin()
         defaults = complete_options(options, extra)
-        # Of a recipe with a momentum that is what schedulers are to cycle; torch's take the first of "betas" where an
-        # optimizer's defaults have any.
+        # torch's cyclic schedulers cycle the first of "betas" if an optimizer's defaults have any, else "momentum".
+        # Recipes with a momentum therefore keep "betas" out of the defaults.
         self._unlisted = {"betas": defaults.pop("betas")} if "momentum" in defaults else {}
         # A config hands over its own kinds of lists and groups; a generator stays one.
         super().__init__(unwrapped(params), defaults)
@@ -76,7 +74,7 @@ class SpectralOptimizer(ScreenedOptimizer):
     # -- Groups and state ----------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, completing its options from the defaults. A group that is refused leaves nothing behind."""
+        """Add a group and complete its options from the defaults. A refused group leaves the optimizer unchanged."""
         index = len(self.param_groups)
         group = dict(param_group)
         finish_group(group, {**self.defaults, **self._unlisted}, index)
@@ -92,25 +90,24 @@ class SpectralOptimizer(ScreenedOptimizer):
         group["matrices"] = count_matrices(group["params"])
 
     def rule(self, group: Mapping[str, Any], parameter: Tensor) -> str:
-        """What happens to a parameter of this group, in a few words; ``describe`` shows it."""
+        """A short description of the step of a parameter of this group, for ``describe``."""
         return self.rule_of(group, parameter).label
 
     def applied(self, group: Mapping[str, Any], parameter: Tensor) -> Applied:
-        """Learning rate, decay and threshold of the next step of a parameter of this group; ``describe`` shows them."""
+        """Learning rate, decay and clip threshold of a parameter's next step, for ``describe``. May read the device."""
         role, layout = role_and_layout(group, parameter)
-        # Only a device may know how many steps were taken; here it is asked.
         steps = self._steps_on_device(group)
         return rule_of(group, self.recipe, role, vector=layout == "vector", steps=steps).applied
 
     def rule_of(self, group: Mapping[str, Any], parameter: Tensor) -> Rule:
-        """The rule that a parameter of this group follows in the next step."""
+        """The rule of the next step of a parameter of this group."""
         role, layout = role_and_layout(group, parameter)
         return rule_of(group, self.recipe, role, vector=layout == "vector")
 
     def skipped_steps(self) -> dict[str, int]:
-        """How many steps each parameter made the optimizer skip because its gradient was not finite, if any.
+        """Count, for every parameter, the steps that were skipped because its gradient was not finite.
 
-        Reads the device. A parameter without a name is called by its group and position.
+        Reads the device. Parameters that caused no skip are left out.
         """
         counts: dict[str, int] = {}
         for group_index, group in enumerate(self.param_groups):
@@ -121,7 +118,7 @@ class SpectralOptimizer(ScreenedOptimizer):
         return counts
 
     def state_dict(self) -> dict[str, Any]:
-        """Groups and state as torch gives them; parameters that were swapped out are forgotten first."""
+        """Groups and state in torch's format, without state of parameters that are no longer in a group."""
         drop_orphans(self.state, self.param_groups)
         state_dict = super().state_dict()
         for group in state_dict["param_groups"]:
@@ -130,13 +127,13 @@ class SpectralOptimizer(ScreenedOptimizer):
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict of this class, or of torch's that keeps the same moments.
+        """Load a state dict of this class, or of the torch optimizer with the same moments.
 
-        Tensors go to their parameter's device, in the dtype in which the optimizer would have made them. Options that
-        the state dict lacks are completed; parameters that it lacks begin anew.
+        Tensors are converted to the parameter's device and the optimizer's state dtype. Options that the state dict
+        lacks keep their values; parameters that it lacks start with new state.
 
         Raises:
-            ValueError: another recipe's state, or a tensor of another shape than its parameter's. Nothing changed.
+            ValueError: the state belongs to another recipe, or a tensor has the wrong shape. Nothing is changed then.
         """
         drop_orphans(self.state, self.param_groups)
         load_state(self, state_dict)
@@ -148,11 +145,11 @@ class SpectralOptimizer(ScreenedOptimizer):
         self._begin()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Process groups do not travel.
+        # Process groups cannot be pickled.
         return {**super().__getstate__(), "_process_group": None, "_unlisted": self._unlisted}
 
     def state_of(self, parameter: Tensor, group: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-        """New state of a parameter of a group; it is not kept."""
+        """New state for a parameter of a group; the optimizer does not store it."""
         _, layout = role_and_layout(group, parameter)
         return new_state(parameter, self.rule_of(group, parameter), layout, group["split"], name)
 
@@ -166,7 +163,7 @@ class SpectralOptimizer(ScreenedOptimizer):
             elsewhere = set(across)
             step_entries([entry for entry in taken if entry not in elsewhere])
             if across:
-                # Carried from rule to rule, so that owners share the work of a whole step evenly.
+                # One account for all rules, so that the work of a whole step is spread evenly over the owners.
                 loads: Loads = {}
                 step_shards(across, loads)
         return bool(taken)
@@ -180,7 +177,7 @@ class SpectralOptimizer(ScreenedOptimizer):
         return state
 
     def _prepare(self) -> None:
-        """Make what state is missing; then forget that of parameters that are gone."""
+        """Make missing state, and drop the state of parameters that are no longer in a group."""
         made = False
         for group_index, group in enumerate(self.param_groups):
             for index, parameter in enumerate(group["params"]):
@@ -195,7 +192,7 @@ class SpectralOptimizer(ScreenedOptimizer):
                 warn_of_long_vectors(self.param_groups)
 
     def _steps_on_device(self, group: Mapping[str, Any]) -> Tensor | None:
-        """How many steps a group has taken, where only the device knows and a threshold depends on it."""
+        """The group's count of steps as a device scalar, if its threshold needs it and reading it would block."""
         if not varies_with_steps(group):
             return None
         states = [self.state.get(parameter) for parameter in group["params"]]
@@ -206,7 +203,7 @@ class SpectralOptimizer(ScreenedOptimizer):
 
 
 def _autocast_off(entries: Iterable[Entry]) -> ExitStack:
-    """Switch autocast off on the devices of a step: it would round what is computed in float32 on purpose."""
+    """Switch autocast off on the devices of a step, which computes in float32 on purpose."""
     stack = ExitStack()
     for kind in {entry.grad.device.type for entry in entries}:
         if kind != "meta" and torch.is_autocast_enabled(kind):

@@ -1,4 +1,4 @@
-"""Recipes by name: base[+shrink][+preclip][+clip], as on the command line, and the optimizer that a name stands for."""
+"""Names of recipes, base[+shrink][+preclip][+clip], as the command line takes them, and their optimizers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from spectrim.optim.optimizer import SpectralOptimizer
 
 __all__ = ["BASES", "MODIFIERS", "PRE_CLIP", "Base", "create", "parse_name", "recipes"]
 
-#: The threshold of ``+preclip`` on the gradient's singular values: the published setting (arXiv 2603.14315).
+#: The published threshold of ``+preclip`` on the gradient's singular values (arXiv 2603.14315).
 PRE_CLIP = 0.1
 
-#: Modifiers in the order of a name: the option that each sets, and what it sets it to.
+#: Modifiers in the order of a name, each with the option and the value that it sets.
 MODIFIERS: Mapping[str, tuple[str, Any]] = {
     "shrink": ("shrink", "auto"),
     "preclip": ("pre_clip", PRE_CLIP),
@@ -30,7 +30,7 @@ MODIFIERS: Mapping[str, tuple[str, Any]] = {
 
 @dataclass(frozen=True)
 class Base:
-    """A base of names: its optimizer, and the modifiers that it takes."""
+    """The first part of a name: its optimizer, and the modifiers that it allows."""
 
     optimizer: type[SpectralOptimizer]
     modifiers: tuple[str, ...]
@@ -47,10 +47,10 @@ BASES: Mapping[str, Base] = {
 
 
 def parse_name(name: str) -> tuple[str, tuple[str, ...]]:
-    """A name's base, and its modifiers in their own order.
+    """Split a name into its base and its modifiers, the latter in the order of :data:`MODIFIERS`.
 
     Raises:
-        ValueError: base or modifier is unknown, the base does not take the modifier, or a modifier stands twice.
+        ValueError: the base is unknown, it does not take a modifier, or a modifier is repeated.
     """
     base, *modifiers = str(name).split("+")
     if base not in BASES:
@@ -87,21 +87,21 @@ def create(
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> SpectralOptimizer:
-    """The optimizer that a name stands for, over a model, whose parameters are told apart, or over param groups.
+    """Make an optimizer by name, for a model, whose parameters are grouped by role, or for param groups.
 
         optimizer = spectrim.create("adamw+clip", model, lr=2e-3, weight_decay=0.1)
 
     Args:
         name: one of :func:`recipes`; modifiers may come in any order.
-        model_or_params: a module, or what every torch optimizer takes.
-        lr: learning rate; also the peak that ``clip="auto"`` refers to, unless ``peak_lr`` is given.
-        embedding_lr, head_lr, split, overrides: of :func:`.param_groups`, for a module.
-        options: of the optimizer. Those that modifiers stand for may say how: ``clip``, ``shrink``, ``pre_clip``.
+        model_or_params: a module, or parameters or groups as for every torch optimizer.
+        lr: learning rate; also the peak for ``clip="auto"``, unless ``peak_lr`` is given.
+        embedding_lr, head_lr, split, overrides: passed to :func:`.param_groups`; for a module only.
+        options: options of the optimizer. ``clip``, ``shrink`` and ``pre_clip`` replace the value that a modifier sets.
 
     Raises:
-        ValueError: an unknown name; an option whose modifier the name does not have, or that switches one off; or what
-            is for modules only, given with parameters.
-        TypeError: an unknown option.
+        ValueError: the name is unknown, an option contradicts the name's modifiers, or an argument for modules was
+            given with parameters.
+        TypeError: an option is unknown.
     """
     base, modifiers = parse_name(name)
     for modifier, (option, value) in MODIFIERS.items():

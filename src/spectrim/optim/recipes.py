@@ -1,4 +1,4 @@
-"""The named optimizers: each a recipe, its options, and a page that says what it does and when to use it."""
+"""The named optimizers."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ Threshold = float | Literal["auto"] | None
 
 
 class AdamW(SpectralOptimizer):
-    r"""AdamW whose update may be clipped spectrally, and whose gradient may be shrunk or clipped before.
+    r"""AdamW with optional spectral clipping of the update, and shrinking or clipping of the gradient.
 
-        G ← shrink(G);  G ← H_cpre(G)                                   where asked for
+        G ← shrink(G);  G ← H_cpre(G)                                   with shrink and pre_clip
         m ← β₁m + (1−β₁)G;  v ← β₂v + (1−β₂)G²;  U = m̂ / (√v̂ + ε)
         X ← (1 − ηλ)X − η √max(1, p/q) H_c(U)      H_c(U) = Σ σ/√(1+σ²/c²) uvᵀ, for X of p outputs and q inputs
 
-    With ``clip``, ``pre_clip`` and ``shrink`` off it is torch.optim.AdamW, by torch's fused kernel.
+    Without ``clip``, ``pre_clip`` and ``shrink`` it is torch.optim.AdamW, by torch's fused kernel.
 
     Args:
         params: parameters, named parameters, or groups from :func:`spectrim.param_groups`.
         lr: learning rate η.
         betas, eps, weight_decay: as in torch.optim.AdamW.
-        clip: threshold c of the update's singular values; "auto" is 0.01 over the group's peak learning rate.
-        pre_clip: threshold of the gradient's singular values; its authors advise against using both.
-        shrink: factor on the gradient's entry scale above which entries are shrunk; "auto" for the default factor.
-        options: see :class:`.SpectralOptions`. ``clip_scope`` is "all": embeddings and heads are
-            clipped as matrices, vectors by their norm.
+        clip: threshold c of the update's singular values; "auto" is 0.01 divided by the group's peak learning rate.
+        pre_clip: threshold of the gradient's singular values; its authors advise against using it with ``clip``.
+        shrink: entries beyond this factor times the gradient's entry scale are shrunk; "auto" for the default factor.
+        options: see :class:`.SpectralOptions`. ``clip_scope`` is "all": embeddings and heads are clipped as matrices,
+            vectors by their norm.
 
-    When to use it: with ``clip="auto"`` wherever AdamW is used now, at about its learning rate or somewhat above.
+    When to use it: with ``clip="auto"`` in place of AdamW, at AdamW's learning rate or a somewhat higher one.
 
     Source: arXiv 2603.14315 (clip, pre_clip), arXiv 2605.27733 (shrink).
     """
@@ -63,24 +63,23 @@ class AdamW(SpectralOptimizer):
 
 
 class Signum(SpectralOptimizer):
-    r"""The sign of momentum, whose update may be clipped spectrally: AdamW's step with half of its state.
+    r"""The sign of momentum with optional spectral clipping: half of AdamW's state.
 
         B ← μB + G;   U = sign(G + μB) with Nesterov, sign(B) without
         X ← (1 − ηλ)X − η √max(1, p/q) H_c(U)
 
     Args:
         params: parameters, named parameters, or groups from :func:`spectrim.param_groups`.
-        lr: learning rate η; about a third of AdamW's, since every entry moves by all of it.
-        momentum: μ; momentum is a sum from zero.
-        nesterov: look one step ahead, as the source does.
+        lr: learning rate η; about a third of AdamW's, since every entry moves by η.
+        momentum: μ; momentum is a sum that starts at zero.
+        nesterov: use Nesterov momentum, as the source does.
         weight_decay: decoupled decay λ.
-        clip, pre_clip, shrink: as for :class:`AdamW`. A sign matrix has singular values up to √(pq), so clipping
-            matters
-            most here.
+        clip, pre_clip, shrink: as for :class:`AdamW`. Clipping matters most here, since a sign matrix has singular
+            values up to √(pq).
         options: see :class:`.SpectralOptions`. ``clip_scope`` is "all".
-        betas, eps: of the plain AdamW that embeddings, heads and vectors get with ``clip_scope="matrices"``.
+        betas, eps: for the plain AdamW of embeddings, heads and vectors with ``clip_scope="matrices"``.
 
-    When to use it: with ``clip="auto"`` where memory allows one state tensor but AdamW's quality is wanted.
+    When to use it: with ``clip="auto"`` if memory allows only one state tensor per parameter.
 
     Source: arXiv 1802.04434 for Signum, arXiv 2603.14315 for clipping it.
     """
@@ -108,7 +107,7 @@ class Signum(SpectralOptimizer):
 
 
 class AdEMAMix(SpectralOptimizer):
-    r"""AdamW with a second, slow average of gradients, whose update may be clipped spectrally.
+    r"""AdamW with a second, slow average of gradients, and optional spectral clipping of the update.
 
         m₁ ← β₁m₁ + (1−β₁)G;  m₂ ← β₃(t) m₂ + (1−β₃(t))G;  v ← β₂v + (1−β₂)G²
         U = (m̂₁ + a(t) m₂) / (√v̂ + ε);   X ← (1 − ηλ)X − η √max(1, p/q) H_c(U)
@@ -121,13 +120,12 @@ class AdEMAMix(SpectralOptimizer):
         betas: β₁, β₂, β₃.
         alpha: a, the weight of the slow average.
         eps, weight_decay: as for :class:`AdamW`.
-        slow_warmup_steps: T_w; ``total_steps`` unless given, and no warm-up where neither is.
+        slow_warmup_steps: T_w; None uses ``total_steps``, and no warm-up if that is None too.
         clip, pre_clip, shrink: as for :class:`AdamW`.
-        options: see :class:`.SpectralOptions`. ``clip_scope`` is "all"; with "matrices",
-            embeddings,
-            heads and vectors get plain AdamW with β₁ and β₂.
+        options: see :class:`.SpectralOptions`. ``clip_scope`` is "all"; with "matrices", embeddings, heads and vectors
+            get plain AdamW with β₁ and β₂.
 
-    When to use it: on long runs, where the slow average has time to pay for its memory.
+    When to use it: on long runs, in which the slow average has time to help.
 
     Source: arXiv 2409.03137 for AdEMAMix, arXiv 2603.14315 for clipping it.
     """
@@ -155,22 +153,21 @@ class AdEMAMix(SpectralOptimizer):
 
 
 class Momentum(SpectralOptimizer):
-    r"""Momentum SGD with decoupled decay, whose update may be clipped spectrally.
+    r"""Momentum SGD with decoupled decay and optional spectral clipping of the update.
 
         B ← μB + G;   U = G + μB with Nesterov, B without;   X ← (1 − ηλ)X − η √max(1, p/q) H_c(U)
 
     Args:
         params: parameters, named parameters, or groups from :func:`spectrim.param_groups`.
         lr: learning rate η.
-        momentum: μ; momentum is a sum from zero.
-        nesterov: look one step ahead.
+        momentum: μ; momentum is a sum that starts at zero.
+        nesterov: use Nesterov momentum.
         weight_decay: decoupled decay λ.
-        clip, pre_clip, shrink: as for :class:`AdamW`. Gradients are small: a threshold on their sum is in their unit.
+        clip, pre_clip, shrink: as for :class:`AdamW`, but thresholds are in the unit of gradients, which are small.
         options: see :class:`.SpectralOptions`. ``clip_scope`` is "all".
-        betas, eps: of the plain AdamW that embeddings, heads and vectors get with ``clip_scope="matrices"``.
+        betas, eps: for the plain AdamW of embeddings, heads and vectors with ``clip_scope="matrices"``.
 
-    When to use it: where SGD is used today, and with ``clip`` as the plainest form of the Frank-Wolfe step of the
-        source.
+    When to use it: in place of SGD. With ``clip`` it is the simplest form of the source's Frank-Wolfe step.
 
     Source: arXiv 2603.14315.
     """
@@ -198,7 +195,9 @@ class Momentum(SpectralOptimizer):
 
 
 class Spectra(SpectralOptimizer):
-    r"""Momentum whose spike is shrunk to its tail's scale: half of AdamW's state and a fraction of Muon's work.
+    r"""Momentum with its largest singular values (the spike) reduced to the scale of the others (the tail).
+
+    It keeps half of AdamW's state and needs a fraction of Muon's operations.
 
         M ← μM + G;  U ← orth(M V);  W ← MᵀU;  V ← W / its column norms         rank k = round(r · min(m, n))
         O = M − U Wᵀ + σ_tail U Vᵀ;   X ← (1 − ηλ)X − 0.2 η O / RMS(O)
@@ -207,16 +206,16 @@ class Spectra(SpectralOptimizer):
 
     Args:
         params: parameters, named parameters, or groups from :func:`spectrim.param_groups`.
-        lr: learning rate η, of the size that AdamW takes.
+        lr: learning rate η, as large as for AdamW.
         momentum: μ; momentum is a sum here, not an average.
-        rank_ratio: r, the share of directions that is taken for the spike.
+        rank_ratio: r, the share of singular values that form the spike.
         weight_decay: decoupled decay λ.
-        clip: threshold on the singular values of the final direction, after its scaling, in AdamW's unit.
-        shrink: factor on the gradient's entry scale above which entries are shrunk.
-        betas, eps: of the plain AdamW.
+        clip: threshold on the singular values of the scaled direction, in AdamW's unit.
+        shrink: entries beyond this factor times the gradient's entry scale are shrunk.
+        betas, eps: for the plain AdamW.
         options: see :class:`.SpectralOptions`.
 
-    When to use it: where optimizer state or optimizer time is what hurts.
+    When to use it: if optimizer memory or time is the bottleneck.
 
     Source: arXiv 2602.11185.
     """
@@ -249,7 +248,7 @@ class Spectra(SpectralOptimizer):
 
 
 class Muon(SpectralOptimizer):
-    r"""Momentum with every singular value set to one, the baseline of spectral methods.
+    r"""Momentum with every singular value set to one: the baseline for spectral methods.
 
         M ← βM + (1−β)G;  U = polar(G + β(M − G)) with Nesterov, polar(M) without
         X ← (1 − ηλ)X − η · scale · U
@@ -260,16 +259,16 @@ class Muon(SpectralOptimizer):
         params: parameters, named parameters, or groups from :func:`spectrim.param_groups`.
         lr: learning rate η.
         momentum: β; momentum is an average.
-        nesterov: look one step ahead.
+        nesterov: use Nesterov momentum.
         weight_decay: decoupled decay λ.
-        scale: "match_rms_adamw", 0.2 √max(m, n), takes AdamW's learning rates; "original" is √max(1, m/n).
-        orthogonalize_steps: None orthogonalises accurately; a number only as far as so many steps of Muon's iteration
-            would, 5 in the original, which on a CPU is several times faster.
-        shrink: factor on the gradient's entry scale above which entries are shrunk, before momentum.
-        betas, eps: of the plain AdamW.
+        scale: "match_rms_adamw", 0.2 √max(m, n), for AdamW's learning rates; "original" is √max(1, m/n).
+        orthogonalize_steps: None orthogonalises accurately; a number takes that many steps of Muon's iteration. The
+            original takes 5, which is less accurate and, on a CPU, several times faster.
+        shrink: entries beyond this factor times the gradient's entry scale are shrunk, before momentum.
+        betas, eps: for the plain AdamW.
         options: see :class:`.SpectralOptions`.
 
-    When to use it: as the comparison to beat, or with ``shrink`` where its optimizer time does not matter.
+    When to use it: as the baseline to compare with, or with ``shrink`` if optimizer time does not matter.
 
     Source: Jordan et al. 2024 for Muon, arXiv 2502.16982 for the matched scale, arXiv 2605.27733 for shrinkage
         before it.

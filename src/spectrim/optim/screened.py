@@ -1,7 +1,7 @@
-"""The opening of a step, which the library's optimizers share with the wrapper of other optimizers.
+"""The start of a step, shared by the library's optimizers and by the wrapper of other optimizers.
 
-All parameters are collected with the rules that they follow, ranks compare what they are about to do, and the subclass
-screens the gradients and steps.
+It collects the parameters with their rules and compares the step's options between ranks; the subclass screens the
+gradients and steps.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Position = tuple[int, int]
 
 
 class ScreenedOptimizer(Optimizer):
-    """An optimizer that steps all parameters or, if a gradient is not finite, none."""
+    """An optimizer that steps all parameters, or none if a gradient is not finite."""
 
     def _begin(self) -> None:
-        """Set what no checkpoint holds."""
+        """Set the attributes that are not part of a checkpoint."""
         self._agreement = Agreement()
         self._watch = SkipWatch()
 
@@ -51,7 +51,8 @@ class ScreenedOptimizer(Optimizer):
             closure: re-evaluates the model and returns the loss; called once, before the update.
 
         Raises:
-            FloatingPointError: a gradient is not finite and its group says ``on_nonfinite="raise"``. Nothing has moved.
+            FloatingPointError: a gradient is not finite and its group has ``on_nonfinite="raise"``. No parameter or
+                state is changed then.
         """
         loss = None
         if closure is not None:
@@ -68,7 +69,7 @@ class ScreenedOptimizer(Optimizer):
         return loss
 
     def _collect(self) -> list[Entry]:
-        """All parameters with a gradient, and the shards whose gradient another rank may have."""
+        """The parameters with a gradient, and all shards: another rank may have a gradient for them."""
         self._prepare()
         remember_rates(self.param_groups)
         entries: list[Entry] = []

@@ -68,7 +68,7 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
             "unknown model 'llama3-9b', .*published shape .*llama3-70b, moe-1t.* close to it: llama3-8b",
         ),
         ("tiny", "adam", "unknown recipe 'adam'"),
-        ("xlnet", "adamw", "model 'xlnet', recipe 'adamw': cannot tell what these parameters are: .*rel_attn.q"),
+        ("xlnet", "adamw", "model 'xlnet', recipe 'adamw': unknown role of the parameters .*rel_attn.q"),
     ],
 )
 def test_what_cannot_be_planned_is_told_in_one_error(model: str, recipe: str, message: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import spectrim.lab.training.loop
-import spectrim.monitor.monitor
+import spectrim.monitor.gradient_norms
 from lab_runs import StopError, assert_equal, final_state, log_without_times, stop_after
 from spectrim.lab.config import MonitorConfig, TrainConfig
 from spectrim.lab.errors import LabError
@@ -110,7 +110,7 @@ def test_the_time_of_a_monitor_is_in_no_other_share(
 
     slow("take_gradients", 1.0, Measurement)
     slow("take_step", 2.0, Measurement)
-    slow("squared_norms", 0.125, spectrim.monitor.monitor)
+    slow("squared_norms", 0.125, spectrim.monitor.gradient_norms)
     slow("clip_gradient", 0.5, spectrim.lab.training.loop)
     result = train(monitored(small_config, every=3, exact_times=0), tmp_path / "run", cache_dir=cache_dir)
     records = read_log(tmp_path / "run" / "log.jsonl")
@@ -145,7 +145,7 @@ def test_what_is_no_file_of_records_is_refused_and_left_alone(
     with pytest.raises(StopError):
         train(small_config, tmp_path / "run", cache_dir=cache_dir, on_step=stop_after(3))
     (tmp_path / "run" / "monitor.jsonl").write_text("mine\n")
-    with pytest.raises(LabError, match="is no file of records"):
+    with pytest.raises(LabError, match="is not a file of records"):
         train(small_config, tmp_path / "run", resume=True, cache_dir=cache_dir)
     assert (tmp_path / "run" / "monitor.jsonl").read_text() == "mine\n"
 

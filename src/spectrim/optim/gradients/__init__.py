@@ -1,7 +1,7 @@
 """Clipping and shrinking gradients in place, for training loops around any optimizer.
 
-``in_place`` has the public functions, ``shard_gradients`` the same for sharded gradients; ``matrices`` and ``norms``
-are what both need.
+``in_place`` has the public functions and ``shard_gradients`` their work on sharded gradients; both use ``matrices`` and
+``norms``.
 
 Imports ``grouping``, ``rules``, ``spectral``, ``stepping``, ``sharded`` and ``screening``.
 """

@@ -1,11 +1,10 @@
-"""Spectral clipping and entry-wise shrinkage of gradients in place, for loops around any optimizer.
+"""Clip gradients spectrally or shrink their large entries in place, in a training loop with any optimizer.
 
-In the manner of :func:`torch.nn.utils.clip_grad_norm_`, and by the same code as the options ``pre_clip`` and ``shrink``
-of the optimizers here. The order matters: entry-wise or spectral first, then the global L2 norm, which would otherwise
-be taken up by the very spikes that these remove. ::
+Use these like :func:`torch.nn.utils.clip_grad_norm_`; the options ``pre_clip`` and ``shrink`` of the optimizers do the
+same. Call them before the global norm is clipped, so that the norm is not dominated by the spikes that they remove. ::
 
     loss.backward()
-    found = clip_grad_spectral_(groups, 0.1)
+    norms = clip_grad_spectral_(groups, 0.1)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
 """
@@ -46,15 +45,16 @@ __all__ = ["Parameters", "Shrunk", "clip_grad_spectral_", "shrink_grad_"]
 Parameters = Tensor | nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 
-#: Their rows belong to tokens, which differ in frequency by orders of magnitude.
+#: Roles that are not shrunk: their rows belong to tokens, whose frequencies differ by orders of magnitude.
 _UNSHRUNK = ("embedding", "head")
 
 
 class Shrunk(NamedTuple):
-    """What :func:`shrink_grad_` found, one number for each parameter that has a gradient, in order.
+    """The result of :func:`shrink_grad_`: one number for each parameter that has a gradient, in order.
 
-    scales: the scale of its entries (the mean over its matrices), before. removed: the share of its squared norm that
-    was taken away. Both are zero where the gradient was left alone.
+    Attributes:
+        scales: the entry scale before shrinking, averaged over the parameter's matrices.
+        removed: the share of the squared norm that was removed. Both are zero for gradients that are not shrunk.
     """
 
     scales: Tensor
@@ -62,7 +62,7 @@ class Shrunk(NamedTuple):
 
 
 class _Gradient(NamedTuple):
-    """One gradient, and how it is read as matrices; of a sharded one ``grad`` is this rank's part of ``shard``."""
+    """One gradient with its layout. For a sharded gradient, ``grad`` is this rank's shard and ``shard`` its entry."""
 
     name: str
     grad: Tensor
@@ -84,27 +84,26 @@ def clip_grad_spectral_(
     r"""Clip the singular values σ of every gradient matrix in place, to σ / sqrt(1 + σ²/c²).
 
     Args:
-        parameters: a tensor; an iterable of parameters or of named ones, of which 2-D and 3-D ones are matrices and
-            the rest vectors; groups of :func:`spectrim.param_groups` or of an optimizer, which say how each is read; or
-            a module, which is grouped at every call.
+        parameters: a tensor; an iterable of parameters or of (name, parameter) pairs, where 2-D and 3-D parameters are
+            matrices and all others vectors; groups of :func:`spectrim.param_groups` or of an optimizer, whose layouts
+            are used; or a module, whose parameters are grouped at every call.
         threshold: c > 0, in the units of the gradients' singular values.
-        form: "soft" as above; "hard" lowers those above c to c and leaves the others untouched.
-        vectors: clip vectors by their norm too.
-        error_if_nonfinite: raise where a gradient is not finite. That reads the device. Otherwise such a gradient is
+        form: "soft" as above; "hard" lowers singular values above c to c and leaves the others untouched.
+        vectors: also clip vectors by their norm.
+        error_if_nonfinite: raise if a gradient is not finite, which reads the device. Otherwise such a gradient is
             left as it is.
 
     Returns:
-        The largest singular value that each gradient had before, one number for each parameter that has a gradient, in
-        order; for vectors their norm, whether clipped or not. An estimate from below, by power steps, within 2 %;
-        not finite where the gradient is not. On the first gradient's device; nothing is read.
+        The largest singular value of each gradient before clipping, one number for each parameter that has a gradient,
+        in order; for vectors the norm, clipped or not. It is estimated by power steps, at most 2 % too low, and is not
+        finite if the gradient is not. The tensor is on the first gradient's device, which is not read.
 
     Raises:
-        ValueError: threshold is not positive, or an unknown form.
-        RuntimeError: a gradient is not finite, by name; none was changed.
+        ValueError: threshold is not positive, or the form is unknown.
+        RuntimeError: a gradient is not finite; the message names it. No gradient is changed then.
 
-    Call it before the global norm is clipped, of sharded parameters on every rank: matrices go to owners and back. A
-    rank that lacks a gradient which others have gets no number for it. Source: arXiv 2603.14315, whose pre-clipping
-    uses c = 0.1.
+    Call it on every rank if parameters are sharded: matrices are sent to owner ranks and back. A rank without a
+    gradient for a parameter gets no number for it. Source: arXiv 2603.14315, whose pre-clipping uses c = 0.1.
     """
     if not threshold > 0:
         raise ValueError(f"threshold={threshold}: expected a positive number")
@@ -121,7 +120,7 @@ def clip_grad_spectral_(
             if gradient.shard.has_gradient:
                 norms.append(torch.where(flag, found[gradient.shard], torch.inf))
             continue
-        # Zeros in place of what is not finite: no operator has to survive it.
+        # Operators get zeros instead of a gradient that is not finite.
         exact = torch.where(flag, gradient.grad, 0)
         norms.append(torch.where(flag, largest_singular_value(exact, gradient.layout, gradient.split), torch.inf))
         if gradient.layout != "vector":
@@ -145,24 +144,24 @@ def shrink_grad_(
     form: ShrinkForm = DEFAULT_SHRINK_FORM,
     error_if_nonfinite: bool = False,
 ) -> Shrunk:
-    """Shrink, in place, the entries of every gradient that are large against the scale of its matrix.
+    """Shrink, in place, the entries of every gradient that are large against the entry scale of its matrix.
 
     Args:
-        parameters: as for :func:`clip_grad_spectral_`. Vectors are shrunk too; embeddings and heads are not, where
-            groups or a module tell which they are: their rows belong to tokens, which differ in frequency by orders of
-            magnitude, and the frequent ones would pass for outliers.
-        factor: τ over the entry scale; "auto" for the default factor.
+        parameters: as for :func:`clip_grad_spectral_`. Vectors are shrunk too. Embeddings and heads are not, if groups
+            or a module identify them: their rows belong to tokens, whose frequencies differ by orders of magnitude, so
+            rows of frequent tokens would count as outliers.
+        factor: τ divided by the entry scale; "auto" for the default factor.
         form: see :func:`spectrim.smooth_shrink`.
         error_if_nonfinite: as for :func:`clip_grad_spectral_`.
 
     Returns:
-        Scales and the shares of energy removed. On the first gradient's device; nothing is read.
+        Scales and shares of energy removed, on the first gradient's device, which is not read.
 
     Raises:
-        ValueError: a factor that is not positive, or an unknown form.
-        RuntimeError: a gradient is not finite, by name; none was changed.
+        ValueError: the factor is not positive, or the form is unknown.
+        RuntimeError: a gradient is not finite; the message names it. No gradient is changed then.
 
-    Call it before the global norm is clipped, of sharded parameters on every rank. Source: arXiv 2605.27733.
+    Call it on every rank if parameters are sharded. Source: arXiv 2605.27733.
     """
     if factor != "auto" and not factor > 0:
         raise ValueError(f'factor={factor}: expected a positive number or "auto"')
@@ -199,7 +198,7 @@ def shrink_grad_(
 
 
 def _gradients(parameters: Parameters) -> Iterator[_Gradient]:
-    """The gradients that there are, each with how it is read as matrices."""
+    """All gradients with their layouts."""
     for group_index, group in enumerate(_groups(parameters)):
         names = group.get("param_names")
         for index, item in enumerate(group["params"]):
@@ -216,20 +215,20 @@ def _gradients(parameters: Parameters) -> Iterator[_Gradient]:
             if not sharded:
                 yield _Gradient(name, item.grad, role, layout, group.get("split"))
                 continue
-            # Also where this rank has no gradient: others may, and every rank has to take part.
+            # Also without a gradient on this rank: other ranks may have one, and every rank must take part.
             rule = given_rule(vector=layout == "vector")
             shard = sharded_entry(item, group, (group_index, index), name, {}, rule)
             if shard.has_gradient and (item.grad.placements, item.grad.device_mesh) != (
                 item.placements,
                 item.device_mesh,
             ):
-                # It was laid out anew already: what is written there is then written to the gradient.
+                # The entry holds a redistributed copy. Make it the gradient, so that writes reach the parameter.
                 item.grad = laid_like(item, shard.grad)
             yield _Gradient(name, shard.grad, role, layout, shard.split, shard)
 
 
 def _screened(gradients: Sequence[_Gradient]) -> list[ShardedEntry]:
-    """The sharded ones, after their ranks have agreed on which there are and which are finite."""
+    """The entries of sharded gradients, screened together with the other ranks."""
     shards = [gradient.shard for gradient in gradients if gradient.shard is not None]
     if shards:
         values = {shard: squared_norm(shard.grad) for shard in shards}
@@ -247,17 +246,16 @@ def _groups(parameters: Parameters) -> Sequence[Mapping[str, Any]]:
 
 
 def _finite(gradients: Sequence[_Gradient], error_if_nonfinite: bool) -> list[Tensor]:
-    """A flag on the device for each gradient."""
+    """For each gradient a flag on the device: True if it is finite."""
     finite = [_energy(gradient).isfinite() for gradient in gradients]
     if error_if_nonfinite:
         bad = [gradient.name for gradient, flag in zip(gradients, finite, strict=True) if not flag]
-        # Ranks that would go on by themselves would wait for the one that raises.
+        # All ranks raise together; otherwise the others would wait for the one that raised.
         elsewhere = any_rank([gradient.shard for gradient in gradients if gradient.shard is not None], bool(bad))
         if bad or elsewhere:
             which = f"the gradient of {bad[0]!r}" if bad else "a gradient of another rank"
             raise RuntimeError(
-                f"{which} is not finite; no gradient was changed. error_if_nonfinite=False would leave this one as it "
-                f"is and go on."
+                f"{which} is not finite; no gradient was changed. error_if_nonfinite=False changes only the finite ones"
             )
     return finite
 

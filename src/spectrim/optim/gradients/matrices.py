@@ -1,4 +1,4 @@
-"""Gradients by themselves: their size, and functions of their logical matrices. For what acts on gradients alone."""
+"""Norms of gradients, and functions applied to their logical matrices."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ __all__ = ["map_matrices", "shrink_entries", "squared_norm"]
 
 
 def squared_norm(grad: Tensor) -> Tensor:
-    """The sum of squares as a scalar in float64; not finite where any entry is not."""
+    """The sum of squares as a float64 scalar; not finite if any entry is not."""
     norm: Tensor = torch.linalg.vector_norm(grad, dtype=torch.float64)
     return norm.square()
 
 
 def shrink_entries(tensor: Tensor, factor: float, form: ShrinkForm, layout: Layout, split: Split | None) -> Tensor:
-    """Shrink the entries that are large against their logical matrix's scale; a new tensor."""
+    """A new tensor, with entries shrunk that are large against the entry scale of their logical matrix."""
     return map_matrices(lambda G: smooth_shrink(G, factor * entry_scale(G), form=form), tensor, layout, split)
 
 
 def map_matrices(function: Callable[[Tensor], Tensor], tensor: Tensor, layout: Layout, split: Split | None) -> Tensor:
-    """Apply a function to every logical matrix of a tensor, or to the tensor where it is a vector."""
+    """Apply a function to every logical matrix of a tensor, or to the whole tensor if it is a vector."""
     if layout == "vector":
         return function(tensor.reshape(-1)).view_as(tensor)
     if split is None and layout in ("matrix", "stack"):
         return function(tensor)
-    # Contiguous, so that convolutions in channels_last have their matrices too.
+    # Convolutions in channels_last can be viewed as matrices only once they are contiguous.
     source, result = tensor.contiguous(), torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     targets = matrices(result, layout, split)
     for matrix, target in zip(matrices(source, layout, split), targets, strict=True):

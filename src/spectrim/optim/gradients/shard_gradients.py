@@ -1,7 +1,7 @@
-"""Clipping and shrinking, in place, of gradients whose matrices lie on many ranks.
+"""Clipping and shrinking, in place, of sharded gradients.
 
-Matrices are clipped at owners, as in a step; entries are shrunk where they are. What was found in each gradient is
-brought together in one reduction at the end. Relied on by :mod:`~spectrim.optim.gradients.in_place`.
+Owner ranks clip whole matrices, as in a step; every rank shrinks the entries of its shard. One reduction at the end
+combines the results of all ranks.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ def clip_shards(
     form: str,
     vectors: bool,
 ) -> dict[ShardedEntry, Tensor]:
-    """Clip gradients that are screened: matrices, and vectors where asked for.
+    """Clip screened gradients.
 
     Args:
-        clip: of one matrix, with the threshold.
-        form: in which vectors are clipped.
+        clip: clips one matrix to a threshold.
+        form: "soft" or "hard", for vectors.
+        vectors: also clip vectors by their norm.
 
     Returns:
-        For every entry the largest singular value before, of a vector the norm; zero where there is none.
+        For every entry the largest singular value before clipping, or the norm of a vector; zero without a gradient.
     """
     taking = _taking(entries)
     found = {entry: _zero(entry) for entry in entries}
@@ -74,7 +75,10 @@ def clip_shards(
 
 
 class _Clipping:
-    """Matrices to their owners and back; ``found`` takes the norms of those that this rank owns."""
+    """Sends matrices to their owners, clips them there, and writes the results back to the shards.
+
+    ``found`` gets the norms of the matrices that this rank owns.
+    """
 
     def __init__(self, clip: Callable[[Tensor], Tensor], found: dict[ShardedEntry, Tensor]) -> None:
         self._clip = clip
@@ -82,7 +86,7 @@ class _Clipping:
         self._loads: Loads = {}
 
     def one(self, matrix: Tensor, entry: ShardedEntry) -> tuple[Tensor, Tensor]:
-        """The norm of a matrix, or of what an owner has of a stack, and the matrix clipped."""
+        """The largest singular value of a matrix (or stack), and the clipped matrix."""
         layout = entry.layout if matrix.ndim == len(entry.sharding.shape) else unit_layout(entry.layout)
         exact = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
         norm = largest_singular_value(exact, layout, entry.split)
@@ -99,7 +103,7 @@ class _Clipping:
                 results.append(clipped)
             return results
 
-        # As narrow as they are: the result is rounded to that anyway.
+        # Sent in the gradients' own dtype, since the result is rounded to it anyway.
         grads = [_served(entry) for entry in entries]
         exchange = send_to_owners(team, entries, grads, dtype=grads[0].dtype, loads=self._loads)
         yield
@@ -112,17 +116,17 @@ class _Clipping:
 def shrink_shards(
     entries: Sequence[ShardedEntry], factor: float, form: ShrinkForm
 ) -> dict[ShardedEntry, tuple[Tensor, Tensor]]:
-    """Shrink the entries of gradients that are screened, with their scales.
+    """Shrink the entries of screened gradients.
 
     Returns:
-        For every entry the mean scale of its matrices and the share of the energy removed; zeros where there is none.
+        For every entry the mean entry scale and the share of energy removed; zeros without a gradient.
     """
     found = {entry: (_zero(entry), _zero(entry)) for entry in entries}
     for team, some in by_team(_taking(entries)):
         energies = []
         for entry in some:
             shrunk = entry.shrunk(_exact(entry), factor, form)
-            # Replicas would count twice.
+            # Count each shard once, not once per replica.
             energies.append(squared_norm(shrunk) * (entry.sharding.replica(team.member) == 0))
             _write(entry, shrunk)
         after = torch.stack(energies)
@@ -136,8 +140,9 @@ def shrink_shards(
 
 
 def _taking(entries: Sequence[ShardedEntry]) -> list[ShardedEntry]:
-    """The entries that have something to be worked on, the same on every rank. Where reading would stall the device
-    it is all of them, and each carries a flag."""
+    """The entries whose gradient is present, finite and not zero; the same on every rank.
+
+    If reading would block, all entries with a skip flag each."""
     some = []
     for entry in entries:
         assert entry.total is not None
@@ -153,7 +158,7 @@ def _taking(entries: Sequence[ShardedEntry]) -> list[ShardedEntry]:
 
 
 def _served(entry: ShardedEntry) -> Tensor:
-    # Zeros in place of what is not finite: no operator has to survive it.
+    # Operators get zeros instead of a gradient that is not finite.
     return entry.grad if entry.found is None else torch.where(entry.found > 0, 0.0, entry.grad)
 
 

@@ -1,7 +1,7 @@
-"""Flat shards, in which no matrix can be seen: FSDP1's, DeepSpeed ZeRO's, and whatever replaced matrices by 1-D parts.
+"""Detects flat shards: 1-D parts of several matrices, as FSDP1 and DeepSpeed ZeRO make them.
 
-A flat shard would be taken for one long vector and clipped by its norm: all of it together moves no further than one
-matrix may, and nothing would tell. Frameworks leave marks on tensors, which are read here; none of them is imported.
+Without this check a flat shard would be clipped by its norm as one long vector, and steps would silently be far too
+small. Attributes that the frameworks set on tensors are checked; no framework is imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FSDP2 = (
     "use FSDP2 (torch.distributed.fsdp.fully_shard; fsdp_version: 2 in accelerate), whose parameters keep their shapes"
 )
 _STAGE_0 = f"{_FSDP2}, or ZeRO stage 0"
-#: What a framework leaves on a parameter, what that means, and what serves instead.
+#: (attribute that a framework sets on a parameter, its meaning, what to use instead).
 _MARKS = (
     ("_is_flat_param", "a flat parameter of FSDP1 (FullyShardedDataParallel)", _FSDP2),
     ("_fsdp_flattened", "a part of a flat parameter of FSDP1 (FullyShardedDataParallel)", _FSDP2),
@@ -26,17 +26,17 @@ _MARKS = (
     ("ds_tensor", "partitioned by DeepSpeed ZeRO stage 3", _STAGE_0),
     ("_hp_mapping", "a copy of a flat partition of DeepSpeed ZeRO stage 1 or 2", _STAGE_0),
 )
-#: A vector this long, and nothing but vectors, suggests a flat shard. Biases of a vocabulary are as long, but come with
-#: matrices.
+#: If all parameters are vectors and one is this long, they may be flat shards. Biases of a vocabulary are as long, but
+#: come together with matrices.
 LONG = 10_000
 
 
 def check_whole(parameter: Tensor, name: str) -> None:
-    """Raise ValueError for a parameter that a framework has flattened, naming it, the framework and what to use."""
+    """Raise ValueError if a framework has flattened the parameter; the message names a replacement."""
     for mark, what, instead in _MARKS:
-        # FSDP1 sets its flag to False on what it leaves alone.
+        # FSDP1 sets its flag to False on parameters that it did not flatten.
         if getattr(parameter, mark, False) is not False:
-            raise ValueError(f"{name} is {what}, in which no matrix can be seen: {instead}")
+            raise ValueError(f"{name} is {what}, which does not keep the shapes of matrices: {instead}")
 
 
 def count_matrices(parameters: Sequence[Tensor]) -> int:
@@ -45,18 +45,18 @@ def count_matrices(parameters: Sequence[Tensor]) -> int:
 
 
 def check_group(group: Mapping[str, Any], where: str) -> None:
-    """Raise ValueError if vectors took the place of a group's matrices since it was made, as flat partitions do."""
+    """Raise ValueError if a framework has replaced a group's matrices by vectors since the group was made."""
     if group.get("matrices") and group["params"] and not count_matrices(group["params"]):
         shapes = ", ".join(str(tuple(parameter.shape)) for parameter in group["params"][:3])
         raise ValueError(
             f"{where} was made with {group['matrices']} matrices and now holds vectors only, of shapes {shapes}: "
-            f"flat shards, as of DeepSpeed ZeRO stages 1, 2 and 3 or Megatron's distributed optimizer, in which no "
-            f"matrix can be seen: {_STAGE_0}"
+            f"flat shards, as of DeepSpeed ZeRO stages 1, 2 and 3 or Megatron's distributed optimizer, do not keep the "
+            f"shapes of matrices: {_STAGE_0}"
         )
 
 
 def warn_of_long_vectors(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Warn if an optimizer of matrices was given nothing but vectors, one of them long, and not told what they are."""
+    """Warn if all parameters of an optimizer are vectors without a role and one of them is long."""
     parameters = [parameter for group in groups for parameter in group["params"]]
     if any(group.get("role") is not None for group in groups) or count_matrices(parameters):
         return
@@ -64,7 +64,7 @@ def warn_of_long_vectors(groups: Sequence[Mapping[str, Any]]) -> None:
     if longest >= LONG:
         warnings.warn(
             f"all parameters are vectors, the longest of {longest:,} entries, and are clipped by their norms. If they "
-            f"are flat shards of matrices, steps are far too small: {_FSDP2}. If they are vectors, say so by "
+            f"are flat shards of matrices, steps are far too small: {_FSDP2}. If they are vectors, use groups like "
             f'{{"params": ..., "role": "vector", "layout": "vector"}}',
             stacklevel=4,
         )

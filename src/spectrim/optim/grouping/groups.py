@@ -1,7 +1,6 @@
-"""Parameter groups of a model: what every parameter is, as plain values that a ``state_dict`` can carry.
+"""Makes the param groups of a model: role, layout and options of its parameters, as values for a ``state_dict``.
 
-:func:`param_groups` reads the model by :mod:`reading`, applies what the caller declared, and gathers the parameters
-that share all values. :func:`spectrim.describe` shows the result.
+:func:`spectrim.describe` shows the result.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from spectrim.optim.grouping.roles import ROLES, Reading, Role
 __all__ = ["param_groups"]
 
 _GROUPING = ("role", "layout", "split", "lr_factor", "weight_decay")
-# The options of the named optimizers, each of which an override may set for some parameters.
+# The options of the named optimizers, which an override may set for some parameters.
 _OPTIONS = (
     *("lr", "betas", "eps", "momentum", "nesterov", "alpha", "slow_warmup_steps", "rank_ratio", "scale"),
     *("orthogonalize_steps", "clip", "pre_clip", "shrink"),
@@ -42,17 +41,17 @@ def param_groups(
     split: Mapping[str, Split] | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Group a model's trainable parameters by what they are, ready for an optimizer.
+    """Group a model's trainable parameters by role, ready for an optimizer.
 
     Args:
         model: any module; models of transformers and PEFT are known in detail. Wrappers (DDP, FSDP2, ``torch.compile``,
-            activation checkpointing) are looked through; flat shards of FSDP1 and DeepSpeed ZeRO are refused.
+            activation checkpointing) are unwrapped; flat shards of FSDP1 and DeepSpeed ZeRO are refused.
         embedding_lr: factor on the learning rate of embeddings.
-        head_lr: factor on the learning rate of output heads. A weight tied to an embedding is an embedding.
-        split: pattern of names -> sizes along the outputs, for fused projections that the library does not know. It
-            applies to the matrices that the pattern matches, not to biases. Where the outputs of the projections take
-            turns, "interleaved" and then how many of each come at a time.
-        overrides: pattern of names -> values that replace what was read: "role", "layout", "split", "lr_factor",
+        head_lr: factor on the learning rate of output heads. A head tied to an embedding counts as embedding.
+        split: name pattern -> sizes along the outputs, for fused projections that the library does not know. It
+            applies to matrices only, not to biases. If the projections' rows alternate, give "interleaved" and then
+            the number of rows of each projection in one turn.
+        overrides: name pattern -> values that replace the detected ones: "role", "layout", "split", "lr_factor",
             "weight_decay", or an optimizer's option such as "clip".
 
     Returns:
@@ -62,10 +61,10 @@ def param_groups(
         exactly one group, a tied one under its first name.
 
     Raises:
-        ValueError: a trainable parameter that is flattened, complex or quantised, or whose role cannot be told, a
-            pattern that matches nothing, or a value that does not fit; the message names it.
+        ValueError: a trainable parameter is flattened, complex or quantised, or its role is unknown; a pattern matches
+            nothing; or a value does not fit. The message names it.
 
-    Patterns are globs over whole names ("*" matches any characters, dots too); the first that matches wins.
+    Patterns are globs over full names ("*" also matches dots); the first pattern that matches wins.
     """
     aliases = _aliases(model)
     splits = _Patterns("split", split or {}, aliases)
@@ -102,8 +101,8 @@ def param_groups(
     if unread:
         example = f'overrides={{"{unread[0].split()[0]}": {{"role": "matrix"}}}}'
         raise ValueError(
-            f"cannot tell what these parameters are: {', '.join(unread)}. Declare them, "
-            f"for example by {example}; roles: {_listed(ROLES)}"
+            f"unknown role of the parameters {', '.join(unread)}. Declare it, for example by {example}; "
+            f"roles: {_listed(ROLES)}"
         )
     _name(groups.values())
     return list(groups.values())
@@ -122,11 +121,11 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _check_dtype(name: str, parameter: nn.Parameter) -> None:
-    """Refuse complex and quantised weights; frozen ones never come here."""
+    """Raise ValueError for complex and quantised weights that are trained."""
     if parameter.dtype in _DTYPES:
         return
     if parameter.is_complex():
-        what, instead = "complex", "hold it as a real parameter and read that by torch.view_as_complex"
+        what, instead = "complex", "use a real parameter and torch.view_as_complex"
     else:
         what, instead = "quantised", "train an adapter beside it"
     raise ValueError(
@@ -139,7 +138,7 @@ Value = TypeVar("Value")
 
 
 class _Patterns(Generic[Value]):
-    """Values by pattern of names; the first pattern that matches wins, and every pattern must match something."""
+    """Values by name pattern. The first matching pattern wins, and every pattern must match a parameter."""
 
     def __init__(self, argument: str, values: Mapping[str, Value], aliases: Mapping[str, Sequence[str]]) -> None:
         self.argument = argument
@@ -153,14 +152,14 @@ class _Patterns(Generic[Value]):
                 raise ValueError(f"{argument} pattern {pattern!r} matches no parameter{hint}")
 
     def first(self, name: str) -> Value | None:
-        """The value of the first pattern that matches a parameter under any of its names, or None."""
+        """The value of the first pattern that matches any of a parameter's names, or None."""
         for pattern, value in self.values.items():
             if any(fnmatchcase(alias, pattern) for alias in self._aliases[name]):
                 return value
         return None
 
     def must_match_a_matrix(self, readings: Mapping[str, Reading | None]) -> None:
-        """Refuse a pattern all of whose parameters are vectors."""
+        """Raise ValueError for a pattern that matches vectors only."""
         for pattern in self.values:
             matched = self._matched(pattern)
             if all((reading := readings[name]) is not None and reading.layout == "vector" for name in matched):
@@ -171,7 +170,7 @@ class _Patterns(Generic[Value]):
 
 
 def _aliases(model: nn.Module) -> dict[str, list[str]]:
-    """The first name of every parameter, with all of its names."""
+    """The first name of every parameter -> all of its names; tied parameters have several."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if isinstance(parameter, UninitializedParameter):
@@ -187,7 +186,7 @@ def _declared(
     shape: tuple[int, ...],
     name: str,
 ) -> Reading | None:
-    """The reading with what was declared in place of what was read; None if nothing tells the parameter's role."""
+    """The detected reading with the declared values in place; None if the role is unknown."""
     role = override.get("role", reading.role if reading else None)
     if role is None:
         return None
@@ -197,7 +196,7 @@ def _declared(
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} for {name!r}: expected one of {_listed(LAYOUTS)}")
     if (role == "vector") != (layout == "vector"):
-        raise ValueError(f"layout={layout!r} with role={role!r} for {name!r}: vectors alone have the layout 'vector'")
+        raise ValueError(f"layout={layout!r} with role={role!r} for {name!r}: only vectors have the layout 'vector'")
     sizes = reading.split if reading is not None and reading.layout == layout else None
     if split is not None and layout != "vector":
         sizes = _sizes(split, name)
@@ -213,7 +212,7 @@ def _declared(
 
 
 def _layout_for(role: str, reading: Reading | None, shape: tuple[int, ...]) -> Layout:
-    """The layout of a parameter whose role was declared without one."""
+    """The layout of a parameter whose role was declared without a layout."""
     if role == "vector":
         return "vector"
     if reading is not None and reading.layout != "vector":
@@ -222,13 +221,13 @@ def _layout_for(role: str, reading: Reading | None, shape: tuple[int, ...]) -> L
 
 
 def _sizes(split: object, name: str) -> tuple[int | str, ...]:
-    """A split as plain values."""
+    """Check a split, and convert it to a tuple."""
     found = tuple(split) if isinstance(split, Sequence) and not isinstance(split, str) else ()
     sizes = found[1:] if found[:1] == (INTERLEAVED,) else found
     if not sizes or not all(type(size) is int for size in sizes):
         raise ValueError(
-            f"split={split!r} for {name!r}: expected sizes along the outputs, such as (768, 768, 768), or of one turn, "
-            f'such as ("interleaved", 256, 64, 64)'
+            f"split={split!r} for {name!r}: expected sizes along the outputs, such as (768, 768, 768), or the sizes "
+            f'of one turn, such as ("interleaved", 256, 64, 64)'
         )
     return found
 

@@ -1,11 +1,11 @@
-"""Fused and unusual parameters of known models, recognised by the class of the module that holds or surrounds them.
+"""Fused and unusual parameters of known models, recognised by the class names of their modules.
 
-A layer that computes several projections at once is read as one matrix for each, whether the outputs of a projection
-lie next to each other or take turns with the others', head by head or one by one. Every entry here was checked against
-the model's forward pass. What was not is left out and read as one matrix: CodeGen, DeBERTa, MiniMax's lightning
-attention, Qwen3-Next's in_proj_qkvz, Zamba's in_proj, gated query projections (Qwen3-Next, Qwen3.5).
+A layer that computes several projections at once is split into one matrix for each, whether the rows of a projection
+are contiguous or alternate with the others'. Every entry was checked against the model's forward pass. Layers that were
+not checked are read as one matrix: CodeGen, DeBERTa, MiniMax's lightning attention, Qwen3-Next's in_proj_qkvz, Zamba's
+in_proj, gated query projections (Qwen3-Next, Qwen3.5).
 
-Class names alone are compared, so that nothing has to be imported. Relied on by :mod:`reading`.
+Only class names are compared, so that no model library is imported.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ SizeRule = Callable[[nn.Module, int], Sizes | None]
 
 
 def fused_sizes(site: Site, outputs: int) -> Sizes | None:
-    """The sizes of the projections that a known model stores in one layer, or None if the layer is one projection."""
+    """The sizes of the projections that a known model fuses in this layer, or None if it is one projection."""
     if site.around is None:
         return None
     for class_pattern, attribute, rule in _FUSED_LAYERS:
         if attribute == site.attribute and _any_matches(class_names(site.around), class_pattern):
-            # A projection may be absent: rotary keys of a model without rotary positions.
+            # Size 0 means that the model lacks this projection, such as rotary keys without rotary positions.
             split = tuple(size for size in rule(site.around, outputs) or () if size)
             sizes, interleaved = sizes_of(split)
             whole = outputs % sum(sizes) == 0 if interleaved and sizes else sum(sizes) == outputs
@@ -40,7 +40,7 @@ def fused_sizes(site: Site, outputs: int) -> Sizes | None:
 
 
 def expert_reading(site: Site) -> Reading | None:
-    """The reading of experts' weights that are held as one 3-D parameter, in classes named "...Experts"."""
+    """The reading of experts' weights that form one 3-D parameter, in classes named "...Experts"."""
     if len(site.shape) != 3 or site.leaf not in _EXPERT_WEIGHTS or not _any_matches(site.kinds, "*Experts"):
         return None
     transposed = getattr(site.holder, "is_transposed", not _TRANSPOSED_EXPERTS.isdisjoint(site.kinds))
@@ -54,7 +54,7 @@ def expert_reading(site: Site) -> Reading | None:
 
 
 def known_parameter(site: Site) -> Reading | None:
-    """The reading of a parameter that a known module multiplies by itself, without a layer around it."""
+    """The reading of a weight that a known module holds directly instead of in a linear layer."""
     for class_pattern, leaf_pattern, layout, rule in _PARAMETERS:
         if _any_matches(site.kinds, class_pattern) and fnmatchcase(site.leaf, leaf_pattern):
             return Reading("matrix", layout, rule(site.holder, site.shape[0]) if rule else None)
@@ -62,17 +62,17 @@ def known_parameter(site: Site) -> Reading | None:
 
 
 def _any_matches(names: Iterable[str], pattern: str) -> bool:
-    """Whether any of the names matches the pattern."""
+    """True if any of the names matches the pattern."""
     return any(fnmatchcase(name, pattern) for name in names)
 
 
 def _equal(parts: int) -> SizeRule:
-    """So many equal parts."""
+    """Split into this number of equal parts."""
     return lambda module, outputs: None if outputs % parts else (outputs // parts,) * parts
 
 
 def _named(*attributes: str) -> SizeRule:
-    """One part for each attribute of the module, of that size."""
+    """One part for each of these attributes of the module, which hold the sizes."""
 
     def sizes(module: nn.Module, outputs: int) -> Sizes | None:
         found = [getattr(module, attribute, None) for attribute in attributes]
@@ -82,7 +82,7 @@ def _named(*attributes: str) -> SizeRule:
 
 
 def _chunks_of(attribute: str) -> SizeRule:
-    """Equal parts, each as large as an attribute of the module."""
+    """Equal parts, whose size is an attribute of the module."""
 
     def sizes(module: nn.Module, outputs: int) -> Sizes | None:
         size = getattr(module, attribute, None)
@@ -102,12 +102,12 @@ def _in_turns(*attributes: str) -> SizeRule:
 
 
 def _per_head(width: str) -> SizeRule:
-    """The query, key and value of one head, then those of the next; an attribute of the module has their width."""
+    """Query, key and value of the first head, then of the next; an attribute of the module holds their width."""
     return _in_turns(width, width, width)
 
 
 def _per_group(module: nn.Module, outputs: int) -> Sizes | None:
-    """torchtitan's: the queries that share a key and a value, then these two, and so on for every group."""
+    """torchtitan's order: in every group, the queries that share a key and value, then this key and value."""
     queries, width = getattr(module, "heads_per_kv", 0), getattr(module, "head_dim", 0)
     return (INTERLEAVED, queries * width, width, width) if queries * width else None
 
@@ -124,7 +124,7 @@ def _grouped_queries(module: nn.Module, outputs: int) -> Sizes | None:
 
 
 def _multi_query(module: nn.Module, outputs: int) -> Sizes | None:
-    """The queries of all heads, then one key and one value; in Falcon's and BigCode's other forms they take turns."""
+    """The queries of all heads, then one key and one value; interleaved in other forms of Falcon and BigCode."""
     width = getattr(module, "head_dim", 0)
     if getattr(module, "new_decoder_architecture", False):
         groups = getattr(module, "num_kv_heads", 0)
@@ -231,14 +231,14 @@ _PARAMETERS: tuple[tuple[str, str, Layout, SizeRule | None], ...] = (
     ("ZambaMambaMixer", "*_proj_weight", "stack", None),
 )
 
-# torchtitan's name their axes too: experts, hidden features, features of the model.
+# torchtitan's names end in their axes: experts (E), hidden features (F), model features (D).
 _EXPERT_WEIGHTS = frozenset(
     {
         *("gate_up_proj", "gate_proj", "up_proj", "down_proj", "weight"),
         *("w1", "w2", "w3", "w1_EFD", "w2_EDF", "w3_EFD"),
-        # ... its GPT-OSS's, whose first layer alternates between gate and up.
+        # torchtitan's GPT-OSS, whose first layer alternates between gate and up.
         *("mlp1_weight", "mlp2_weight", "mlp1_weight_EGD", "mlp2_weight_EDF"),
     }
 )
-# Experts stored as inputs x outputs that do not say so themselves.
+# Experts stored as inputs x outputs, without an attribute is_transposed.
 _TRANSPOSED_EXPERTS = frozenset({"Llama4TextExperts"})

@@ -1,9 +1,8 @@
-"""How a parameter's storage is read as matrices.
+"""Views of parameters as matrices.
 
-An operator needs the logical matrix of a weight: m outputs x n inputs. Some layers store the transpose, a stack of
-experts, a convolution kernel or several projections in one tensor. A layout names the first three, ``split`` the
-last; both are plain values of a param group, so that they survive a ``state_dict``. Relied on by the optimizer and
-by the groups.
+Operators need the logical matrix of a weight, m outputs x n inputs. Some layers store the transpose, a stack of
+experts or a convolution kernel, which a layout describes; or several projections in one tensor, which ``split``
+describes. Both are plain values of a param group, so that a ``state_dict`` can hold them.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ __all__ = [
 Layout = Literal["vector", "matrix", "transposed", "stack", "transposed_stack", "flatten"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 
-#: Sizes along the outputs of projections that lie one after the other; or "interleaved" and then the sizes of one turn.
+#: The sizes, along the outputs, of consecutive projections; or "interleaved" followed by the sizes of one turn.
 Split = Sequence[int | str]
 INTERLEAVED = "interleaved"
 
@@ -38,7 +37,7 @@ _DIMENSIONS = {"matrix": 2, "transposed": 2, "stack": 3, "transposed_stack": 3}
 
 
 def default_layout(shape: Sequence[int]) -> Layout:
-    """The layout of a parameter of which nothing is known: 2-D is a matrix, 3-D a stack of them, the rest vectors."""
+    """The layout by number of dimensions: 2-D is a matrix, 3-D a stack of matrices, all else a vector."""
     if len(shape) == 2:
         return "matrix"
     if len(shape) == 3:
@@ -50,20 +49,20 @@ def matrices(tensor: Tensor, layout: Layout, split: Split | None = None, *, lead
     """View a tensor as its logical matrices; writing to a view writes to the tensor.
 
     Args:
-        tensor: any tensor of a parameter's shape (the parameter, its gradient, its momentum), or several of them
-            stacked.
+        tensor: any tensor of a parameter's shape (parameter, gradient, momentum), or a stack of them.
         layout: "matrix" (m, n); "transposed" (n, m); "stack" (E, m, n); "transposed_stack" (E, n, m);
             "flatten" (m, ...) with the trailing dimensions joined; "vector" has no matrices.
-        split: sizes along the outputs m, for projections stored as one tensor. Their sum must be m; or a divisor of m
-            where "interleaved" comes first: then the rows of the projections take turns, so many of each at a time.
-        leading: how many leading dimensions stack whole parameters.
+        split: sizes along the outputs m, for projections stored as one tensor; their sum must be m. If "interleaved"
+            comes first, the projections' rows alternate, with these numbers of rows in one turn; their sum must divide
+            m.
+        leading: number of leading dimensions that stack whole parameters.
 
     Returns:
         Views of shape (..., m, n), one for each part of the split, or an empty list for a vector. Interleaved parts are
-        copies, which :func:`put_back` writes.
+        copies, which :func:`put_back` writes back.
 
     Raises:
-        ValueError: unknown layout, or a shape that the layout or the split does not fit.
+        ValueError: the layout is unknown, or layout or split do not fit the shape.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r}: expected one of {', '.join(map(repr, LAYOUTS))}")
@@ -82,7 +81,7 @@ def matrices(tensor: Tensor, layout: Layout, split: Split | None = None, *, lead
             raise ValueError(
                 f"split={tuple(split)}: interleaved sizes must sum to a divisor of {outputs}, the outputs of {shape}"
             )
-        # Copies even where a view would do, so that to write them back is one thing.
+        # Always copies, even if a view is possible, so that put_back need not distinguish the two.
         copies = [part.clone(memory_format=torch.contiguous_format) for part in _turns(whole, sizes)]
         return [copy.flatten(-3, -2) for copy in copies]
     if period != outputs:
@@ -91,7 +90,7 @@ def matrices(tensor: Tensor, layout: Layout, split: Split | None = None, *, lead
 
 
 def put_back(parts: Sequence[Tensor], tensor: Tensor, layout: Layout, split: Split | None, *, leading: int = 0) -> None:
-    """Write what became of :func:`matrices` to the tensor that they are of, where they are copies and not views."""
+    """Write parts from :func:`matrices` back to the tensor if they are copies."""
     if split is None or layout == "vector":
         return
     sizes, interleaved = sizes_of(split)
@@ -101,7 +100,7 @@ def put_back(parts: Sequence[Tensor], tensor: Tensor, layout: Layout, split: Spl
 
 
 def sizes_of(split: Split) -> tuple[tuple[int, ...], bool]:
-    """The sizes of a split, and whether they are those of one period."""
+    """The sizes of a split, and True if it is interleaved."""
     interleaved = len(split) > 0 and split[0] == INTERLEAVED
     return tuple(int(size) for size in (split[1:] if interleaved else split)), interleaved
 
@@ -125,12 +124,11 @@ def _whole(tensor: Tensor, layout: Layout, leading: int) -> Tensor:
     if layout in ("transposed", "transposed_stack"):
         return tensor.transpose(-1, -2)
     if layout == "flatten":
-        # A view even of channels_last kernels, whose trailing dimensions cannot be joined, would need a copy: `view`
-        # refuses.
+        # `view` raises for channels_last kernels, which cannot be flattened without a copy.
         return tensor.view(*tensor.shape[: leading + 1], math.prod(shape[1:]))
     return tensor
 
 
 def matrix_shapes(shape: Sequence[int], layout: Layout, split: Split | None = None) -> list[tuple[int, ...]]:
-    """The shapes of the logical matrices of a parameter of this shape, without touching one."""
+    """The shapes of the logical matrices of a parameter of this shape."""
     return [tuple(view.shape) for view in matrices(torch.empty(tuple(shape), device="meta"), layout, split)]

@@ -33,23 +33,24 @@ Scale = Literal["none", "original", "match_rms_adamw", "rms"]
 
 
 class ClippingOptions(TypedDict, total=False):
-    """Options of whatever clips, each also a value of a param group.
+    """Options of spectral clipping. Each can also be set in a param group.
 
     Attributes:
-        clip_scope: "all": every role is clipped. "matrices": embeddings, heads and vectors are not; the recipes of this
-            library give them plain AdamW then.
-        peak_lr: the learning rate that thresholds refer to; None for what the group knows: the ``max_lr`` or
-            ``initial_lr`` that torch's schedulers leave there, else what it was made with; or the largest that it has
-            stepped with, where that is larger.
-        warmup_steps: while the learning rate warms up, threshold times learning rate is constant.
-        total_steps: length of training, needed where ``clip_decay`` is not "constant".
-        clip_form: "soft" shrinks every singular value σ to σ/√(1+σ²/c²); "hard" only those above c, to c.
-        clip_decay: how the threshold falls over the last ``clip_decay_fraction`` of training to ``clip_final`` of
-            itself.
-        on_nonfinite: what a gradient that is not finite does: "skip" leaves all parameters and their state as they are
-            in this step; "raise" is an error before any moves, and reads the device.
-        precision: of the operators: "half" computes in float16 with float32 accumulation, "exact" to 1e-3, "auto" is
-            half where float16 products are fast (CUDA) and exact elsewhere.
+        clip_scope: "all" clips every role. "matrices" does not clip embeddings, heads and vectors; this library's
+            recipes step them by plain AdamW then.
+        peak_lr: the peak learning rate, to which thresholds refer. None uses ``max_lr`` or ``initial_lr``, which
+            torch's schedulers set, else the group's first learning rate; or the largest rate of any step so far, if
+            that is larger.
+        warmup_steps: number of steps in which threshold times learning rate is constant.
+        total_steps: length of training; needed unless ``clip_decay`` is "constant".
+        clip_form: "soft" shrinks every singular value σ to σ/√(1+σ²/c²); "hard" lowers those above c to c.
+        clip_decay: the curve by which the threshold falls over the last ``clip_decay_fraction`` of training.
+        clip_decay_fraction: share of training over which the threshold falls.
+        clip_final: factor on the threshold at the end of training.
+        on_nonfinite: reaction to a gradient that is not finite: "skip" leaves all parameters and state unchanged in
+            this step; "raise" raises an error before any change, which reads the device.
+        precision: of the operators: "half" computes in float16 with float32 accumulation, "exact" to 1e-3; "auto" is
+            "half" on devices with fast float16 products (CUDA), else "exact".
     """
 
     clip_scope: ClipScope
@@ -65,16 +66,16 @@ class ClippingOptions(TypedDict, total=False):
 
 
 class SpectralOptions(ClippingOptions, total=False):
-    """Options that every recipe takes by keyword: the clip's, and these.
+    """Keyword options of every recipe, in addition to those of :class:`ClippingOptions`.
 
     Attributes:
-        shrink_at: "gradient", or "direction" to shrink what the base direction gives instead.
+        shrink_at: shrink entries of the "gradient" or of the base "direction".
         shrink_form: "redescending", "monotone" or "hard"; see :func:`spectrim.smooth_shrink`.
-        state_dtype: in which the direction's state is kept: "float32", or "bfloat16" with stochastic rounding; None for
-            float32, or the parameter's dtype where that is wider.
+        state_dtype: dtype of the direction's state: "float32", or "bfloat16" with stochastic rounding; None for
+            float32, or float64 if the parameter is float64.
         maximize: ascend instead of descend.
-        exchange_dtype: in which sharded matrices travel to the rank that works on them and back: "float32", the
-            default, or "bfloat16" for half the bytes.
+        exchange_dtype: dtype in which sharded matrices are sent to owner ranks and back: "float32", the default, or
+            "bfloat16" for half the bytes.
     """
 
     shrink_at: Literal["gradient", "direction"]
@@ -125,10 +126,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def complete_options(options: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of an optimizer: every recipe's, then its own, then what its caller gave by keyword.
+    """The defaults of an optimizer: the library's, overridden by the recipe's, overridden by the caller's.
 
     Raises:
-        TypeError: a keyword that is no option.
+        TypeError: a keyword is not an option.
     """
     allowed = SpectralOptions.__annotations__
     for key in extra:
@@ -138,12 +139,12 @@ def complete_options(options: Mapping[str, Any], extra: Mapping[str, Any]) -> di
 
 
 def finish_group(group: dict[str, Any], defaults: Mapping[str, Any], index: int) -> None:
-    """Complete a group in place: plain values, learning rate times its factor, counts, all of it checked.
+    """Complete a group's options in place and check them.
 
-    Keys that are no options are kept, as torch keeps them: frameworks put their own there.
+    Unknown keys are kept, as torch keeps them: frameworks store their own values in groups.
 
     Raises:
-        ValueError: a value that is not allowed, naming the group, its first parameters and the choices.
+        ValueError: a value is not allowed; the message names the group, its first parameters and the choices.
     """
     where = f"group {index}{_first_names(group)}"
     for key in group:
@@ -153,14 +154,14 @@ def finish_group(group: dict[str, Any], defaults: Mapping[str, Any], index: int)
     group.setdefault("lr_factor", 1.0)
     group.setdefault("split", None)
     if "lr" not in group:
-        # Only a default is scaled: a group that states its learning rate, as one taken from another optimizer does,
-        # has it.
+        # Only the default is scaled. A learning rate that the group states, as groups of another optimizer do, already
+        # includes the factor.
         lr = defaults["lr"]
         group["lr"] = (
             lr * group["lr_factor"] if isinstance(lr, float | int | Tensor) and group["lr_factor"] != 1.0 else lr
         )
     group.setdefault("steps_taken", 0)
-    # The default decay leaves vectors alone; one that their group states is meant for them.
+    # The optimizer's default decay does not apply to vectors, but a decay that their group states does.
     group.setdefault("decays_vectors", "weight_decay" in group)
     for key, value in defaults.items():
         group.setdefault(key, value)
@@ -172,18 +173,16 @@ def finish_group(group: dict[str, Any], defaults: Mapping[str, Any], index: int)
 
 
 def is_zero(lr: float | Tensor) -> bool:
-    """Whether a learning rate is known to be zero without reading a device."""
+    """True if a learning rate is known to be zero without reading a device."""
     return isinstance(lr, float | int) and lr == 0
 
 
 def _warn_of_near_miss(key: str, defaults: Mapping[str, Any], where: str) -> None:
     if key not in defaults and key not in _KNOWN and (close := difflib.get_close_matches(key, defaults, 1, 0.8)):
-        warnings.warn(
-            f"unknown option {key!r} for {where} is kept and has no effect: did you mean {close[0]!r}?", stacklevel=4
-        )
+        warnings.warn(f"unknown option {key!r} for {where} has no effect: did you mean {close[0]!r}?", stacklevel=4)
 
 
-#: What groups hold besides options: what torch and its schedulers keep there, and what grouping says.
+#: Keys of groups that are not options: those of torch, its schedulers and :func:`param_groups`.
 _KNOWN = {
     *("params", "param_names", "role", "layout", "split", "lr_factor", "steps_taken", "first_lr", "recipe"),
     *("largest_lr", "decays_vectors", "matrices", "lr_scale"),
@@ -191,7 +190,7 @@ _KNOWN = {
 }
 
 
-#: For every option of a type, the test that a value must pass, and what is expected in words.
+#: The test that an option's value must pass, and the expected values in words.
 _Check = tuple[Callable[[Any], bool], str]
 
 
@@ -244,8 +243,8 @@ def _spells_number(value: object) -> bool:
 
 def _check(group: Mapping[str, Any], where: str) -> None:
     def refuse(key: str, expected: str) -> None:
-        # YAML takes 2e-3 for text, and so do forms and environment variables.
-        text = "; this is text, not a number" if _spells_number(group[key]) else ""
+        # YAML, forms and environment variables give 2e-3 as a string.
+        text = "; this is a string, not a number" if _spells_number(group[key]) else ""
         raise ValueError(f"{key}={group[key]!r} for {where}: expected {expected}{text}")
 
     for key, choices in _CHOICES.items():
@@ -267,10 +266,10 @@ def _check(group: Mapping[str, Any], where: str) -> None:
     if len(betas) != count:
         refuse("betas", f"{count} numbers")
     if group["clip_decay"] != "constant" and group["total_steps"] is None:
-        refuse("total_steps", f"the length of training, which clip_decay={group['clip_decay']!r} needs")
+        refuse("total_steps", f"the number of training steps, which clip_decay={group['clip_decay']!r} needs")
 
 
-#: Options with choices that may also be None: what a plain list of parameters does not say, and the default dtype.
+#: Options with choices that may also be None.
 _MAY_BE_NONE = ("role", "layout", "state_dtype")
 
 

@@ -1,27 +1,24 @@
-"""Reads what every parameter of a model is.
+"""Derives the role and layout of every parameter of a model.
 
 The module that holds a parameter decides: an embedding's weight is an embedding, a linear layer's weight a matrix
-unless the layer is an output head. Only parameters that a model holds without a layer around them are read by their
-names. A parameter that no rule knows stays unread, and ``param_groups`` asks for a declaration instead of guessing
-from its shape.
+unless the layer is an output head. Only parameters outside of layers are classified by their names. If no rule
+applies, ``param_groups`` asks for a declaration instead of guessing from the shape.
 
-The decisions that are not obvious:
+Decisions that are not obvious:
 
 - Embeddings are tables of token, position, type, latent or relative-position vectors, as modules or as plain
   parameters (``cls_token``, ``position_embeddings``). A weight tied between an embedding and the output head is an
   embedding.
 - Heads map features to the model's outputs: language-model heads, classifiers, scores. The hidden layers before them
   (a pooler, BERT's prediction transform) are matrices.
-- Routers of experts are matrices: linear maps of the residual stream like any other.
-- State-space parameters (``A_log``, ``D``, ``dt_bias``) are vectors whatever their dimensions: each entry is the rate
-  of one channel, and nothing is multiplied by them as by a matrix. Depthwise convolutions are vectors too: every
-  channel has its own few weights. Other convolutions are flattened, one matrix for each of their groups.
-- LoRA's factors are matrices, with two exceptions: the factor that carries the vocabulary takes the role of the layer
-  that it adapts, and the output factor of a fused layer is split as that layer is. So are the factors of PEFT's other
-  adapters that are multiplied as matrices; rows of new tokens take the role of the table that they are added to; what
-  scales, rotates or weighs entry by entry is a vector, whatever its dimensions.
-
-Relied on by :mod:`groups`; relies on :mod:`known_models` for fused layers.
+- Routers of experts are matrices, since they map the residual stream linearly.
+- State-space parameters (``A_log``, ``D``, ``dt_bias``) are vectors even with two dimensions: each entry is the rate
+  of one channel. Depthwise convolutions are vectors too, since every channel has its own few weights. Other
+  convolutions are flattened, one matrix for each of their groups.
+- LoRA's factors are matrices, with two exceptions: the factor with the vocabulary's dimension takes the role of the
+  layer that it adapts, and the output factor of a fused layer is split like that layer. Factors of other PEFT adapters
+  are matrices if they are multiplied as matrices, and vectors if they scale or rotate entry by entry. Rows of new
+  tokens take the role of the table that they extend.
 """
 
 from __future__ import annotations
@@ -49,13 +46,13 @@ _HEADS = frozenset(
         *("classifier", "score", "qa_outputs", "seq_relationship"),
     }
 )
-# Too common a name inside of models to mean a head anywhere but on top.
+# Names that are too common inside models: they mean a head only at the top level.
 _HEADS_ON_TOP = frozenset({"head", "output", "proj_out"})
-# A head of several layers ends in one of these.
+# Heads of several layers, and the names of their last layers.
 _HEAD_MODULES = frozenset({"classifier", "classification_head", "lm_head", "predictions"})
 _LAST_OF_A_HEAD = frozenset({"out_proj", "decoder"})
 
-# Names that say that a parameter is a weight of a layer, whatever else they contain.
+# Names with these endings are weights of layers, whatever else they contain.
 _NO_WEIGHT = r"(?!.*(weight|kernel|matrix|proj|projection)$)"
 _TABLE_NAMES = re.compile(
     _NO_WEIGHT + r"(relative_(position|attention)_bias(_table)?|position_bias|"
@@ -68,9 +65,9 @@ _VECTOR_NAMES = re.compile(
 
 
 def read_model(model: nn.Module) -> dict[str, Reading | None]:
-    """The reading of every parameter under the first of its names; None where no rule knows the parameter.
+    """The reading of every parameter by its first name; None if no rule applies.
 
-    A tied parameter is an embedding if any of its places is one, else a head if any is, else what its first place says.
+    A tied parameter is an embedding if any of its sites is one, else a head if any is, else as its first site says.
     """
     places: dict[int, list[Site]] = {}
     for site in sites(model):
@@ -85,17 +82,17 @@ def _read_places(found: list[Site]) -> Reading | None:
 
 
 def read_site(site: Site) -> Reading | None:
-    """The reading of a parameter by one of its places: the answer of the first rule that has one."""
+    """The reading of a parameter at one site, by the first rule that applies."""
     return next((reading for rule in _RULES if (reading := rule(site)) is not None), None)
 
 
 def _single_axis(site: Site) -> Reading | None:
-    """A parameter of one axis (a bias, the gain of a norm) is never a matrix."""
+    """Parameters of one dimension (biases, gains of norms) are vectors."""
     return VECTOR if len(site.shape) < 2 else None
 
 
 def _parametrized(site: Site) -> Reading | None:
-    """The original of a parametrized weight is read as that weight; a weight norm's magnitude is a vector."""
+    """A parametrized weight's original is read like the weight; the magnitude of a weight norm is a vector."""
     if "ParametrizationList" in site.kinds and site.leaf in ("original", "original1"):
         return read_site(replace(site, leaf=site.attribute, path=site.path[:-2], owners=site.owners[:-2]))
     magnitude = "ParametrizationList" in site.kinds and site.leaf == "original0"
@@ -114,7 +111,7 @@ def _convolution(site: Site) -> Reading | None:
 
 
 def _adapter(site: Site) -> Reading | None:
-    """The factors that PEFT adds to a layer, each in a dictionary by adapter name."""
+    """The factors that PEFT adds to a layer, in dictionaries by adapter name."""
     for depth in (1, 2):
         factor = site.path[-depth] if len(site.path) > depth else ""
         if factor == "trainable_tokens_delta":
@@ -134,7 +131,7 @@ _ADAPTERS = {
     **dict.fromkeys(("lora_A", "lora_B", "lora_embedding_B"), MATRIX),
     "lora_embedding_A": Reading("embedding", "transposed"),
     **dict.fromkeys(("lora_E", "lora_magnitude_vector", "ia3_l"), VECTOR),
-    # Products of low rank, and Kronecker's; convolutions keep a core of more dimensions beside them.
+    # Factors of low-rank and Kronecker products. Those of convolutions with more dimensions are vectors.
     **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"), MATRIX),
     **dict.fromkeys(("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"), MATRIX),
     **dict.fromkeys(("delora_A", "delora_B", "deft_P", "deft_R", "hira_A", "hira_B", "hra_u"), MATRIX),
@@ -196,9 +193,9 @@ def _named_like(site: Site, word: str) -> bool:
 
 
 def _by_name(site: Site) -> Reading | None:
-    """A parameter without a layer around it.
+    """A parameter outside of any layer, by its name.
 
-    A table that has no one matrix (a grid of positions) is a vector, and so is what has one axis beside broadcast ones.
+    Tables with several dimensions (grids of positions) are vectors, and so are parameters with one dimension above 1.
     """
     if _TABLE_NAMES.fullmatch(site.leaf):
         if len(site.shape) == 2:

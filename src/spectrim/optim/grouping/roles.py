@@ -1,7 +1,4 @@
-"""The vocabulary of grouping: a parameter's role, its reading as matrices, and the place in a model that tells both.
-
-Types alone; :mod:`reading` and :mod:`known_models` hold the rules, :mod:`groups` applies them.
-"""
+"""Roles of parameters, and the sites at which a model holds them. :mod:`reading` derives a role from a site."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ __all__ = ["ROLES", "Reading", "Role", "Site", "class_names", "sites"]
 Role = Literal["matrix", "embedding", "head", "vector"]
 ROLES: tuple[str, ...] = get_args(Role)
 
-# Modules that wrap another one under a fixed name and change nothing of what it is.
+# Names under which a wrapper holds the module that it wraps.
 _WRAPPED_AS = frozenset(
     {
         "_orig_mod",  # torch.compile
@@ -34,7 +31,7 @@ _DATA_PARALLEL = frozenset({"DistributedDataParallel", "DataParallel", "FullySha
 
 @dataclass(frozen=True)
 class Reading:
-    """What a parameter is, and how it is read as a matrix."""
+    """A parameter's role, and its layout as matrices."""
 
     role: Role
     layout: Layout
@@ -49,9 +46,9 @@ class Site:
         name: the full name, as ``named_parameters`` gives it.
         leaf: the attribute's name in its holder, such as "weight".
         parameter: the parameter held there.
-        path: the names of the enclosing modules below the model, wrappers left out.
+        path: the names of the enclosing modules below the model, without wrappers.
         owners: the enclosing modules: the model first, then one for each name of the path, the holder last.
-        is_output: the holder is, or is part of, what the model returns as its output embeddings.
+        is_output: the holder is in the module that the model's ``get_output_embeddings`` returns.
     """
 
     name: str
@@ -88,9 +85,9 @@ class Site:
 
 
 def class_names(module: nn.Module) -> tuple[str, ...]:
-    """The names of a module's class and of those it derives from, below ``nn.Module``.
+    """The names of a module's class and its base classes, up to ``nn.Module``.
 
-    Sharding and parametrization replace the class of a module by a derived one with another name.
+    Base classes are included because sharding and parametrization replace a module's class by a derived one.
     """
     kinds = type(module).__mro__
     return tuple(kind.__name__ for kind in kinds[: kinds.index(nn.Module)])
@@ -118,7 +115,7 @@ def _walk(
 
 
 def _core(model: nn.Module) -> nn.Module:
-    """The model inside of compilation, data parallelism and PEFT."""
+    """The model without wrappers of compilation, data parallelism and PEFT."""
     while True:
         if "_orig_mod" in model._modules:
             inner: Any = model._modules["_orig_mod"]
@@ -134,7 +131,7 @@ def _core(model: nn.Module) -> nn.Module:
 
 
 def _output_embeddings(model: nn.Module) -> nn.Module | None:
-    """What a transformers model names its output embeddings, if it does."""
+    """The output embeddings of a transformers model, or None."""
     get_output_embeddings = getattr(model, "get_output_embeddings", None)
     if not callable(get_output_embeddings):
         return None
@@ -156,7 +153,7 @@ def _without_wrappers(
         if name in _WRAPPED_AS:
             kept[-1] = owner
         elif names and names[-1] == "modules_to_save":
-            # PEFT's "lm_head.modules_to_save.default" is lm_head: the copy replaces its wrapper, two levels up.
+            # PEFT's "lm_head.modules_to_save.default" is a copy of lm_head: it takes the place of its wrapper.
             names.pop()
             kept[-2:] = [owner]
         else:

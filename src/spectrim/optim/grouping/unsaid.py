@@ -1,8 +1,8 @@
-"""A warning where nobody said what parameters are, and a recipe for hidden matrices would take embeddings for some.
+"""Warns if groups have no roles, and a recipe would step embeddings or heads as hidden matrices.
 
-Muon and Spectra shape hidden matrices and leave embeddings and heads to plain AdamW. A plain list of parameters, as the
-Trainer of transformers makes, is taken at its word: all of two dimensions are matrices. What looks like an embedding or
-a head there is told, by name where names are known, else by shape.
+Muon and Spectra shape hidden matrices and leave embeddings and heads to plain AdamW. In a plain list of parameters, as
+the Trainer of transformers makes it, all 2-D parameters count as hidden matrices. Those that look like embeddings or
+heads, by name or else by shape, are reported.
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ from torch import Tensor
 __all__ = ["warn_of_unsaid_roles"]
 
 _EMBEDDING = re.compile(r"(.*\.)?([^.]*embed[^.]*|wte|wpe|tok_emb|pos_emb|[^.]*_ape)(\..*)?")
-# On top of a model, not in one of its numbered layers.
+# Only outside of numbered layers.
 _HEAD = re.compile(
     r"(?!.*\.\d+\.)(.*\.)?(lm_heads?|head|[^.]*_head|output|output_projection|proj_out|unembed|classifier|score|"
     r"qa_outputs)(\.weight)?"
 )
-#: Rows to columns, or columns to rows, from which on a matrix looks like one row for each token: projections of gates
-#: and ups together have up to 7.
+#: Matrices with at least this ratio of sides look like a table of tokens. Fused gate and up projections reach 7.
 RATIO = 8
-#: How many names or shapes a warning lists.
+#: Number of names or shapes that a warning lists.
 LISTED = 6
 
 _ADVICE = (
-    "Give spectrim.param_groups(model), which tells what each is; or groups with "
+    "Give spectrim.param_groups(model), which assigns roles; or groups with "
     '"role": "embedding" or "head" for those, which get AdamW, and "role": "matrix" for the others'
 )
 
 
 def warn_of_unsaid_roles(optimizer: str, groups: Sequence[Mapping[str, Any]]) -> None:
-    """Warn, once for an optimizer, of what looks like embeddings and heads in groups that have no role."""
+    """Warn of parameters that look like embeddings or heads in groups without a role."""
     plain = [group for group in groups if group.get("role") is None]
     named = [pair for group in plain for pair in zip(group.get("param_names") or (), group["params"], strict=False)]
     nameless = [parameter for group in plain if not group.get("param_names") for parameter in group["params"]]
@@ -45,10 +44,10 @@ def warn_of_unsaid_roles(optimizer: str, groups: Sequence[Mapping[str, Any]]) ->
     if looks:
         more = f" and {len(looks) - LISTED} more" if len(looks) > LISTED else ""
         listed = f"{', '.join(looks[:LISTED])}{more}"
-        _warn(f"{optimizer} takes for hidden matrices what looks like embeddings or heads: {listed}")
+        _warn(f"{optimizer} treats parameters that look like embeddings or heads as hidden matrices: {listed}")
     elif _is_whole_model(nameless):
         count = len(_matrices(nameless))
-        _warn(f"{optimizer} takes all {count} matrices for hidden ones: embeddings and heads do not show without names")
+        _warn(f"{optimizer} treats all {count} matrices as hidden: without names, embeddings and heads are not found")
 
 
 def _warn(message: str) -> None:
@@ -64,7 +63,7 @@ def _matrices(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _tables(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Matrices far longer than wide, of a length that few others have: LoRA's factors share theirs with many."""
+    """Matrices far longer than wide, whose length few others have. LoRA's factors, which are long too, share theirs."""
     found = _matrices(parameters)
     lengths = Counter(max(parameter.shape) for parameter in found)
     return [
@@ -75,5 +74,5 @@ def _tables(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _is_whole_model(parameters: Sequence[Tensor]) -> bool:
-    """Vectors among a few matrices: nobody has picked the hidden ones."""
+    """True if there are both vectors and matrices, so that the caller did not select the hidden matrices."""
     return len(_matrices(parameters)) > 2 and any(parameter.ndim < 2 for parameter in parameters)

@@ -1,8 +1,4 @@
-"""What a recipe is: a direction and an operator on its spectrum, as data.
-
-The pipeline that every recipe runs through is in :mod:`spectrim.optim.optimizer`; the named recipes are in
-:mod:`spectrim.optim.recipes`.
-"""
+"""Recipes: a base direction and a spectral operator. :mod:`spectrim.optim.recipes` has the named optimizers."""
 
 from __future__ import annotations
 
@@ -16,11 +12,11 @@ __all__ = ["PLAIN_ADAMW", "Recipe"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One optimizer, as data. Shrinking, pre-clipping and clipping are options of every recipe, and so is its scale.
+    """An optimizer as data. Shrinking, pre-clipping, clipping and scale are options of every recipe.
 
     Attributes:
-        direction: what would be subtracted without spectral control.
-        operator: what is done to the direction's singular values before any clipping.
+        direction: the base direction, which plain optimizers subtract.
+        operator: changes the direction's singular values, before any clipping.
     """
 
     direction: type[Direction]
@@ -28,9 +24,9 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Direction and operator in words; state of one recipe does not fit another."""
+        """Direction and operator in words. A state dict stores it, so that another recipe refuses the state."""
         return self.direction.name if self.operator is None else f"{self.direction.name} → {self.operator.label}"
 
 
-#: The rule for everything that a recipe leaves alone: embeddings, heads and vectors of Muon and Spectra.
+#: The recipe for the embeddings, heads and vectors of Muon and Spectra.
 PLAIN_ADAMW = Recipe(direction=Adam)

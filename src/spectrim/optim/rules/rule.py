@@ -1,7 +1,7 @@
-"""What happens to the parameters of one group and role in one step: a group's plain values, read once.
+"""The rule of one step for the parameters of one group and role.
 
-:func:`rule_of` makes a :class:`Rule` and everything downstream takes that, never the group. Relied on by the step of
-one process and of many, by ``describe``, the planner and the monitor.
+:func:`rule_of` reads a group's options into a :class:`Rule`, which the step, ``describe``, the planner and the monitor
+use instead of the group.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from spectrim.optim.spectral.clip import CLIPS, SoftClip
 
 __all__ = ["Applied", "Rule", "Shrink", "given_rule", "rule_of", "state_dtype_of"]
 
-#: Their rows belong to tokens, which differ in frequency by orders of magnitude: a scale taken over all of them would
-#: call the frequent ones outliers.
+#: Roles that are not shrunk. Their rows belong to tokens, whose frequencies differ by orders of magnitude, so rows of
+#: frequent tokens would count as outliers.
 UNSHRUNK_ROLES = ("embedding", "head")
 
 
 class Shrink(NamedTuple):
-    """How entries are shrunk: by which factor on their scale, in which form, before or after the base direction."""
+    """Entry-wise shrinkage: the factor on the entry scale, the form, and "gradient" or "direction"."""
 
     factor: float
     form: ShrinkForm
@@ -38,10 +38,7 @@ class Shrink(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """The numbers of a parameter's next step, as ``describe`` shows them.
-
-    Without a gradient the weight is multiplied by 1 − lr · weight_decay.
-    """
+    """Learning rate, weight decay and clip threshold of a parameter's next step, for ``describe``."""
 
     lr: float
     weight_decay: float
@@ -50,22 +47,22 @@ class Applied(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One step of the parameters of one group and role, in the order in which it is done.
+    """The step of the parameters of one group and role. Attributes are in the order in which the step applies them.
 
     Attributes:
-        maximize: the gradient's sign is turned.
-        shrink: entries of the gradient, or of the direction, are shrunk.
-        pre_clip: threshold of the gradient's singular values.
-        direction: the base direction, and its state.
-        narrow_state: state is kept in bfloat16.
-        operator: what is done to the direction's singular values.
-        scale: of the operator's result.
-        clip: the operator that clips the scaled result, or None; ``threshold`` is its c. The clipped result is scaled
-            by √max(1, m/n).
-        lr, weight_decay: X ← (1 − lr · weight_decay) X − lr · (the result).
-        vector: True for parameters that are no matrices.
-        first: True if the group has taken no step yet.
-        exchange: in which dtype sharded matrices travel.
+        maximize: negate the gradient.
+        shrink: shrink large entries of the gradient or of the direction; None to leave them.
+        pre_clip: threshold on the gradient's singular values, or None.
+        direction: the base direction.
+        narrow_state: keep state in bfloat16.
+        operator: changes the direction's singular values, or None.
+        scale: how the operator's result is scaled.
+        clip: the operator that clips the scaled result to ``threshold``, or None. The clipped result is multiplied by
+            √max(1, m/n).
+        lr, weight_decay: X ← (1 − lr · weight_decay) X − lr · U for the result U.
+        vector: the parameters are not matrices.
+        first: the group has taken no step yet.
+        exchange: dtype in which sharded matrices are sent, or None for that of the direction.
         raises: a non-finite gradient is an error.
     """
 
@@ -90,7 +87,7 @@ class Rule:
 
     @property
     def is_adamw(self) -> bool:
-        """True if the step is torch's AdamW, but for a gradient that may be shrunk first."""
+        """True if the step is torch's AdamW, except that entries may be shrunk."""
         plain = self.operator is None and self.clip is None and self.pre_clip is None and self.scale == "none"
         return plain and isinstance(self.direction, Adam) and not self.narrow_state
 
@@ -106,20 +103,20 @@ class Rule:
 
     @property
     def is_dense(self) -> bool:
-        """True if something works on whole matrices, to which sharded ones must be brought together."""
+        """True if the step needs whole matrices, which must be gathered if they are sharded."""
         gathers = self.operator is not None and self.operator.gathers
         return not self.vector and (gathers or self.clip is not None or self.pre_clip is not None)
 
     @property
     def still(self) -> bool:
-        """True if the learning rate is known to be zero: only the state moves."""
+        """True if the learning rate is known to be zero, so that the step only updates state."""
         return not isinstance(self.lr, Tensor) and self.lr == 0
 
     @property
     def structure(self) -> tuple[Any, ...]:
-        """Plain values that are equal for rules whose parameters may share a stack: all but learning rate and decay.
+        """A key that is equal for rules whose parameters may share a stack: all values but learning rate and decay.
 
-        A threshold on the device is one of its group.
+        Thresholds on the device cannot be compared, so each group with one has its own key.
         """
         return (
             *self.direction.numbers,
@@ -169,17 +166,17 @@ def rule_of(
     index: int = 0,
     steps: int | Tensor | None = None,
 ) -> Rule:
-    """Read a group's values as they act on parameters of a role.
+    """Read a group's options into the rule for parameters of one role.
 
-    A role that does not follow the optimizer's recipe gets plain AdamW. A learning rate in a tensor stays one where
-    reading it would make the host wait, and where a compiler traces.
+    Roles outside ``clip_scope`` get plain AdamW. A tensor learning rate stays a tensor if reading it would block or a
+    compiler traces the step.
 
     Args:
         group: a param group.
         recipe: the optimizer's.
-        vector: True for parameters that are no matrices.
-        index: of the group, which keeps apart what may differ between groups without a number that shows it.
-        steps: how many steps the group has taken, where a device counts them; see :func:`~.schedule.clip_threshold`.
+        vector: the parameters are not matrices.
+        index: the group's index, part of :attr:`Rule.structure`.
+        steps: the group's steps so far, if the device counts them; see :func:`~.schedule.clip_threshold`.
     """
     follows = group["clip_scope"] == "all" or role == "matrix"
     taken = recipe if follows else PLAIN_ADAMW
@@ -221,7 +218,7 @@ def given_rule(
     raises: bool = False,
     group: int = 0,
 ) -> Rule:
-    """The rule of a direction that comes from elsewhere, subtracted as it is after the clip."""
+    """The rule that only clips and subtracts a direction that something else computed."""
     return Rule(
         direction=Given(),
         operator=None,
@@ -245,13 +242,14 @@ def given_rule(
 
 
 def state_dtype_of(rule: Rule, parameter: Tensor) -> torch.dtype:
-    """In which dtype a parameter's state is kept: float32, or the parameter's where that is wider, or bfloat16."""
+    """The dtype of a parameter's state: float32, float64 for a float64 parameter, or bfloat16 if asked for."""
     return torch.bfloat16 if rule.narrow_state else torch.promote_types(parameter.dtype, torch.float32)
 
 
 def _without_decay(rule: Rule, group: Mapping[str, Any], recipe: Recipe) -> Rule:
-    """Vectors decay where their group was given a decay of its own, and in a plain list given to AdamW with everything
-    off, which is torch's AdamW; the optimizer's default does not touch them."""
+    """The rule without weight decay, unless the vectors' group states one.
+
+    A plain list of parameters given to AdamW without any option also decays vectors, as torch's AdamW does."""
     torch_like = group.get("role") is None and recipe.direction is Adam and rule.is_adamw and rule.shrink is None
     return rule if torch_like or group["decays_vectors"] else replace(rule, weight_decay=0.0)
 

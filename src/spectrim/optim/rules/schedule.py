@@ -1,8 +1,7 @@
-"""Clip thresholds over time, from the values of a param group and the number of steps that it has taken.
+"""Clip thresholds over time, computed from a param group's options and its number of steps.
 
-A group holds ``clip`` (c, or "auto"), ``peak_lr``, ``warmup_steps``, ``total_steps`` and the three ``clip_`` options
-below, all plain numbers and strings, so a threshold survives a checkpoint and follows whatever scheduler drives the
-learning rate. Where the learning rate is a tensor, so is the threshold, and nothing is read.
+The options are plain numbers and strings, so they survive a checkpoint, and the threshold follows any scheduler of the
+learning rate. If the learning rate is a tensor on a device, the threshold is one too, and the device is not read.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ __all__ = [
 ]
 
 
-#: c times the peak learning rate, before a group's factor, for ``clip="auto"``: no update moves a weight matrix by
-#: more than this times √max(1, m/n) in spectral norm. The value in nearly all published runs of arXiv 2603.14315.
+#: c times the peak learning rate for ``clip="auto"``: an update changes a weight matrix by at most this times
+#: √max(1, m/n) in spectral norm, times the group's ``lr_factor``. Nearly all published runs of arXiv 2603.14315 use it.
 AUTO_CLIP = 0.01
 
-#: A learning rate on a device may be zero without anybody knowing; the threshold must stay finite then.
+#: Lower bound by which a learning rate on a device is replaced in divisions, since it may be zero.
 LEAST_LR = 1e-30
 
 
 def peak_lr_of(group: Mapping[str, Any]) -> float:
-    """The learning rate that a group's thresholds refer to.
+    """The peak learning rate that a group's thresholds refer to.
 
-    The one that the group states; else the ``max_lr`` or ``initial_lr`` that torch's schedulers leave in the group, or
-    what the group was made with, or the largest that it has stepped with or is about to, where that is larger.
+    It is the group's ``peak_lr`` if given. Otherwise it is ``max_lr`` or ``initial_lr``, which torch's schedulers set,
+    or the group's first learning rate; or the largest rate of any step so far, if that is larger.
     """
     if group.get("peak_lr") is not None:
         return float(group["peak_lr"])
@@ -49,8 +48,7 @@ def peak_lr_of(group: Mapping[str, Any]) -> float:
 
 
 def remember_rates(groups: Sequence[dict[str, Any]]) -> None:
-    """Keep the largest learning rate that every group has stepped with, and warn where it passes the peak for the first
-    time. What only a device knows is left out."""
+    """Update every group's ``largest_lr``, and warn when it first exceeds the peak. Rates on a device are ignored."""
     beyond: list[str] = []
     for index, group in enumerate(groups):
         lr = group["lr"]
@@ -59,20 +57,20 @@ def remember_rates(groups: Sequence[dict[str, Any]]) -> None:
         peak, before = _known_peak(group), group["largest_lr"]
         group["largest_lr"] = max(float(lr), before)
         depends = group["clip"] == "auto" or (group["clip"] is not None and group["warmup_steps"] > 0)
-        # Rounding of a schedule is no rise; and what has been told is not told again.
+        # The tolerance allows for rounding in the schedule. Warn only at the first step beyond the peak.
         if depends and lr > peak * (1 + 1e-6) and before <= peak * (1 + 1e-6):
             beyond.append(f"{float(lr):g} in group {index}, beyond {peak:g}")
     if beyond:
         warnings.warn(
-            f"the learning rate rose above the peak that clipping thresholds refer to ({'; '.join(beyond)}). Where "
-            f"peak_lr was given, updates now exceed their bound; elsewhere thresholds follow the largest rate so far. "
-            f"Give peak_lr= the largest rate that the schedule reaches.",
+            f"the learning rate rose above the peak that clipping thresholds refer to ({'; '.join(beyond)}). With a "
+            f"given peak_lr, updates now exceed their bound; otherwise thresholds follow the largest rate so far. "
+            f"Set peak_lr= to the largest rate of the schedule.",
             stacklevel=4,
         )
 
 
 def _known_peak(group: Mapping[str, Any]) -> float:
-    """What the group's learning rate may be expected to reach, before any step."""
+    """The peak learning rate as far as the group states it."""
     known = ("peak_lr", "max_lr", "initial_lr", "first_lr")
     return float(next(group[key] for key in known if group.get(key) is not None))
 
@@ -83,21 +81,20 @@ def varies_with_steps(group: Mapping[str, Any]) -> bool:
 
 
 def clip_threshold(group: Mapping[str, Any], steps: int | Tensor | None = None) -> float | Tensor | None:
-    """The threshold c at the group's present step, or None where nothing is clipped.
+    """The threshold c for the group's next step, or None if nothing is clipped.
 
-    While the learning rate warms up, c times the learning rate is constant; then c is; then c may decay over the
-    last part of training (arXiv 2603.14315).
+    During warm-up, c times the learning rate is constant. After it c is constant, and may decay over the last part of
+    training (arXiv 2603.14315).
 
     Args:
         group: a param group. Its learning rate is a number, or a scalar tensor, which is not read.
-        steps: how many the group has taken before this one, as a number or a scalar tensor on the device; the group's
-            own count by default.
+        steps: the number of steps before this one, or a scalar tensor on the device; by default the group's count.
 
     Returns:
-        A number, or a scalar tensor where the learning rate or ``steps`` is one and matters.
+        A number, or a scalar tensor if the threshold depends on a tensor.
 
     Raises:
-        ValueError: ``clip="auto"`` in a group that began at learning rate 0 and was given no ``peak_lr``.
+        ValueError: the group has ``clip="auto"``, started at learning rate 0 and has no ``peak_lr``.
     """
     clip = group["clip"]
     lr: float | Tensor = group["lr"]
@@ -108,7 +105,7 @@ def clip_threshold(group: Mapping[str, Any], steps: int | Tensor | None = None) 
         raise ValueError(
             f"peak_lr={peak} with clip='auto' at lr={lr}: the group began at 0, so give it a peak_lr above 0"
         )
-    # A group whose learning rate carries a factor moves by that factor further, clipped or not.
+    # A group with an lr_factor may move further by that factor.
     threshold = AUTO_CLIP * group["lr_factor"] / peak if clip == "auto" else float(clip)
     if not varies_with_steps(group):
         return threshold
@@ -132,7 +129,7 @@ def clip_threshold(group: Mapping[str, Any], steps: int | Tensor | None = None) 
 def decay_factor(
     decay: ClipDecay, steps: int | Tensor, *, total_steps: int | None, fraction: float, final: float
 ) -> float | Tensor:
-    """The share of c that is left at this step: 1 until the last ``fraction`` of training, ``final`` at its end."""
+    """The factor on c at this step: 1 until the last ``fraction`` of training, then falling to ``final`` at the end."""
     if decay == "constant" or total_steps is None:
         return 1.0
     length = max(total_steps * fraction, 1.0)

@@ -1,7 +1,7 @@
-"""Checks before a step: are all gradients finite, and do all ranks take the same step.
+"""Checks before a step: all gradients are finite, and all ranks take the same step.
 
-``nonfinite`` decides whether to step, ``skips`` counts skipped steps, ``shard_screening`` combines the gradients'
-checks over ranks, ``agreement`` compares options and parameters between ranks.
+``nonfinite`` decides if the step is taken, ``skips`` counts skipped steps, ``shard_screening`` combines the checks of
+gradients over ranks, ``agreement`` compares options and parameters between ranks.
 
 Imports ``stepping`` and ``sharded``.
 """

@@ -1,7 +1,7 @@
-"""Whether all ranks mean the same step: compared before they wait for each other.
+"""Checks that all ranks have the same options and parameters before they exchange messages.
 
-Ranks whose options or parameters differ would send different messages, and hang or, worse, go on with replicas that
-part. The first step compares everything; later ones compare the options' digest where reading it costs nothing.
+Ranks that differ would hang, or silently train different replicas. The first step compares everything; later steps
+compare a digest where reading it does not block.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from spectrim.optim.stepping.entries import parameter_name
 
 __all__ = ["Agreement", "any_rank", "raise_nonfinite"]
 
-#: Digests are compared as numbers this small so that sums of their squares over all ranks are exact in float64.
+#: Digests are compared as three 12-bit numbers, whose sums of squares over all ranks are exact in float64.
 DIGITS = 3
 DIGIT_BITS = 12
 
 
 class Agreement:
-    """What ranks have agreed on so far, for one optimizer."""
+    """Compares the options and parameters of one optimizer between its ranks."""
 
     def __init__(self) -> None:
         self._met: set[Team] = set()
@@ -35,7 +35,7 @@ class Agreement:
         """Compare options and parameters with the other ranks.
 
         Raises:
-            ValueError: on every rank, naming what differs and on which ranks.
+            ValueError: on every rank; the message names a difference and the ranks.
         """
         for team, found in by_team(entries):
             if team.size == 1:
@@ -52,12 +52,12 @@ class Agreement:
 
 
 def any_rank(entries: Sequence[ShardedEntry], flag: bool) -> bool:
-    """Whether a flag is up on any rank that shares a parameter with this one, or in a row or column of meshes with it.
+    """True if the flag is True on any rank of the meshes of these parameters.
 
     Reads the device. Every rank calls this with its shards of the same parameters.
     """
     for team, found in by_team(entries):
-        # Carried on from mesh to mesh.
+        # The result of one mesh goes into the next, so that ranks of all meshes get it.
         number = torch.full((), float(flag), device=found[0].grad.device)
         team.maximum(number, "agreement")
         flag = bool(number)
@@ -65,25 +65,25 @@ def any_rank(entries: Sequence[ShardedEntry], flag: bool) -> bool:
 
 
 def raise_nonfinite(bad: tuple[str, float] | None, entries: Sequence[ShardedEntry]) -> None:
-    """Stop a step before anything moves, on every rank, because a gradient of any is not finite.
+    """Raise on every rank if any rank has a gradient that is not finite; otherwise ranks would wait for each other.
 
     Args:
-        bad: name and squared norm of one here, or None. Ranks that went on would wait for the one that stops.
+        bad: name and magnitude of a gradient of this rank that is not finite, or None.
 
     Raises:
-        FloatingPointError: there is one.
+        FloatingPointError: some rank has such a gradient.
     """
     if not any_rank(entries, bad is not None):
         return
     which = "a gradient of another rank" if bad is None else f"the gradient of {bad[0]}"
     raise FloatingPointError(
-        f"{which} is not finite{'' if bad is None else f' (squared norm {bad[1]})'}; no parameter was updated. "
-        f'on_nonfinite="skip" would leave this one as it is and go on.'
+        f"{which} is not finite{'' if bad is None else f' (largest magnitude {bad[1]})'}; no parameter was updated. "
+        f'on_nonfinite="skip" skips such a step instead.'
     )
 
 
 def _described(groups: Sequence[Mapping[str, Any]], entries: Sequence[ShardedEntry]) -> list[tuple[str, Any]]:
-    """What must be the same everywhere, each under the name that a message would give it."""
+    """(name, value) pairs that must be equal on all ranks: options of groups, and layouts of parameters."""
     described: list[tuple[str, Any]] = []
     for index in dict.fromkeys(entry.position[0] for entry in entries):
         for key, value in sorted(groups[index].items()):
@@ -97,7 +97,7 @@ def _described(groups: Sequence[Mapping[str, Any]], entries: Sequence[ShardedEnt
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value says the same in every process: groups of other optimizers may hold anything."""
+    """True if a value's ``repr`` is the same in every process. Groups of other optimizers may hold any object."""
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
@@ -108,7 +108,7 @@ def _digest(described: Sequence[tuple[str, Any]]) -> bytes:
 
 
 def _agrees(team: Team, described: Sequence[tuple[str, Any]], like: Tensor) -> bool:
-    """Whether all have one digest: then, and only then, P Σd² = (Σd)²."""
+    """True if all P ranks have the same digest d: exactly then P Σd² = (Σd)²."""
     whole = int.from_bytes(_digest(described)[:8], "big")
     digits = [whole >> (DIGIT_BITS * place) & ((1 << DIGIT_BITS) - 1) for place in range(DIGITS)]
     numbers = torch.tensor([*digits, *(digit**2 for digit in digits)], dtype=torch.float64, device=like.device)
@@ -126,8 +126,8 @@ def _raise_difference(team: Team, groups: Sequence[Mapping[str, Any]], entries: 
             values.setdefault(dict(described).get(name, "missing"), []).append(member)
         if len(values) > 1:
             found = "; ".join(f"{value} on ranks {_listed(members)}" for value, members in values.items())
-            raise ValueError(f"the ranks of an optimizer differ in {name}: {found}. They must agree before they step.")
-    raise ValueError("the ranks of an optimizer list their parameters in different orders; they must agree")
+            raise ValueError(f"the ranks of an optimizer differ in {name}: {found}. Expected the same on every rank")
+    raise ValueError("the ranks of an optimizer list their parameters in different orders: expected one order")
 
 
 def _listed(members: Sequence[int]) -> str:

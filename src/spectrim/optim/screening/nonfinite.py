@@ -1,10 +1,10 @@
-"""Whether a step is taken: not if any gradient is not finite, nor if there is nothing to do.
+"""Decides if a step is taken: it is skipped if any gradient is not finite.
 
-A gradient also counts as not finite where its square would not be: second moments could not hold it, and an entry whose
-second moment is infinite never moves again.
+A gradient whose square overflows counts as not finite too: the second moment would become infinite, and the entry would
+never move again.
 
-Where reading is free the host decides. Elsewhere a flag on the device goes with every call of the step, and the host
-never waits.
+On the host the decision is made at once. On a device it is a flag, which every kernel of the step reads, so that the
+host never waits for the device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from spectrim.optim.stepping.entries import Entry, parameter_name
 
 __all__ = ["GradScale", "screen"]
 
-#: A GradScaler's scale, by which gradients are still to be divided, and its own flag; each may be None.
+#: A GradScaler's scale, by which gradients must be divided, and its overflow flag; each may be None.
 GradScale = tuple[Tensor | None, Tensor | None]
 
 
@@ -39,20 +39,21 @@ def screen(
     scaler: GradScale = (None, None),
     process_group: dist.ProcessGroup | None = None,
 ) -> list[Entry]:
-    """Decide whether a step is taken, count it, and count whose gradients were not finite.
+    """Decide if a step is taken, and update the parameters' counts of steps and skips.
 
     Args:
-        entries: all parameters of the step, on whatever devices.
+        entries: all parameters of the step, on any devices.
         groups: the param groups.
-        watch: told of every skip.
-        scaler: what a GradScaler says.
-        process_group: ranks that skip together, beside those that share a mesh.
+        watch: warns when steps are skipped for too long.
+        scaler: scale and overflow flag of a GradScaler.
+        process_group: ranks that must skip together in addition to those that share a mesh.
 
     Returns:
-        The entries to step, with their flags set; none where the host knows that the step is skipped.
+        The entries to step, with their skip flags set; empty if the host knows that the step is skipped.
 
     Raises:
-        FloatingPointError: a gradient is not finite and its group says ``on_nonfinite="raise"``. Nothing has moved.
+        FloatingPointError: a gradient is not finite and its group has ``on_nonfinite="raise"``. No parameter or state
+            is changed then.
     """
     if not entries:
         return []
@@ -73,7 +74,7 @@ def screen(
             sizes.update(zip(some, largest.unbind(), strict=True))
         others = [size for entry, size in sizes.items() if not isinstance(entry, ShardedEntry)]
         device = sharded[0].grad.device
-        # Zero times a magnitude: zero, or NaN where it is not finite.
+        # Zero times a magnitude is zero, or NaN if the magnitude is not finite.
         wrong = _sum([size * 0 for size in others], device) if others else torch.zeros((), device=device)
         carried = screen_shards(sharded, sizes, wrong, process_group)
         by_device = [(some, _of_whole(some, largest)) for some, largest in by_device]
@@ -101,7 +102,8 @@ def _on_host(
     watch.taken()
     present = [entry for entry in numbers if not isinstance(entry, ShardedEntry) or bool(entry.present)]
     if all(entry.rule.still and not numbers[entry] for entry in present):
-        # So does checkpointing prime an optimizer, and priming must leave it fresh.
+        # torch's checkpointing takes such a step, with lr=0 and zero gradients, to initialise the state. It must not
+        # count as a step.
         return []
     for entry in present:
         entry.state["step"] += 1
@@ -173,7 +175,7 @@ def _limit(entries: Sequence[Entry]) -> float:
 
 
 def _of_whole(entries: Sequence[Entry], sizes: Tensor) -> Tensor:
-    """Magnitudes, with what all ranks know of them in the place of those of shards."""
+    """Magnitudes, where those of shards are replaced by the totals over all ranks."""
     found = []
     for entry, size in zip(entries, sizes.unbind(), strict=True):
         total = entry.total if isinstance(entry, ShardedEntry) else None

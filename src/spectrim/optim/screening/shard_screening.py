@@ -1,6 +1,6 @@
-"""What ranks must agree on before a step: which gradients there are, whether all are finite, scales of entries.
+"""Combines over ranks what a step needs to know of sharded gradients: presence, finiteness and entry scales.
 
-One reduction for all parameters of a mesh. Relied on by the step, the wrapper and the functions on gradients.
+One reduction serves all parameters of a mesh.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ __all__ = ["flag_absent", "screen_shards", "settle"]
 def screen_shards(
     entries: Sequence[ShardedEntry], values: Mapping[Any, Tensor], carried: Tensor, group: dist.ProcessGroup | None
 ) -> Tensor:
-    """Find which parameters have a gradient anywhere, what it amounts to, and the scales that shrinkage needs.
+    """Sum the entries' values over ranks, and set each entry's ``total``, ``present`` and, for shrinkage, scales.
 
-    Shards of a gradient that others lack count as zeros. Where only some of a shard's replicas have one it counts as
-    not finite: whichever way they went, they would part.
+    A rank without a gradient for its shard counts as zeros. If only some replicas of a shard have a gradient, it counts
+    as not finite, since the replicas would take different steps.
 
     Args:
         entries: on every rank those of the same parameters, in the same order.
-        values: for every entry a number of its local gradient, which is NaN or infinite where that is not finite.
-        carried: a scalar that is NaN where this rank knows of something else that is not finite.
-        group: ranks among which the answer is settled as well, or None.
+        values: one number of each local gradient, such as its squared norm; NaN or infinite if the gradient is not
+            finite.
+        carried: a scalar that is NaN if this rank has another gradient that is not finite.
+        group: further ranks that must get the same result, or None.
 
     Returns:
-        A float64 scalar that is NaN if anything is not finite on any rank that shares a mesh with this one, or shares a
-        mesh with one that does. Every entry's ``total`` is the sum of its values over its shards.
+        A float64 scalar that is NaN if anything is not finite on any rank of the meshes.
     """
     teams = by_team(entries)
     carried = carried.double().reshape(1)
@@ -49,7 +49,7 @@ def screen_shards(
         team.sum(total, "screening")
         numbers = iter(torch.split(total, [len(piece) for piece in pieces]))
         next(numbers)
-        # Zero times what is finite is zero, and times what is not is NaN.
+        # Zero times a number is zero if it is finite, else NaN.
         carried = total.mul(0).sum().reshape(1)
         for entry in found:
             value, present, parted = next(numbers).unbind()
@@ -62,7 +62,7 @@ def screen_shards(
 
 
 def settle(teams: Sequence[Team], carried: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Carry a number that is NaN where something is wrong from mesh to mesh, so that all ranks of all have it."""
+    """Sum a number, NaN if something is not finite, over one mesh after the other, so that all ranks get the NaN."""
     for team in teams:
         team.sum(carried, "screening")
     if group is not None:
@@ -71,7 +71,7 @@ def settle(teams: Sequence[Team], carried: Tensor, group: dist.ProcessGroup | No
 
 
 def flag_absent(entries: Sequence[Entry], found: Tensor) -> None:
-    """Give every shard that is absent here, and may be absent everywhere, a flag of its own: absent parameters rest."""
+    """Give every shard without a gradient here its own skip flag: set if no rank has a gradient for the parameter."""
     for entry in entries:
         if isinstance(entry, ShardedEntry) and not entry.has_gradient:
             assert entry.present is not None
@@ -83,10 +83,10 @@ def _as_scalar(numbers: Tensor, entry: ShardedEntry) -> Tensor:
 
 
 def _flags(entry: ShardedEntry, value: Tensor) -> Tensor:
-    """The value, whether there is a gradient, and a number whose sum is zero where replicas agree on that."""
+    """The value, 1 if there is a gradient, and a number that sums to zero if all replicas agree on that."""
     sharding, me = entry.sharding, entry.team.member
     first = sharding.replica(me) == 0
-    # Whole numbers, so that sums are exact; scattered, so that disagreements of several shards do not cancel.
+    # Integers, so that sums are exact; a different one for each shard, so that disagreements do not cancel.
     weight = 1 + sharding.shard(me) * 40503 % 65521
     parted = weight * entry.has_gradient * ((sharding.replicas if first else 0) - 1)
     present = value.new_full((1,), float(entry.has_gradient), dtype=torch.float64)

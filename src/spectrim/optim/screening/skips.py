@@ -1,4 +1,4 @@
-"""Counting skipped steps, and a warning when nothing else happens any more; the device is never waited for."""
+"""Warns when too many steps in a row are skipped. It never waits for the device."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from spectrim.optim.stepping.entries import Entry, parameter_name
 
 __all__ = ["PATIENCE", "SkipWatch"]
 
-#: Skipped steps in a row after which a warning names the parameters to blame.
+#: Skipped steps in a row before the warning.
 PATIENCE = 20
-#: Steps between two readings on a device. So a warning there may come this much later.
+#: Steps between two readings from a device, by which a warning may be late.
 WINDOW = 10
 
 
 class SkipWatch:
-    """Watches how many steps in a row an optimizer skips. Holds nothing that a checkpoint needs."""
+    """Counts the steps that an optimizer skips in a row. It is not part of a checkpoint."""
 
     def __init__(self) -> None:
         self._in_a_row = 0
@@ -31,18 +31,18 @@ class SkipWatch:
         self._under_way: tuple[Tensor, Any, list[tuple[int, int]]] | None = None
 
     def taken(self) -> None:
-        """Note a step that the host knows was taken."""
+        """Count a step that the host knows was taken."""
         self._in_a_row = 0
 
     def skipped(self, groups: Sequence[Mapping[str, Any]], entries: Sequence[Entry]) -> None:
-        """Note a step that the host knows was skipped; the entries' counts are up to date."""
+        """Count a step that the host knows was skipped, after the entries' "skipped" were updated."""
         self._in_a_row += 1
         if self._in_a_row == PATIENCE:
             counts = [float(entry.state["skipped"]) for entry in entries]
             self._warn(groups, [entry.position for entry in entries], counts)
 
     def flagged(self, found: Tensor, groups: Sequence[Mapping[str, Any]], entries: Sequence[Entry]) -> None:
-        """Note a step of which only the device knows whether it was skipped; ``found`` is 1 there if so."""
+        """Count a step by its skip flag on the device."""
         if torch.compiler.is_compiling() or (found.is_cuda and torch.cuda.is_current_stream_capturing()):
             return
         if self._total is None or self._total.device != found.device:
@@ -60,7 +60,7 @@ class SkipWatch:
             self._under_way = (host, event, [entry.position for entry in entries])
 
     def _look(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Take what has arrived, if it has."""
+        """Read the counts under way to the host, if they have arrived."""
         if self._under_way is None:
             return
         host, event, positions = self._under_way
@@ -79,8 +79,8 @@ class SkipWatch:
         blamed = [parameter_name(groups, place) for place, count in zip(positions, counts, strict=True) if count]
         names = ", ".join(blamed[:5]) + (f" and {len(blamed) - 5} more" if len(blamed) > 5 else "")
         warnings.warn(
-            f"{PATIENCE} steps in a row were skipped because gradients were not finite; not finite were those of "
-            f"{names}. Nothing is learned until they are.",
+            f"{PATIENCE} steps in a row were skipped because gradients were not finite: those of {names}. The model "
+            f"does not train until all gradients are finite.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -1,8 +1,4 @@
-"""Parameters that are DTensors, as entries of local tensors.
-
-An entry of a sharded parameter holds this rank's shard of everything, so whatever works entry by entry runs as in one
-process. Relies on :mod:`spectrim.distributed`.
-"""
+"""Entries of sharded parameters (DTensors). They hold local tensors, so entry-wise work runs as in one process."""
 
 from __future__ import annotations
 
@@ -47,15 +43,18 @@ __all__ = [
 
 @dataclass(kw_only=True, eq=False)
 class ShardedEntry(Entry):
-    """This rank's shard of a parameter. All tensors are local ones, ``state`` among them.
+    """This rank's shard of a parameter. All tensors, including ``state``, are local.
 
     Attributes:
-        has_gradient: on this rank; where not, ``grad`` is zeros.
-        shares_scales: entries are shrunk by scales that no rank knows by itself.
-        total: after screening, what all ranks together know of the gradient: NaN where it is not finite, zero where it
-            is zero; see :func:`~spectrim.optim.screening.shard_screening.screen_shards`.
-        present: after screening, whether any rank has a gradient.
-        scales: of each logical matrix, as :meth:`views` lists them, after screening; :attr:`mean_scale` over all ranks.
+        sharding: how the parameter is divided over the mesh.
+        team: the ranks of the mesh.
+        has_gradient: True if this rank has a gradient; otherwise ``grad`` is zeros.
+        shares_scales: True if shrinking needs entry scales that are summed over ranks.
+        total: set by screening: the sum of the shards' values, NaN if the gradient is not finite on any rank; see
+            :func:`~spectrim.optim.screening.shard_screening.screen_shards`.
+        present: set by screening: True if any rank has a gradient.
+        scales: set by screening: the entry scale of each logical matrix of :meth:`views`.
+        mean_scale: set by screening: the mean entry scale of all matrices on all ranks.
     """
 
     sharding: Sharding
@@ -79,13 +78,13 @@ class ShardedEntry(Entry):
 
     @property
     def grids(self) -> list[Grid]:
-        """How each logical matrix lies on the mesh."""
+        """The division of each logical matrix over the mesh."""
         return [grid_of(self.sharding, self.axes, part) for part in self.parts]
 
     def views(self, tensor: Tensor) -> list[Tensor]:
-        """This rank's blocks of the logical matrices of a local tensor, some of which may be empty; a vector is one.
+        """This rank's blocks, possibly empty, of the logical matrices of a local tensor; a vector is one block.
 
-        Views, but for interleaved parts, which are copies.
+        Blocks are views, except those of interleaved parts, which are copies.
         """
         if self.layout == "vector":
             return [tensor]
@@ -93,7 +92,7 @@ class ShardedEntry(Entry):
         return [take_rows(whole, rows) for rows in self._local_rows()]
 
     def fill(self, tensor: Tensor, blocks: Sequence[Tensor]) -> None:
-        """Write all of :meth:`views` of a local tensor."""
+        """Write blocks, as :meth:`views` lists them, to a local tensor."""
         if self.layout == "vector":
             (block,) = blocks
             tensor.copy_(block)
@@ -109,32 +108,35 @@ class ShardedEntry(Entry):
         return [local_rows(self.sharding, self.axes, part, self.team.member) for part in self.parts]
 
     def is_whole(self) -> bool:
-        """Whether every matrix that this rank has a part of is all here; a vector as a whole."""
+        """True if every matrix, or the vector, of which this rank has entries is entirely here."""
         if self.layout == "vector":
             return not any(map(self.sharding.divides, range(len(self.sharding.shape))))
         return not any(map(self.sharding.divides, self.axes.rows + self.axes.columns))
 
     def is_alone(self) -> bool:
-        """True if every matrix is whole here and held by no other rank: nobody has to be asked, no work is shared."""
+        """True if every matrix here is whole and not replicated on another rank."""
         return self.is_whole() and self.sharding.replicas == 1
 
     def is_served_locally(self, rule: Rule) -> bool:
-        """True if the step of a rule needs nothing from other ranks, once the gradient is screened."""
+        """True if the rule's step needs no other rank after screening."""
         if rule.vector:
             return self.is_whole() or (rule.clip is None and rule.shrink is None)
         if self.is_whole():
-            # Replicas share work that is worth a message.
+            # Replicas divide whole-matrix work among themselves, which is worth a message.
             return not rule.is_dense or self.sharding.replicas == 1
         plain = not rule.is_dense and rule.operator is None and rule.shrink is None and rule.scale == "none"
-        # The sizes of a split are those of the whole, and do not fit a part.
+        # Split sizes refer to the whole matrix and do not fit a shard.
         return plain and self.split is None
 
     def root_sums(self, tensor: Tensor) -> list[Tensor]:
-        """The sum of √|y| over this rank's part of every logical matrix, up to one factor, for all E of a stack."""
+        """The sum of √|y| over this rank's entries of every logical matrix, up to a constant; one for each expert.
+
+        Summed over ranks, they give the entry scales.
+        """
         sums = []
         for view in self.views(tensor):
             if self.layout == "vector":
-                # Of any number of dimensions, and one unit.
+                # One scale for all dimensions of the tensor.
                 view = view.reshape(-1)
             count_here = math.prod(view.shape[-2:])
             found = entry_scale(view).double().sqrt() * count_here
@@ -142,12 +144,12 @@ class ShardedEntry(Entry):
                 whole = found.new_zeros(self.sharding.shape[self.axes.stack])
                 put(whole, [self.sharding.region(self.team.member)[self.axes.stack]], found)
                 found = whole
-            # Replicas would count twice.
+            # Count each shard once, not once per replica.
             sums.append(found if self.sharding.replica(self.team.member) == 0 else torch.zeros_like(found))
         return sums
 
     def set_scales(self, sums: Sequence[Tensor]) -> None:
-        """Take the totals of :meth:`root_sums` for scales."""
+        """Set the entry scales from the totals of :meth:`root_sums` over all ranks."""
         self.scales, everywhere = [], []
         if self.layout == "vector":
             sizes = [math.prod(self.sharding.shape)]
@@ -162,7 +164,7 @@ class ShardedEntry(Entry):
         self.mean_scale = torch.cat(everywhere).mean()
 
     def shrunk(self, tensor: Tensor, factor: float, form: ShrinkForm) -> Tensor:
-        """A local tensor whose entries are shrunk against the scales."""
+        """A new local tensor, with entries shrunk that are large against the scales."""
         result = torch.empty_like(tensor)
         blocks = zip(self.views(tensor), self.scales, strict=True)
         self.fill(result, [smooth_shrink(block, factor * scale, form=form) for block, scale in blocks])
@@ -180,10 +182,10 @@ def sharded_entry(
     state: Mapping[str, Any],
     rule: Rule,
 ) -> ShardedEntry:
-    """The entry of a parameter of a group; the gradient is zeros where this rank has none."""
+    """The entry of a DTensor parameter. Without a gradient on this rank, its ``grad`` is zeros."""
     role, layout = role_and_layout(group, parameter)
     local, found = parameter.to_local(), local_gradient(parameter, name)
-    # Of the dtype that gradients have on other ranks, which torch lets differ from the parameter's.
+    # torch allows gradients of another dtype than the parameter's; all ranks must use the same.
     dtype = getattr(parameter, "grad_dtype", None)
     entry = ShardedEntry(
         parameter=local,
@@ -203,7 +205,7 @@ def sharded_entry(
 
 
 def rows_of_parts(shape: Sequence[int], layout: Layout, split: Split | None) -> list[Rows]:
-    """The rows of each logical matrix of a parameter of this whole shape."""
+    """The rows of each logical matrix of a parameter with this global shape."""
     sizes = [size[-2] for size in matrix_shapes(shape, layout, split)]
     period = None
     if split is not None:
@@ -214,7 +216,7 @@ def rows_of_parts(shape: Sequence[int], layout: Layout, split: Split | None) -> 
 
 
 def take_rows(whole: Tensor, rows: Intervals, dim: int = -2) -> Tensor:
-    """Some rows: a view where they are one run."""
+    """Select rows; a view if they are one interval, else a copy."""
     if len(rows) <= 1:
         start, stop = rows[0] if rows else (0, 0)
         return whole.narrow(dim, start, stop - start)
@@ -227,7 +229,7 @@ def _indices(rows: Intervals, device: torch.device) -> Tensor:
 
 
 def axes_of(layout: Layout, dimensions: int) -> Axes:
-    """Which dimensions of a parameter its layout calls rows, columns and stack."""
+    """The dimensions that a layout uses as rows, columns and stack."""
     found = {
         "matrix": Axes((0,), (1,)),
         "transposed": Axes((1,), (0,)),
@@ -238,10 +240,10 @@ def axes_of(layout: Layout, dimensions: int) -> Axes:
 
 
 def sharded_basis(parameter: DTensor, layout: Layout, whole: Tensor) -> Tensor:
-    """A DTensor of an operator's basis (..., n, k), of which this rank keeps the rows that belong to its inputs.
+    """An operator's basis (..., n, k) as a DTensor, sharded like the columns of the parameter's matrices.
 
     Args:
-        whole: (n, k), the basis of one matrix; every matrix of a stack has the same.
+        whole: (n, k), the basis of one matrix, the same for every matrix of a stack.
     """
     mesh, axes = parameter.device_mesh, axes_of(layout, parameter.ndim)
     kept = basis_sharding(sharding_of(parameter, ""), axes, whole.shape[-1])
@@ -255,10 +257,10 @@ def sharded_basis(parameter: DTensor, layout: Layout, whole: Tensor) -> Tensor:
 
 
 def sharded_numbers(parameter: DTensor, layout: Layout, whole: Tensor) -> Tensor:
-    """A DTensor of some numbers for every matrix: all of them on every rank, or those of the experts that are here.
+    """Numbers of every matrix as a DTensor: replicated, or sharded like the parameter's experts.
 
     Args:
-        whole: (parts,), the numbers of one matrix; every matrix of a stack has the same.
+        whole: (parts,), the numbers of one matrix, the same for every matrix of a stack.
     """
     mesh, axes = parameter.device_mesh, axes_of(layout, parameter.ndim)
     sharding = sharding_of(parameter, "")
@@ -289,7 +291,7 @@ def local_gradient(parameter: DTensor, name: str) -> Tensor | None:
 
 
 def laid_like(parameter: DTensor, local: Tensor) -> DTensor:
-    """A DTensor of a parameter's layout around this rank's shard."""
+    """This rank's shard as a DTensor with the parameter's mesh and placements."""
     mesh, placements = parameter.device_mesh, parameter.placements
     from torch.distributed.tensor import DTensor
 
@@ -299,12 +301,12 @@ def laid_like(parameter: DTensor, local: Tensor) -> DTensor:
 
 
 def local_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """State whose DTensors are replaced by their local tensors, which share their memory."""
+    """A copy of the state in which local tensors, which share memory, replace DTensors."""
     return {key: value.to_local() if is_dtensor(value) else value for key, value in state.items()}
 
 
 def by_team(entries: Iterable[AnyShard]) -> list[tuple[Team, list[AnyShard]]]:
-    """Entries with those of the same ranks, in order."""
+    """Group entries by their team of ranks, in order."""
     found: dict[Team, list[AnyShard]] = {}
     for entry in entries:
         found.setdefault(entry.team, []).append(entry)

@@ -1,5 +1,5 @@
-"""Entries of sharded parameters in rounds: as many matrices at once as owners have room for, each round's message
-travelling while other rounds are worked on. Relied on by whatever sends matrices to owners.
+"""Rounds of whole-matrix work: each has as many matrices as fit in memory at their owners, and rounds overlap so that
+one round's messages travel while another is computed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ def run_rounds(entries: Sequence[AnyShard], step: Callable[[Team, list[AnyShard]
     """Run a step on all entries. Every rank calls this with its shards of the same parameters, in the same order.
 
     Args:
-        step: one round's work on entries of one team; it yields whenever it has posted a message that it waits for
-            next.
+        step: the work of one round, on entries of one team. It yields after posting a message, before waiting for it.
     """
     for team, found in by_team(entries):
         together = exchange_rounds(found, lambda entry: entry.sharding.shape, team.size)
@@ -35,8 +34,8 @@ def send_to_owners(
     """Send one local tensor of every entry to the owners of its matrices.
 
     Args:
-        tensors: of one dtype, each of its entry's local shape.
-        dtype: in which they travel.
+        tensors: all of one dtype, each with its entry's local shape.
+        dtype: dtype of the messages.
     """
     stacks = [entry.layout in ("stack", "transposed_stack") for entry in entries]
     exchange = OwnerExchange(team, [entry.sharding for entry in entries], stacks, dtype, loads)
@@ -45,14 +44,13 @@ def send_to_owners(
 
 
 def unit_layout(layout: Layout) -> Layout:
-    """How an owner reads what it is sent: one matrix of a stack, or the tensor where there is no stack."""
+    """The layout of the tensors that an owner receives: of one matrix, if the parameter is a stack."""
     single: dict[Layout, Layout] = {"stack": "matrix", "transposed_stack": "transposed"}
     return single.get(layout, layout)
 
 
 def _interleave(rounds: Sequence[Iterator[None]]) -> None:
-    """Run rounds each one message behind the one before, so that the newest one's travels while older ones are worked
-    on."""
+    """Advance rounds in turn, each one message behind its predecessor, so that messages overlap with computation."""
     waiting = list(rounds)[::-1]
     under_way: list[Iterator[None]] = []
     while waiting or under_way:

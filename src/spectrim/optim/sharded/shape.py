@@ -1,7 +1,6 @@
-"""Operator, scale and clip of directions whose matrices lie on many ranks.
+"""Operator, scale and clip on sharded directions, for the library's optimizers and for the wrapper.
 
-Matrices are shaped whole at their owners, spikes in place, and the norms of vectors in one reduction. Relied on by the
-step of the optimizers here and by the wrapper of others, which differ in where directions come from.
+Owner ranks shape whole matrices, spikes are shaped on the shards, and one reduction gives the norms of all vectors.
 """
 
 from __future__ import annotations
@@ -20,18 +19,19 @@ from spectrim.optim.sharded.rounds import send_to_owners, unit_layout
 from spectrim.optim.spectral.base import StepContext
 from spectrim.optim.stepping.buckets import bucket_bytes, parts_of
 from spectrim.optim.stepping.entries import by_flag
-from spectrim.optim.stepping.step import apply_to, keep, scale_factor, shape
+from spectrim.optim.stepping.operate import keep, scale_factor, shape
+from spectrim.optim.stepping.step import apply_to
 
 __all__ = ["Apply", "apply_updates_to", "shape_round"]
 
-#: Takes the updates of some entries' shards.
+#: Applies updates to the shards of entries.
 Apply = Callable[[Sequence[AnyShard], Sequence[Tensor]], None]
 
 
 def shape_round(
     team: Team, entries: Sequence[AnyShard], directions: Sequence[Tensor], loads: Loads, apply: Apply[AnyShard]
 ) -> Iterator[None]:
-    """Shape and apply one round's directions, local tensors that may be used up; see :func:`~.rounds.run_rounds`."""
+    """Shape and apply one round's directions, which may be overwritten; see :func:`~.rounds.run_rounds`."""
     rule = entries[0].rule
     results = list(directions)
     if rule.vector:
@@ -63,7 +63,7 @@ def apply_updates_to(entries: Sequence[ShardedEntry], updates: Sequence[Tensor])
 
 
 def _shaped(entry: ShardedEntry, found: list[Tensor], *, operated: bool) -> list[Tensor]:
-    """An owner's work on whole matrices of one shape, a bucket at a time."""
+    """Shape whole matrices of one shape at their owner, a bucket at a time."""
     layout = unit_layout(entry.layout)
     results: list[Tensor] = []
     length = max(1, bucket_bytes(found[0]) // max(1, 4 * found[0].numel()))
@@ -79,7 +79,7 @@ def _shaped(entry: ShardedEntry, found: list[Tensor], *, operated: bool) -> list
 def _shaped_in_place(
     team: Team, entries: Sequence[ShardedEntry], directions: Sequence[Tensor], rule: Rule
 ) -> list[Tensor]:
-    """What an operator that does not gather, and its scale, make of directions; keeps its new state."""
+    """Apply an operator that works on shards, and its scale, to directions; update its state."""
     operator = rule.operator
     assert operator is not None
     grids, blocks, targets, states = [], [], [], []
@@ -110,7 +110,7 @@ def _shaped_in_place(
 def _clipped_vectors(
     team: Team, entries: Sequence[ShardedEntry], directions: Sequence[Tensor], rule: Rule
 ) -> list[Tensor]:
-    """Each direction with its whole norm clipped; one reduction for all."""
+    """Clip the norm of every direction, with one reduction for all norms."""
     assert rule.clip is not None
     squares = torch.stack(
         [

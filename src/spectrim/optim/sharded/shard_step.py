@@ -1,7 +1,5 @@
-"""The step of shards whose rule needs more than this rank holds.
-
-Phases of a round, each a message ahead of the next: *prepare* the gradients, *direct* them entry by entry, then *shape*
-and *apply* what :mod:`~spectrim.optim.sharded.shape` makes of the directions.
+"""The step of shards whose rule needs other ranks: *prepare* the gradients, compute base directions, then *shape* and
+*apply* them with :mod:`~spectrim.optim.sharded.shape`.
 """
 
 from __future__ import annotations
@@ -31,8 +29,8 @@ def step_shards(entries: Sequence[ShardedEntry], loads: Loads) -> None:
     """Step all entries. Every rank calls this with its shards of the same parameters, in the same order.
 
     Args:
-        entries: of whatever rules; their steps are counted already.
-        loads: the work of owners so far in this step.
+        entries: of any rules. Their state's "step" already counts this step.
+        loads: the work assigned to each owner so far in this step.
     """
     alike: dict[tuple[Any, ...], list[ShardedEntry]] = {}
     for entry in entries:
@@ -71,7 +69,7 @@ def _round(team: Team, entries: list[ShardedEntry], loads: Loads) -> Iterator[No
 
 
 def _prepared(entry: ShardedEntry) -> Tensor:
-    """The gradient in float32 or better, its sign turned and its entries shrunk where asked for."""
+    """The gradient in float32 or wider, negated and shrunk as the rule asks."""
     rule = entry.rule
     exact = entry.grad.to(torch.promote_types(entry.parameter.dtype, torch.float32))
     if rule.maximize:
@@ -96,7 +94,7 @@ def _shrunk_directions(
 
 
 def _pre_clipped(entry: ShardedEntry, whole: Tensor) -> Tensor:
-    """An owner's work on one whole gradient."""
+    """Pre-clip one whole gradient at its owner."""
     rule = entry.rule
     clipped = whole.unsqueeze(0).clone()
     parts = parts_of(clipped, unit_layout(entry.layout), entry.split)

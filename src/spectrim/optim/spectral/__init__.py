@@ -1,7 +1,7 @@
-"""Spectral operators as objects: numbers, state, the work on whole matrices and on shards, cost and label.
+"""Spectral operators as objects with options and state, which call the pure functions of :mod:`spectrim.operators`.
 
-One class a module, each named like the pure function of :mod:`spectrim.operators` that it calls (``clip``,
-``orthogonalize``, ``spike``). A recipe names one; the rest of ``optim`` sees the base class alone.
+``clip``, ``orthogonalize`` and ``spike`` have one operator each. A recipe names an operator; the rest of ``optim`` uses
+the base class only.
 
 Imports ``grouping``, ``directions`` and ``memory``.
 """

@@ -1,4 +1,4 @@
-"""What a spectral operator is, and the stacks of matrices that it works on."""
+"""The base class of spectral operators, and the stacks of matrices that they work on."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ __all__ = [
 
 Shape = Sequence[int]
 
-#: The root mean square of a typical AdamW update, which matched scales aim at (arXiv 2602.11185 and torch.optim.Muon
-#: alike).
+#: The root mean square of a typical AdamW update, to which "rms" and "match_rms_adamw" scale (arXiv 2602.11185 and
+#: torch.optim.Muon).
 ADAMW_RMS = 0.2
 
-#: Norms up to here count as zero: below lie numbers that float32 holds with few digits.
+#: Norms up to here count as zero, since float32 has few digits for smaller numbers.
 LEAST_NORM = 1e-30
 
-#: Devices whose float16 products are several times as fast as their float32 ones; "meta" stands for such a one.
+#: Devices whose float16 products are several times faster than float32; "meta" stands for one of them.
 HALF_DEVICES = ("cuda", "meta")
 
 
@@ -48,9 +48,9 @@ class Part:
     """One logical matrix of every parameter of a stack: the same rows of each.
 
     Attributes:
-        matrices: (E, m, n), a view of memory that the operator puts its result in; float32 or better.
-        state: the operator's own, stacked likewise; the operator replaces what it changes.
-        norm: (E,), the Frobenius norm of the result where the operator knows it.
+        matrices: (E, m, n), in float32 or wider; the operator writes its result here.
+        state: the operator's state, stacked likewise. The operator replaces tensors instead of writing to them.
+        norm: (E,), the Frobenius norm of the result, if the operator computes it.
     """
 
     matrices: Tensor
@@ -60,11 +60,11 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """What an operator may want to know of the step.
+    """Properties of the step that operators use.
 
     Attributes:
-        first: True if the group has taken no step yet.
-        threshold: of a clip: a number, or a scalar tensor on the device.
+        first: the group has taken no step yet.
+        threshold: the clip threshold: a number, or a scalar tensor on the device.
     """
 
     first: bool = False
@@ -73,13 +73,13 @@ class StepContext:
 
 @dataclass(frozen=True)
 class SpectralOperator(ABC):
-    """An operation on the singular values of matrices. Its dataclass fields are its numbers.
+    """An operation on the singular values of matrices. Its dataclass fields are its options.
 
     Attributes:
-        label: what ``describe`` shows.
-        keys: of the state tensors that it keeps for a parameter.
-        gathers: True if sharded matrices are brought to owners, where :meth:`whole` works on them; otherwise
-            :meth:`sharded` works on the shards.
+        label: its name for ``describe``.
+        keys: names of its state tensors.
+        gathers: True if owners gather sharded matrices and apply :meth:`whole`; otherwise :meth:`sharded` works on the
+            shards.
     """
 
     label: ClassVar[str]
@@ -89,31 +89,32 @@ class SpectralOperator(ABC):
     @classmethod
     @abstractmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
-        """The operator with the numbers of a param group."""
+        """The operator with the options of a param group."""
 
     @abstractmethod
     def whole(self, parts: Sequence[Part], context: StepContext) -> None:
-        """Work on stacks of whole matrices, in place. Nothing is read from a device."""
+        """Work on stacks of whole matrices, in place, without reading a device."""
 
     def step_by_kernels(self, entries: Sequence[Entry]) -> Sequence[Entry]:
-        """Take the whole step of entries of one structure, flag, device and dtypes, as far as kernels of the operator's
-        own do; returns the rest."""
+        """Take the whole step of the entries that the operator's kernels support; returns the other entries.
+
+        All entries have one rule structure, skip flag, device and dtypes."""
         return entries
 
     def flops(self, m: int, n: int) -> float:
-        """Operations for one m x n matrix on an accelerator, products alone; what ``spectrim plan`` counts."""
+        """Operations of the matrix products for one m x n matrix on an accelerator; ``spectrim plan`` counts them."""
         return _counted_flops(self, m, n)
 
     def vector_factors(self, norms: Tensor, context: StepContext) -> Tensor | None:
-        """What parameters that are no matrices are multiplied by, for their norms (E,) in float64; None for one."""
+        """Factors (E,) on vectors with these norms (E,), in float64; None if vectors stay as they are."""
         return None
 
     def start(self, shapes: Sequence[Shape], *, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The state of a parameter whose logical matrices, the parts of its split, have these shapes (..., m, n)."""
+        """New state for a parameter whose logical matrices have these shapes (..., m, n)."""
         return {}
 
     def state_of_parts(self, state: Mapping[str, Tensor], shapes: Sequence[Shape]) -> list[dict[str, Tensor]]:
-        """Views of a parameter's state, one dictionary for each of its logical matrices."""
+        """Views of a parameter's state, one dictionary for each logical matrix."""
         return [{} for _ in shapes]
 
     def sharded(
@@ -124,29 +125,29 @@ class SpectralOperator(ABC):
         states: Sequence[dict[str, Tensor]],
         context: StepContext,
     ) -> list[tuple[Tensor, Tensor]]:
-        """Work on this rank's blocks of matrices that lie on many ranks, where ``gathers`` is false.
+        """Work on this rank's blocks of sharded matrices, if ``gathers`` is False.
 
         Args:
             team: the ranks, all of which call this with their blocks of the same matrices.
-            grids: how each matrix lies on them.
-            blocks: (..., rows, columns), this rank's part of each; not written to.
-            states: the local part of the operator's state; the operator replaces what it changes.
+            grids: the division of each matrix over the ranks.
+            blocks: (..., rows, columns), this rank's block of each matrix; not written to.
+            states: the local part of the operator's state. The operator replaces tensors instead of writing to them.
 
         Returns:
-            For every block the result, and the Frobenius norm of the whole matrix's.
+            For every block the result, and the Frobenius norm of the whole result.
         """
         raise TypeError(f"{type(self).__name__} works on whole matrices only")
 
     @property
     def numbers(self) -> tuple[Any, ...]:
-        """The label and all numbers: equal for operators that do the same."""
+        """The label and all options, equal for equal operators."""
         return (self.label, *astuple(self))
 
 
 @cache
 def _counted_flops(operator: SpectralOperator, m: int, n: int) -> float:
-    """Products counted while an operator works on a matrix without memory."""
-    from torch.utils.flop_counter import FlopCounterMode  # which imports Triton, where that is installed
+    """The operations that an operator takes, counted on the meta device."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton if that is installed
 
     device = torch.device("meta")
     state = operator.state_of_parts(operator.start([(m, n)], device=device, dtype=torch.float32), [(m, n)])[0]
@@ -158,18 +159,15 @@ def _counted_flops(operator: SpectralOperator, m: int, n: int) -> float:
 
 
 def runs_in_half(precision: Precision, device: torch.device) -> bool:
-    """True if operators compute in float16 with float32 accumulation: asked for, or left open where that is fast."""
+    """True if operators compute in float16 with float32 accumulation on this device."""
     return precision == "half" or (precision == "auto" and device.type in HALF_DEVICES)
 
 
 def workspace_of(precision: Precision, device: torch.device) -> Callable[[int, int], int] | None:
-    """What an operator of the products in half or in full precision needs for an m x n matrix besides its stack.
-
-    None on the host, where buckets are small.
-    """
+    """Bytes of workspace for an m x n matrix, as a function of m and n; None on the host, where buckets are small."""
     if runs_in_half(precision, device):
         return half_workspace
-    # In float64: the matrix, what it becomes, and a handful of matrices of its smaller side.
+    # In float64: the matrix, the result, and four matrices of the smaller side.
     return None if device.type == "cpu" else lambda m, n: 8 * (2 * m * n + 4 * min(m, n) ** 2)
 
 
@@ -178,11 +176,11 @@ def in_place(
     function: Callable[[list[Tensor]], Sequence[Tensor]],
     workspace: Callable[[int, int], int] | None = None,
 ) -> None:
-    """Replace all matrices of one small side at a time by what a function of lists of stacks makes of them.
+    """Replace matrices by a function's results, in calls with stacks of one smaller side.
 
     Args:
-        workspace: bytes that the function needs for one m x n matrix besides; so many matrices go to it at once as stay
-            within :func:`~spectrim.optim.memory.workspace_bytes`, or one.
+        workspace: bytes of workspace for one m x n matrix. A call takes as many matrices as fit in
+            :func:`~spectrim.optim.memory.workspace_bytes`, at least one.
     """
     families: dict[int, list[Tensor]] = {}
     for part in parts:
@@ -196,7 +194,7 @@ def in_place(
 
 
 def _within(stacks: Sequence[Tensor], workspace: Callable[[int, int], int]) -> list[list[Tensor]]:
-    """Stacks cut, and gathered again, into lists that need no more than the workspace."""
+    """Divide stacks into lists whose matrices fit in the workspace."""
     calls: list[list[Tensor]] = [[]]
     room = workspace_bytes()
     for stack in stacks:

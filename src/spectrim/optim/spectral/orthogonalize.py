@@ -26,7 +26,7 @@ __all__ = ["Orthogonalize"]
 
 @dataclass(frozen=True)
 class Orthogonalize(SpectralOperator):
-    """σ → 1, accurately, or as roughly as so many steps of Muon's iteration."""
+    """σ → 1, accurately or, with ``steps``, as approximately as that many steps of Muon's iteration."""
 
     steps: int | None = None
     precision: Precision = "auto"

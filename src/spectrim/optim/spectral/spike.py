@@ -1,4 +1,4 @@
-"""Spectra's operator: the spike, the few dominant directions, shrunk to the tail's scale (arXiv 2602.11185)."""
+"""Spectra's operator: the spike, the few largest singular values, is shrunk to the tail's scale (arXiv 2602.11185)."""
 
 from __future__ import annotations
 
@@ -27,25 +27,24 @@ if TYPE_CHECKING:
 
 __all__ = ["ShapeSpike", "spike_rank"]
 
-#: Power steps of a spike that has no basis yet; every later step takes one.
+#: Power steps of the first step, which starts from a random basis; later steps take one.
 FIRST_POWER_STEPS = 4
 
 
-#: What is left of the record of a matrix's norm after a step, as a power of momentum's own decay: slower, so that the
-#: momentum of a matrix without gradients falls behind, and fast enough that a spike of the gradient is soon forgotten.
+#: Decay of the record of a matrix's norm in one step, as a power of the momentum's decay. It is slower than momentum,
+#: so that a matrix without gradients falls below its record, and fast enough to forget a single large gradient.
 RECORD_POWER = 0.5
 
-#: The share of its record that a norm counts as at least.
+#: Lower bound on the norm by which results are scaled, as a share of the record.
 LEAST_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class ShapeSpike(SpectralOperator):
-    """Follow the spike by one power step from its cached basis, and shrink it; the tail stays as it is.
+    """Track the spike by one power step from its stored basis, and shrink it; the tail stays as it is.
 
-    The result is scaled by its norm afterwards, and the momentum of a matrix that gets no gradients has a direction as
-    long as it has an entry left. So a norm counts as no less than a share of the largest that it had of late: an expert
-    that gets no tokens comes to rest.
+    The result is later divided by its norm. The norm is bounded below by a share of its recent maximum, so that a
+    matrix without gradients, such as an expert without tokens, stops moving as its momentum decays.
     """
 
     rank_ratio: float
@@ -75,7 +74,7 @@ class ShapeSpike(SpectralOperator):
     def _recorded(
         self, states: Sequence[dict[str, Tensor]], norms: Sequence[Tensor], counts: Sequence[int]
     ) -> Sequence[Tensor]:
-        """The norms by which results are scaled, for all stacks at once; updates the records."""
+        """Update the records of all stacks; returns the norms by which results are scaled."""
         norm = torch.cat([each.reshape(-1) for each in norms])
         record = torch.cat([state["norm_record"].reshape(-1) for state in states])
         record = torch.maximum(norm, record * self.momentum**RECORD_POWER)
@@ -98,11 +97,11 @@ class ShapeSpike(SpectralOperator):
         taken: list[Entry] = []
         rest: list[Entry] = []
         matrices: list[SpikeMatrix] = []
-        # A compiler looks through the cache, and warns of it.
+        # torch.compile ignores lru_cache and warns about it.
         matrices_of = _matrices if torch.compiler.is_compiling() else _kept_matrices
         for entry in entries:
             sizes, interleaved = (None, False) if entry.split is None else sizes_of(entry.split)
-            # Matrices whose rows take turns are no runs of memory.
+            # Interleaved matrices are not contiguous in memory.
             shape = tuple(entry.parameter.shape)
             own = None if interleaved else matrices_of(shape, entry.layout, sizes, self.rank_ratio)
             if own is None:
@@ -134,8 +133,8 @@ class ShapeSpike(SpectralOperator):
 
     @override
     def start(self, shapes: Sequence[Shape], *, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The basis (..., n, k) that a parameter starts from: fixed numbers, the bases of its parts side by side; and
-        for each part the record (..., parts) of its norm."""
+        """The first basis (..., n, k), with the columns of all parts side by side; and the records (..., parts) of
+        norms."""
         bases, stack = [], []
         for *stack, m, n in shapes:
             rank = spike_rank((m, n), self.rank_ratio)
@@ -178,8 +177,9 @@ class ShapeSpike(SpectralOperator):
 def _matrices(
     shape: tuple[int, ...], layout: Layout, split: tuple[int, ...] | None, rank_ratio: float
 ) -> list[tuple[int, ...]] | None:
-    """The logical matrices of a parameter as :class:`~spectrim.kernels.spike.SpikeMatrix` has them after the tensor's
-    place; None where they are no runs of rows, or have too many directions for kernels."""
+    """The fields of :class:`~spectrim.kernels.spike.SpikeMatrix` after its first, for every logical matrix.
+
+    None if the matrices are not contiguous, or a spike has too many directions for kernels."""
     if layout not in ("matrix", "stack", "flatten"):
         return None
     experts, rows = shape[:2] if layout == "stack" else (1, shape[0])
@@ -203,5 +203,5 @@ _kept_matrices = lru_cache(4096)(_matrices)
 
 
 def spike_rank(shape: Shape, rank_ratio: float) -> int:
-    """How many directions of an m x n matrix are taken for its spike: max(1, round(r · min(m, n)))."""
+    """The number of singular values in the spike of an m x n matrix: max(1, round(r · min(m, n)))."""
     return max(1, round(rank_ratio * min(shape[-2:])))

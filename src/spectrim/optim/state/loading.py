@@ -1,6 +1,6 @@
-"""State dicts into an optimizer: of its own class, of an older release, or of torch's class with the same moments.
+"""Loading state dicts of the same class, of an older release, or of the torch optimizer with the same moments.
 
-Everything is checked and converted before anything of the optimizer changes. Hooks run as torch documents them.
+Everything is checked and converted before the optimizer changes. Hooks run as torch documents them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_state"]
 
-#: What a group's parameters are: the model says that, not a state dict.
+#: Values of a group that describe its parameters. They are never loaded from a state dict.
 _STRUCTURE = ("params", "param_names", "name", "role", "layout", "split", "matrices")
 _COUNTS = ("step", "skipped")
 
@@ -32,7 +32,7 @@ def load_state(optimizer: SpectralOptimizer, state_dict: dict[str, Any]) -> None
     """Load a state dict; see :meth:`SpectralOptimizer.load_state_dict`.
 
     Raises:
-        ValueError: groups, shapes or state that do not fit, by name. Nothing changed.
+        ValueError: groups, shapes or state do not fit; the message names them. Nothing is changed then.
     """
     state_dict = dict(state_dict)
     for before in optimizer._optimizer_load_state_dict_pre_hooks.values():
@@ -58,9 +58,10 @@ def load_state(optimizer: SpectralOptimizer, state_dict: dict[str, Any]) -> None
 def _sources(
     groups: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]
 ) -> tuple[list[list[int]], list[Mapping[str, Any]]]:
-    """For every group the saved index of each of its parameters, and the saved group whose options it takes.
+    """Match parameters by name if both sides have names, else by position.
 
-    By name where both sides have names, else by place.
+    Returns:
+        For every group, the saved index of each of its parameters; and the saved group whose options it takes.
     """
     mine, theirs = _names(groups), _names(saved)
     if mine and theirs and set(mine) <= set(theirs):
@@ -75,14 +76,14 @@ def _sources(
     if sizes != saved_sizes:
         raise ValueError(
             f"a state dict with groups of {saved_sizes} parameters for an optimizer with groups of {sizes}: expected "
-            f"the same groups, or names of parameters on both sides, as optimizers of model.named_parameters() and of "
-            f"spectrim.param_groups(model) have them"
+            f"the same groups, or names of parameters on both sides. Optimizers have names if they are made from "
+            f"model.named_parameters() or spectrim.param_groups(model)"
         )
     return [list(group["params"]) for group in saved], list(saved)
 
 
 def _names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of all parameters; none where any group lacks them or two are equal."""
+    """The names of all parameters, or an empty list if any is missing or two are equal."""
     names: list[str] = []
     for group in groups:
         if group["params"] and len(group.get("param_names") or ()) != len(group["params"]):
@@ -94,19 +95,19 @@ def _names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
 def _completed(
     group: Mapping[str, Any], saved: Mapping[str, Any], state: Mapping[Any, Any], indices: Sequence[int]
 ) -> dict[str, Any]:
-    """A group with the saved values, and its own where the saved group has none."""
+    """The group, with saved options in place of its own where the saved group has them."""
     kept = {key: value for key, value in saved.items() if key not in _STRUCTURE}
     if "steps_taken" in saved and "lr_factor" not in saved and "lr_scale" in saved:
-        # What the factor was called once. A group may hold one of timm's by that name, which is timm's.
+        # The old name of lr_factor. Without steps_taken, "lr_scale" is timm's option, which stays as it is.
         kept["lr_factor"] = kept.pop("lr_scale")
     completed = {**group, **copy.deepcopy(kept)}
     if "steps_taken" not in saved:
         steps = [float(state[index]["step"]) for index in indices if "step" in state.get(index, {})]
         completed["steps_taken"] = int(max(steps, default=0.0))
         if group.get("role") == "vector":
-            # Its decay, if any, is this group's own: the other class may have had no group for vectors.
+            # The other class may have had vectors in a group with decay.
             completed["weight_decay"] = group["weight_decay"]
-        # Another class's learning rate, to which this group's factor was never applied.
+        # Learning rates of another class do not include this group's factor yet.
         for key in ("lr", "initial_lr", "max_lr", "min_lr"):
             if key in saved and group["lr_factor"] != 1.0:
                 completed[key] = saved[key] * group["lr_factor"]
@@ -122,7 +123,7 @@ def _check_recipe(optimizer: SpectralOptimizer, group: Mapping[str, Any], saved:
 def _converted(
     optimizer: SpectralOptimizer, group: Mapping[str, Any], parameter: Tensor, saved: Mapping[str, Any], name: str
 ) -> dict[str, Any]:
-    """A parameter's saved state on its device, in the dtypes in which the optimizer keeps it."""
+    """A parameter's saved state, converted to its device and the optimizer's dtypes."""
     rule = optimizer.rule_of(group, parameter)
     _, layout = role_and_layout(group, parameter)
     shapes = _expected_shapes(rule, parameter, () if layout == "vector" else _matrices(group, parameter))
@@ -171,7 +172,7 @@ def _expected_shapes(rule: Rule, parameter: Tensor, matrices: Sequence[Sequence[
 
 
 def _as_default(optimizer: SpectralOptimizer, state: dict[Any, Any]) -> Any:
-    """State in the kind of dictionary that torch keeps it in."""
+    """The state as torch's optimizers keep it: in a defaultdict if the optimizer has one."""
     kept = type(optimizer.state)(dict) if hasattr(optimizer.state, "default_factory") else {}
     kept.update(state)
     return kept

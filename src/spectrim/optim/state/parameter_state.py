@@ -1,8 +1,8 @@
-"""The state of parameters: when it is made, for which, and how it comes back from a checkpoint.
+"""Creates the state of parameters, and checks it before a step.
 
-State is made at the first step or at loading, at local size, for every parameter that requires a gradient or has one.
-So frozen weights cost nothing, a model may be sharded or cast after its optimizer was made, and a checkpoint of an
-expert that was never used has its keys.
+State is made at the first step or at loading, with local shapes, for every parameter that requires a gradient or has
+one. Frozen weights therefore need no memory, a model may be sharded or cast after its optimizer was made, and the
+checkpoint of an expert that was never used is complete.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["check_device", "check_parameter", "drop_orphans", "fit_state", "new_
 
 
 def check_parameter(parameter: Tensor, name: str) -> None:
-    """Raise ValueError for a parameter that cannot be stepped, by name. Frozen ones may be anything."""
+    """Raise ValueError, with the name, if a parameter cannot be stepped. Frozen parameters are not checked."""
     if not parameter.requires_grad and parameter.grad is None:
         return
     check_whole(parameter, name)
@@ -45,10 +45,10 @@ def check_device(parameter: Tensor, name: str) -> None:
 
 
 def new_state(parameter: Tensor, rule: Rule, layout: Layout, split: Any, name: str) -> dict[str, Tensor]:
-    """The state of a parameter that has taken no step.
+    """New state for a parameter that has taken no step.
 
     Raises:
-        ValueError: a layout that is not served.
+        ValueError: the parameter's dtype or sharding is not supported.
     """
     check_parameter(parameter, name)
     kept = state_dtype_of(rule, parameter)
@@ -58,14 +58,14 @@ def new_state(parameter: Tensor, rule: Rule, layout: Layout, split: Any, name: s
         "skipped": torch.zeros((), dtype=torch.float32, device=parameter.device),
     }
     for key in rule.direction.keys:
-        # Of a DTensor's layout where the parameter is one, so that checkpoints know what is where.
+        # For a DTensor this is a DTensor with the same placements, which sharded checkpoints need.
         state[key] = torch.zeros_like(parameter, dtype=kept, requires_grad=False)
     operator = rule.operator
     if operator is not None and operator.keys:
         dtype = torch.promote_types(parameter.dtype, torch.float32)
         shapes = matrix_shapes(parameter.shape, layout, split)
         if is_dtensor(parameter):
-            # Whole for a moment, but of one matrix of a stack only: a basis is small.
+            # Made whole, for one matrix of a stack, before it is sharded: a basis is small.
             started = operator.start([shape[-2:] for shape in shapes], device=parameter.device, dtype=dtype)
             for key, value in started.items():
                 state[key] = (sharded_basis if value.ndim == 2 else sharded_numbers)(parameter, layout, value)
@@ -81,10 +81,10 @@ def fit_state(
     name_of: Callable[[tuple[int, int]], str],
     position: tuple[int, int],
 ) -> None:
-    """Bring state to the dtype of a parameter that was cast since, and refuse one whose shape has changed.
+    """Convert state to the dtype of a parameter that was cast since it was made.
 
     Raises:
-        RuntimeError: state of another shape. Kernels over storage would read and write past its end.
+        RuntimeError: the parameter's shape has changed. Kernels would access memory beyond the state's end.
     """
     wanted = state_dtype_of(rule, parameter)
     for key in rule.direction.keys:
@@ -99,7 +99,7 @@ def fit_state(
 
 
 def drop_orphans(state: dict[Any, Any], groups: list[dict[str, Any]]) -> None:
-    """Forget the state of parameters that were swapped out of the groups, as FSDP2 integrations do."""
+    """Delete the state of parameters that are in no group any more: FSDP2 integrations replace parameters."""
     held = {parameter for group in groups for parameter in group["params"]}
     for parameter in [parameter for parameter in state if parameter not in held]:
         del state[parameter]

@@ -1,7 +1,4 @@
-"""Parameters of one rule in stacks of one shape, and stacks in buckets: what one batch of operators works on.
-
-Relied on by the step of one process and of many, and by the wrapper of other optimizers.
-"""
+"""Stacks of parameters of one rule and shape, and buckets of stacks that one call of an operator works on."""
 
 from __future__ import annotations
 
@@ -19,8 +16,8 @@ from spectrim.optim.stepping.entries import AnyEntry, Entry
 
 __all__ = ["BUCKET_BYTES", "Stack", "bucket_bytes", "buckets", "parts_of"]
 
-#: How many bytes of matrices, in float32, go through an operator at once; one matrix always may. On the host only small
-#: ones gain from company: a large one fills the cores by itself. Elsewhere :mod:`~spectrim.optim.memory` says.
+#: The most bytes of matrices, in float32, in one bucket; a single matrix may exceed it. On the host only small matrices
+#: gain from batching, since a large one fills the cores. Devices not listed use :mod:`~spectrim.optim.memory`.
 BUCKET_BYTES = {"cpu": 4 * 2**20}
 
 T = TypeVar("T")
@@ -31,7 +28,7 @@ class Stack(Generic[AnyEntry]):
 
     Attributes:
         entries: the parameters.
-        tensor: (E, *shape), their directions and then their updates, each in its parameter's own layout.
+        tensor: (E, *shape), first their directions, later their updates, each in its parameter's layout.
     """
 
     def __init__(self, entries: list[AnyEntry]) -> None:
@@ -44,27 +41,27 @@ class Stack(Generic[AnyEntry]):
 
     @property
     def tensor(self) -> Tensor:
-        """The memory of the stack, made when it is first asked for."""
+        """The stack's memory, allocated at first use."""
         if self._tensor is None:
             like = self.entries[0].parameter
             self._tensor = torch.empty((len(self.entries), *self.shape), dtype=self.dtype, device=like.device)
         return self._tensor
 
     def parts(self) -> list[Part]:
-        """The logical matrices of the stack, as views of it or as :meth:`put_back` writes them; none for vectors."""
+        """The logical matrices of the stack as views, or copies that :meth:`put_back` writes; empty for vectors."""
         return parts_of(self.tensor, self.layout, self.split)
 
     def put_back(self, parts: Sequence[Part]) -> None:
-        """Write what became of :meth:`parts` to the stack, where they are no views."""
+        """Write :meth:`parts` back to the stack if they are copies."""
         put_back([part.matrices for part in parts], self.tensor, self.layout, self.split, leading=1)
 
     def free(self) -> None:
-        """Let go of the memory."""
+        """Release the memory."""
         self._tensor = None
 
 
 def parts_of(tensor: Tensor, layout: Layout, split: Split | None) -> list[Part]:
-    """The logical matrices of whole parameters (E, *shape) as parts of (E', m, n); experts count among E'.
+    """The logical matrices of whole parameters (E, *shape) as parts (E', m, n), where E' includes the experts.
 
     Interleaved parts are copies: see :func:`~spectrim.optim.grouping.layout.put_back`.
     """
@@ -75,9 +72,9 @@ def parts_of(tensor: Tensor, layout: Layout, split: Split | None) -> list[Part]:
 
 
 def buckets(entries: Sequence[AnyEntry], limit: int | None = None) -> Iterator[list[Stack[AnyEntry]]]:
-    """Group entries of one flag into stacks, and those of one structure into buckets of at most ``limit`` bytes.
+    """Group entries of one rule structure, skip flag and shape into stacks, and stacks into buckets of ``limit`` bytes.
 
-    Matrices of one small side come one after the other, so that an operator may iterate on them as one stack.
+    Stacks are sorted by their matrices' smaller side, so that an operator can iterate on equal sides together.
     """
     alike: dict[tuple[Any, ...], dict[tuple[Any, ...], list[AnyEntry]]] = {}
     structures: dict[int, tuple[Any, ...]] = {}
@@ -97,7 +94,7 @@ def buckets(entries: Sequence[AnyEntry], limit: int | None = None) -> Iterator[l
 
 
 def bucket_bytes(tensor: Tensor) -> int:
-    """How many bytes a bucket holds on a tensor's device."""
+    """The most bytes in a bucket on a tensor's device."""
     return BUCKET_BYTES.get(tensor.device.type, stack_bytes())
 
 

@@ -1,4 +1,4 @@
-"""The parameters of one step: each with its gradient, its state and the rule that it follows."""
+"""Entries: the parameters of one step, each with its gradient, its state and its rule."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ __all__ = ["Entry", "by_flag", "kind_of", "parameter_name", "role_and_layout", "
 
 @dataclass(kw_only=True, eq=False)
 class Entry:
-    """One parameter within a step. All tensors are local ones.
+    """One parameter in a step. All tensors are local: of a DTensor, this rank's shard.
 
     Attributes:
-        position: indices of its group and of itself in the group.
-        found: None where the step is known to be taken; else a float32 scalar on the device, 1 where it is skipped.
+        position: index of the group, and of the parameter in the group.
+        found: the skip flag: a float32 scalar on the device that is 1 if the step is skipped, or None if the host
+            already knows that it is taken.
     """
 
     parameter: Tensor
@@ -69,30 +70,29 @@ def whole_entry(
 
 
 def kind_of(entry: Entry) -> tuple[Any, ...]:
-    """Equal for entries that take the same steps and are read as matrices alike, whatever their shapes; on every rank
-    the same."""
+    """A key that is equal for entries of the same rule, layout, split and dtype, and the same on every rank."""
     split = None if entry.split is None else tuple(entry.split)
     return (*entry.rule.structure, entry.layout, split, entry.parameter.dtype)
 
 
 def role_and_layout(group: Mapping[str, Any], parameter: Tensor) -> tuple[Role, Layout]:
-    """What a parameter is: as its group says, or by its dimensions where the group is a plain list."""
+    """A parameter's role and layout from its group, or from its number of dimensions if the group has none."""
     layout: Layout = group.get("layout") or default_layout(parameter.shape)
     role: Role = group.get("role") or ("vector" if layout == "vector" else "matrix")
     return role, layout
 
 
 def parameter_name(groups: Sequence[Mapping[str, Any]], position: tuple[int, int]) -> str:
-    """A parameter's name, or its group and place where it was given none."""
+    """A parameter's name, or "group i, parameter j" if it has none."""
     group, index = position
     names = groups[group].get("param_names")
     return str(names[index]) if names else f"group {group}, parameter {index}"
 
 
 def by_flag(entries: Iterable[AnyEntry]) -> list[list[AnyEntry]]:
-    """Entries in lists that share one flag, device and dtypes, as one call of a kernel over lists wants them.
+    """Split entries into lists of one skip flag, device and dtypes, so that one kernel call can take each list.
 
-    All of a step share one flag, save shards that are absent here and may be present elsewhere.
+    A step has one flag, except for shards that have no gradient on this rank: each of those has its own.
     """
     alike: dict[tuple[Any, ...], list[AnyEntry]] = {}
     for entry in entries:

@@ -1,4 +1,4 @@
-"""Entry-wise shrinkage by a kernel, on the way of gradients into AdamW's one pass (arXiv 2605.27733)."""
+"""Entry-wise shrinkage of gradients inside AdamW's kernel (arXiv 2605.27733)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Shrinkage", "shrinkage_by_kernel"]
 
 
 class Shrinkage(NamedTuple):
-    """What a kernel shrinks gradients by: τ of every logical matrix, where these lie, and the form."""
+    """Shrinkage as kernels take it: τ of every logical matrix, the matrices' runs of memory, and the form."""
 
     taus: Tensor
     runs: Sequence[Run] | None
@@ -27,13 +27,13 @@ class Shrinkage(NamedTuple):
 
 
 def shrinkage_by_kernel(entries: Sequence[Entry]) -> Shrinkage | None:
-    """The scales of gradients whose entries AdamW's kernel is to shrink; None where it does not.
+    """Compute the shrinkage that AdamW's kernel applies to gradients.
 
     Args:
-        entries: of one flag and device, whose rules shrink alike, or not at all.
+        entries: of one skip flag and device, all with the same shrinkage or all without.
 
     Returns:
-        None as well where a logical matrix is no run of memory.
+        None if the rules do not shrink, no kernel runs, or a logical matrix is not contiguous in memory.
     """
     shrink = entries[0].rule.shrink
     if shrink is None:
@@ -56,7 +56,7 @@ def shrinkage_by_kernel(entries: Sequence[Entry]) -> Shrinkage | None:
 
 
 def _lengths(entry: Entry) -> list[int] | None:
-    """The entries of each logical matrix, in the order of memory."""
+    """The number of entries of each logical matrix, in memory order; None if a matrix is not contiguous."""
     size = entry.parameter.numel()
     if entry.layout == "vector":
         return [size]

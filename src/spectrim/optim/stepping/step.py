@@ -1,12 +1,11 @@
 """The step of parameters that are whole on this rank: prepare → direct → operate → apply, a bucket at a time.
 
-Everything goes over lists and stacks, the same on every device; nothing is read. The step of shards
-(:mod:`spectrim.optim.sharded`) is made of the same parts.
+The same code runs on every device, over lists and stacks of tensors, and never reads one. The step of shards
+(:mod:`spectrim.optim.sharded`) uses the same functions.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,33 +13,25 @@ import torch
 from torch import Tensor
 
 from spectrim.kernels.adam import adamw_step, stepped_by
-from spectrim.kernels.lists import Found
 from spectrim.kernels.update import apply_updates
 from spectrim.operators import entry_scale, smooth_shrink
-from spectrim.optim.grouping.layout import matrix_shapes, put_back
-from spectrim.optim.rules.rule import Rule, Shrink
-from spectrim.optim.spectral.base import ADAMW_RMS, LEAST_NORM, Part, StepContext
+from spectrim.optim.grouping.layout import put_back
+from spectrim.optim.rules.rule import Shrink
+from spectrim.optim.spectral.base import StepContext
 from spectrim.optim.stepping.buckets import Stack, buckets, parts_of
 from spectrim.optim.stepping.entries import Entry, by_flag
 from spectrim.optim.stepping.narrow_state import round_stochastically_
+from spectrim.optim.stepping.operate import operate
 from spectrim.optim.stepping.shrinkage import Shrinkage, shrinkage_by_kernel
 
-__all__ = [
-    "apply_to",
-    "directed",
-    "keep",
-    "scale_factor",
-    "shape",
-    "step_adamw",
-    "step_entries",
-]
+__all__ = ["apply_to", "directed", "step_adamw", "step_entries"]
 
 
 def step_entries(entries: Sequence[Entry]) -> None:
-    """Step parameters that need this rank alone; their steps are counted already."""
+    """Step parameters that need no other rank. Their state's "step" already counts this step."""
     plain: dict[tuple[Any, ...], list[Entry]] = {}
     shaped: list[Entry] = []
-    # Of every rule once: groups of one optimizer may differ in their betas. None where it is not AdamW in one pass.
+    # The numbers of every rule that AdamW's kernel can do in one pass; None for other rules.
     numbers: dict[int, tuple[Any, ...] | None] = {}
     for entry in entries:
         rule = entry.rule
@@ -65,7 +56,7 @@ def step_entries(entries: Sequence[Entry]) -> None:
 
 
 def by_operators(entries: Sequence[Entry]) -> list[Entry]:
-    """Step what operators can by kernels of their own, whole; returns the entries that are left."""
+    """Step the entries for which an operator has a kernel of the whole step; returns the other entries."""
     alike: dict[tuple[Any, ...], list[Entry]] = {}
     structures: dict[int, tuple[Any, ...]] = {}
     left = []
@@ -103,7 +94,7 @@ def step_bucket(bucket: Sequence[Stack[Any]]) -> None:
 
 
 def step_adamw(entries: Sequence[Entry], grads: Sequence[Tensor], scaled: Shrinkage | None = None) -> bool:
-    """AdamW in one pass, where a kernel takes the tensors; else False. All entries have the direction of the first."""
+    """Step entries of one direction by AdamW in one pass; returns False if no kernel takes the tensors."""
     params = [entry.parameter for entry in entries]
     moments = [[entry.state[key] for entry in entries] for key in ("exp_avg", "exp_avg_sq")]
     if not params:
@@ -136,8 +127,9 @@ def step_adamw(entries: Sequence[Entry], grads: Sequence[Tensor], scaled: Shrink
 
 
 def prepared(stack: Stack[Any]) -> list[Tensor]:
-    """The gradients as the base direction takes them: in float32 or better, their sign turned where the rule
-    maximizes, their entries shrunk, their singular values clipped. The very gradients where there is nothing to do."""
+    """The gradients in float32 or wider, negated, shrunk and pre-clipped as the rule asks.
+
+    Returns the gradients themselves if nothing has to be done."""
     rule = stack.rule
     grads = [entry.grad for entry in stack.entries]
     shrinks = rule.shrink is not None and rule.shrinks_gradient
@@ -158,7 +150,7 @@ def prepared(stack: Stack[Any]) -> list[Tensor]:
 
 
 def shrink_stack(whole: Tensor, stack: Stack[Any], shrink: Shrink) -> None:
-    """Shrink, in place, the entries that are large against the scale of their logical matrix, or vector."""
+    """Shrink, in place, entries that are large against the entry scale of their logical matrix or vector."""
     units = _units(whole, stack)
     for view in units:
         view.copy_(smooth_shrink(view, shrink.factor * entry_scale(view), form=shrink.form))
@@ -166,7 +158,7 @@ def shrink_stack(whole: Tensor, stack: Stack[Any], shrink: Shrink) -> None:
 
 
 def _units(whole: Tensor, stack: Stack[Any]) -> list[Tensor]:
-    """What has one scale each: (E', m, n) for every logical matrix, (E, 1, n) for vectors."""
+    """Views that have one entry scale per matrix: (E', m, n) for every logical matrix, (E, 1, n) for vectors."""
     if stack.layout == "vector":
         return [whole.view(len(stack.entries), 1, -1)]
     return [part.matrices for part in parts_of(whole, stack.layout, stack.split)]
@@ -188,176 +180,18 @@ def directed(entries: Sequence[Entry], grads: Sequence[Tensor], out: Sequence[Te
 
 
 def _seed(*numbers: int) -> int:
-    """One seed for each place and moment at which state is rounded; the same in a resumed run."""
+    """A seed for stochastic rounding, from step, position and state tensor: a resumed run gets the same one."""
     seed = 0
     for number in numbers:
         seed = (seed * 1_000_003 + number) % 2**63
     return seed
 
 
-# -- Operate -----------------------------------------------------------------------------------------------------------
-
-
-def operate(bucket: Sequence[Stack[Any]]) -> list[float]:
-    """Apply operator, scale and clip to the directions that the stacks hold.
-
-    Returns:
-        For every stack the factor by which what it holds then is still to be multiplied.
-    """
-    rule = bucket[0].rule
-    if rule.vector:
-        for stack in bucket:
-            _clip_vectors(stack, rule)
-        return [1.0] * len(bucket)
-    parts = [stack.parts() for stack in bucket]
-    keeps = rule.operator is not None and bool(rule.operator.keys)
-    if keeps:
-        _gather_state(bucket, parts)
-        olds = [[dict(part.state) for part in some] for some in parts]
-    factors = shape(rule, parts)
-    if keeps:
-        _store_state(bucket, parts, olds)
-    for stack, some in zip(bucket, parts, strict=True):
-        stack.put_back(some)
-    return factors
-
-
-def shape(rule: Rule, stacks: Sequence[Sequence[Part]], *, operated: bool = False) -> list[float]:
-    """Apply operator, scale and clip to stacks of whole matrices, each given by its parts.
-
-    Args:
-        operated: the operator, with its scale, has done its work already.
-
-    Returns:
-        For every stack the factor by which what it holds then is still to be multiplied.
-    """
-    context = StepContext(first=rule.first, threshold=rule.threshold)
-    everything = [part for some in stacks for part in some]
-    factors = [1.0] * len(stacks)
-    if not operated:
-        if rule.operator is not None:
-            rule.operator.whole(everything, context)
-        factors = [_scaled(some, rule, last=rule.clip is None) for some in stacks]
-    if rule.clip is None:
-        return factors
-    rule.clip.whole(everything, context)
-    return [_common_scale(some, [clip_scale(part.matrices.shape) for part in some]) for some in stacks]
-
-
-def _clip_vectors(stack: Stack[Any], rule: Rule) -> None:
-    if rule.clip is not None:
-        rows = stack.tensor.view(len(stack.entries), -1)
-        norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
-        factors = rule.clip.vector_factors(norms, StepContext(threshold=rule.threshold))
-        if factors is not None:
-            rows.mul_(factors.to(rows.dtype)[:, None])
-
-
-def clip_scale(shape: Sequence[int]) -> float:
-    """The factor √max(1, m/n) on what was clipped (arXiv 2603.14315)."""
-    return math.sqrt(max(1.0, shape[-2] / shape[-1]))
-
-
-def scale_factor(rule: Rule, shape: Sequence[int], norm: Tensor | None) -> float | Tensor:
-    """The factor that a rule's scale stands for, for updates of shape (m, n) and their norms.
-
-    "rms" needs the norms, and leaves an update at zero that is zero, or so small that its inverse would overflow.
-    """
-    m, n = shape[-2:]
-    if rule.scale == "original":
-        return clip_scale(shape)
-    if rule.scale == "match_rms_adamw":
-        return ADAMW_RMS * math.sqrt(max(m, n))
-    if rule.scale == "rms":
-        assert norm is not None
-        return torch.where(norm > LEAST_NORM, ADAMW_RMS * math.sqrt(m * n) / norm, 0.0)
-    return 1.0
-
-
-def _scaled(parts: Sequence[Part], rule: Rule, *, last: bool) -> float:
-    """Scale the parts of one stack, but for a factor that they share, if this is the last thing done to them."""
-    factors: list[float] = []
-    for part in parts:
-        norm = part.norm
-        if rule.scale == "rms" and norm is None:
-            norm = torch.linalg.matrix_norm(part.matrices)
-        factor = scale_factor(rule, part.matrices.shape, norm)
-        if isinstance(factor, Tensor):
-            part.matrices.mul_(factor.to(part.matrices.dtype)[:, None, None])
-            factor = 1.0
-        factors.append(factor)
-    if last:
-        return _common_scale(parts, factors)
-    _multiply(parts, factors)
-    return 1.0
-
-
-def _common_scale(parts: Sequence[Part], factors: Sequence[float]) -> float:
-    """The factor of all parts; where they differ they are multiplied now, and it is one."""
-    if len(set(factors)) == 1:
-        return factors[0]
-    _multiply(parts, factors)
-    return 1.0
-
-
-def _multiply(parts: Sequence[Part], factors: Sequence[float]) -> None:
-    for part, factor in zip(parts, factors, strict=True):
-        if factor != 1.0:
-            part.matrices.mul_(factor)
-
-
-def _gather_state(bucket: Sequence[Stack[Any]], parts: Sequence[Sequence[Part]]) -> None:
-    """Stack the operator's state of all parameters, part by part."""
-    for stack, some in zip(bucket, parts, strict=True):
-        views = _state_views(stack)
-        for number, part in enumerate(some):
-            for key in views[0][number]:
-                whole = torch.stack([of_entry[number][key] for of_entry in views])
-                # Experts count as matrices of the stack.
-                part.state[key] = whole.flatten(0, 1) if stack.layout in ("stack", "transposed_stack") else whole
-
-
-def _store_state(
-    bucket: Sequence[Stack[Any]], parts: Sequence[Sequence[Part]], olds: Sequence[Sequence[dict[str, Tensor]]]
-) -> None:
-    """Put the operator's new state back, where the step is not skipped; ``olds`` is what it was."""
-    found = bucket[0].entries[0].found
-    targets: list[Tensor] = []
-    values: list[Tensor] = []
-    skip = None if found is None else found > 0
-    for stack, some, before in zip(bucket, parts, olds, strict=True):
-        views = _state_views(stack)
-        for number, part in enumerate(some):
-            for key, value in part.state.items():
-                if skip is not None:
-                    value = torch.where(skip, before[number][key], value)
-                places = [of_entry[number][key] for of_entry in views]
-                targets += places
-                values += value.view(len(places), *places[0].shape).unbind()
-    torch._foreach_copy_(targets, values)
-
-
-def _state_views(stack: Stack[Any]) -> list[list[dict[str, Tensor]]]:
-    operator = stack.rule.operator
-    assert operator is not None
-    shapes = matrix_shapes(stack.shape, stack.layout, stack.split)
-    return [operator.state_of_parts(entry.state, shapes) for entry in stack.entries]
-
-
-def keep(targets: Sequence[Tensor], values: Sequence[Tensor], found: Found) -> None:
-    """Write new state, or leave the old where the step is skipped."""
-    if found is not None:
-        skip = found > 0
-        values = [torch.where(skip, old, new) for old, new in zip(targets, values, strict=True)]
-    if targets:
-        torch._foreach_copy_(list(targets), list(values))
-
-
 # -- Apply -------------------------------------------------------------------------------------------------------------
 
 
 def apply(bucket: Sequence[Stack[Any]], scales: Sequence[float]) -> None:
-    """X ← (1 − ηλ)X − η · scale · (what the stack holds), for all parameters of a bucket."""
+    """X ← (1 − ηλ)X − η · scale · U for all parameters of a bucket, whose stacks hold the updates U."""
     entries = [entry for stack in bucket for entry in stack.entries]
     updates = [view for stack in bucket for view in stack.tensor.unbind()]
     factors = [scale for stack, scale in zip(bucket, scales, strict=True) for _ in stack.entries]
@@ -365,7 +199,7 @@ def apply(bucket: Sequence[Stack[Any]], scales: Sequence[float]) -> None:
 
 
 def apply_to(entries: Sequence[Entry], updates: Sequence[Tensor], factors: Sequence[float]) -> None:
-    """Apply one update to each of some parameters of one flag, dtype and device."""
+    """X ← (1 − ηλ)X − η · factor · U for parameters of one skip flag, dtype and device."""
     for factor in dict.fromkeys(factors):
         some = [index for index, own in enumerate(factors) if own == factor]
         apply_updates(

@@ -1,7 +1,7 @@
 """Spectral clipping around any torch optimizer: the base optimizer steps, and its update is clipped.
 
-``probe`` and ``probe_shards`` measure how the base steps; ``wrapped_entry`` and ``wrapped_shard`` set a weight aside
-for the base's step and take its update; ``base_updates`` clips and applies it; ``wrapper`` has
+``probe`` and ``probe_shards`` measure how the base steps; ``wrapped_entry`` and ``wrapped_shard`` save a weight during
+the base's step and return its update; ``base_updates`` clips and applies the update; ``wrapper`` has
 :class:`spectrim.SpectralClipping`.
 
 Imports everything else in ``optim`` but the named optimizers.

@@ -1,7 +1,6 @@
-"""What a wrapped base changed, clipped and applied to the weights.
+"""Clips the update of a wrapped base optimizer, and applies it to the weights.
 
-Clipping commutes with scaling, η H_c(U) = H_ηc(ηU): what the base added, −ηU, is clipped as it is, at ηc. Relied on by
-:class:`.SpectralClipping`.
+Clipping commutes with scaling, η H_c(U) = H_ηc(ηU), so the base's change −ηU is clipped directly, at ηc.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from spectrim.optim.sharded.shape import shape_round
 from spectrim.optim.spectral.clip import CLIPS
 from spectrim.optim.stepping.buckets import buckets
 from spectrim.optim.stepping.entries import by_flag, kind_of
-from spectrim.optim.stepping.step import apply_to, operate
+from spectrim.optim.stepping.operate import operate
+from spectrim.optim.stepping.step import apply_to
 from spectrim.optim.wrapping.probe import StepDecomposition
 from spectrim.optim.wrapping.wrapped_entry import WrappedEntry
 from spectrim.optim.wrapping.wrapped_shard import WrappedShard, idle
@@ -34,7 +34,7 @@ __all__ = ["clip_changes", "in_scope", "keep_and_limit", "rule_of_changes"]
 
 
 def rule_of_changes(group: Mapping[str, Any], role: str, *, vector: bool, index: int) -> Rule:
-    """The rule by which the changes of parameters of a role are clipped. Its threshold is that of the change."""
+    """The rule that clips the base's changes of parameters of a role; its threshold is ηc."""
     limit = _limit(group, role)
     clip = None if limit is None else CLIPS[group["clip_form"]].of(group)
     raises = group["on_nonfinite"] == "raise"
@@ -42,7 +42,7 @@ def rule_of_changes(group: Mapping[str, Any], role: str, *, vector: bool, index:
 
 
 def clip_changes(entries: Sequence[WrappedEntry], groups: Sequence[Mapping[str, Any]], loads: Loads) -> None:
-    """Clip and apply what the base changed; parameters that it left alone stay so."""
+    """Clip and apply the base's changes. Parameters that it did not step stay as they are."""
     resting = idle(entries)
     here: list[WrappedEntry] = []
     across: dict[tuple[Any, ...], list[WrappedShard]] = {}
@@ -53,7 +53,7 @@ def clip_changes(entries: Sequence[WrappedEntry], groups: Sequence[Mapping[str, 
             continue
         entry.keep = entry.decomposition.keep(_usable(lr))
         if not isinstance(entry.keep, Tensor):
-            # Decay goes with the update, so that narrow weights are rounded once.
+            # Decay and update are applied together, so that weights in narrow dtypes are rounded once.
             key = (id(entry.rule), entry.keep)
             entry.rule = decaying.setdefault(key, replace(entry.rule, weight_decay=1 - entry.keep))
         if isinstance(entry, WrappedShard) and not entry.is_alone():
@@ -80,7 +80,7 @@ def in_scope(group: Mapping[str, Any], role: str) -> bool:
 def keep_and_limit(
     group: Mapping[str, Any], role: str, decomposition: StepDecomposition
 ) -> tuple[float | Tensor, float | Tensor | None]:
-    """What the weights are multiplied by, and the threshold of what is then added to them; None where it is free."""
+    """The factor of the base's decay on the weights, and the threshold of its change, or None without a clip."""
     return decomposition.keep(_usable(group["lr"])), _limit(group, role)
 
 
@@ -91,7 +91,7 @@ def _limit(group: Mapping[str, Any], role: str) -> float | Tensor | None:
 
 
 def _round(team: Team, entries: list[WrappedShard], loads: Loads) -> Iterator[None]:
-    """Shards of parameters of one rule and layout, together with the other ranks."""
+    """Clip and apply the changes of shards of one rule and layout, together with the other ranks."""
     directions = [entry.direction() for entry in entries]
     for entry in entries:
         entry.restore()
@@ -114,7 +114,7 @@ def _subtract(entries: Sequence[WrappedEntry], updates: Sequence[Tensor], factor
 
 
 def _usable(lr: float | Tensor) -> float | Tensor:
-    """A learning rate as a number where reading it is free; else one by which to divide, even if zero."""
+    """A learning rate as a number if reading it does not block; else a tensor above zero, safe to divide by."""
     if not isinstance(lr, Tensor):
         return lr
     return float(lr) if reading_is_free(lr) else lr.clamp_min(torch.finfo(lr.dtype).tiny)

@@ -1,7 +1,4 @@
-"""How groups of another optimizer take the options of :class:`.SpectralClipping`.
-
-A group that states an option before it is wrapped keeps its value.
-"""
+"""Adds the options of :class:`.SpectralClipping` to another optimizer's groups, which keep options that they state."""
 
 from __future__ import annotations
 
@@ -24,10 +21,10 @@ _STRUCTURE = ("params", "param_names", "role", "layout", "split", "lr", "lr_fact
 
 
 def clipping_defaults(clip: float | str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a group gets that does not say otherwise.
+    """The default options of groups.
 
     Raises:
-        TypeError: a keyword that is no option.
+        TypeError: a keyword is not an option.
     """
     for key in options:
         if key not in CLIPPING_KEYS:
@@ -36,16 +33,16 @@ def clipping_defaults(clip: float | str | None, options: Mapping[str, Any]) -> d
 
 
 def clipping_values(base: Optimizer, index: int, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What a group of the base lacks in order to be clipped, and its learning rate; the group stays as it is.
+    """The options that the wrapper adds to a group of the base, and the learning rate. The group is not changed.
 
     Raises:
-        ValueError: a value that is not allowed, or an option that neither the base nor the wrapper has.
+        ValueError: a value is not allowed, or neither the base nor the wrapper has an option.
     """
     group = base.param_groups[index]
     where = f"group {index} of {type(base).__name__}"
     clashing = [key for key in (*CLIPPING_KEYS, "steps_taken") if key in base.defaults]
     if clashing:
-        raise ValueError(f"{clashing[0]!r} is an option of {type(base).__name__}: it would be taken for the clip's")
+        raise ValueError(f"{clashing[0]!r} is an option of both {type(base).__name__} and SpectralClipping")
     for key, default in defaults.items():
         ours = key in base.defaults or key in (*CLIPPING_KEYS, *_STRUCTURE, "weight_decay")
         if not ours and group.get(key, default) != default:
@@ -54,12 +51,12 @@ def clipping_values(base: Optimizer, index: int, defaults: Mapping[str, Any]) ->
     values["lr"] = _scaled_lr(base, group, where)
     finish_group(values, defaults, index)
     if peak_lr_of({**group, **values}) == 0 and (values["clip"] == "auto" or values["warmup_steps"] > 0):
-        raise ValueError(f"peak_lr=0.0 for {where}: state the peak learning rate that the threshold refers to")
+        raise ValueError(f"peak_lr=0.0 for {where}: expected the peak learning rate, to which the threshold refers")
     return {key: values[key] for key in (*ADDED_KEYS, "lr")}
 
 
 def _scaled_lr(base: Optimizer, group: Mapping[str, Any], where: str) -> Any:
-    """The group's learning rate; where it is the default, times the factor that ``param_groups`` was asked for."""
+    """The group's learning rate, multiplied by its ``lr_factor`` if it is the base's default."""
     lr, factor = group["lr"], group.get("lr_factor", 1.0)
     if factor == 1.0 or "steps_taken" in group or group.get("initial_lr", lr) != base.defaults["lr"]:
         return lr

@@ -1,8 +1,7 @@
-"""How the step of an optimizer splits into a decay of the weights and a change: measured, not read from its class.
+"""Measures how an optimizer's step splits into a decay of the weights, which is not clipped, and a change, which is.
 
-A copy of the optimizer with one small parameter takes a few steps with fixed gradients, and its steps are compared with
-what each way of splitting them would give. Relied on by :class:`.SpectralClipping`, which clips
-the change and leaves the decay alone.
+A copy of the optimizer takes a few steps on one small parameter with fixed gradients. The steps are compared with the
+predictions of each possible split.
 """
 
 from __future__ import annotations
@@ -30,15 +29,14 @@ __all__ = [
     "refusal",
 ]
 
-# Steps of a probe: enough for schemes that act every few steps, such as a look ahead every sixth, to show.
+# Steps of a probe, enough to notice methods that act every few steps, such as Lookahead with a period of six.
 STEPS = 12
-# Learning rates to probe at: two determine the decay, the third confirms that it is linear in the rate. It is 1, where
-# methods that adapt their rate by themselves begin to.
+# Learning rates of a probe. Two determine the decay, the third confirms that it is linear in the rate; it is 1, at
+# which methods that adapt their own rate do so.
 RATES = (2.0**-7, 2.0**-6, 1.0)
-# Relative agreement asked for. Probes run in float64, where the right way agrees to 1e-15 and a decay of 1e-6, missed,
-# still shows as 1e-8.
+# Relative tolerance. In float64 the correct split agrees to 1e-15; overlooking a decay of 1e-6 gives an error of 1e-8.
 TOLERANCE = 1e-10
-# The sizes of a probe's parameter, as many of them as the real one has dimensions. Unequal, so that none is square.
+# The sizes of a probe's parameter, as many as the real one has dimensions. They differ, so that no matrix is square.
 SIZES = (6, 4, 3, 2)
 
 
@@ -47,14 +45,14 @@ class StepDecomposition:
     """How an optimizer steps parameters of one number of dimensions: X ← keep · X + change, keep = 1 − ηλ − φ.
 
     Attributes:
-        way: how the change is found. "zeroed": it does not depend on the weights, and is what a step makes of zeros.
-            "coupled": likewise, once a multiple of the weights was added to the gradient. "direct": it depends on the
-            weights, and is the new ones minus keep times the old ones.
+        way: how to get the change. "zeroed": it does not depend on the weights, and is the result of a step from zero
+            weights. "coupled": the same, after the decay was added to the gradient. "direct": it depends on the
+            weights, and is the new weights minus keep times the old ones.
         decay: λ.
         fixed_decay: φ.
-        coupling: what times the group's "weight_decay" times X is added to the gradient: 1, or −1 where it is ascended.
-        idles: whether some steps leave a parameter as it is, decay included, as the first of SOAP does.
-        writes_gradients: whether a step writes to the gradient.
+        coupling: coupling · weight_decay · X is added to the gradient: 1, or −1 if the optimizer maximizes.
+        idles: some steps leave a parameter unchanged, without decay, such as the first step of SOAP.
+        writes_gradients: a step writes to the gradient.
     """
 
     way: Literal["zeroed", "coupled", "direct"]
@@ -65,17 +63,17 @@ class StepDecomposition:
     writes_gradients: bool
 
     def keep(self, lr: float | Tensor) -> float | Tensor:
-        """What a weight is multiplied by before the change is added."""
+        """The factor on a weight before the change is added."""
         return 1 - lr * self.decay - self.fixed_decay
 
 
 def find_decomposition(optimizer: Optimizer, group: Mapping[str, Any], dimensions: int) -> StepDecomposition:
-    """Probe how an optimizer steps the parameters of a group that have this number of dimensions.
+    """Measure how an optimizer steps the parameters of a group that have this number of dimensions.
 
-    The optimizer, its parameters and the global random state stay as they are.
+    The optimizer, its parameters and the global random state are not changed.
 
     Raises:
-        ValueError: the probe cannot be run, or no way of splitting the step is exact; the message says why.
+        ValueError: the probe fails, or no split of the step is exact; the message gives the reason.
     """
     options = options_of(group)
     shape = tuple(SIZES[min(index, len(SIZES) - 1)] for index in range(dimensions))
@@ -92,14 +90,14 @@ def find_decomposition(optimizer: Optimizer, group: Mapping[str, Any], dimension
     if decomposition is None:
         raise refusal(
             optimizer,
-            f"with these options, its step on parameters of {dimensions} dimensions is not a decay plus a change that "
-            f"can be told apart from it, or its state holds weights",
+            f"with these options, its step on parameters of {dimensions} dimensions does not separate into a decay and "
+            f"a change, or its state holds weights",
         )
     return decomposition
 
 
 def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with which a group is probed, on the host."""
+    """A group's options for a probe, which runs on the host."""
     options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
     if "capturable" in options:
         options["capturable"] = False
@@ -107,31 +105,31 @@ def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_base(optimizer: Optimizer) -> None:
-    """Refuse, with a ValueError that says why, an optimizer that a probe could not run or would disturb."""
+    """Raise ValueError, with the reason, for an optimizer that cannot be probed."""
     inner = [key for key, value in vars(optimizer).items() if isinstance(value, Optimizer)]
     if inner:
         raise refusal(optimizer, f"it wraps another optimizer, {inner[0]!r}; wrap that one instead")
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
-        raise refusal(optimizer, "its step needs the closure itself")
+        raise refusal(optimizer, "its step needs a closure")
     if any("lr" not in group for group in optimizer.param_groups):
         raise refusal(optimizer, "its groups have no learning rate 'lr'")
 
 
 def refusal(optimizer: Optimizer, reason: str) -> ValueError:
-    """The error with which a base is refused."""
+    """The error for an optimizer that cannot be wrapped."""
     return ValueError(f"SpectralClipping cannot wrap {type(optimizer).__name__}: {reason}")
 
 
 class Miniature:
-    """A copy of an optimizer, attributes and options alike, with one small parameter, no state and no hooks."""
+    """A copy of an optimizer with its attributes and options, one small parameter, no state and no hooks."""
 
     def __init__(self, optimizer: Optimizer, options: Mapping[str, Any], zeros: Tensor, lr: float) -> None:
         self.parameter = zeros.requires_grad_()
         self.idled = False
         self.wrote_gradient = False
         self._steps = 0
-        # Not copy.copy: torch leaves all attributes but three out of it.
+        # copy.copy would lose attributes: torch's __getstate__ keeps only three.
         self._optimizer: Optimizer = object.__new__(type(optimizer))
         for key, value in vars(optimizer).items():
             if key.startswith("_optimizer_") and key.endswith("_hooks"):
@@ -142,7 +140,7 @@ class Miniature:
         self._optimizer.param_groups = [{**copy.deepcopy(dict(options)), "lr": lr, "params": [self.parameter]}]
 
     def step(self, weight: Tensor, grad: Tensor) -> Tensor:
-        """The new weight after a step from this one."""
+        """Take a step from a weight; returns the new weight."""
         self.advance(weight, grad)
         self.idled |= torch.equal(self.parameter, weight)
         self.wrote_gradient |= self.parameter.grad is None or not torch.equal(self.parameter.grad, grad)
@@ -150,16 +148,16 @@ class Miniature:
 
     def advance(self, weight: Tensor, grad: Tensor) -> None:
         """Take a step from a weight, which may be a DTensor where the parameter is one."""
-        # Optimizers that draw random numbers must draw the same ones in every miniature.
+        # Optimizers that use random numbers must use the same ones in every miniature.
         torch.default_generator.manual_seed(self._steps)
         self._steps += 1
         self.parameter.copy_(weight)
         self.parameter.grad = grad.clone()
-        # The class's step: that of the instance, once a scheduler has replaced it, is bound to the original.
+        # The class's step: schedulers replace the instance's step by one that is bound to the original.
         type(self._optimizer).step(self._optimizer)
 
     def remembers_other_weights_than(self, other: Miniature) -> bool:
-        """Whether a state tensor of the parameter's shape differs: it then holds, or averages, weights."""
+        """True if a state tensor of the parameter's shape differs from the other's: it then depends on the weights."""
         mine, its = (
             [
                 value
@@ -178,7 +176,7 @@ def _miniature(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[in
 def _zeroed(
     optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, ...], coupling: float = 0.0
 ) -> StepDecomposition | None:
-    """The decay of an optimizer whose change is what a step makes of zeros, or None where it is not."""
+    """The decomposition of an optimizer whose change does not depend on the weights, or None."""
     keeps = []
     for lr in RATES:
         real, mirror = (_miniature(optimizer, options, shape, lr) for _ in range(2))
@@ -208,17 +206,17 @@ def _zeroed(
 
 
 def _coupled(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, ...]) -> StepDecomposition | None:
-    """The sign with which the decay goes into the gradient, or None where it does not."""
+    """The decomposition of an optimizer that adds its decay to the gradient, or None."""
     if not options.get("weight_decay"):
         return None
     return _zeroed(optimizer, options, shape, coupling=1.0) or _zeroed(optimizer, options, shape, coupling=-1.0)
 
 
 def _direct(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, ...]) -> StepDecomposition | None:
-    """The decay of an optimizer whose change depends on the weights, or None where the two cannot be told apart.
+    """The decomposition of an optimizer whose change depends on the weights, or None.
 
-    The decay is what the same step without it, from the same weights, differs by. No state may depend on the weights,
-    since those will not be the ones that the optimizer expects.
+    The decay is the difference to the same step with ``weight_decay`` 0. State must not depend on the weights, since
+    clipping changes the weights behind the optimizer's back.
     """
     undecayed = {**options, **{key: 0.0 for key in options if key.startswith("weight_decay")}}
     weight, elsewhere = numbers(shape, seed=0), numbers(shape, seed=-1)
@@ -258,7 +256,7 @@ def numbers(shape: tuple[int, ...], *, seed: int) -> Tensor:
 
 def gradients(shape: tuple[int, ...], steps: int = STEPS) -> list[Tensor]:
     """The gradients of a probe's steps."""
-    # What they have in common lets methods that adapt their own learning rate do so; their decay then moves.
+    # Gradients with a common part make methods that adapt their own learning rate do so, which changes their decay.
     common = numbers(shape, seed=steps + 1)
     return [common + numbers(shape, seed=seed) for seed in range(1, steps + 1)]
 
@@ -268,13 +266,13 @@ def _close(actual: Tensor, expected: Tensor) -> bool:
 
 
 def _multiple(tensor: Tensor, of: Tensor) -> float | None:
-    """The number that a tensor is a multiple of another by, or None."""
+    """The factor f if ``tensor`` is f times ``of``, else None."""
     factor = (tensor * of).sum() / of.square().sum()
     return factor.item() if _close(factor * of, tensor) else None
 
 
 def _common(values: Sequence[float | None]) -> float | None:
-    """The one number that all values are, or None."""
+    """The mean of the values if all are equal up to the tolerance, else None."""
     numbers = [value for value in values if value is not None]
     if not numbers or len(numbers) < len(values) or max(numbers) - min(numbers) > TOLERANCE:
         return None
@@ -282,10 +280,10 @@ def _common(values: Sequence[float | None]) -> float | None:
 
 
 def _decays(keeps: Sequence[float]) -> tuple[float, float] | None:
-    """λ and φ of keep = 1 − ηλ − φ from its values at the rates η, or None where it is not of that form."""
+    """λ and φ of keep = 1 − ηλ − φ from its values at the rates η, or None if they do not have this form."""
     decay = (keeps[0] - keeps[1]) / (RATES[1] - RATES[0])
     fixed_decay = 1 - keeps[0] - RATES[0] * decay
     if abs(1 - RATES[2] * decay - fixed_decay - keeps[2]) > TOLERANCE:
         return None
-    # The digits that float64 resolves here, so that an exact zero stays one. Adding zero turns −0 into 0.
+    # Rounded to the digits that float64 resolves here, so that no decay gives exactly 0. Adding zero turns −0 into 0.
     return round(decay, 10) + 0.0, round(fixed_decay, 12) + 0.0

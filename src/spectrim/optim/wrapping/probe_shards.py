@@ -1,9 +1,7 @@
-"""Whether an optimizer steps shards as it steps the whole: tried, not read from its class.
+"""Tests if an optimizer steps shards (DTensors) as it steps whole tensors.
 
-torch's DTensors promise that every operation on shards means the same on the whole, but not every optimizer keeps to
-operations that they know, and some give other numbers silently. So the optimizer takes a few steps on a small DTensor
-of a parameter's layout, and they are compared with its steps on the whole. Relied on by
-:class:`.SpectralClipping`.
+Some optimizers use operations that DTensors do not support, or compute wrong numbers silently. So the optimizer takes a
+few steps on a small DTensor with a parameter's placements, which are compared with its steps on the whole tensor.
 """
 
 from __future__ import annotations
@@ -28,33 +26,33 @@ if TYPE_CHECKING:
 
 __all__ = ["trial_of", "try_shards"]
 
-# Steps of a trial, enough for preconditioners that begin after 25.
+# Steps of a trial, enough for preconditioners that start after 25.
 STEPS = 30
-# Relative to the step. In float64 the same step taken in another order agrees to 1e-14.
+# Tolerance relative to the step. In float64, the same step with sums in another order agrees to 1e-14.
 TOLERANCE = 1e-8
-# Not so small that every step is as large as the weights, nor so large that rounding of the weights shows.
+# The learning rate of a trial.
 RATE = 2.0**-6
 # The size of a dimension that no mesh dimension splits.
 UNSPLIT = 4
 
 
 def trial_of(parameter: DTensor, name: str) -> tuple[Any, ...]:
-    """What a trial depends on beside the optimizer's options: the mesh, the placements and the shape tried.
+    """A key of a trial: mesh, placements and the shape of the small tensor.
 
     Raises:
-        ValueError: a layout that is not served, by name.
+        ValueError: the parameter's sharding is not supported.
     """
     sharding = sharding_of(parameter, name)
     return parameter.device_mesh, tuple(parameter.placements), _small(sharding, parameter, name).shape
 
 
 def try_shards(optimizer: Optimizer, group: Mapping[str, Any], parameter: DTensor, name: str) -> None:
-    """Try an optimizer on shards laid out like a parameter's. Every rank of the mesh calls this; all go on, or none.
+    """Try an optimizer on a small DTensor with a parameter's placements. Every rank of the mesh calls this.
 
-    The optimizer, its parameters and the global random state of the host stay as they are.
+    The optimizer, its parameters and the host's global random state are not changed.
 
     Raises:
-        ValueError: its steps fail, or are not those on the whole, with the parameter's name and the reason.
+        ValueError: on every rank, if the steps fail or differ from those on the whole tensor on any rank.
     """
     from torch.distributed.tensor import DTensor
 
@@ -82,8 +80,8 @@ def try_shards(optimizer: Optimizer, group: Mapping[str, Any], parameter: DTenso
                 found = shards.parameter
                 assert is_dtensor(found)
                 if not (found.to_local().cpu() - take(new, region)).norm() <= TOLERANCE * (new - weight).norm():
-                    # The steps go on, since other ranks take them too.
-                    reason = "its step on shards is not its step on the whole"
+                    # No break: the other ranks take the remaining steps too, which may exchange messages.
+                    reason = "its step on shards differs from its step on the whole tensor"
                 weight = new
     except Exception as error:
         message = str(error).strip().splitlines() or [""]
@@ -92,12 +90,12 @@ def try_shards(optimizer: Optimizer, group: Mapping[str, Any], parameter: DTenso
     if reasons:
         layout = f"{name!r}, {tuple(parameter.placements)}, tried on shape {sharding.shape}"
         raise refusal(
-            optimizer, f"{reasons[0]} ({layout}); expected a base that works entry by entry, or knows DTensors"
+            optimizer, f"{reasons[0]} ({layout}); expected a base that works entry by entry or supports DTensors"
         )
 
 
 def _small(sharding: Sharding, parameter: DTensor, name: str) -> Sharding:
-    """The sharding of a small tensor laid out like a large one, as evenly or unevenly."""
+    """The sharding of a small tensor with the parameter's placements, even or uneven like the parameter's."""
     parts = [
         math.prod(
             size
@@ -114,5 +112,5 @@ def _small(sharding: Sharding, parameter: DTensor, name: str) -> Sharding:
     try:
         return sharding_from(shape, sharding.mesh_shape, tuple(parameter.placements), name)
     except ValueError:
-        # Strided shards of which small ones are too uneven to be served.
+        # Small strided shards may be too uneven to be supported.
         return replace(sharding, shape=even)

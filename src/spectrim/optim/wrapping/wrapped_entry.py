@@ -1,7 +1,7 @@
-"""A parameter during the step of a base optimizer that :class:`.SpectralClipping` wraps.
+"""A parameter during the step of a wrapped base optimizer.
 
-The weight is set aside, the base steps on what its :class:`.StepDecomposition` asks for,
-and what it did is taken back as a direction.
+The weight is saved, the base steps on zeros or on the weight as its :class:`.StepDecomposition` demands, and its change
+is returned as a direction.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["WrappedEntry"]
 
 @dataclass(kw_only=True, eq=False)
 class WrappedEntry(Entry):
-    """An entry whose parameter is in the hands of a base optimizer, from construction to :meth:`restore`.
+    """An entry whose weight is saved while the base optimizer steps, from construction to :meth:`restore`.
 
     Attributes:
-        decomposition: how the base steps it.
-        weight_decay: the group's; it matters where the decomposition couples it to the gradient.
-        keep: what the weight is multiplied by before the change is added; known after the base has stepped.
+        decomposition: how the base steps the parameter.
+        weight_decay: the group's, for decay that goes into the gradient.
+        keep: the factor on the weight before the change is added; set after the base's step.
     """
 
     decomposition: StepDecomposition
@@ -45,25 +45,25 @@ class WrappedEntry(Entry):
         self._version = self.parameter._version
 
     def show(self, grad: Tensor | None) -> None:
-        """Let the base see another gradient; None for the one that was given."""
+        """Set the gradient that the base sees; None restores the original."""
         self.parameter.grad = self.grad if grad is None else grad
 
     def restore(self) -> None:
-        """Put the weight and the gradient back. Safe to call again: what came after stays."""
+        """Restore the weight and the gradient. Further calls do not change the weight."""
         self.show(None)
         if self._weight is not None:
             self.parameter.copy_(self._weight)
             self._weight = None
 
     def idled(self) -> bool:
-        """Whether the base left the parameter out of this step, as some do in their first: nothing decays then."""
+        """True if the base did not step the parameter, as some do not in their first step: it must not decay then."""
         if not self.decomposition.idles or self.parameter._version != self._version:
             return False
-        # Reads the device, but only in those few steps.
+        # Reads the device, but only if the base did not write to the parameter.
         return self.decomposition.way == "direct" or not self.parameter.any()
 
     def direction(self) -> Tensor:
-        """The learning rate times the base's direction, in float32 or better."""
+        """The base's change, negated: learning rate times direction, in float32 or wider."""
         dtype = torch.promote_types(self.parameter.dtype, torch.float32)
         left = self.parameter.to(dtype)
         if self.decomposition.way != "direct":

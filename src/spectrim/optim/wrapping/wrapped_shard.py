@@ -25,8 +25,8 @@ class WrappedShard(WrappedEntry, ShardedEntry):
     """A :class:`.WrappedEntry` of local tensors.
 
     Attributes:
-        whole: what the base holds. It sees a gradient on every rank, laid out like the parameter: where this rank has
-            none, zeros. A base that sends messages then does so everywhere or nowhere.
+        whole: the DTensor that the base steps. It gets a gradient on every rank, zeros if this rank has none, so that
+            a base that exchanges messages does so on all ranks.
     """
 
     whole: DTensor
@@ -39,20 +39,20 @@ class WrappedShard(WrappedEntry, ShardedEntry):
         super().__post_init__()
 
     def show(self, grad: Tensor | None) -> None:
-        """Let the base see another gradient, this rank's shard of it; None for the one that was given."""
+        """Set the gradient that the base sees from this rank's shard; None restores the original."""
         self.whole.grad = self._given if grad is None else laid_like(self.whole, grad)
 
 
 def wrapped_shard(
     entry: ShardedEntry, whole: DTensor, decomposition: StepDecomposition, weight_decay: float
 ) -> WrappedShard:
-    """What was screened as an entry, given to the base."""
+    """Convert a screened entry to one that the base steps."""
     values = {each.name: getattr(entry, each.name) for each in fields(entry)}
     return WrappedShard(**values, whole=whole, decomposition=decomposition, weight_decay=weight_decay)
 
 
 def idle(entries: Sequence[WrappedEntry]) -> set[WrappedEntry]:
-    """The entries that the base left out of this step, as it may; of shards one decision for all ranks."""
+    """The entries that the base did not step; for shards, all ranks get the same answer."""
     found = {entry for entry in entries if not isinstance(entry, WrappedShard) and entry.idled()}
     shards = [entry for entry in entries if isinstance(entry, WrappedShard) and entry.decomposition.idles]
     for team, some in by_team(shards):

@@ -1,8 +1,7 @@
-"""SpectralClipping: the clip box around an optimizer that exists already.
+"""SpectralClipping: spectral clipping of the updates of any other optimizer.
 
-The base optimizer keeps its groups, its state and its arithmetic; only what it would add to the weights is clipped on
-the way, by the same functions that clip the library's own recipes. How that change is come by is measured in
-:mod:`probe`.
+The base optimizer keeps its groups, state and arithmetic. Its change to the weights, which :mod:`probe` separates from
+its decay, is clipped by the same functions as in the library's own recipes.
 """
 
 from __future__ import annotations
@@ -37,42 +36,41 @@ __all__ = ["SpectralClipping"]
 
 
 class SpectralClipping(ScreenedOptimizer):
-    r"""Clip the updates of any optimizer spectrally: the base finds the direction U, the wrapper takes the step.
+    r"""Clip the updates of any optimizer spectrally: the base computes the direction U, the wrapper takes the step.
 
         U ← the base's direction;   X ← keep · X − η √max(1, m/n) H_c(U)       H_c(U) = Σ σ/√(1+σ²/c²) uvᵀ
 
-    keep is the base's decoupled weight decay: it is taken out before the clip and applied as the base would.
+    keep is the factor of the base's decoupled weight decay, which is not clipped.
 
     Args:
-        optimizer: the base. From here on, step, save and load the wrapper. The two share their param groups and state,
-            so a scheduler on either drives both. Groups of :func:`spectrim.param_groups` say what each parameter
-            is; in plain ones, 2-D and 3-D parameters are matrices and the rest vectors.
-        clip: threshold c of the update's singular values; "auto" is 0.01 over the group's peak learning rate, None
-            leaves the base's steps as they are.
-        options: see :class:`.ClippingOptions`. ``clip_scope`` is "all": embeddings and
-            heads are clipped as matrices, vectors by their norm; "matrices" leaves them to the base.
+        optimizer: the base. Use the wrapper to step, save and load from now on. Both share param groups and state, so a
+            scheduler may drive either. Groups of :func:`spectrim.param_groups` carry roles and layouts; in plain
+            groups, 2-D and 3-D parameters are matrices and all others vectors.
+        clip: threshold c of the update's singular values; "auto" is 0.01 divided by the group's peak learning rate,
+            None does not clip.
+        options: see :class:`.ClippingOptions`. ``clip_scope`` is "all": embeddings and heads are clipped as matrices,
+            vectors by their norm; "matrices" does not clip them.
 
     Raises:
-        ValueError: a value that is not allowed, or a base that cannot be wrapped, by name and with the reason.
-        TypeError: an unknown keyword.
+        ValueError: a value is not allowed, or the base cannot be wrapped; the message gives the reason.
+        TypeError: a keyword is unknown.
 
-    How it works. A probe at construction tells, for every group, how the base steps (:mod:`.probe`):
+    How it works. A probe at construction measures, for every group, how the base steps (:mod:`.probe`):
 
-    - Its change does not depend on the weights (AdamW, NAdam, Lion, SOAP, ...): the base steps on zeros, so that the
-      change is what it leaves there, exactly and in any dtype.
-    - Its decay goes into the gradient (SGD, RMSprop, Adam with ``weight_decay``): likewise, and the wrapper adds the
-      decay to the gradient for the time of the step. Like the rest of U, it is clipped.
-    - Its change depends on the weights (Adafactor, trust ratios): it steps on the weights, and the change is the
-      difference. Only float32 and wider weights resolve that; others are refused.
+    - Its change does not depend on the weights (AdamW, NAdam, Lion, SOAP, ...): the base steps on zero weights, and the
+      result is the change, exactly and in any dtype.
+    - Its decay is added to the gradient (SGD, RMSprop, Adam with ``weight_decay``): the base steps on zero weights too,
+      and the wrapper adds the decay to the gradient during the step. The decay is clipped with the rest of U.
+    - Its change depends on the weights (Adafactor, trust ratios): the base steps on the weights, and the change is the
+      difference. This needs weights in float32 or wider; others are refused.
 
-    Refused are bases that need the closure themselves (LBFGS), that wrap another optimizer, or that keep weights of
-    their own; and for sharded parameters those whose step on shards is not their step on the whole, which is tried
-    (:mod:`.probe_shards`). Every rank constructs the wrapper, at the same point.
+    Bases are refused if they need a closure (LBFGS), wrap another optimizer or keep their own copy of the weights; and,
+    for sharded parameters, if a trial shows that their step on shards differs from their step on the whole tensor
+    (:mod:`.probe_shards`). Construct the wrapper on every rank at the same point.
 
-    Good to know. The weights are held twice during a step, since the base steps all parameters at once; so is the
-    gradient where decay is coupled. Hooks of the base run, and see what the base sees: zeros for weights. A gradient
-    that is not finite skips the whole step, state included; that is read from the device, once a step. At
-    learning rate 0 nothing moves. Decay of vectors is the base's business: set it in the groups.
+    Notes. A step holds the weights twice, and the gradient too if decay is added to it. Hooks of the base run, and see
+    zero weights. A gradient that is not finite skips the whole step; the flag is read from the device once a step. At
+    learning rate 0 nothing moves. The decay of vectors is the base's: set it in the groups.
 
     Source: arXiv 2603.14315.
     """
@@ -85,7 +83,7 @@ class SpectralClipping(ScreenedOptimizer):
     ) -> None:
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, SpectralOptimizer):
             name = type(optimizer).__name__
-            raise TypeError(f"cannot wrap {name}: expected a torch.optim.Optimizer, and none that has clip=... itself")
+            raise TypeError(f"cannot wrap {name}: expected a torch.optim.Optimizer without a clip=... of its own")
         check_base(optimizer)
         self._clipping = clipping_defaults(clip, options)
         self._counts: dict[tuple[int, int], dict[str, Tensor]] = {}
@@ -101,9 +99,9 @@ class SpectralClipping(ScreenedOptimizer):
     # -- Groups and state: the base's ----------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base, with the clip options it lacks."""
+        """Add a group to the base, and complete its clip options."""
         if "base" not in vars(self):
-            # torch's constructor, which lists the groups that the base has already.
+            # Called by torch's constructor, with the groups that the base already has.
             super().add_param_group(param_group)
             return
         self.base.add_param_group(param_group)
@@ -123,7 +121,7 @@ class SpectralClipping(ScreenedOptimizer):
             after(self)
 
     def rule(self, group: Mapping[str, Any], parameter: Tensor) -> str:
-        """What happens to a parameter of this group, in a few words; ``describe`` shows it."""
+        """A short description of the step of a parameter of this group, for ``describe``."""
         role, layout = role_and_layout(group, parameter)
         name = type(self.base).__name__
         if group.get("weight_decay") and self.decomposition(group, parameter).coupling:
@@ -133,9 +131,9 @@ class SpectralClipping(ScreenedOptimizer):
         return f"{name} → {'clip norm' if layout == 'vector' else 'clip'}"
 
     def applied(self, group: Mapping[str, Any], parameter: Tensor) -> Applied:
-        """Learning rate, decay and threshold of the next step of a parameter of this group; ``describe`` shows them.
+        """Learning rate, decay and clip threshold of a parameter's next step, for ``describe``.
 
-        A decay that the base adds to the gradient is no decay here: like the gradient, it goes through the clip.
+        Decay that the base adds to the gradient is not included, since it is clipped with the gradient.
         """
         role, _ = role_and_layout(group, parameter)
         lr = float(group["lr"])
@@ -150,9 +148,9 @@ class SpectralClipping(ScreenedOptimizer):
         return self._decompositions.get(key) or find_decomposition(self.base, group, parameter.ndim)
 
     def skipped_steps(self) -> dict[str, int]:
-        """How many steps each parameter skipped because its gradient was not finite, for those that skipped any.
+        """Count, for every parameter, the steps that were skipped because its gradient was not finite.
 
-        A parameter without a name is called by its group and position.
+        Parameters that caused no skip are left out.
         """
         counts = {self._name(position): int(count["skipped"]) for position, count in self._counts.items()}
         return {name: count for name, count in counts.items() if count}
@@ -169,11 +167,11 @@ class SpectralClipping(ScreenedOptimizer):
         self.base.register_load_state_dict_post_hook(self._share)
 
     def _share(self, base: Optimizer) -> None:
-        """Hold the base's groups and state, completing the groups: all of them, or none where one is refused."""
+        """Share the base's groups and state, and complete the groups; if one is refused, none is changed."""
         self.param_groups, self.state = base.param_groups, base.state
         for group in self.param_groups:
             if "steps_taken" in group and "lr_factor" not in group and "lr_scale" in group:
-                # A checkpoint of when the factor was called so.
+                # The old name of lr_factor, from an older checkpoint.
                 group["lr_factor"] = group.pop("lr_scale")
         new = [i for i, group in enumerate(self.param_groups) if not all(key in group for key in ADDED_KEYS)]
         values = [clipping_values(base, index, self._clipping) for index in new]
@@ -182,7 +180,7 @@ class SpectralClipping(ScreenedOptimizer):
         for index, added in zip(new, values, strict=True):
             group = self.param_groups[index]
             group.setdefault("matrices", count_matrices(group["params"]))
-            # Of a checkpoint that lacks only some, the rest stays.
+            # A group from an older checkpoint lacks only some options and keeps the others.
             group.update(
                 added if "steps_taken" not in group else {key: added[key] for key in added if key not in group}
             )
@@ -200,15 +198,15 @@ class SpectralClipping(ScreenedOptimizer):
     def _check_decomposition(
         self, group: Mapping[str, Any], switches: str, parameter: Tensor, position: tuple[int, int]
     ) -> StepDecomposition:
-        """How the base steps a parameter, probed and of shards tried once for all that are alike."""
+        """How the base steps a parameter. Probe once for parameters of the same kind, and try their shards."""
         key = (switches, parameter.ndim, parameter.dtype)
         if key not in self._decompositions:
             decomposition = find_decomposition(self.base, group, parameter.ndim)
             if decomposition.way == "direct" and parameter.dtype.itemsize < 4:
                 raise ValueError(
                     f"SpectralClipping cannot wrap {type(self.base).__name__} for parameters of {parameter.dtype}: its "
-                    f"update depends on the weights, so it is found as a difference of weights, which that dtype "
-                    f"rounds away; keep the weights in float32"
+                    f"update depends on the weights, so it must be computed as a difference of weights, for which that "
+                    f"dtype has too few digits; keep the weights in float32"
                 )
             self._decompositions[key] = decomposition
         if is_dtensor(parameter):
@@ -230,14 +228,14 @@ class SpectralClipping(ScreenedOptimizer):
         return rule_of_changes(group, role, vector=vector, index=index)
 
     def _state_of_step(self, parameter: Tensor, position: Position, rule: Rule) -> dict[str, Tensor]:
-        """Counts of steps as the library's optimizers keep them in their state, which here is the base's."""
+        """The counts of steps, which the library's optimizers keep in their state; here the state is the base's."""
         if position not in self._counts or self._counts[position]["step"].device != parameter.device:
             self._counts[position] = {key: torch.zeros((), device=parameter.device) for key in ("step", "skipped")}
         return self._counts[position]
 
     def _take(self, entries: list[Entry]) -> bool:
         taken = screen(entries, self.param_groups, self._watch)
-        # A base knows no flags: what only the device knows is read, once.
+        # The base does not support skip flags, so they are read from the device.
         flags = {id(entry.found): entry.found for entry in taken if entry.found is not None}
         skipped = {key for key, found in flags.items() if bool(found)}
         stepping = [entry for entry in taken if id(entry.found) not in skipped]
@@ -260,7 +258,7 @@ class SpectralClipping(ScreenedOptimizer):
             loads: Loads = {}
             clip_changes(wrapped, self.param_groups, loads)
         finally:
-            # Also after a step that failed: no weight stays zero.
+            # Also after an exception, so that no weight stays zero.
             for entry in wrapped:
                 entry.restore()
             for parameter, grad in hidden:
@@ -268,7 +266,7 @@ class SpectralClipping(ScreenedOptimizer):
         return True
 
     def _wrapped(self, entry: Entry, switches: str) -> WrappedEntry:
-        """Set a weight aside, and give the base what it is to step on."""
+        """Save a weight, and prepare parameter and gradient for the base's step."""
         group, parameter = self.param_groups[entry.position[0]], self._parameter(entry)
         decomposition = self._check_decomposition(group, switches, parameter, entry.position)
         weight_decay = float(group.get("weight_decay") or 0.0)
@@ -287,14 +285,15 @@ class SpectralClipping(ScreenedOptimizer):
         )
 
     def _parameter(self, entry: Entry) -> Tensor:
-        """What the base holds: of a shard the DTensor."""
+        """The parameter in the base's groups; for a shard, the DTensor."""
         group, index = entry.position
         parameter: Tensor = self.param_groups[group]["params"][index]
         return parameter
 
 
 def _switches(group: Mapping[str, Any]) -> str:
-    """The base's options on which the decomposition may depend: not numbers that a schedule moves, but the decay."""
+    """A key of the base's options on which the decomposition may depend: flags, strings and decays, but not numbers
+    that schedulers change."""
     ours = (*ADDED_KEYS, "role", "layout")
     base = [(key, value) for key, value in group.items() if key not in ours]
     return repr([(key, value) for key, value in base if isinstance(value, bool | str) or "decay" in key])
