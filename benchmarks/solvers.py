@@ -45,15 +45,17 @@ torch's switches for TF32, bfloat16 and autocast change none of this: products a
 
 ## How
 
-`rational` reads an upper bound on the Gram matrix's largest eigenvalue and takes the cheapest approximation that serves:
-for a `tol` of 1e-3 and σ₁/c up to 150 that is two poles, and one quintic step for what they leave.
+`rational` bounds the largest eigenvalue of the Gram matrix and takes the cheapest approximation that serves: for a
+`tol` of 1e-3 and σ₁/c up to 150 that is two poles, and one quintic step for what they leave.
 
-A Gram matrix squares the condition number, so in float32 a spike may drown everything near the threshold. From the bound
-and the first inverse it is known how much rounding may have changed the result. If that is less than `tol` allows the
-result is made smaller by as much, so that the bound holds. If it is more the spike is given rows of its own: for
-orthonormal columns Q the map X ↦ [QᵀX; X − QQᵀX] is an isometry, whatever Q is, so the embedded matrix is clipped and
-folded back. Its Gram matrix is graded, and rounding stays with the spike. A matrix with a smaller side above 256 is
-embedded at once. Where that does not do either all starts over in float64. `minimax` takes the Gram matrix anew every three steps at most, as the
+A Gram matrix squares the condition number, so in float32 a spike may drown everything near the threshold. From the
+bound and the first inverse it is known how much rounding may have changed the result. If that is less than `tol`
+allows the result is made smaller by as much, so that the bound holds. If it is more, or the smaller side is above 256,
+a spike is given rows of its own: for orthonormal columns Q the map X ↦ [QᵀX; X − QQᵀX] is an isometry, whatever Q is,
+so the embedded matrix is clipped and folded back. Its Gram matrix is graded, and rounding stays with the spike. Where
+that does not do either all starts over in float64.
+
+`minimax` takes the Gram matrix anew every three steps at most, as the
 spike shrinks; for a `tol` below 5e-4 it works in float64.
 
 ## Time
