@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+import oracle
 import spectra
-from spectrim.operators import soft_clip
+from spectrim.operators import orthogonalize, soft_clip
 from spectrim.operators._symmetric import Embedding, add_resolvent_, gram_matrix, inverse, inverse_by_halves_
 from spectrim.operators.minimax import REACH, minimax_quintic, schedule, stages
 from spectrim.operators.rational import (
@@ -14,6 +15,7 @@ from spectrim.operators.rational import (
     fit,
     inverse_root,
     largest_eigenvalue,
+    polar_root,
     spike_basis,
     zolotarev,
 )
@@ -71,6 +73,32 @@ def test_rounding_that_would_show_leaves_no_root():
     X = 1e3 * spectra.matrix(130, 190, spectra.one_spike(130))
     assert inverse_root((X @ X.mT).float(), 1e-3, 2e-4) is None
     assert inverse_root(X @ X.mT, 1e-3, 2e-4) is not None
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("lowest", [0.3, 1.0])
+def test_the_polar_factor_of_a_well_conditioned_matrix_takes_float32(scale, lowest):
+    X = scale * spectra.matrix(130, 190, torch.linspace(1, lowest, 130))
+    root = polar_root(X @ X.mT)
+    assert root.dtype == torch.float32
+    assert oracle.relative_error(root.double() @ X, oracle.polar(X)) < 1e-5
+    assert oracle.norm(root.double() @ X) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("lowest", [0.0, 1e-9, 1e-3, 1e-2, 0.05])
+@pytest.mark.parametrize("few", [1, 3, 100])
+def test_no_small_singular_value_passes_for_a_well_conditioned_matrix(lowest, few):
+    sigma = torch.ones(130, dtype=torch.float64)
+    sigma[-few:] = lowest
+    X = spectra.matrix(130, 190, sigma)
+    assert polar_root(X @ X.mT) is None
+    assert oracle.relative_error(orthogonalize(X.float(), solver="reference"), oracle.polar(X.float())) < 1e-5
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-35, 1e35])
+def test_what_float32_cannot_hold_the_inverse_of_is_left_to_float64(scale):
+    X = spectra.matrix(70, 70, torch.linspace(1, 0.5, 70)) * scale
+    assert polar_root(X @ X.mT) is None
 
 
 @pytest.mark.parametrize("low", [1e-4, 1e-2, 0.1, 0.5, 0.8])
