@@ -76,6 +76,22 @@ def test_the_monitor_counts_the_steps_that_are_taken(accelerator):
     assert [record["step"] for record in records if record["parameters"]] == [1, 2, 3]
 
 
+def test_the_monitors_state_is_in_checkpoints_once_it_is_registered(accelerator, tmp_path):
+    net = nn.Linear(8, 8)
+    net, optimizer = accelerator.prepare(net, spectrim.create("adamw+clip", net, lr=1e-2))
+    with spectrim.SpectralMonitor(net, optimizer, out=None) as monitor:
+        accelerator.register_for_checkpointing(monitor)
+        for step in range(4):
+            if step == 2:
+                accelerator.save_state(str(tmp_path))
+                saved = monitor.state_dict()
+            net(torch.ones(2, 8)).square().sum().backward()
+            optimizer.step()
+        accelerator.load_state(str(tmp_path))
+        assert monitor.state_dict() == saved
+        assert saved["steps_taken"] == 2
+
+
 def test_a_step_whose_scaled_gradients_overflow_moves_nothing(accelerator):
     net = nn.Linear(4, 4)
     optimizer = spectrim.create("adamw+clip", net, lr=1e-2)
@@ -87,6 +103,7 @@ def test_a_step_whose_scaled_gradients_overflow_moves_nothing(accelerator):
         wrapped.step()
         wrapped.zero_grad()
         assert torch.equal(net.weight, before) == overflow
+        assert not wrapped.step_was_skipped  # known on the device alone, as of torch's fused AdamW
     assert scaler.get_scale() == 4.0
     assert optimizer.state[net.weight]["step"] == 1
 

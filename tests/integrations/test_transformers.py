@@ -281,16 +281,17 @@ def test_a_run_of_the_trainers_own_adamw_goes_on_as_it_would_have(optim, torch_r
     assert [line["learning_rate"] for line in lines(trainer)] == [line["learning_rate"] for line in lines(torch_run)]
 
 
-def test_state_of_another_model_is_refused_by_name(torch_run, tmp_path):
-    net = cases.model()
-    optimizer = OptimizerFactory()(net, name="adamw", lr=1.0)
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [("exp_avg", r"of transformer.wte.weight has shape \(3, 3\)"), ("state1", "'state1' of transformer.wte.weight")],
+    ids=["another model", "8 bits"],
+)
+def test_state_that_does_not_fit_is_refused_by_the_name_of_its_parameter(key, message, torch_run):
+    optimizer = OptimizerFactory()(cases.model(), name="adamw", lr=1.0)
     saved = torch.load(Path(torch_run.args.output_dir) / "checkpoint-3" / "optimizer.pt", weights_only=True)
     first = saved["param_groups"][0]["params"][0]
-    saved["state"][first]["exp_avg"] = torch.zeros(3, 3)
-    with (
-        pytest.warns(UserWarning, match="AdamW"),
-        pytest.raises(ValueError, match=r"transformer.wte.weight has shape \(3, 3\)"),
-    ):
+    saved["state"][first][key] = torch.zeros(3, 3)
+    with pytest.warns(UserWarning, match="AdamW"), pytest.raises(ValueError, match=message):
         optimizer.load_state_dict(saved)
 
 
