@@ -33,14 +33,14 @@ TEXT = """\
     spectrim plan --model llama3-8b --world 64 --parallel fsdp
     spectrim plan --model moe-1t --world 4096 --parallel hsdp --shard 128 --flops 4e14 --bandwidth 5e10 --json
 
-builds the model on the meta device and applies the formulas below, to any model that `spectrim plan` knows.
-`--parallel` is `fsdp` (FSDP2 over all ranks), `hsdp` (over `--shard` ranks, in replicas) or `ddp` (every rank holds
-everything). Tensor parallelism is not projected.
+project the cost of a recipe's step on many ranks for any model that `spectrim plan` knows. The model is built on the
+meta device. `--parallel` is `fsdp` (FSDP2 over all ranks), `hsdp` (over `--shard` ranks, in replicas) or `ddp` (every
+rank holds everything). Tensor parallelism is not projected.
 
-## What is counted
+## Formulas
 
 P ranks hold pieces of a matrix of m outputs and n inputs. Bytes are those that a rank **sends** in a step after the
-first; matrices travel in float32. The gradients' own communication, which every optimizer has, is left out.
+first; matrices are sent in float32. Communication of the gradients, which every optimizer needs, is left out.
 
 | what | bytes sent by a rank, mean |
 |---|---|
@@ -52,62 +52,52 @@ first; matrices travel in float32. The gradients' own communication, which every
 | experts | 0 |
 | ddp | 0 |
 
-- Entry-wise: every entry lies where its gradient does. A squared norm and two flags are summed over the ranks, for all
-  parameters in one reduction of float64, which passes each number on twice. Shrinkage sums a scale besides, clipping a
-  vector its norm.
-- Clip and orthogonalize: the pieces travel to one owner, 4·m·n·(P−1)/P bytes, and the result as far back. Matrices have
-  different owners, so the mean over ranks is a P-th of it.
-- Spectra: three times k columns. V is gathered, MᵀU is summed to where it is kept, and gathered for the step. Two
-  k x k Gram matrices make U orthonormal; lengths of columns and two norms are summed. A matrix that is stored
-  transposed is cut along its inputs, and sends 8·k·m·(P−1)/P.
+- Entry-wise: every rank updates its own entries. A squared norm and two flags per parameter are summed over the ranks,
+  in one reduction of float64, which sends each number twice. Shrinkage also sums a scale, clipping of a vector its
+  norm.
+- Clip and orthogonalize: the pieces are sent to one owner, 4·m·n·(P−1)/P bytes, and the results back. Matrices have
+  different owners, so the mean over ranks is a P-th of that.
+- Spectra: three times k columns are sent. V is gathered, MᵀU is summed into shards, and gathered for the step. Two k x
+  k Gram matrices make U orthonormal; lengths of columns and two norms are summed. A matrix that is stored transposed is
+  cut along its inputs, and sends 8·k·m·(P−1)/P.
 - Gathered: every rank receives the whole matrix and does the same work as all others.
 - Experts: FSDP2 cuts a stack of experts by expert, so each lies whole on a rank.
-- hsdp with S ranks a copy and R replicas: P is S above, but an owner is any rank. The pieces of one replica travel to
-  it and the result to all who hold one: 4·m·n·((S−1)/S + R − 1/S)/(S·R). So do experts: replicas share their work.
+- hsdp with S ranks a copy and R replicas: P is S above, but any rank can be an owner. It receives the pieces of one
+  replica and sends the result to all ranks with a piece: 4·m·n·((S−1)/S + R − 1/S)/(S·R). The same holds for experts,
+  whose work the replicas share.
 - ddp: every rank does everything.
 
 Matrices are read as `describe` shows them. `adamw+clip`, `signum+clip` and `ademamix+clip` clip embeddings and head as
 matrices too.
 
-Operations are multiplications and additions, on the path that an accelerator takes (`minimax`): products alone, the
-same number for every spectrum. Here m is the smaller side.
-
-| what | operations on a matrix |
-|---|---|
-| clip, in g groups of T <= 3 steps | 2m²n·(1 + 2g) + 2m³·(1 + 2g + Σ(4T − 3)) |
-| orthogonalize, in T steps | 2m²n·(1 + 2T) + 2m³·T |
-| Spectra | 8·m·n·k + 4·m·k² − 4k³/3 |
-| entry-wise | {entrywise} for an entry of AdamW, 11 more with shrinkage |
-
-- Clip: a Gram matrix for the norm; then for every group a Gram matrix, 4T − 3 products of the small side, and one with
-  the matrix. Orthogonalize takes the Gram matrix anew in every step.
-- Spectra: M V, MᵀU, U Wᵀ for the tail's norm, the correction, and QR.
+Operations are multiplications and additions. `spectrim plan` counts them by running every operator on the meta device,
+as an accelerator would run it, and adds {entrywise} for an entry of AdamW and 11 more with shrinkage.
 
 For a matrix of 4096 x 14336 that is {clip_gflop} GFLOP to clip, {polar_gflop} to orthogonalise and {spike_gflop} for
-Spectra. The tests hold these counts to what the operators run, the pieces of state to what FSDP2 cuts and, where the
-sharded optimizer is installed, the bytes to what four ranks record with fsdp and hsdp.
+Spectra. Tests compare these counts with the operations that run, the state with FSDP2's shards, and the bytes with
+those that four ranks record with fsdp and hsdp.
 
 State, over the number of pieces: AdamW 8 bytes a parameter, AdEMAMix 12, Signum and Momentum 4; Muon 4·m·n and Spectra
 4·(m·n + n·k) for a matrix, and AdamW's 8 elsewhere.
 
-A step of training is 6 operations for each parameter that a token meets and {tokens:,} tokens a rank, at {flops:g}
-operations a second (about what an H100 achieves in bfloat16); a rank sends {bandwidth:g} bytes a second (400 Gbit/s).
-**share** is optimizer / (training + optimizer). The optimizer takes the operations of the rank that has most, at the
-same rate, and the bytes of the rank that sends most, one after the other. Share is about inverse in `--tokens`.
+A step of training is 6 operations for each parameter that is active for a token and {tokens:,} tokens a rank, at
+{flops:g} operations a second (about what an H100 achieves in bfloat16); a rank sends {bandwidth:g} bytes a second (400
+Gbit/s). **share** is optimizer / (training + optimizer). The optimizer's time is that of the busiest rank's operations
+at the same rate, plus that of the most bytes that a rank sends. The share falls about as 1 over `--tokens`.
 
-What this leaves out, and which way it errs:
+Limits, and the direction of their error:
 
 - The optimizer's products are float32, which accelerators run slower than bfloat16, by a factor that depends on the
   precision allowed: the operations' part is too small by that factor.
-- Entry-wise work is limited by memory, not by operations. AdamW's share is near zero here, and is not in truth. All
-  recipes share most of that traffic: read differences between recipes.
-- The implementation overlaps communication with computation, this does not: the bytes' part is too large.
-- Latency and the network's shape are left out. Small pieces are dominated by latency, so thousands of ranks are
-  flattered.
-- Matrices are given to owners at once, the largest first. The implementation goes round by round, each of matrices that
-  fit its memory, to the owners with the least work so far: somewhat less even.
+- Entry-wise work is limited by memory, not by operations. AdamW's share is near zero here, but not in practice. All
+  recipes have most of that traffic in common: read differences between recipes.
+- The implementation overlaps communication with computation, and this projection does not: the bytes' part is too
+  large.
+- Latency and the network's topology are left out. Latency dominates small pieces, so thousands of ranks look too good.
+- All matrices are assigned to owners at once, the largest first. The implementation works in rounds of matrices that
+  fit its memory, and gives each to the owner with the least work so far, which is somewhat less even.
 
-## What it says
+## Results
 
 {findings}
 

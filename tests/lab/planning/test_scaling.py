@@ -278,8 +278,6 @@ def test_the_share_of_a_step_is_the_busiest_ranks_time_over_all_of_it() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Cluster(world=0), "--world 0: expected a positive number"),
-        (lambda: Cluster(world=8, parallel="zero"), "--parallel 'zero': expected one of ddp, fsdp, hsdp"),  # type: ignore[arg-type]
         (lambda: Cluster(world=8, parallel="hsdp", shard=3), "--shard 3: hsdp on 8 ranks expects a divisor of 8"),
         (lambda: Cluster(world=8, parallel="hsdp"), "--shard is missing"),
         (lambda: Cluster(world=8, shard=4), "--shard 4: fsdp has no shard groups"),

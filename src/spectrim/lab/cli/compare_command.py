@@ -6,20 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from spectrim.lab.cli import shared_options as shared
 from spectrim.lab.cli.flags import configure, trust_named, with_settings
-from spectrim.lab.cli.shared_options import (
-    FILES,
-    CacheDir,
-    Compile,
-    ConfigFile,
-    Json,
-    Name,
-    RunsDir,
-    ShowConfig,
-    TrustRecipes,
-    check_name,
-    show,
-)
 from spectrim.lab.errors import LabError
 from spectrim.lab.experiments.settings import CompareConfig
 from spectrim.lab.settings import merge
@@ -30,18 +18,18 @@ __all__ = ["compare_command"]
 @with_settings(CompareConfig)
 def compare_command(
     given: dict[str, Any],
-    compiled: Compile = False,
-    name: Name = "default",
-    runs_dir: RunsDir = Path("runs"),
+    compiled: shared.Compile = False,
+    name: shared.Name = "default",
+    runs_dir: shared.RunsDir = Path("runs"),
     from_sweep: Annotated[
         Path | None,
-        typer.Option(help="Folder of a sweep: compare its winners, with its settings.", rich_help_panel=FILES),
+        typer.Option(help="Folder of a sweep: compare its winners, with its settings.", rich_help_panel=shared.FILES),
     ] = None,
-    config_file: ConfigFile = None,
-    trust_recipes: TrustRecipes = False,
-    show_config: ShowConfig = False,
-    cache_dir: CacheDir = None,
-    as_json: Json = False,
+    config_file: shared.ConfigFile = None,
+    trust_recipes: shared.TrustRecipes = False,
+    show_config: shared.ShowConfig = False,
+    cache_dir: shared.CacheDir = None,
+    as_json: shared.Json = False,
 ) -> None:
     """Compare recipes on the same text, batches, seeds and initial weights.
 
@@ -62,10 +50,10 @@ def compare_command(
     if show_config:
         print(config.to_toml(), end="")
         return
-    check_name(name)
+    shared.check_name(name)
     with TerminalProgress(runs=len(config.recipes) * len(config.seeds), steps=config.steps) as monitor:
         summary = compare(config, runs_dir / name, cache_dir=cache_dir, monitor=monitor, compiled=compiled)
-    show(summary, as_json, lambda: terminal_tables(summary))
+    shared.show(summary, as_json, lambda: terminal_tables(summary))
     print(
         f"written to {runs_dir / name}: report.html, summary.md, results.json, loss.svg, loss_over_time.svg",
         file=sys.stderr,

@@ -7,18 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from spectrim.lab.cli import shared_options as shared
 from spectrim.lab.cli.flags import THEMES, configure, trust_named, with_settings
-from spectrim.lab.cli.shared_options import (
-    CacheDir,
-    Compile,
-    ConfigFile,
-    Json,
-    Name,
-    RunsDir,
-    TrustRecipes,
-    check_name,
-    show,
-)
 from spectrim.lab.errors import LabError
 from spectrim.lab.experiments.settings import RATES, SweepConfig
 
@@ -54,13 +44,13 @@ def sweep_command(
             metavar="RECIPE", help="Do one trial of this recipe in an existing sweep.", rich_help_panel=WORKERS
         ),
     ] = None,
-    compiled: Compile = False,
-    name: Name = "sweep",
-    runs_dir: RunsDir = Path("runs"),
-    config_file: ConfigFile = None,
-    trust_recipes: TrustRecipes = False,
-    cache_dir: CacheDir = None,
-    as_json: Json = False,
+    compiled: shared.Compile = False,
+    name: shared.Name = "sweep",
+    runs_dir: shared.RunsDir = Path("runs"),
+    config_file: shared.ConfigFile = None,
+    trust_recipes: shared.TrustRecipes = False,
+    cache_dir: shared.CacheDir = None,
+    as_json: shared.Json = False,
 ) -> None:
     """Search each recipe's learning rate and own hyperparameters, every recipe with the same number of trials.
 
@@ -73,7 +63,7 @@ def sweep_command(
     from spectrim.lab.reports.study import PAGE, report
     from spectrim.lab.reports.sweep_report import sweep_table
 
-    check_name(name)
+    shared.check_name(name)
     out = runs_dir / name
     if trial is not None:
         trust_named({"recipe": trial}, trust_recipes)
@@ -112,7 +102,7 @@ def sweep_command(
         if not any(entry[state] for entry in summary["recipes"].values() for state in ended):
             say_on_stderr("no trial has ended yet; those that have begun go on when the sweep is called again")
     report([out], out / PAGE)
-    show(summary, as_json, lambda: sweep_table(summary))
+    shared.show(summary, as_json, lambda: sweep_table(summary))
     print(f"written to {out}: report.html, summary.md, results.json, learning_rates.svg", file=sys.stderr)
     left = {recipe: count for recipe in sweep.config.recipes if (count := sweep.remaining(recipe))}
     if left:

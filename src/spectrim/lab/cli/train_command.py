@@ -8,17 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from spectrim.lab.cli import shared_options as shared
 from spectrim.lab.cli.flags import RECIPE_HELP, configure, trust_named, with_settings
-from spectrim.lab.cli.shared_options import (
-    FILES,
-    CacheDir,
-    Compile,
-    ConfigFile,
-    Json,
-    ShowConfig,
-    TrustRecipes,
-    show,
-)
 from spectrim.lab.config import TrainConfig
 from spectrim.lab.errors import LabError, LabWarning
 
@@ -28,7 +19,7 @@ __all__ = ["train_command"]
 @with_settings(TrainConfig)
 def train_command(
     given: dict[str, Any],
-    compiled: Compile = False,
+    compiled: shared.Compile = False,
     parallel: Annotated[
         str | None,
         typer.Option(
@@ -38,16 +29,16 @@ def train_command(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; new or empty unless --resume.", rich_help_panel=FILES)
+        Path | None, typer.Option(help="Folder of the run; new or empty unless --resume.", rich_help_panel=shared.FILES)
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.", rich_help_panel=FILES)
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.", rich_help_panel=shared.FILES)
     ] = False,
-    config_file: ConfigFile = None,
-    trust_recipes: TrustRecipes = False,
-    show_config: ShowConfig = False,
-    cache_dir: CacheDir = None,
-    as_json: Json = False,
+    config_file: shared.ConfigFile = None,
+    trust_recipes: shared.TrustRecipes = False,
+    show_config: shared.ShowConfig = False,
+    cache_dir: shared.CacheDir = None,
+    as_json: shared.Json = False,
 ) -> None:
     """Train one model with one recipe; --resume continues bit for bit.
 
@@ -82,7 +73,7 @@ def train_command(
             result = train_here(on_step=monitor.step, on_measure=monitor.measured)
             monitor.run_finished(config, result)
     if as_json:
-        show(result.model_dump(mode="json"), True, list)
+        shared.show(result.model_dump(mode="json"), True, list)
     skipped = result.dynamics.skipped if result.dynamics else 0
     measured = ", monitor.jsonl" if RunFolder(out).monitor_file.is_file() else ""
     print(f"written to {out}: model/, log.jsonl{measured}, config.toml, result.json", file=sys.stderr)
