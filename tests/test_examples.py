@@ -1,5 +1,8 @@
 """The examples that are read rather than imported: the notebook runs from its first cell to its last."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -18,3 +21,21 @@ def test_the_notebook_goes_from_a_model_to_a_diagnosis(tmp_path: Path) -> None:
     assert "spike's share of Adam's second moment" in text
     assert len(pictures) == 3
     assert not list(tmp_path.iterdir())  # nothing is left where it was run
+
+
+def pretrain(folder: Path, ranks: int) -> list[str]:
+    """What examples/pretrain.py prints of six steps, the first three of which may be in the folder."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    tiny = ["--steps=6", "--every=3", "--rows=2", "--length=32", "--width=32", "--depth=1"]
+    command = [sys.executable, *launch, str(EXAMPLES / "pretrain.py"), f"--out={folder}", *tiny]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder).stdout.splitlines()
+
+
+def test_pretraining_resumes_exactly_and_on_another_number_of_ranks(tmp_path: Path) -> None:
+    third, sixth = pretrain(tmp_path, 1)
+    assert third.startswith("step 3: ")
+    shutil.rmtree(tmp_path / "step-6")
+    assert pretrain(tmp_path, 1) == [sixth]
+    shutil.rmtree(tmp_path / "step-6")
+    (sharded,) = pretrain(tmp_path, 2)
+    assert sharded.startswith("step 6: ")
