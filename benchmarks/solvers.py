@@ -59,8 +59,8 @@ matrix [QᵀX; X − QQᵀX] is clipped and the result is put together again. Th
 result is that of X, and the rounding of the spike stays in its own rows of the Gram matrix. If even that is not
 accurate enough, the computation starts again in float64.
 
-`minimax` computes the Gram matrix again every three steps at most, as the spike shrinks; for a `tol` below 5e-4 it works
-in float64.
+`minimax` computes the Gram matrix again every three steps at most, as the spike shrinks; for a `tol` below 5e-4 it
+works in float64.
 
 ## Time
 

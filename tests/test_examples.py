@@ -1,6 +1,7 @@
 """The examples that are read rather than imported: the notebook runs as a whole, a script as users run it."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,21 @@ def test_a_model_is_fine_tuned_through_the_trainer_of_transformers(tmp_path: Pat
     assert "28 x matrix: adam → clip" in done.stdout  # two adapters for each of seven layers of two blocks
     assert "learning_rate/head" in done.stdout
     assert (tmp_path / "checkpoint-20" / "adapter_model.safetensors").exists()
+
+
+def pretrain(folder: Path, ranks: int) -> list[str]:
+    """What examples/pretrain.py prints of six steps, the first three of which may be in the folder."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    tiny = ["--steps=6", "--every=3", "--rows=2", "--length=32", "--width=32", "--depth=1"]
+    command = [sys.executable, *launch, str(EXAMPLES / "pretrain.py"), f"--out={folder}", *tiny]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder).stdout.splitlines()
+
+
+def test_pretraining_resumes_exactly_and_on_another_number_of_ranks(tmp_path: Path) -> None:
+    third, sixth = pretrain(tmp_path, 1)
+    assert third.startswith("step 3: ")
+    shutil.rmtree(tmp_path / "step-6")
+    assert pretrain(tmp_path, 1) == [sixth]
+    shutil.rmtree(tmp_path / "step-6")
+    (sharded,) = pretrain(tmp_path, 2)
+    assert sharded.startswith("step 6: ")
