@@ -1,4 +1,4 @@
-"""Momentum over lists, as a sum or an average, with or without Nesterov's look ahead, and its sign."""
+"""Momentum over lists, as a sum or an average, with or without Nesterov's step, and its sign."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["momentum", "momentum_directions"]
 def momentum(grad: Tensor, buffer: Tensor, *, decay: Number, average: bool, nesterov: bool) -> Tensor:
     """The momentum direction, as a formula; updates the buffer in place.
 
-    As a sum M ← μM + G, and with Nesterov G + μM; as an average M ← βM + (1 − β)G, and with Nesterov G + β(M − G).
+    A sum is M ← μM + G, and with Nesterov G + μM. An average is M ← βM + (1 − β)G, and with Nesterov G + β(M − G).
 
     Returns:
         A new tensor with Nesterov, else the buffer itself.
@@ -50,11 +50,11 @@ def momentum_directions(
     """Write the momentum direction of every gradient to ``out``, or its sign; updates the buffers in place.
 
     Args:
-        grads, buffers: of one shape each with its ``out``, which may hold anything; its dtype, float32 at least, is
-            that of the arithmetic.
-        taus, runs, form: as for :func:`~.shrinking.shrunk`; gradients are shrunk before they enter.
-        seeds: one for each tensor, by which buffers in bfloat16 are rounded by chance; without them, to nearest.
-        steps: scalars that change the chance from step to step.
+        grads, buffers: with the shapes of ``out``, which may be uninitialised. The arithmetic is in the dtype of
+            ``out``, float32 or wider.
+        taus, runs, form: as for :func:`~.shrinking.shrunk`, which is applied to the gradients first.
+        seeds: one for each tensor, for stochastic rounding of buffers in bfloat16; without, they round to nearest.
+        steps: scalar counts of steps, which change the random numbers from step to step.
     """
     if not out:
         return
@@ -68,9 +68,9 @@ def momentum_directions(
         return
     if taus is not None:
         grads = shrunk(grads, taus, runs, form, working(out[0]))
-    # Without momentum the fused kernel takes no buffers.
+    # With zero momentum the fused kernel would not update buffers.
     if decay != 0 and fused_serves(out, grads, buffers):
-        # Fused SGD of learning rate −1 on zeros leaves the direction; its dampening makes the sum an average.
+        # Fused SGD with learning rate −1 on zeros gives the direction; its dampening makes the sum an average.
         targets = list(out)
         torch._foreach_zero_(targets)
         torch._fused_sgd_(
