@@ -13,6 +13,7 @@ __all__ = [
     "Number",
     "clear_if_skipped",
     "fused_serves",
+    "fused_sgd",
     "held",
     "like",
     "listed",
@@ -52,6 +53,34 @@ def fused_serves(*lists: Sequence[Tensor]) -> bool:
     if {tensor.is_neg() for tensor in everything} != {False} or not same_shapes(lists):
         return False
     return {tensor.is_contiguous() for tensor in everything} == {True} or lie_alike(lists)
+
+
+def fused_sgd(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    *,
+    lr: Number,
+    found: Found,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+) -> None:
+    """SGD's step by torch's fused kernel; without momentum, ``buffers`` is empty."""
+    torch._fused_sgd_(
+        list(params),
+        list(grads),
+        list(buffers),
+        weight_decay=weight_decay,
+        momentum=momentum,
+        lr=lr,
+        dampening=dampening,
+        nesterov=nesterov,
+        maximize=False,
+        is_first_step=False,
+        found_inf=found,
+    )
 
 
 def same_shapes(lists: Sequence[Sequence[Tensor]]) -> bool:

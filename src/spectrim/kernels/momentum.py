@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .choice import kernel_runs
-from .lists import Found, Number, clear_if_skipped, fused_serves, held, like, listed, with_zeros, working
+from .lists import Found, Number, clear_if_skipped, fused_serves, fused_sgd, held, like, listed, with_zeros, working
 from .rounding import LOW, seed_of, write_rounded
 from .runs import Run, check_per_matrix, flat
 from .shrinking import ShrinkForm, shrunk
@@ -73,19 +73,8 @@ def momentum_directions(
         # Fused SGD with learning rate −1 on zeros gives the direction; its dampening makes the sum an average.
         targets = list(out)
         torch._foreach_zero_(targets)
-        torch._fused_sgd_(
-            targets,
-            list(grads),
-            list(buffers),
-            weight_decay=0.0,
-            momentum=decay,
-            lr=-1.0,
-            dampening=decay if average else 0.0,
-            nesterov=nesterov and not average,
-            maximize=False,
-            is_first_step=False,
-            found_inf=found,
-        )
+        dampening, plain = (decay, False) if average else (0.0, nesterov)
+        fused_sgd(targets, grads, buffers, lr=-1, momentum=decay, dampening=dampening, nesterov=plain, found=found)
         if nesterov and average:
             torch._foreach_lerp_(targets, list(grads), 1 - decay)
             clear_if_skipped(targets, found)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .choice import kernel_runs
-from .lists import Found, Number, fused_serves, like, listed, of_equal_numbers, rates, spread, working
+from .lists import Found, Number, fused_serves, fused_sgd, like, listed, of_equal_numbers, rates, spread, working
 from .rounding import SECOND, seed_of, write_rounded
 from .runs import Run, check_per_matrix, flat, parts
 
@@ -56,19 +56,8 @@ def apply_updates(
     if not isinstance(scale, Tensor) and fused_serves(weights, updates):
         for rate, decay, chosen in of_equal_numbers(lrs, decays):
             # Fused SGD without momentum gives this, if its coupled decay is divided by the scale.
-            torch._fused_sgd_(
-                [weights[i] for i in chosen],
-                [updates[i] for i in chosen],
-                [],
-                weight_decay=decay / scale,
-                momentum=0.0,
-                lr=rate * scale,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-                is_first_step=False,
-                found_inf=found,
-            )
+            some, changes = [weights[i] for i in chosen], [updates[i] for i in chosen]
+            fused_sgd(some, changes, [], lr=rate * scale, weight_decay=decay / scale, found=found)
         return
     for index, (weight, scaled) in enumerate(zip(weights, _scaled(updates, weights, scale, runs), strict=True)):
         exact, rate = weight.to(scaled.dtype), like(lrs[index], scaled)

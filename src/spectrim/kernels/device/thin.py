@@ -343,14 +343,7 @@ class Thin:
         """U ← orth(U), by Cholesky-QR, twice."""
         for second in (False, True):
             self._launch(
-                _gram,
-                (self.chunks, self.matrices),
-                self.u,
-                self.roots,
-                self.grams,
-                second,
-                CHUNK,
-                ROWS=GRAM_ROWS,
+                _gram, (self.chunks, self.matrices), self.u, self.roots, self.grams, second, CHUNK, ROWS=GRAM_ROWS
             )
             self._launch(_factor, self.matrices, self.grams, self.roots, self.chunks, second, CHUNK)
         self._launch(_orthonormal, (self.blocks, self.matrices), self.u, self.roots, ROWS=THIN_ROWS)
