@@ -131,15 +131,15 @@ def figures(rows: list[dict[str, Any]], machine: dict[str, Any]) -> list[str]:
         "",
         *(f"| {' | '.join(cells)} |" for cells in table),
         "",
-        "The largest difference from exact numbers, over all matrices of these models; relative, but that of",
-        "`above_threshold` as it is:",
+        "The largest error of estimates, over all matrices of these models: relative errors, except for",
+        "`above_threshold`:",
         "",
         "| " + " | ".join(f"`{name}`" for name in largest) + " |",
         "|" + " ---: |" * len(largest),
         "| " + " | ".join(f"{value:.1g}" for value in largest.values()) + " |",
         "",
         f"False warnings in 100,000 values whose logarithms are noise of standard deviation {SPREAD}: "
-        + ", ".join(f"{count} where it is {name}" for name, count in false_warnings(SPREAD).items())
+        + ", ".join(f"{count} if it is {name}" for name, count in false_warnings(SPREAD).items())
         + ".",
         "",
     ]

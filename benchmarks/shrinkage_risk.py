@@ -65,22 +65,22 @@ def draw(excess: dict[str, list[float]], path: Path) -> None:
 
 
 TEXT = """\
-# Entry-wise shrinkage: which form, which factor
+# Choose the form and factor of entry-wise shrinkage
 
 <!-- Written by benchmarks/shrinkage_risk.py. Edit that. -->
 
-An entry is y = x + n with x ~ N(0, 1) and, with probability ε, n ~ Cauchy(0, γ). Risk is the mean squared error of the
-estimate of x: 1 is what zeroing everything gives. "Bayes" is `bayes_shrink`, the least possible. The others are
-`smooth_shrink` at the factor of `entry_scale` whose mean excess over the Bayes risk is least for ε <= 0.1. With more
-noise than that the scale that can be measured is the noise's own.
+Keep the default form, `{form}`, which this page justifies. Compare factors on your own task with `spectrim compare`.
+The default factor, {factor:g}, does not come from this page: the model below ignores what an optimizer does with the
+gradient afterwards, and larger factors were better in training ([evidence](evidence.md)).
+
+An entry is y = x + n with x ~ N(0, 1) and, with probability ε, n ~ Cauchy(0, γ). The risk is the mean squared error
+of an estimate of x; an estimate of zero has risk 1. "Bayes" is `bayes_shrink`, which has the least risk. The other
+columns are `smooth_shrink` with the factor of `entry_scale` that minimises the mean excess over the Bayes risk for ε
+<= 0.1. With more noise than that, the entry scale is dominated by the noise.
 
 {table}
 
 ![Mean excess risk against the factor](images/shrinkage_risk.svg)
-
-The default form is `{form}`, from here. The default factor, {factor:g}, is not: this model knows nothing of what an
-optimizer does with the gradient afterwards, and in training larger factors were better ([evidence](evidence.md)).
-Measure on your own task with `spectrim compare`.
 """
 
 

@@ -21,62 +21,76 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "gpu.md"
 FIRST = FOLDER / "h100-2026-11-27.json"
 
 TEXT = """\
-# On a GPU
+# Run on a GPU
 
 <!-- Written by benchmarks/gpu_page.py. Edit that. -->
 
+To make steps on a GPU fast:
+
+- Give the learning rate as a tensor and capture the step in a CUDA graph ([kernels.md](kernels.md) shows how). Small
+  models gain most, since their eager steps wait for the host.
+- Call `spectrim.set_step_memory(1024)` if memory allows ("1 GB" in the tables): fewer buckets need fewer launches.
+- Keep the Triton kernels on. They run by default on H100 and H200; elsewhere, try `spectrim.kernels.use(True)`.
+
+To measure your own GPU, in under six minutes:
+
+    python benchmarks/cuda.py
+    python benchmarks/cuda.py --train --minutes 10      # trains a model of 34 M parameters by each recipe
+
 {status}
 
-## Goals
+## Compared with torch
 
-A step's time over that of a peer in torch, and its launches on the 48 matrices of GPT-2 small. Float32 weights but in
-the row of bfloat16 ones, `torch.set_float32_matmul_precision("highest")`; the matrices of all blocks, no embeddings.
-Predicted for an H100; measured where it says so. Captured in a CUDA graph ("in a graph") a step takes what the device
-works; an eager one of a small model waits for the host, and hosts differ: torch's Muon took 43.6 ms where these goals
-were set.
+Step times as multiples of a torch optimizer's, and launches for GPT-2 small. Weights are float32, except for "bf16",
+with `torch.set_float32_matmul_precision("highest")`. Steps take the matrices of all blocks, without embeddings (48
+for GPT-2 small). "At most" is the goal, "predicted" is for an H100, "in a graph" is a step captured in a CUDA graph.
+Eager steps of small models depend on the host: torch's Muon took 43.6 ms on the machine for which the goals were set.
 
 {goals}
 
-The optimizer's share of a step of a model of 34 M parameters (width 512, 8 layers, vocabulary 8,192; 16,384 tokens a
-step, bfloat16 autocast, compiled), eager and captured in a CUDA graph. Predicted beside the {forward_backward} ms that
-an H100 took for forward and backward; a graph is predicted to take what the device works.
+The optimizer's share of a training step, for a model of 34 M parameters (width 512, 8 layers, vocabulary 8,192; 16,384
+tokens a step, bfloat16 autocast, compiled). The prediction assumes {forward_backward} ms for forward and backward, as
+measured on an H100; a captured step is predicted to take the device's time only.
 
 {shares}
 
-A monitor may launch {monitor_goal} kernels more on a step that it does not measure: {monitor}.
+The monitor may add at most {monitor_goal} launches to a step that it does not measure: {monitor}.
 
-## Predicted
+## Predictions
 
-No GPU took part in this section. `benchmarks/launches.py` runs a step on fake CUDA tensors, which have shapes and a
-device but no storage, and counts every operator that torch dispatches: launches; waits of the host for the device;
-uploads, copies from pageable host memory (a step with either cannot be captured in a CUDA graph); gigabytes read and
-written; TFLOP of products; MB that the step needs beyond weights, gradients and state. Times are predicted from the
-counts: "busy" is what the device works, the floor that no saving of launches passes; "host" what the host takes to
-launch; "ms" when both are done.
+These figures are counted without a GPU. `benchmarks/launches.py` runs a step on fake CUDA tensors, which have shapes
+but no storage, and counts all operators that torch dispatches:
+
+- launches; "waits" of the host for the device; "uploads", copies from pageable host memory. A step with waits or
+  uploads cannot be captured in a CUDA graph.
+- "GB" read and written; "TFLOP" of products; "extra MB" of memory in addition to weights, gradients and state.
+- Times in ms, predicted from the counts: "busy" is the device's time, "host" the host's time to launch, "ms" the
+  whole step.
 
 {calibration} Counted on {counted_date} with torch {counted_torch} at commit {counted_commit}.
 
 {predicted}
 
-So trust launches, waits, uploads, memory and busy ms; read host ms as 0.5 to 1.4 of the figure, which is what hosts
-differ by; and compare rows of one table. Not counted: kernels that split a product along its inner dimension, memory
-that an operator needs inside, rounding by the caching allocator.
+Launches, waits, uploads, memory and busy times are reliable. Host times may differ by factors of 0.5 to 1.4 between
+hosts, so compare rows of one table. Not counted are kernels that split a product along its inner dimension, memory
+inside operators, and rounding by the caching allocator.
 
-    python benchmarks/launches.py --model llama-1b --only "adamw+clip" --why      # and the lines that launch
-    python benchmarks/gpu_page.py                                                 # count all, write this page
+    python benchmarks/launches.py --model llama-1b --only "adamw+clip" --why      # with the lines that launch
+    python benchmarks/gpu_page.py                                                 # count all, and write this page
 {measured}
-## What an H100 measured before
+## Earlier measurements on an H100
 
-On {first_date}, {first_device}, torch {first_torch}, commit {first_commit}: the step as it was before it worked on
-lists and stacks. Medians; "predicted" is what `benchmarks/launches.py` says of that commit's optimizers.
+On {first_date}, {first_device}, torch {first_torch}, commit {first_commit}, before steps worked on lists and stacks.
+Medians; "predicted" is the result of `benchmarks/launches.py` for that commit.
 
 {first_steps}
 
-Every step of spectrim waited for the device. One matrix, float32 products in full precision (and in TF32):
+Every step of spectrim waited for the device. Times for one matrix with float32 products in full precision (and in
+TF32):
 
 {first_operators}
 
-Relative errors against float64, by σ₁/c and the precision of float32 products; beside `soft_clip`, ten coupled
+Relative errors against float64, by σ₁/c and the precision of float32 products, of `soft_clip` and of ten coupled
 Newton-Schulz steps in bfloat16:
 
 {first_accuracy}
@@ -84,15 +98,10 @@ Newton-Schulz steps in bfloat16:
 {first_training}
 """
 
-MISSING = """\
-**No GPU has measured this version.** All that this page says of it is counted and predicted, and says so. On a machine
-with a CUDA device this replaces it, in under six minutes:
-
-    python benchmarks/cuda.py
-    python benchmarks/cuda.py --train --minutes 10      # trains a model of 34 M parameters by each recipe"""
+MISSING = "**This version has not been measured on a GPU.** All figures are counted and predicted."
 FOUND = """\
-Measured on {date}: {device}, torch {torch}, commit {commit}; by `python benchmarks/cuda.py`. Predictions, of commit
-{predicted_commit}, stand beside the measurements."""
+Measured on {date} with `python benchmarks/cuda.py`: {device}, torch {torch}, commit {commit}. Predictions are for
+commit {predicted_commit}."""
 
 
 def write_page() -> None:
@@ -112,7 +121,7 @@ def page() -> str:
         monitor_goal=MONITOR_LAUNCHES,
         shares=shares(predicted["model"], first["training"]["forward_backward_ms"], measured),
         forward_backward=first["training"]["forward_backward_ms"],
-        monitor=monitor.get(FAILED) or f"counted, {monitor['launches']}, and it waits {times_of(monitor['waits'])}",
+        monitor=monitor.get(FAILED) or f"{monitor['launches']} are counted, and it waits {times_of(monitor['waits'])}",
         calibration=calibration(first["optimizers"]),
         predicted="\n\n".join(prediction(model, predicted["rows"]) for model in MODELS),
         measured="".join(f"\n{part}\n" for part in measured_sections(measured, trained)),
@@ -223,8 +232,8 @@ def calibration(found: Sequence[Row]) -> str:
     off = [row["predicted"]["ms"] / row["ms"] for row in found]
     median = statistics.median(abs(x - 1) for x in off)
     return (
-        f"The model of the machine (`benchmarks/gpu/h100.py`) is fitted to the {len(off)} steps that an H100 measured, "
-        f"shown\nbelow. Predictions over measurements are off by {median:.0%} in the median and lie within "
+        f"The model of the machine (`benchmarks/gpu/h100.py`) is fitted to {len(off)} steps that were measured on an "
+        f"H100,\nshown below. Predictions differ from measurements by {median:.0%} in the median, and by factors of "
         f"{min(off):.2f} to {max(off):.2f}."
     )
 

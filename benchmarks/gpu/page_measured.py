@@ -10,27 +10,30 @@ from gpu.tables import number, table
 __all__ = ["measured_sections"]
 
 TITLES = {
-    "equality": ("Equality", "Plain AdamW beside torch's over 50 steps, and gradients that are not finite."),
+    "equality": (
+        "Equality",
+        "Plain AdamW compared with torch's over 50 steps, and steps with gradients that are not finite.",
+    ),
     "steps": (
         "Steps",
-        'Medians by CUDA events, launches by the profiler. "waits" is what torch says where a step waits for the '
-        'device, empty where it does not; "products" the precision of float32 products.',
+        'Medians by CUDA events, launches by the profiler. "waits" has torch\'s error if a step waits for the device; '
+        '"products" is the precision of float32 products.',
     ),
     "graph": (
         "In a CUDA graph",
-        "GPT-2 small, the learning rate in a tensor and changed between steps. The difference is the largest between "
-        "weights after replays and after eager steps, over the largest change.",
+        "GPT-2 small, with the learning rate in a tensor that changes between steps. The difference is the largest "
+        "between weights after replays and after eager steps, relative to the largest change.",
     ),
     "share": ("The optimizer's share", "A step of the 34 M model: bfloat16 autocast, compiled, 16,384 tokens."),
     "accuracy": (
         "Accuracy",
-        "Relative Frobenius error against float64, and by how much the bound is exceeded. ratio: σ₁/c, or σ₁/σ_min.",
+        "Relative Frobenius error against float64, and relative excess over the bound. ratio: σ₁/c, or σ₁/σ_min.",
     ),
-    "operators": ("Operators", "Milliseconds on one matrix, or on a stack."),
-    "scaler": ("Under a GradScaler", "The difference is that to steps without one."),
-    "monitor": ("The monitor", "On the 34 M model."),
-    "compile": ("Under torch.compile", "Four matrices, `fullgraph=True`, the learning rate in a tensor."),
-    "kernels": ("Triton kernels", "On against off."),
+    "operators": ("Operators", "Milliseconds for one matrix, or for a stack."),
+    "scaler": ("Under a GradScaler", "The difference is relative to steps without a GradScaler."),
+    "monitor": ("The monitor", "For the 34 M model."),
+    "compile": ("Under torch.compile", "Four matrices, `fullgraph=True`, learning rate in a tensor."),
+    "kernels": ("Triton kernels", "Steps with and without Triton kernels."),
 }
 
 

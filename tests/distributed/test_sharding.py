@@ -49,7 +49,7 @@ def test_regions_are_the_shards_that_torch_makes(shape, mesh_shape, placements):
     ("placements", "message"),
     [
         ((Partial(), Shard(0)), r"parameter 'layers.0.w'.*Partial.*expected Shard or Replicate"),
-        ((_StridedShard(0, split_factor=3), Shard(0)), r"'layers.0.w'.*split_factor=3 is not the 2 shards"),
+        ((_StridedShard(0, split_factor=3), Shard(0)), r"'layers.0.w'.*split_factor=3: expected 2"),
     ],
 )
 def test_a_layout_that_is_not_served_is_refused_by_name(placements, message):

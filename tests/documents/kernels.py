@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import spectrim
-from spectrim.kernels import use  # noqa: F401
+from spectrim.kernels import use
 
 REPLACED = {'device="cuda"': 'device="cpu"', "torch.cuda": "cuda"}
 
@@ -30,3 +30,8 @@ model = nn.Linear(8, 8)
 model(torch.randn(2, 8)).sum().backward()
 groups = spectrim.param_groups(model)
 rate = 5e-4
+
+
+def clean_up() -> None:
+    """Back to the rule that is the default, for the page switches kernels on."""
+    use(None)

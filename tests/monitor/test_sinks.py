@@ -59,7 +59,7 @@ def test_a_file_that_holds_something_is_refused_and_left_alone(tmp_path):
     path.write_text("mine\n")
     with pytest.raises(FileExistsError, match=r"monitor.jsonl.*resume_step"):
         JsonLines(path)
-    with pytest.raises(ValueError, match=r"no file of records.*mine"):
+    with pytest.raises(ValueError, match=r"not a file of records.*mine"):
         JsonLines(path, resume_step=3)
     assert path.read_text() == "mine\n"
 

@@ -1,5 +1,5 @@
-"""Sharded matrices: which part of each is where, batched reductions, and the way to owners and back.
+"""Sharded matrices: which rank holds what, batched reductions, and gathering matrices at owner ranks.
 
-Nothing here knows an optimizer. :mod:`sharding` says who holds what, from placements alone; :mod:`collectives` is the
-only module that sends anything; :mod:`owners` and :mod:`spike` are the two ways in which whole-matrix work gets done.
+Nothing here depends on optimizers. :mod:`sharding` describes shards by their placements; :mod:`collectives` is the only
+module that sends messages; :mod:`owners` gathers whole matrices, and :mod:`spike` shapes spikes without gathering.
 """

@@ -1,10 +1,7 @@
-"""The only module that sends anything: teams of ranks, their batched sums and their exchanges, and the count of bytes.
+"""Messages between ranks: batched sums and all-to-all exchanges within a team, and counts of the bytes sent.
 
-An exchange is one all-to-all along a planned :class:`~spectrim.distributed.routes.Route`. Gathers, scattered sums and
-the way to owners and back are all exchanges, so whatever one step needs for many matrices goes in one message to each
-rank, exact to the byte, without padding.
-
-What depends on the number of ranks is worked out once for each mesh, and kept with its :class:`Team`.
+An exchange follows a planned :class:`~spectrim.distributed.routes.Route`. One exchange serves many matrices, with one
+message to each rank and without padding. A :class:`Team` caches its plans.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange", "Recorder", "Team", "record", "team_of"]
 
-#: How many plans a team keeps; a step needs a few for each of its rounds of exchanges.
+#: The most plans that a team keeps; a step needs a few for each of its rounds of exchanges.
 MOST_PLANS = 4096
 
 Plan = TypeVar("Plan")
@@ -34,7 +31,7 @@ Plan = TypeVar("Plan")
 
 @dataclass
 class Recorder:
-    """Bytes that this rank sent, by what for."""
+    """Bytes that this rank sent, by purpose."""
 
     sent: dict[str, float] = field(default_factory=dict)
 
@@ -53,9 +50,9 @@ _recorders: list[Recorder] = []
 
 @contextmanager
 def record() -> Iterator[Recorder]:
-    """Count what this rank sends while the context is open.
+    """Count the bytes that this rank sends in the context.
 
-    A sum over P ranks counts as 2 (P−1)/P times its size, what the best algorithms send of it.
+    A sum over P ranks counts as 2 (P−1)/P times its size, as in optimal algorithms.
     """
     recorder = Recorder()
     _recorders.append(recorder)
@@ -72,7 +69,7 @@ def _count(purpose: str, size: float) -> None:
 
 @dataclass(eq=False)
 class Exchange:
-    """An all-to-all under way; :meth:`wait` puts what arrives where it belongs."""
+    """An all-to-all under way; :meth:`wait` completes it."""
 
     route: Route
     own: Sequence[Tensor]
@@ -81,7 +78,7 @@ class Exchange:
     received: Tensor
 
     def wait(self, targets: Sequence[Tensor]) -> None:
-        """Fill the route's targets, contiguous tensors, with what arrives and what this rank kept for itself."""
+        """Wait, and fill the route's targets, contiguous tensors, from the received message and this rank's tensors."""
         if self.work is not None:
             self.work.wait()
         self.route.unpack(self.received, self.own, targets)
@@ -91,12 +88,12 @@ class Exchange:
 class Team:
     """The ranks of a mesh, numbered as in :class:`~spectrim.distributed.sharding.Sharding`.
 
-    There is one object for each sequence of ranks, so teams are compared and looked up by identity.
+    There is one object for each sequence of ranks, so that teams compare by identity.
 
     Attributes:
-        group: their process group.
+        group: the process group.
         order: for every member its rank in the group.
-        member: this process's number.
+        member: this rank's number in the team.
     """
 
     group: dist.ProcessGroup
@@ -105,10 +102,10 @@ class Team:
     _plans: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def planned(self, key: Hashable, make: Callable[[], Plan]) -> Plan:
-        """What ``make`` gives, made once.
+        """The plan that ``make`` returns, cached by key.
 
         Args:
-            key: everything that the plan depends on, and nothing that belongs to a parameter: those come and go.
+            key: everything that the plan depends on. It must not hold parameters, which the cache would keep alive.
         """
         plan: Plan | None = self._plans.get(key)
         if plan is None:
@@ -119,15 +116,15 @@ class Team:
 
     @property
     def size(self) -> int:
-        """How many members there are."""
+        """The number of members."""
         return len(self.order)
 
     def sum(self, numbers: Tensor, purpose: str) -> None:
-        """Replace a tensor by its sum over all members, in place and to the same bits everywhere."""
+        """Replace a tensor by its sum over all members, in place; all ranks get the same bits."""
         self._reduce(numbers, dist.ReduceOp.SUM, purpose)
 
     def maximum(self, numbers: Tensor, purpose: str) -> None:
-        """Replace a tensor by its largest values over all members, in place."""
+        """Replace a tensor by its elementwise maximum over all members, in place."""
         self._reduce(numbers, dist.ReduceOp.MAX, purpose)
 
     def _reduce(self, numbers: Tensor, operation: Any, purpose: str) -> None:
@@ -136,7 +133,7 @@ class Team:
             dist.all_reduce(numbers, operation, group=self.group)
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """One small Python object of every member. For messages, not for the path of a step."""
+        """Gather one small Python object from every member. It is slow: not for use in every step."""
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value, group=self.group)
         return [found[rank] for rank in self.order]
@@ -147,11 +144,11 @@ class Team:
         """Post an all-to-all.
 
         Args:
-            route: planned from the shapes of the tensors.
-            tensors: which are sent, or kept.
-            dtype: in which they travel, and arrive.
-            device: where they are.
-            purpose: under which the bytes are counted.
+            route: planned for the shapes of the tensors.
+            tensors: the tensors to send, or to keep on this rank.
+            dtype: dtype of the messages and results.
+            device: device of the tensors.
+            purpose: the purpose under which bytes are counted.
         """
         own = [tensor.to(dtype).contiguous() for tensor in tensors]
         message = route.pack(own, dtype, device)
@@ -167,12 +164,12 @@ class Team:
 
 _groups: dict[tuple[int, ...], tuple[Any, dist.ProcessGroup]] = {}
 _teams: weakref.WeakValueDictionary[tuple[dist.ProcessGroup, tuple[int, ...]], Team] = weakref.WeakValueDictionary()
-#: By the identity of a mesh: comparing meshes takes time that grows with their ranks.
+#: Teams by the id of their mesh, since comparing meshes takes time proportional to their ranks.
 _known: dict[int, tuple[weakref.ref[DeviceMesh], Any, Team]] = {}
 
 
 def team_of(mesh: DeviceMesh) -> Team:
-    """The team of all ranks of a mesh, of any number of dimensions. To be called by all of them in the same order."""
+    """The team of all ranks of a mesh with any number of dimensions. All of them call this in the same order."""
     found = _known.get(id(mesh))
     if found is not None and found[0]() is mesh and found[1] is dist.group.WORLD:
         return found[2]

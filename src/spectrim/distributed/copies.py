@@ -1,7 +1,7 @@
-"""Strided copies between flat tensors: what many ranks' pieces of a matrix are put together and taken apart by.
+"""Strided copies between flat tensors, which assemble matrices from shards and divide them again.
 
-Pieces of one form that lie evenly spaced on both sides are copied at once, so that an even sharding over any number of
-ranks takes as many copies as one over two.
+Blocks of one shape at even distances are merged into one copy, so that an even sharding over many ranks takes as many
+copies as one over two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Copy", "copies_of_region", "copy_all", "is_plain", "merged"]
 
 
 class Copy(NamedTuple):
-    """One block of entries of a flat tensor, and where it goes in another; offsets and strides count entries."""
+    """A copy of a block of entries from one flat tensor to another; offsets and strides count entries."""
 
     shape: tuple[int, ...]
     source_strides: tuple[int, ...]
@@ -33,12 +33,12 @@ class Copy(NamedTuple):
         return self._replace(source=self.source + source, target=self.target + target)
 
     def reversed(self) -> Copy:
-        """The copy back."""
+        """The copy in the opposite direction."""
         return Copy(self.shape, self.target_strides, self.source_strides, self.target, self.source)
 
 
 def copies_of_region(shape: Sequence[int], region: Sequence[Intervals]) -> list[Copy]:
-    """The copies that take a region out of a contiguous tensor of some shape, to a contiguous tensor of its own."""
+    """The copies from a region of a contiguous tensor of this shape to a contiguous tensor of the region's size."""
     strides = _strides(shape)
     local = _strides([count(runs) for runs in region])
     offsets = [list(itertools.accumulate((stop - start for start, stop in runs), initial=0)) for runs in region]
@@ -52,7 +52,7 @@ def copies_of_region(shape: Sequence[int], region: Sequence[Intervals]) -> list[
 
 
 def merged(copies: Sequence[Copy]) -> list[Copy]:
-    """Fewer copies that do the same, in any order."""
+    """Merge copies into fewer ones with the same effect."""
     found = list(copies)
     while len(fewer := _merged_once(found)) < len(found):
         found = fewer
@@ -88,7 +88,7 @@ def _merged_once(copies: Sequence[Copy]) -> list[Copy]:
 
 
 def is_plain(copy: Copy) -> bool:
-    """True if a copy takes one run of memory to one run of memory."""
+    """True if source and target are contiguous."""
     strides = _strides(copy.shape)
     pairs = [(copy.source_strides, strides), (copy.target_strides, strides)]
     return all(
@@ -100,7 +100,7 @@ def is_plain(copy: Copy) -> bool:
 
 
 def copy_all(copies: Sequence[tuple[Tensor, Tensor, Copy]]) -> None:
-    """Run copies, each from a contiguous tensor to a contiguous tensor; dtypes may differ."""
+    """Run copies (source, target, copy) between contiguous tensors, whose dtypes may differ."""
     if not copies:
         return
     sources = [_view(source, copy.shape, copy.source_strides, copy.source) for source, _, copy in copies]

@@ -1,4 +1,4 @@
-"""What a DTensor is, without importing them: that takes half a second, and where nobody has done it there are none."""
+"""Recognises DTensors without importing them, which takes half a second and is not needed if there are none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["is_dtensor"]
 
 
 def is_dtensor(value: object) -> TypeIs[DTensor]:
-    """True for a DTensor, a parameter or not."""
+    """True for a DTensor, whether it is a parameter or not."""
     if type(value) is Tensor or type(value) is Parameter:
         return False
     known = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)

@@ -1,5 +1,4 @@
-"""How a matrix, or a stack of them, lies on a mesh: who holds which rows and columns, and who keeps which part of the
-spike's basis. Pure descriptions, made from a sharding alone."""
+"""Which rows and columns of a matrix, and which part of its spike's basis, each member of a mesh holds."""
 
 from __future__ import annotations
 
@@ -14,13 +13,13 @@ from spectrim.distributed.sharding import Sharding, Split
 
 __all__ = ["Axes", "Grid", "Rows", "Share", "basis_sharding", "grid_of", "local_rows"]
 
-#: Ways to share out what a matrix has: its rows or columns as they are held, or the parts of its spike.
+#: Ways to divide a matrix: its rows or columns as members hold them, or the rows of its spike's basis or left vectors.
 Share = Literal["rows", "columns", "basis", "frame"]
 
 
 @dataclass(frozen=True)
 class Axes:
-    """Which dimensions of a tensor are rows, columns, and the stack of its matrices."""
+    """The dimensions of a tensor that are rows, columns, and the stack of matrices."""
 
     rows: tuple[int, ...]
     columns: tuple[int, ...]
@@ -28,28 +27,28 @@ class Axes:
 
 
 class Rows(NamedTuple):
-    """The rows of one part of a tensor: from start up to stop, and again in every period, where there is one."""
+    """The rows ``[start, stop)`` of one part of a tensor, repeated with a period if the parts are interleaved."""
 
     start: int
     stop: int
     period: int | None = None
 
     def runs(self, total: int) -> Intervals:
-        """The rows, of so many in all."""
+        """The rows as intervals, for a tensor of ``total`` rows."""
         begins = [0] if self.period is None else range(0, total, self.period)
         return tuple((begin + self.start, begin + self.stop) for begin in begins)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """One matrix m x n, or a stack of E, on a mesh: the matrix that some rows of a sharded tensor make.
+    """The division of a logical matrix (m, n), or a stack (E, m, n), over a mesh.
 
-    A family are the members that hold the same matrices of a stack, in the same replica.
+    The members that hold the same matrices of a stack in the same replica form a family.
 
     Attributes:
-        sharding: of the tensor.
-        axes: how it is read as a matrix.
-        part: the rows.
+        sharding: the sharding of the tensor.
+        axes: the dimensions that are rows and columns.
+        part: the matrix's rows in the tensor.
     """
 
     sharding: Sharding
@@ -63,11 +62,11 @@ class Grid:
 
     @property
     def depth(self) -> int | None:
-        """E, or None where there is no stack."""
+        """E, or None if there is no stack."""
         return None if self.axes.stack is None else self.sharding.shape[self.axes.stack]
 
     def replica(self, member: int) -> int:
-        """Which replica a member belongs to."""
+        """The number of a member's replica."""
         return self.sharding.replica(member)
 
     def rows(self, member: int) -> Intervals:
@@ -80,25 +79,26 @@ class Grid:
         return _held(self.sharding, self.axes.columns, member)
 
     def stack(self, member: int) -> Intervals:
-        """The matrices of which a member holds a part."""
+        """The matrices of which a member holds entries."""
         return () if self.axes.stack is None else self.sharding.region(member)[self.axes.stack]
 
     def basis(self, member: int) -> Intervals:
-        """The columns whose part of the n x k basis a member keeps. Within a family they are disjoint."""
+        """The rows of the n x k basis that a member keeps; disjoint within a family."""
         return self._basis.region(member)[-2]
 
     def frame(self, member: int) -> Intervals:
-        """The rows whose part of the m x k left vectors a member works out: those that it holds, shared evenly with
-        the members of its family that hold the same."""
+        """The rows of the m x k left vectors that a member computes.
+
+        Members of a family that hold the same rows divide them evenly."""
         same = self.sharding.varied(member, self.axes.columns)
         return chunk(self.rows(member), len(same), same.index(member))
 
     def family(self, member: int) -> list[int]:
-        """The members of a member's family, in order, itself among them."""
+        """The members of a member's family, in order, including itself."""
         return self.sharding.varied(member, self.axes.rows + self.axes.columns)
 
     def moves(self, have: Share, want: Share) -> bool:
-        """Whether any member wants another share than it has."""
+        """True if the two shares differ for any member, so that a message is needed."""
         key = (have, want)
         if key not in self._moves:
             share, wanted = self.share(have), self.share(want)
@@ -106,7 +106,7 @@ class Grid:
         return self._moves[key]
 
     def share(self, which: Share) -> Callable[[int], Intervals]:
-        """One of the four ways to share rows or columns out."""
+        """The function from member to indices for one way to divide the matrix."""
         return {"rows": self.rows, "columns": self.columns, "basis": self.basis, "frame": self.frame}[which]
 
     @cached_property
@@ -123,7 +123,7 @@ class Grid:
 
 
 def basis_sharding(sharding: Sharding, axes: Axes, rank: int) -> Sharding:
-    """The sharding of the (E,) n x k basis: its rows over every mesh dimension that splits rows or columns."""
+    """The sharding of the (E, n, k) basis: its rows are split over all mesh dimensions that split rows or columns."""
     inputs = math.prod(sharding.shape[dim] for dim in axes.columns)
     shape = (inputs, rank) if axes.stack is None else (sharding.shape[axes.stack], inputs, rank)
 
@@ -137,19 +137,19 @@ def basis_sharding(sharding: Sharding, axes: Axes, rank: int) -> Sharding:
 
 @cache
 def grid_of(sharding: Sharding, axes: Axes, part: Rows) -> Grid:
-    """The grid of some rows, one object for each, which remembers what was asked of it."""
+    """The grid of some rows; cached, since a grid caches its results."""
     return Grid(sharding, axes, part)
 
 
 @cache
 def local_rows(sharding: Sharding, axes: Axes, part: Rows, member: int) -> Intervals:
-    """Which of the rows that a member holds are of a part."""
+    """The positions, among the rows that a member holds, of the rows of a part."""
     whole = part.runs(math.prod(sharding.shape[dim] for dim in axes.rows))
     mine = [ours for ours, _ in overlaps(_held(sharding, axes.rows, member), whole)]
     return joined([(place.start, place.stop) for place in mine])
 
 
 def _held(sharding: Sharding, dims: Sequence[int], member: int) -> Intervals:
-    """What a member holds along the joined dimensions."""
+    """The indices that a member holds along flattened dimensions."""
     region = sharding.region(member)
     return flattened([region[dim] for dim in dims], [sharding.shape[dim] for dim in dims])

@@ -1,7 +1,6 @@
-"""Sets of indices along one dimension, as sorted intervals: what a rank holds of a tensor's rows or columns.
+"""Sets of indices along one dimension, as sorted intervals.
 
-A shard is nearly always one interval. Strided shards, which FSDP2 makes of rows that tensor parallelism has split
-already, are several. Pure Python, no tensor is touched but by :func:`take` and :func:`put`.
+A shard is usually one interval. Strided shards, which FSDP2 makes over tensor parallelism, are several.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ Intervals = tuple[tuple[int, int], ...]
 
 
 def count(runs: Intervals) -> int:
-    """How many indices there are."""
+    """The number of indices."""
     return sum(stop - start for start, stop in runs)
 
 
 def pick(runs: Intervals, start: int, stop: int) -> Intervals:
-    """The indices at positions start to stop of a set."""
+    """The indices at positions ``start`` to ``stop`` of a set."""
     picked: list[tuple[int, int]] = []
     offset = 0
     for first, last in runs:
@@ -36,13 +35,13 @@ def pick(runs: Intervals, start: int, stop: int) -> Intervals:
 
 
 def chunk(runs: Intervals, chunks: int, index: int) -> Intervals:
-    """One of several chunks of a set, by torch.chunk's rule: all of ⌈size/chunks⌉ but the last ones."""
+    """One chunk of a set, by torch.chunk's rule: chunks have ⌈size/chunks⌉ indices, except the last ones."""
     size = -(-count(runs) // chunks)
     return pick(runs, size * index, size * (index + 1))
 
 
 def joined(pairs: Sequence[tuple[int, int]]) -> Intervals:
-    """Sorted runs, those that touch made one."""
+    """Sort intervals, and join adjacent ones."""
     result: list[tuple[int, int]] = []
     for start, stop in sorted(pairs):
         if result and result[-1][1] == start:
@@ -53,13 +52,13 @@ def joined(pairs: Sequence[tuple[int, int]]) -> Intervals:
 
 
 def within(runs: Intervals, start: int, stop: int) -> Intervals:
-    """The indices of a set that lie from start up to stop, counted from start."""
+    """The indices of a set in ``[start, stop)``, relative to ``start``."""
     clipped = [(max(first, start) - start, min(last, stop) - start) for first, last in runs]
     return tuple((first, last) for first, last in clipped if first < last)
 
 
 def overlaps(mine: Intervals, other: Intervals) -> Iterator[tuple[slice, slice]]:
-    """Where two sets have indices in common: pairs of slices of positions in the one and in the other, in order."""
+    """The common indices of two sets, as pairs of slices of positions in the first and the second set, in order."""
     ours, i = 0, 0
     theirs, j = 0, 0
     while i < len(mine) and j < len(other):
@@ -76,7 +75,7 @@ def overlaps(mine: Intervals, other: Intervals) -> Iterator[tuple[slice, slice]]
 
 
 def flattened(dimensions: Sequence[Intervals], shape: Sequence[int]) -> Intervals:
-    """The indices along the joined dimensions of a shape, for sets along each."""
+    """The indices along the flattened dimensions of a shape, from the sets along each dimension."""
     total: Intervals = ((0, 1),)
     for runs, size in zip(dimensions, shape, strict=True):
         if runs == ((0, size),):
@@ -88,7 +87,7 @@ def flattened(dimensions: Sequence[Intervals], shape: Sequence[int]) -> Interval
 
 
 def take(tensor: Tensor, region: Sequence[Intervals]) -> Tensor:
-    """The entries of a tensor at the product of one set for each dimension; a view where every set is one run."""
+    """The entries of a tensor at the product of one set for each dimension; a view if every set is one interval."""
     for dim, runs in enumerate(region):
         if runs == ((0, tensor.shape[dim]),):
             continue

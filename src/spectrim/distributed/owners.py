@@ -1,11 +1,11 @@
-"""Whole matrices at owners: shards travel there in one all-to-all, are worked on once, and travel back in one.
+"""Gathers whole matrices at owner ranks with one all-to-all, and returns the results to the shards with another.
 
-The unit of work is one tensor, or one matrix of a stack. Its owner is any rank of the mesh, chosen so that all have
-about the same work. Where there are replicas, the shards of one of them are sent and the result goes to all, so
-replicas share the work and hold the same bits.
+The unit of work is a tensor, or one matrix of a stack. Owners are chosen so that all ranks have about the same work.
+If there are replicas, one of them sends its shards and all get the result, so that replicas divide the work and hold
+the same bits.
 
-Who owns what and what goes where depends on shapes, layouts and the work so far in a step, the same in every step. It
-is planned once (:class:`OwnerPlan`), from what this rank sends and gets; a step looks the plan up.
+The plan of an exchange (:class:`OwnerPlan`) depends on shapes, layouts and the work assigned so far in a step, which
+are the same in every step, so it is cached.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from spectrim.distributed.sharding import Sharding
 
 __all__ = ["Loads", "OwnerExchange", "OwnerPlan", "Unit", "exchange_rounds", "owners", "plan_owners"]
 
-#: How many bytes of matrices, in float32, each owner holds at once; one matrix always may.
+#: The most bytes of matrices, in float32, that an owner holds at once; a single matrix may exceed it.
 ROUND_BYTES = 64 * 2**20
 
 T = TypeVar("T")
 
-#: Works on whole units of one shape: which tensors they belong to, and the units; a result for each.
+#: Works on whole units of one shape. Arguments: the indices of their tensors, and the units. Returns a result for each.
 Work = Callable[[list[int], list[Tensor]], Sequence[Tensor]]
 
-#: For every team the work of its members so far in one step, so that owners share that of the whole step evenly. Of
-#: each the first members, as far as they have any.
+#: For every team, the work assigned to its first members so far in one step; other members have none. It makes the work
+#: of the whole step even.
 Loads = dict[Team, tuple[int, ...]]
 
 
 def exchange_rounds(items: Sequence[T], shape: Callable[[T], Sequence[int]], members: int) -> Iterator[list[T]]:
-    """Items in order, as many together as fill every owner's room; ``shape`` tells that of the whole of an item."""
+    """Divide items, in order, into lists that fit :data:`ROUND_BYTES` per owner; ``shape`` returns an item's shape."""
     some: list[T] = []
     room = ROUND_BYTES * members
     for item in items:
@@ -57,12 +57,12 @@ def exchange_rounds(items: Sequence[T], shape: Callable[[T], Sequence[int]], mem
 
 @dataclass(frozen=True)
 class Unit:
-    """What goes to one owner: a tensor, or matrix ``index`` of a stack.
+    """The unit of work of an owner: a tensor, or one matrix of a stack.
 
     Attributes:
-        tensor: which of the tensors sent.
-        index: which matrix of a stack, or None for a whole tensor.
-        shape: of the unit.
+        tensor: index of the tensor.
+        index: index of the matrix in its stack, or None for a whole tensor.
+        shape: shape of the unit.
     """
 
     tensor: int
@@ -71,17 +71,17 @@ class Unit:
 
 
 def owners(works: Sequence[int], before: tuple[int, ...], members: int) -> tuple[list[int], tuple[int, ...]]:
-    """For every unit its owner: the largest first, each to the first of the members with the least work so far.
+    """Assign every unit, the largest first, to the member with the least work so far.
 
-    Takes time for units, whatever the number of members: those without work are taken in turn, the others from a heap.
+    The time does not depend on the number of members: those without work are taken in order, the others from a heap.
 
     Args:
-        works: of the units, each at least 1.
+        works: the work of each unit, at least 1.
         before: the work so far of the first members; the others have none.
-        members: how many there are.
+        members: the number of members.
 
     Returns:
-        The owners, and the work of the first members after.
+        The owner of every unit, and the new work of the first members.
     """
     chosen = [0] * len(works)
     loads = list(before)
@@ -102,14 +102,14 @@ def owners(works: Sequence[int], before: tuple[int, ...], members: int) -> tuple
 
 @dataclass(frozen=True, eq=False)
 class OwnerPlan:
-    """What one rank does in an exchange with owners.
+    """One rank's part in an exchange with owners.
 
     Attributes:
-        units: all of them, the same on every rank.
-        owned: the numbers of those that this rank owns.
-        there: local tensors to units owned here.
-        back: units owned here to local tensors.
-        loads: see :data:`Loads`; after this exchange.
+        units: all units, the same on every rank.
+        owned: the indices of the units that this rank owns.
+        there: the route from local tensors to owned units.
+        back: the route from owned units to local tensors.
+        loads: the work of members after this exchange; see :data:`Loads`.
     """
 
     units: tuple[Unit, ...]
@@ -122,13 +122,13 @@ class OwnerPlan:
 def plan_owners(
     tensors: Sequence[tuple[Sharding, bool]], before: tuple[int, ...], order: Sequence[int], me: int
 ) -> OwnerPlan:
-    """Plan an exchange, from nothing but who holds what.
+    """Plan an exchange.
 
     Args:
-        tensors: how each lies on the mesh, and whether it is a stack (E, m, n), which is E units.
+        tensors: the sharding of each tensor, and True if it is a stack (E, m, n), which has E units.
         before: see :func:`owners`.
         order: for every member its rank in the process group.
-        me: which member this is.
+        me: this rank's number in the team.
     """
     units = tuple(_units(tensors))
     chosen, loads = owners([_work(unit.shape) for unit in units], before, len(order))
@@ -173,7 +173,7 @@ def _units(tensors: Sequence[tuple[Sharding, bool]]) -> Iterator[Unit]:
 
 
 def _region(sharding: Sharding, unit: Unit, member: int) -> tuple[Intervals, ...] | None:
-    """What a member holds of a unit."""
+    """The indices of a unit that a member holds, or None if it holds none of the matrix."""
     region = sharding.region(member)
     if unit.index is None:
         return region
@@ -181,12 +181,12 @@ def _region(sharding: Sharding, unit: Unit, member: int) -> tuple[Intervals, ...
 
 
 def _local_copies(sharding: Sharding, unit: Unit, me: int) -> list[Copy] | None:
-    """The copy of this rank's part of a unit from its contiguous local tensor to a parcel; None where it has none."""
+    """The copy of this rank's part of a unit from its contiguous local tensor to a parcel; None if it has no part."""
     region = _region(sharding, unit, me)
     size = 0 if region is None else math.prod(count(runs) for runs in region)
     if size == 0:
         return None
-    # Matrices of a stack lie one after another.
+    # Matrices of a stack are consecutive in memory.
     place = (
         0
         if unit.index is None
@@ -201,15 +201,16 @@ def _work(shape: Sequence[int]) -> int:
 
 
 class OwnerExchange:
-    """Local shards to owners and back: :meth:`send`, then :meth:`work`, then :meth:`results`; each posts what the next
-    waits for, so that another exchange's work fits in between.
+    """Sends local shards to owners and back: call :meth:`send`, :meth:`work` and :meth:`results`.
+
+    Each posts a message for which the next waits, so that other exchanges can run in between.
 
     Args:
         team: the ranks of the mesh.
-        shardings: of the tensors that will be sent.
-        stacks: of each, whether its first dimension counts matrices.
-        dtype: in which matrices travel.
-        loads: the work so far in this step; this exchange's is added.
+        shardings: the shardings of the tensors to send.
+        stacks: for each tensor, True if its first dimension counts matrices.
+        dtype: dtype of the messages.
+        loads: the work assigned so far in this step, to which this exchange adds.
     """
 
     def __init__(
@@ -225,7 +226,7 @@ class OwnerExchange:
 
     @property
     def units(self) -> Sequence[Unit]:
-        """What is sent, in order, the same on every rank."""
+        """The units of this exchange, the same on every rank."""
         return self._plan.units
 
     def send(self, tensors: Sequence[Tensor]) -> None:
@@ -234,7 +235,7 @@ class OwnerExchange:
         self._under_way = self._post(self._plan.there, tensors)
 
     def work(self, function: Work) -> None:
-        """Put the units owned here together, work on them, and send every holder its part of the result.
+        """Apply a function to the whole units that this rank owns, and send the results back.
 
         Args:
             function: see :data:`Work`. It may write to the units.
@@ -249,13 +250,13 @@ class OwnerExchange:
         self._under_way = self._post(self._plan.back, list(wholes.values()))
 
     def wholes(self) -> dict[int, Tensor]:
-        """The units owned here, put together, by their number; an exchange may end with them."""
+        """The whole units that this rank owns, by index. Instead of :meth:`work`, if no results go back."""
         found = {number: self._locals[0].new_empty(self.units[number].shape) for number in self._plan.owned}
         self._under_way.wait(list(found.values()))
         return found
 
     def results(self) -> list[Tensor]:
-        """The results for this rank's shards: new tensors of the shape and dtype of those that were sent."""
+        """The results for this rank's shards, as new tensors with the shapes and dtype of those that were sent."""
         found = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in self._locals]
         self._under_way.wait(found)
         return found

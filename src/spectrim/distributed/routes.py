@@ -1,7 +1,7 @@
-"""Routes: one rank's part of an all-to-all, planned once and travelled in every step.
+"""Routes: one rank's part of an all-to-all, planned once and reused in every step.
 
-A route knows how much goes to and comes from every rank, and by which copies this rank packs its message and unpacks
-what arrives. It depends on shapes and layouts alone, never on tensors.
+A route has the numbers of entries to and from every rank, and the copies that pack and unpack messages. It depends on
+shapes and layouts, not on tensors.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ __all__ = ["Route", "RoutePlanner"]
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """What this rank sends, gets and keeps.
+    """The messages that this rank sends and receives, and the copies that it makes.
 
     Attributes:
-        sent, received: how many entries go to, and come from, every rank of the process group; and in total.
-        packing: which tensors are sent, and the copies from each to the message.
-        unpacking: which tensors are filled, and the copies from what was received to each.
-        keeping: of what this rank has and wants itself, which tensor, to which, and how.
-        is_concatenation: the message is nothing but runs of the tensors' memory, one after another.
+        sent, received: numbers of entries to and from every rank of the process group.
+        total_sent, total_received: their sums.
+        packing: (index of a tensor, copy from it to the message).
+        unpacking: (index of a target, copy from the received message to it).
+        keeping: (index of a tensor, index of a target, copy between them) on this rank.
+        is_concatenation: the message consists of consecutive contiguous parts of tensors.
     """
 
     sent: list[int]
@@ -39,7 +40,7 @@ class Route:
     is_concatenation: bool
 
     def pack(self, tensors: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The message: contiguous tensors of its dtype, in parts."""
+        """Pack contiguous tensors of this dtype into the message."""
         if self.is_concatenation and self.packing:
             return torch.cat(
                 [tensors[slot].view(-1)[copy.source : copy.source + _size(copy)] for slot, copy in self.packing]
@@ -49,17 +50,17 @@ class Route:
         return message
 
     def unpack(self, message: Tensor, own: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-        """Fill contiguous tensors from what was received and from what this rank has itself."""
+        """Fill contiguous targets from the received message and from this rank's own tensors."""
         arrived = [(message, targets[slot], copy) for slot, copy in self.unpacking]
         copy_all(arrived + [(own[slot], targets[target], copy) for slot, target, copy in self.keeping])
 
 
 class RoutePlanner:
-    """Gathers the parcels of a route. For every pair of ranks, both add their parcels in the same order.
+    """Builds a route from parcels. For every pair of ranks, both must add their parcels in the same order.
 
     Args:
         order: for every member its rank in the process group.
-        member: this one.
+        member: this rank's number in the team.
     """
 
     def __init__(self, order: Sequence[int], member: int) -> None:
@@ -69,19 +70,19 @@ class RoutePlanner:
         self._kept: dict[tuple[int, int], list[Copy]] = {}
 
     def send(self, receiver: int, slot: int, copies: Sequence[Copy]) -> None:
-        """Add a parcel to another member: copies of a tensor to a contiguous parcel, which they fill."""
+        """Add a parcel for another member: copies from a tensor that fill a contiguous parcel."""
         self._out.setdefault(receiver, []).append((slot, copies))
 
     def receive(self, sender: int, slot: int, copies: Sequence[Copy]) -> None:
-        """Expect a parcel of another member: copies of a contiguous parcel to a tensor."""
+        """Add a parcel from another member: copies from a contiguous parcel to a tensor."""
         self._in.setdefault(sender, []).append((slot, copies))
 
     def keep(self, slot: int, target: int, copies: Sequence[Copy]) -> None:
-        """Copy from a tensor to a tensor of this rank."""
+        """Add copies between tensors of this rank."""
         self._kept.setdefault((slot, target), []).extend(copies)
 
     def route(self) -> Route:
-        """All parcels as a route."""
+        """The route of all parcels."""
         sent, packing = self._laid_out(self._out, incoming=False)
         received, unpacking = self._laid_out(self._in, incoming=True)
         packing.sort(key=lambda item: item[1].target)
@@ -97,7 +98,7 @@ class RoutePlanner:
     def _laid_out(
         self, parcels: dict[int, list[tuple[int, Sequence[Copy]]]], *, incoming: bool
     ) -> tuple[list[int], list[tuple[int, Copy]]]:
-        """Sizes by rank, and for every tensor its copies from or to the whole message, in the order of ranks."""
+        """The number of entries for every rank, and every tensor's copies from or to the message, in order of ranks."""
         sizes = [0] * len(self._order)
         by_slot: dict[int, list[Copy]] = {}
         offset = 0

@@ -1,7 +1,7 @@
-"""Which part of a tensor each rank of a mesh holds, computed from placements alone.
+"""Which part of a tensor each rank of a mesh holds, computed from placements.
 
-The description needs no process group: it can be made and tested in one process. Members of a mesh are numbered in
-row-major order of their coordinates. Relied on by everything that moves shards.
+This needs no process group, so it can be tested in one process. The members of a mesh are numbered in row-major order
+of their coordinates.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ __all__ = ["Sharding", "Split", "sharding_from", "sharding_of"]
 class Split:
     """A mesh dimension that splits a dimension of the tensor.
 
-    ``factor`` is 1 for plain shards. Above 1, the dimension had been split that often by later mesh dimensions before
-    this one split every part again: FSDP2 over tensor parallelism.
+    ``factor`` is 1 for plain shards. For strided shards, which FSDP2 makes over tensor parallelism, later mesh
+    dimensions have split the dimension into ``factor`` parts, and this mesh dimension splits each part again.
     """
 
     dim: int
@@ -34,12 +34,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Sharding:
-    """A tensor spread over a mesh.
+    """The division of a tensor over a mesh.
 
     Attributes:
-        shape: of the whole tensor.
-        mesh_shape: of the mesh.
-        splits: for each mesh dimension how it splits the tensor, or None where it holds replicas.
+        shape: shape of the whole tensor.
+        mesh_shape: shape of the mesh.
+        splits: for each mesh dimension the split of the tensor, or None if it holds replicas.
     """
 
     shape: tuple[int, ...]
@@ -48,17 +48,17 @@ class Sharding:
 
     @property
     def members(self) -> int:
-        """How many ranks the mesh has."""
+        """The number of ranks of the mesh."""
         return math.prod(self.mesh_shape)
 
     @property
     def replicas(self) -> int:
-        """How many ranks hold each entry."""
+        """The number of ranks that hold each entry."""
         pairs = zip(self.mesh_shape, self.splits, strict=True)
         return math.prod(size for size, split in pairs if split is None)
 
     def divides(self, dim: int) -> bool:
-        """Whether a dimension is spread over more than one rank."""
+        """True if a dimension is split over more than one rank."""
         pairs = zip(self.mesh_shape, self.splits, strict=True)
         return any(split is not None and split.dim == dim and size > 1 for size, split in pairs)
 
@@ -70,7 +70,7 @@ class Sharding:
         return found
 
     def coordinate(self, member: int) -> tuple[int, ...]:
-        """A member's place in the mesh."""
+        """A member's coordinates in the mesh."""
         place = []
         for size in reversed(self.mesh_shape):
             member, last = divmod(member, size)
@@ -78,16 +78,17 @@ class Sharding:
         return tuple(reversed(place))
 
     def replica(self, member: int) -> int:
-        """Which of the replicas a member belongs to; those of one replica hold the tensor once."""
+        """The number of a member's replica. The members of one replica together hold the tensor once."""
         return self._number(self.coordinate(member), replicated=True)
 
     def shard(self, member: int) -> int:
-        """The number of a member's shard; equal for those that hold the same one."""
+        """The number of a member's shard, equal for members that hold the same shard."""
         return self._number(self.coordinate(member), replicated=False)
 
     def varied(self, member: int, dims: Collection[int | None]) -> list[int]:
-        """The members whose place differs from one's only along mesh dimensions that split some of these dimensions of
-        the tensor, or hold replicas for None; in order, itself among them."""
+        """The members, in order, that differ from a member only along mesh dimensions that split one of ``dims``.
+
+        None in ``dims`` stands for mesh dimensions with replicas. The member itself is included."""
         found = [0]
         for place, size, split in zip(self.coordinate(member), self.mesh_shape, self.splits, strict=True):
             varies = (None if split is None else split.dim) in dims
@@ -119,8 +120,7 @@ class Sharding:
         return tuple(region)
 
     def _order(self) -> list[int]:
-        """Mesh dimensions in the order in which they split: from the left, but strided ones after all that they wait
-        for."""
+        """Mesh dimensions in the order of their splits: plain ones from the left, then strided ones from the right."""
         plain = [axis for axis, split in enumerate(self.splits) if split is not None and split.factor == 1]
         strided = [axis for axis, split in enumerate(self.splits) if split is not None and split.factor > 1]
         return plain + strided[::-1]
@@ -130,7 +130,7 @@ def sharding_of(tensor: DTensor, name: str) -> Sharding:
     """The sharding of a DTensor.
 
     Raises:
-        ValueError: a placement that is not served, with the parameter's name.
+        ValueError: a placement is not supported; the message has the parameter's name.
     """
     return sharding_from(tuple(tensor.shape), tuple(tensor.device_mesh.shape), tuple(tensor.placements), name)
 
@@ -138,11 +138,11 @@ def sharding_of(tensor: DTensor, name: str) -> Sharding:
 def sharding_from(
     shape: tuple[int, ...], mesh_shape: tuple[int, ...], placements: tuple[Placement, ...], name: str
 ) -> Sharding:
-    """The sharding that placements stand for; :func:`sharding_of` without a tensor."""
+    """The sharding for placements; :func:`sharding_of` without a tensor."""
     try:
         return _sharding_from(shape, mesh_shape, placements)
     except ValueError as error:
-        raise ValueError(f"the layout of parameter {name!r}, {tuple(placements)}, is not served: {error}") from None
+        raise ValueError(f"the layout of parameter {name!r}, {tuple(placements)}, is not supported: {error}") from None
 
 
 @cache
@@ -158,15 +158,16 @@ def _sharding_from(shape: tuple[int, ...], mesh_shape: tuple[int, ...], placemen
         elif type(placement).__name__ == "_StridedShard":
             splits.append(Split(placement.dim % len(shape), int(placement.split_factor)))  # type: ignore[attr-defined]
         else:
-            raise ValueError(f"{placement} is not served: expected Shard or Replicate")
+            raise ValueError(f"{placement} is not supported: expected Shard or Replicate")
     sharding = Sharding(shape, mesh_shape, tuple(splits))
     _check_strides(sharding)
     return sharding
 
 
 def _check_strides(sharding: Sharding) -> None:
-    """A strided shard must be split by later mesh dimensions into just as many parts as it says, and evenly enough
-    that FSDP2, which splits from the right, and DTensor, which reads from the left, mean the same rows."""
+    """Check that strided shards agree with later mesh dimensions, and split evenly.
+
+    FSDP2 splits from the right and DTensor reads from the left; with uneven splits they disagree about the rows."""
     for axis, split in enumerate(sharding.splits):
         if split is None or split.factor == 1:
             continue
@@ -176,18 +177,20 @@ def _check_strides(sharding: Sharding) -> None:
             if other is not None and other.dim == split.dim
         ]
         if math.prod(later) != split.factor:
-            raise ValueError(f"split_factor={split.factor} is not the {math.prod(later)} shards after it")
+            raise ValueError(
+                f"split_factor={split.factor}: expected {math.prod(later)}, the shards of later dimensions"
+            )
     if any(split is not None and split.factor > 1 for split in sharding.splits):
         for member in range(sharding.members):
             if sharding.region(member) != _read_from_the_left(sharding, sharding.coordinate(member)):
                 raise ValueError(
                     f"shape {sharding.shape} on a mesh of {sharding.mesh_shape} splits so unevenly that FSDP2 and "
-                    f"DTensor disagree on who holds what"
+                    f"DTensor disagree about the shards"
                 )
 
 
 def _read_from_the_left(sharding: Sharding, coordinate: tuple[int, ...]) -> tuple[Intervals, ...]:
-    """The region by DTensor's own reading: a strided shard is one part of each of its ``factor`` chunks."""
+    """The region as DTensor defines it: a strided shard is one part of each of its ``factor`` chunks."""
     region: list[Intervals] = [((0, size),) if size else () for size in sharding.shape]
     for place, size, split in zip(coordinate, sharding.mesh_shape, sharding.splits, strict=True):
         if split is None:

@@ -1,10 +1,9 @@
-"""The spike of sharded matrices, followed and shaped without gathering one: products with what is local, and exchanges
-of k columns.
+"""Tracks and shapes the spikes of sharded matrices without gathering the matrices.
 
-The same mathematics as :mod:`spectrim.operators.spike`, for any grid of blocks: with M_ij on one rank, Y = MV and
-W = MᵀU are sums of local products over the ranks of a row or a column of blocks. All matrices of a bucket share their
-messages. What is computed on several ranks is computed from the same bits: sums of small things go over the whole
-team, and sums of long things are taken in the order of members.
+The formulas are those of :mod:`spectrim.operators.spike`. For a matrix of blocks M_ij, one on each rank, Y = MV and
+W = MᵀU are sums of local products over the ranks of a row or column of blocks, so only k columns are exchanged. All
+matrices of a bucket share messages. Ranks that compute the same numbers get the same bits: small sums go over the
+whole team, and long sums are taken in the order of members.
 """
 
 from __future__ import annotations
@@ -28,20 +27,21 @@ from spectrim.operators._stack import energy, reading_is_free
 
 __all__ = ["Block", "Correction", "plan_rows", "shape_spikes"]
 
-#: Added to a Gram matrix of unit diagonal so that its Cholesky factor exists; far below what float32 columns resolve.
+#: Added to the unit diagonal of a Gram matrix so that its Cholesky factor exists; far below float32's resolution.
 SHIFT = 1e-14
 
-#: A column of which less than this is left, once the ones before it are taken out, is rounding.
+#: A column is dependent if less than this share of it is orthogonal to the columns before it.
 DEPENDENT = 5e-7
 
 
 @dataclass(kw_only=True, eq=False)
 class Block:
-    """This rank's part of a matrix, or of a stack of them.
+    """This rank's part of a matrix or stack.
 
     Attributes:
+        grid: the division of the matrix over the mesh.
         M: (..., rows, columns), the local block.
-        V: (..., kept columns, k), the local part of the basis. Replaced by the new one.
+        V: (..., kept rows, k), the local part of the basis, which is replaced by the new one.
     """
 
     grid: Grid
@@ -50,7 +50,7 @@ class Block:
 
 
 class Correction(NamedTuple):
-    """The shaped block O = M + left rightᵀ, unformed, and the norm of the whole O, of shape (...)."""
+    """The factors of the shaped block O = M + left rightᵀ, and the norm (...) of the whole O."""
 
     left: Tensor
     right: Tensor
@@ -58,10 +58,10 @@ class Correction(NamedTuple):
 
 
 def shape_spikes(team: Team, blocks: Sequence[Block], *, steps: int) -> list[Correction]:
-    """Follow the spikes of some matrices by power steps, and shrink them to their tails' scale.
+    """Track the spikes of matrices by power steps, and shrink them to the scale of their tails.
 
     Args:
-        team: all of whose members call this with their blocks of the same matrices.
+        team: all members call this with their blocks of the same matrices.
         blocks: of one dtype and device.
         steps: power steps, at least 1.
     """
@@ -72,7 +72,7 @@ def shape_spikes(team: Team, blocks: Sequence[Block], *, steps: int) -> list[Cor
 
 
 class _SpikeStep:
-    """The tensors of one call: lists with one item for every block."""
+    """The tensors of one call, in lists with one item for every block."""
 
     def __init__(self, team: Team, blocks: Sequence[Block]) -> None:
         self.team, self.blocks = team, blocks
@@ -95,7 +95,7 @@ class _SpikeStep:
             block.V = torch.where(alive, W / torch.where(alive, length[..., None, :], 1.0).to(W.dtype), block.V)
 
     def corrections(self) -> list[Correction]:
-        """What turns each M into its shaped O, where the rows and columns of this block are."""
+        """The corrections of this rank's blocks."""
         whole = self._totals([energy(block.M).double() for block in self.blocks])
         W = self._gathered(self.W, "basis", "columns")
         spikes = [length.square().sum(-1) for length in self.lengths]
@@ -115,7 +115,7 @@ class _SpikeStep:
         return found
 
     def _tails(self, whole: list[Tensor], spikes: list[Tensor], W: list[Tensor]) -> list[Tensor]:
-        """‖M − U Wᵀ‖_F²: a difference of norms where that is no small one, and formed where it is."""
+        """‖M − U Wᵀ‖_F²: the difference of norms if it is not small, else the norm of the difference."""
         differences = [total - spike for total, spike in zip(whole, spikes, strict=True)]
         plain = [difference > PLAIN_TAIL * spike for difference, spike in zip(differences, spikes, strict=True)]
         numbers = [float(flags.double().mean()) for flags in plain if flags.numel()] if self._readable() else []
@@ -133,12 +133,13 @@ class _SpikeStep:
         return reading_is_free(self.blocks[0].M)
 
     def _stacked(self) -> bool:
-        # Ranks that hold other matrices of a stack see other numbers, and must send the same messages.
+        # Ranks that hold other matrices of a stack have other numbers, but must send the same messages.
         return any(block.grid.depth is not None for block in self.blocks)
 
     def _orthonormal(self, Y: list[Tensor]) -> list[Tensor]:
-        """The Q of Y's QR decomposition up to the signs of its columns, from Y's rows on many ranks: Cholesky's
-        factor of the Gram matrix, in float64 and twice. Columns that depend on the ones before them become zero."""
+        """Orthonormalise the columns of Y, whose rows are on many ranks, by Cholesky-QR in float64, twice.
+
+        Columns that depend on the columns before them become zero."""
         Q = [y.double() for y in Y]
         for _ in range(2):
             grams = self._totals([q.mT @ q for q in Q])
@@ -146,13 +147,13 @@ class _SpikeStep:
         return [q.to(y.dtype) for q, y in zip(Q, Y, strict=True)]
 
     def _totals(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """The sum over its family of one small float64 tensor for each block, in one reduction for all."""
+        """Sum one small float64 tensor of each block over the block's family, in one reduction for all blocks."""
         me = self.team.member
         slots = []
         for block, value in zip(self.blocks, values, strict=True):
             depth = block.grid.depth
             slot = value.new_zeros((1, *value.shape) if depth is None else (depth, *value.shape[1:]))
-            # Replicas would count twice. One of them speaks for all, so that all hear the same bits.
+            # Only one replica contributes, so that all replicas get the same bits.
             if block.grid.replica(me) == 0:
                 if depth is None:
                     slot[0] = value
@@ -168,11 +169,11 @@ class _SpikeStep:
         return results
 
     def _gathered(self, tensors: Sequence[Tensor], have: Share, want: Share) -> list[Tensor]:
-        """Rows that members have, brought to all of their family that want them."""
+        """Send rows from the members that have them to all members of their family that want them."""
         return self._routed(tensors, have, want, summed=False)
 
     def _summed(self, tensors: Sequence[Tensor], have: Share, want: Share) -> list[Tensor]:
-        """Partial sums of rows, brought to the member that keeps each row and summed there, in the order of members."""
+        """Send partial sums of rows to the member that keeps each row, and sum them there in the order of members."""
         return self._routed(tensors, have, want, summed=True)
 
     def _routed(self, tensors: Sequence[Tensor], have: Share, want: Share, *, summed: bool) -> list[Tensor]:
@@ -185,7 +186,7 @@ class _SpikeStep:
             ("spike", sizes, have, want, summed), lambda: plan_rows(self.team, sizes, have, want, summed=summed)
         )
         exchange = self.team.exchange(route, sent, dtype=sent[0].dtype, device=sent[0].device, purpose="spike, columns")
-        # Some members' parts may leave rows of a sum out.
+        # Zeros, since some members may not send all rows of a sum.
         targets = [sent[0].new_zeros(shape) if summed else sent[0].new_empty(shape) for shape in shapes]
         exchange.wait(targets)
         results = list(tensors)
@@ -197,18 +198,18 @@ class _SpikeStep:
 def plan_rows(
     team: Team, sizes: Sequence[tuple[Any, ...]], have: Share, want: Share, *, summed: bool
 ) -> tuple[Route, list[tuple[int, ...]]]:
-    """How rows of some blocks get from those who have them to those who want them.
+    """Plan the route of rows of blocks from the members that have them to those that want them.
 
     Args:
-        sizes: for every block its grid, the leading dimensions of what travels, and its columns.
-        summed: whether what several members have of the same rows is kept apart, to be summed.
+        sizes: for every block its grid, the leading dimensions of the tensor, and its columns.
+        summed: several members have partial sums of the same rows, which are received separately to be summed.
 
     Returns:
         The route, and the shapes of its targets: (..., rows, columns), or (members, ..., rows, columns).
     """
     planner = RoutePlanner(team.order, team.member)
     shapes: list[tuple[int, ...]] = []
-    # Layers of a model are alike.
+    # Layers of a model have equal sizes.
     parcels = {size: _parcels(team.member, *size, have=have, want=want, summed=summed) for size in dict.fromkeys(sizes)}
     for slot, size in enumerate(sizes):
         found, shape = parcels[size]
@@ -227,8 +228,9 @@ def plan_rows(
 def _parcels(
     me: int, grid: Grid, *leading_and_columns: int, have: Share, want: Share, summed: bool
 ) -> tuple[list[tuple[int, list[Copy], list[Copy]]], tuple[int, ...]]:
-    """For every member of a block's family the copies to parcels for it and from parcels of it, one each; of this rank
-    itself, in the place of the latter, those from tensor to tensor. And the shape of the target."""
+    """For every member of a block's family, the copies to and from parcels; and the shape of the target.
+
+    For this rank itself, the second list has copies between tensors."""
     *leading, k = leading_and_columns
     deep, has, wants = math.prod(leading), grid.share(have), grid.share(want)
     mine, wanted = has(me), wants(me)
@@ -253,7 +255,7 @@ def _parcels(
 
 
 def _rows_to_parcel(deep: int, rows: int, some: slice, k: int) -> Copy:
-    """The copy of some rows of a contiguous (deep, rows, k) tensor to a parcel of their own."""
+    """The copy of some rows of a contiguous (deep, rows, k) tensor to a parcel."""
     many = some.stop - some.start
     return Copy((deep, many * k), (rows * k, 1), (many * k, 1), some.start * k, 0)
 
@@ -263,13 +265,13 @@ def _full(shape: Sequence[int]) -> list[Intervals]:
 
 
 def _inverse_factor(gram: Tensor) -> Tensor:
-    """R⁻¹ for the Gram matrix RᵀR of some columns, (..., k, k), with zeros where a column is dependent."""
+    """R⁻¹ for the Gram matrix RᵀR of some columns, (..., k, k), with zero columns for dependent columns."""
     length = gram.diagonal(dim1=-2, dim2=-1).sqrt()
     some = length > 0
     scale = torch.where(some, 1 / torch.where(some, length, 1.0), 0.0)
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     unit = gram * scale[..., None, :] * scale[..., :, None]
-    # An empty column is replaced by one that is orthogonal to all, for the factor's sake.
+    # A zero column gets a unit diagonal, so that the factor exists.
     unit = unit + torch.diag_embed(torch.where(some, SHIFT, 1.0))
     L, info = torch.linalg.cholesky_ex(unit)
     L = torch.where((info == 0)[..., None, None], L, identity)

@@ -1,11 +1,11 @@
-"""What a step does entry by entry, over whole lists of tensors, and symmetric products; each in two forms.
+"""Entry-wise operations over lists of tensors, and symmetric products, each in an eager and a Triton form.
 
-Each module has an operation in an eager form, made of torch's fused and ``_foreach`` calls: the reference of its Triton
-form in ``device``. ``choice`` has the rule by which one of them runs. Nothing here knows of optimizers or groups, and
-nothing reads the device.
+Each module has the eager form of an operation, made of torch's fused and ``_foreach`` calls; it is the reference for
+the Triton form in ``device``. ``choice`` decides which form runs. Nothing here depends on optimizers or reads the
+device.
 
-Everywhere ``found`` is None, or a float32 scalar on the device that is exactly 1 where the whole step is to be skipped
-and 0 otherwise: no weight and no state changes then.
+In all modules ``found`` is the skip flag: None, or a float32 scalar on the device that is 1 if the whole step is
+skipped, so that no weight and no state changes, and 0 otherwise.
 """
 
 from .choice import use

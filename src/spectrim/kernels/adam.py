@@ -38,7 +38,7 @@ def adam(
     """The bias-corrected Adam direction m̂ / (√v̂ + ε), as a formula; updates both moments in place.
 
     Args:
-        grad, exp_avg, exp_avg_sq: any one shape and dtype.
+        grad, exp_avg, exp_avg_sq: of one shape and dtype.
         step: scalar, 1 at the first step.
     """
     exp_avg.lerp_(grad, like(1 - beta1, grad))
@@ -67,11 +67,11 @@ def adam_directions(
     """Write the Adam direction of every gradient to ``out``, finite if the step is skipped; updates the moments.
 
     Args:
-        grads, exp_avgs, exp_avg_sqs: of one shape each with its ``out``, which may hold anything; its dtype, float32 at
-            least, is that of the arithmetic.
-        steps: scalars that count this step already.
-        taus, runs, form: as for :func:`~.shrinking.shrunk`; gradients are shrunk before they enter.
-        seeds: one for each tensor, by which moments in bfloat16 are rounded by chance; without them, to nearest.
+        grads, exp_avgs, exp_avg_sqs: with the shapes of ``out``, which may be uninitialised. The arithmetic is in the
+            dtype of ``out``, float32 or wider.
+        steps: scalar counts of steps, including this one.
+        taus, runs, form: as for :func:`~.shrinking.shrunk`, which is applied to the gradients first.
+        seeds: one for each tensor, for stochastic rounding of moments in bfloat16; without, they round to nearest.
     """
     if not out:
         return
@@ -86,7 +86,7 @@ def adam_directions(
     if taus is not None:
         grads = shrunk(grads, taus, runs, form, working(out[0]))
     if fused_serves(out, grads, exp_avgs, exp_avg_sqs):
-        # A fused AdamW step of learning rate −1 on zeros, without decay, leaves exactly the direction.
+        # A fused AdamW step with learning rate −1 on zeros, without decay, gives exactly the direction.
         torch._foreach_zero_(list(out))
         _fused((out, grads, exp_avgs, exp_avg_sqs, steps), -1.0, beta1, beta2, eps, 0.0, found)
         return
@@ -105,9 +105,9 @@ def stepped_by(
     *,
     shrinks: bool = False,
 ) -> StepForm:
-    """What takes AdamW's step: torch's fused kernel, a kernel of ours, or operations one by one, the formula."""
+    """The form of AdamW's step: torch's fused kernel, the Triton kernel, or the formula by single operations."""
     fused = fused_serves(params, grads, exp_avgs, exp_avg_sqs)
-    # Torch's own kernel already takes one pass where nothing is shrunk and one dtype serves.
+    # Torch's own kernel takes one pass too if nothing is shrunk.
     if fused and not shrinks:
         return "torch"
     if kernel_runs("adamw_step", params, grads, exp_avgs, exp_avg_sqs, scalars=steps):
@@ -134,16 +134,16 @@ def adamw_step(
     seeds: Sequence[int] | None = None,
     by: StepForm | None = None,
 ) -> None:
-    """AdamW's step of every parameter, its gradient shrunk first where there are ``taus``.
+    """AdamW's step of every parameter; with ``taus``, gradients are shrunk first.
 
-    In eager form by torch's fused kernel, where :func:`~.lists.fused_serves`; bfloat16 weights with float32 moments are
-    stepped in float32.
+    The eager form uses torch's fused kernel if possible (:func:`~.lists.fused_serves`). The arithmetic of bfloat16
+    weights with float32 moments is in float32.
 
     Args:
         lr, weight_decay: one for all, or one for each parameter.
         taus, runs, form: as for :func:`~.shrinking.shrunk`.
-        seeds: one for each tensor, by which weights in bfloat16 are rounded by chance; without them, to nearest.
-        by: what :func:`stepped_by` found, where the caller has asked already.
+        seeds: one for each tensor, for stochastic rounding of weights in bfloat16; without, they round to nearest.
+        by: the result of :func:`stepped_by`, if known.
     """
     if not params:
         return
@@ -186,8 +186,8 @@ def _direction(
     found: Found,
     seed: int | None,
 ) -> Tensor:
-    """:func:`adam` in a given dtype, whatever those of gradient and moments, which stay where the step is skipped."""
-    # A first step that is skipped has counted nothing, and nothing to correct.
+    """:func:`adam` in a given dtype, for a gradient and moments of any dtypes; a skipped step keeps the moments."""
+    # If the first step is skipped, the count is 0 and has no bias correction.
     count = step if found is None else step.clamp_min(1)
     moments = (exp_avg.to(dtype), exp_avg_sq.to(dtype))
     direction = adam(grad.to(dtype), *moments, count, beta1=held(beta1, found), beta2=held(beta2, found), eps=eps)
@@ -227,6 +227,6 @@ def _fused(
 
 
 def bias_correction(decay: Number, step: Tensor) -> Tensor:
-    """1 − βᵗ as a float64 scalar: in float32 it loses its leading digits where β = 0.999 and t is small."""
+    """1 − βᵗ as a float64 scalar; in float32, β = 0.999 and a small t would lose the leading digits."""
     base = torch.as_tensor(decay, dtype=torch.float64, device=step.device) if isinstance(decay, Tensor) else decay
     return 1 - torch.pow(base, step.double())

@@ -33,11 +33,11 @@ def ademamix(
 ) -> Tensor:
     """The AdEMAMix direction (m̂₁ + a_t m₂) / (√v̂ + ε), as a formula; updates the three moments in place.
 
-    Over ``warmup_steps`` a_t grows linearly to ``alpha``, and the half-life of the slow average linearly from that of
-    β₁ to that of β₃.
+    Over ``warmup_steps``, a_t grows linearly to ``alpha``, and the half-life of the slow average grows linearly from
+    that of β₁ to that of β₃.
 
     Args:
-        taken: None, or a flag that is false where the slow average must stay as it is.
+        taken: None, or a flag that is False if the slow average must not change.
     """
     beta1, beta2, beta3 = betas
     progress = torch.ones_like(step) if warmup_steps is None else (step / warmup_steps).clamp(max=1)
@@ -116,9 +116,9 @@ def ademamix_directions(
 
 
 def interpolated_decay(start: Number, end: Number, progress: Tensor) -> Tensor:
-    """The decay whose half-life lies between those of two decays: ½^{1/(1 + (1−x) h(start) + x h(end))}.
+    """The decay whose half-life is interpolated between those of two decays: ½^{1/(1 + (1−x) h(start) + x h(end))}.
 
-    h(β) = ln ½ / ln β − 1, in steps; x in [0, 1] is a float64 scalar. A decay of 1 never halves, and stays 1.
+    h(β) = ln ½ / ln β − 1, in steps; x in [0, 1] is a float64 scalar. The half-life of a decay of 1 is infinite.
     """
 
     def half_life(decay: Number) -> Number:
@@ -126,7 +126,7 @@ def interpolated_decay(start: Number, end: Number, progress: Tensor) -> Tensor:
             return math.log(0.5) / decay.log() - 1
         return math.log(0.5) / math.log(decay) - 1 if 0 < decay < 1 else -1.0 if decay == 0 else math.inf
 
-    # Each share only where it counts: zero times an infinite half-life would be no number.
+    # Zero times an infinite half-life would be NaN.
     early = torch.where(progress < 1, (1 - progress) * half_life(start), 0.0)
     late = torch.where(progress > 0, progress * half_life(end), 0.0)
     return torch.pow(0.5, 1 / (1 + early + late).abs())

@@ -1,15 +1,15 @@
-"""Which form of an operation runs, eager or Triton: one rule for all of them.
+"""Decides whether the eager or the Triton form of an operation runs.
 
-A Triton form runs where all of this holds:
+The Triton form runs if
 
-1. It is switched on: by :class:`use`, else by the environment variable SPECTRIM_KERNELS=1 (or 0), else because it was
-   measured to win on this device (:data:`MEASURED`).
-2. Triton can be imported, and the tensors are on a CUDA or ROCm device. Fake tensors count, and reach the operator's
-   fake form. Triton's interpreter (TRITON_INTERPRET=1, set before Triton is imported) takes CPU tensors instead.
-3. Every tensor is in float32, bfloat16 or float16, and those that belong together lie in memory in the same order
-   without gaps. All else takes the eager form, without a word.
+1. it is switched on: by :class:`use`, else by the environment variable SPECTRIM_KERNELS=1 (or 0), else because it was
+   measured to be faster on this device (:data:`MEASURED`);
+2. Triton is installed, and the tensors are on a CUDA or ROCm device. Fake tensors reach the operator's fake form.
+   Triton's interpreter (TRITON_INTERPRET=1, set before Triton is imported) takes CPU tensors instead;
+3. every tensor is in float32, bfloat16 or float16, and tensors that belong together are dense with equal strides.
 
-Compiling changes nothing in this: the operators are opaque to a compiler, and declare what they write.
+Otherwise the eager form runs. ``torch.compile`` does not change this: the operators are opaque to it, and declare the
+tensors to which they write.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .lists import lie_alike, same_shapes
 
 __all__ = ["MEASURED", "kernel_runs", "switched_on", "use"]
 
-#: Capabilities of NVIDIA devices, and the operations whose kernel was measured to win there: on an H200, docs/gpu.md.
+#: Compute capability of NVIDIA devices -> operations whose kernel was measured to be faster: on an H200, docs/gpu.md.
 MEASURED: dict[tuple[int, int], frozenset[str]] = {
     (9, 0): frozenset(
         {
@@ -66,10 +66,10 @@ def _from_environment() -> bool | None:
 _switch: bool | None = _from_environment()
 
 
-class use:  # noqa: N801 (it reads as the function that it mostly is)
+class use:  # noqa: N801 (used like a function)
     """Switch the Triton kernels on (True), off (False), or back to the default rule (None), for the whole process.
 
-    It acts when called. As a context manager, ``with use(True): ...``, it also restores what was before.
+    The call has effect at once. As a context manager, ``with use(True): ...``, it restores the previous setting.
     """
 
     def __init__(self, kernels: bool | None) -> None:
@@ -90,10 +90,10 @@ class use:  # noqa: N801 (it reads as the function that it mostly is)
 
 
 def switched_on(kernel: str, device: torch.device) -> bool:
-    """True if the Triton form of an operation is to run on a device, for tensors that it can take.
+    """True if the Triton form of an operation is switched on for a device.
 
     Args:
-        kernel: the operation's name, as :data:`MEASURED` has it.
+        kernel: the operation's name, as in :data:`MEASURED`.
     """
     if _switch is False or not _installed:
         return False
@@ -104,18 +104,17 @@ def switched_on(kernel: str, device: torch.device) -> bool:
 
 @functools.cache
 def _capability(index: int | None) -> tuple[int, int]:
-    """The capability of a device; (0, 0), which has no kernels, where there is none but fake tensors, or where it is
-    none of NVIDIA's."""
+    """The compute capability of a device; (0, 0) for ROCm, and for fake tensors without a device."""
     return torch.cuda.get_device_capability(index) if torch.cuda.is_available() and not torch.version.hip else (0, 0)
 
 
 def kernel_runs(kernel: str, *lists: Sequence[Tensor], scalars: Sequence[Tensor] = ()) -> bool:
-    """True if the Triton form of an operation over lists is to run on these lists.
+    """True if the Triton form of an operation runs on these lists.
 
     Args:
         kernel: as for :func:`switched_on`.
-        lists: of equal length, tensors of one shape at each place.
-        scalars: tensors of one float32 entry that must be on the same device.
+        lists: lists of equal length; tensors at the same index have one shape.
+        scalars: float32 tensors of one entry, which must be on the same device.
     """
     if not lists[0] or not switched_on(kernel, lists[0][0].device):
         return False

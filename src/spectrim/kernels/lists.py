@@ -1,4 +1,4 @@
-"""Which lists of tensors torch's fused kernels take, and how a step is skipped where they cannot be used."""
+"""Lists of tensors: conditions of torch's fused kernels, skipping a step by its flag, learning rates."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ __all__ = [
     "Number",
     "clear_if_skipped",
     "fused_serves",
+    "fused_sgd",
     "held",
     "like",
     "listed",
@@ -23,10 +24,10 @@ __all__ = [
     "working",
 ]
 
-#: A number of Python, or a scalar tensor on the device.
+#: A Python number, or a scalar tensor on the device.
 Number = float | Tensor
 
-#: None, or a float32 scalar: 1 where the whole step is skipped, else 0.
+#: The skip flag: None, or a float32 scalar that is 1 if the whole step is skipped, else 0.
 Found = Tensor | None
 
 N = TypeVar("N", float, Number)
@@ -36,9 +37,9 @@ FUSED_DEVICES = ("cpu", "cuda")
 
 
 def fused_serves(*lists: Sequence[Tensor]) -> bool:
-    """True if torch's fused kernels take these lists: they walk storage, so one dtype, one shape and one memory layout.
+    """True if torch's fused kernels take these lists: one dtype and device, equal shapes and memory layouts.
 
-    A compiler cannot see into these kernels, and fuses the formula as well.
+    False while a compiler traces, which can fuse the formula itself but not look into these kernels.
     """
     if torch.compiler.is_compiling():
         return False
@@ -54,14 +55,42 @@ def fused_serves(*lists: Sequence[Tensor]) -> bool:
     return {tensor.is_contiguous() for tensor in everything} == {True} or lie_alike(lists)
 
 
+def fused_sgd(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    *,
+    lr: Number,
+    found: Found,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+) -> None:
+    """SGD's step by torch's fused kernel; without momentum, ``buffers`` is empty."""
+    torch._fused_sgd_(
+        list(params),
+        list(grads),
+        list(buffers),
+        weight_decay=weight_decay,
+        momentum=momentum,
+        lr=lr,
+        dampening=dampening,
+        nesterov=nesterov,
+        maximize=False,
+        is_first_step=False,
+        found_inf=found,
+    )
+
+
 def same_shapes(lists: Sequence[Sequence[Tensor]]) -> bool:
-    """True if the lists have tensors of the same shapes at the same places."""
+    """True if tensors at the same index of the lists have the same shape."""
     shapes = [tensor.shape for tensor in lists[0]]
     return all([tensor.shape for tensor in tensors] == shapes for tensors in lists[1:])
 
 
 def lie_alike(lists: Sequence[Sequence[Tensor]]) -> bool:
-    """True if the tensors at each place fill one run of memory each, in the same order of dimensions."""
+    """True if tensors at the same index of the lists are dense with equal strides."""
     return all(
         is_dense(tensors[0]) and all(tensor.stride() == tensors[0].stride() for tensor in tensors)
         for tensors in zip(*lists, strict=True)
@@ -69,7 +98,7 @@ def lie_alike(lists: Sequence[Sequence[Tensor]]) -> bool:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """True if a tensor's entries fill one run of memory, in whatever order of dimensions."""
+    """True if a tensor's entries fill contiguous memory, in any order of dimensions."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1:
@@ -80,15 +109,15 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def held(decay: float, found: Found) -> float | Tensor:
-    """A decay that is 1 where the step is skipped: with a zero gradient the state then stays as it is."""
+    """A decay that is 1 if the step is skipped, so that with a zero gradient the state stays as it is."""
     if found is None:
         return decay
-    # Float64, so that the float32 arithmetic it enters is that of the Python number.
+    # Float64, so that float32 arithmetic gives the same result as with a Python number.
     return torch.where(found > 0, torch.ones((), dtype=torch.float64, device=found.device), decay)
 
 
 def with_zeros(tensors: Sequence[Tensor], found: Found) -> list[Tensor]:
-    """The tensors, or zeros in their place where the step is skipped, whatever they hold."""
+    """The tensors, or zeros if the step is skipped."""
     if found is None:
         return list(tensors)
     skip = found > 0
@@ -96,7 +125,7 @@ def with_zeros(tensors: Sequence[Tensor], found: Found) -> list[Tensor]:
 
 
 def clear_if_skipped(tensors: Sequence[Tensor], found: Found) -> None:
-    """Zeros, where the step is skipped, in place of what a gradient that is no number has left."""
+    """Set tensors to zero if the step is skipped, to remove NaNs from the gradient."""
     if found is not None:
         skip = found > 0
         for tensor in tensors:
@@ -104,12 +133,12 @@ def clear_if_skipped(tensors: Sequence[Tensor], found: Found) -> None:
 
 
 def working(tensor: Tensor) -> torch.dtype:
-    """The dtype in which to compute with a tensor: float64 for float64, else float32."""
+    """The dtype of arithmetic with a tensor: float64 for float64, else float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def like(number: Number, tensor: Tensor) -> Number:
-    """A number in a tensor's dtype, where it is a tensor."""
+    """Convert a number to a tensor's dtype if it is a tensor."""
     return number.to(tensor.dtype) if isinstance(number, Tensor) else number
 
 
@@ -123,24 +152,25 @@ def spread(value: N | Sequence[N], count: int) -> list[N]:
 
 
 def listed(values: Sequence[V] | None) -> list[V] | None:
-    """A list, which an operator can take, where there is something."""
+    """A list, which an operator can take, or None."""
     return None if values is None else list(values)
 
 
 def of_equal_numbers(lrs: Sequence[Number], decays: Sequence[float]) -> Iterator[tuple[Number, float, list[int]]]:
-    """Where which learning rate and decay are the same: each pair with the places that have it."""
+    """Group equal pairs of learning rate and decay: each pair with the indices that have it."""
     places: dict[tuple[object, float], list[int]] = {}
     for index, (lr, decay) in enumerate(zip(lrs, decays, strict=True)):
-        # Tensors are the same if they are one object; to compare their numbers would be to read them.
+        # Tensors are compared by identity, since comparing their values would read the device.
         places.setdefault((id(lr) if isinstance(lr, Tensor) else lr, decay), []).append(index)
     for chosen in places.values():
         yield lrs[chosen[0]], decays[chosen[0]], chosen
 
 
 def rates(lrs: Sequence[Number]) -> tuple[list[float], list[Tensor], list[int]]:
-    """Learning rates as an operator can take them: numbers, tensors, and where each rate is among the tensors.
+    """Learning rates as an operator can take them.
 
-    The number is 0 where the rate is a tensor, and the place −1 where it is a number.
+    Returns:
+        The numbers, 0 for a tensor; the tensors; and each rate's index among the tensors, −1 for a number.
     """
     tensors: list[Tensor] = []
     places = []

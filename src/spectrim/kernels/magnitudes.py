@@ -1,6 +1,6 @@
-"""What screening needs of all gradients, in one pass: the largest magnitude of each, and the mean root of each matrix.
+"""Reductions over all gradients in one pass: the largest magnitude of every tensor, and the mean root of every matrix.
 
-The first tells non-finite entries, the second is the scale of entries by which gradients are shrunk.
+The first shows entries that are not finite; the second gives the entry scale for shrinkage.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ __all__ = ["largest_magnitudes", "magnitudes_and_roots", "mean_roots"]
 
 
 def largest_magnitudes(tensors: Sequence[Tensor]) -> Tensor:
-    """max |entry| of every tensor, as one vector in float32 or better; zero for an empty one, NaN where any entry is.
+    """max |entry| of every tensor, as one vector in float32 or wider; zero if the tensor is empty, NaN if an entry is.
 
-    The largest magnitude and not a norm, so that nothing finite overflows.
+    Unlike a norm, it does not overflow for finite entries.
 
     Args:
         tensors: at least one, on one device, of any floating-point dtypes.
@@ -44,16 +44,16 @@ def largest_magnitudes(tensors: Sequence[Tensor]) -> Tensor:
 def mean_roots(
     tensors: Sequence[Tensor], *, runs: Sequence[Run] | None = None, counts: Sequence[int] | None = None
 ) -> Tensor:
-    """The mean of √|entry| over every logical matrix, as one vector; its square over 0.6760 is the entries' scale.
+    """The mean of √|entry| over every logical matrix, as one vector. Its square over 0.6760 is the entry scale.
 
     Args:
         tensors: at least one, on one device, of any floating-point dtypes.
-        runs: the logical matrices, which need not cover the tensors; without them every tensor is one.
-        counts: what to divide the sums by in place of the number of entries, one for each matrix: a shard that divides
-            by those of the whole matrix gives its share of the mean, and the shares add up.
+        runs: the logical matrices, which need not cover the tensors; without runs, every tensor is one matrix.
+        counts: divisors instead of the numbers of entries, one for each matrix. With the count of the whole matrix, a
+            shard gives its share of the mean, and the shares add up.
 
     Returns:
-        (R,), float32 or better; the same to the bit each time. Zero for an empty matrix.
+        (R,), float32 or wider; zero for an empty matrix. The result is deterministic.
     """
     _check(tensors, runs, counts)
     if kernel_runs("mean_roots", tensors):
@@ -64,7 +64,7 @@ def mean_roots(
     if not matrices:
         return torch.zeros(0, device=tensors[0].device)
     lengths = [max(1, matrix.numel()) for matrix in matrices] if counts is None else [max(1, count) for count in counts]
-    # The number of entries divides on the host, so that none is uploaded.
+    # Divided by Python numbers, which need no upload.
     return torch.stack(
         [matrix.to(working(matrix)).abs().sqrt().sum() / n for matrix, n in zip(matrices, lengths, strict=True)]
     )
@@ -73,7 +73,7 @@ def mean_roots(
 def magnitudes_and_roots(
     tensors: Sequence[Tensor], *, runs: Sequence[Run] | None = None, counts: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """:func:`largest_magnitudes` of all tensors, :func:`mean_roots` of all runs; in one reading where a kernel runs."""
+    """:func:`largest_magnitudes` of all tensors and :func:`mean_roots` of all runs; a kernel does both in one pass."""
     _check(tensors, runs, counts)
     if kernel_runs("magnitudes_and_roots", tensors):
         from .device.screen import screen

@@ -1,4 +1,4 @@
-"""Momentum over lists, as a sum or an average, with or without Nesterov's look ahead, and its sign."""
+"""Momentum over lists, as a sum or an average, with or without Nesterov's step, and its sign."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .choice import kernel_runs
-from .lists import Found, Number, clear_if_skipped, fused_serves, held, like, listed, with_zeros, working
+from .lists import Found, Number, clear_if_skipped, fused_serves, fused_sgd, held, like, listed, with_zeros, working
 from .rounding import LOW, seed_of, write_rounded
 from .runs import Run, check_per_matrix, flat
 from .shrinking import ShrinkForm, shrunk
@@ -19,7 +19,7 @@ __all__ = ["momentum", "momentum_directions"]
 def momentum(grad: Tensor, buffer: Tensor, *, decay: Number, average: bool, nesterov: bool) -> Tensor:
     """The momentum direction, as a formula; updates the buffer in place.
 
-    As a sum M ← μM + G, and with Nesterov G + μM; as an average M ← βM + (1 − β)G, and with Nesterov G + β(M − G).
+    A sum is M ← μM + G, and with Nesterov G + μM. An average is M ← βM + (1 − β)G, and with Nesterov G + β(M − G).
 
     Returns:
         A new tensor with Nesterov, else the buffer itself.
@@ -50,11 +50,11 @@ def momentum_directions(
     """Write the momentum direction of every gradient to ``out``, or its sign; updates the buffers in place.
 
     Args:
-        grads, buffers: of one shape each with its ``out``, which may hold anything; its dtype, float32 at least, is
-            that of the arithmetic.
-        taus, runs, form: as for :func:`~.shrinking.shrunk`; gradients are shrunk before they enter.
-        seeds: one for each tensor, by which buffers in bfloat16 are rounded by chance; without them, to nearest.
-        steps: scalars that change the chance from step to step.
+        grads, buffers: with the shapes of ``out``, which may be uninitialised. The arithmetic is in the dtype of
+            ``out``, float32 or wider.
+        taus, runs, form: as for :func:`~.shrinking.shrunk`, which is applied to the gradients first.
+        seeds: one for each tensor, for stochastic rounding of buffers in bfloat16; without, they round to nearest.
+        steps: scalar counts of steps, which change the random numbers from step to step.
     """
     if not out:
         return
@@ -68,24 +68,13 @@ def momentum_directions(
         return
     if taus is not None:
         grads = shrunk(grads, taus, runs, form, working(out[0]))
-    # Without momentum the fused kernel takes no buffers.
+    # With zero momentum the fused kernel would not update buffers.
     if decay != 0 and fused_serves(out, grads, buffers):
-        # Fused SGD of learning rate −1 on zeros leaves the direction; its dampening makes the sum an average.
+        # Fused SGD with learning rate −1 on zeros gives the direction; its dampening makes the sum an average.
         targets = list(out)
         torch._foreach_zero_(targets)
-        torch._fused_sgd_(
-            targets,
-            list(grads),
-            list(buffers),
-            weight_decay=0.0,
-            momentum=decay,
-            lr=-1.0,
-            dampening=decay if average else 0.0,
-            nesterov=nesterov and not average,
-            maximize=False,
-            is_first_step=False,
-            found_inf=found,
-        )
+        dampening, plain = (decay, False) if average else (0.0, nesterov)
+        fused_sgd(targets, grads, buffers, lr=-1, momentum=decay, dampening=dampening, nesterov=plain, found=found)
         if nesterov and average:
             torch._foreach_lerp_(targets, list(grads), 1 - decay)
             clear_if_skipped(targets, found)

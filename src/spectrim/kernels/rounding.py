@@ -1,8 +1,8 @@
-"""Rounding to bfloat16: to nearest, or up or down by chance so that the mean is exact.
+"""Rounding to bfloat16: to nearest, or stochastically so that the mean is exact.
 
-To nearest would lose every increment below half a unit in the last of eight bits, and weights and momenta are sums of
-such increments. The chance comes from a function of (seed, step, position), not from a generator: the same in a resumed
-run, on any device, in eager code and in a kernel, to the bit.
+bfloat16 has eight bits of precision. Rounding to nearest would lose increments below half a unit in the last bit, and
+weights and momenta are sums of such increments. The random bits are a function of (seed, step, position): they are the
+same in a resumed run, on every device, in eager code and in kernels.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from torch import Tensor
 
 __all__ = ["noise", "write_rounded"]
 
-#: Which bits of the noise round what: the two moments share one draw, weights have one of their own.
+#: Lanes of the random bits: the two moments share one draw, weights have their own.
 LOW, HIGH, SECOND = 0, 1, 2
 
 MASK = 0xFFFFFFFF
-#: Entries rounded at a time: the noise is made in int64, and should not take a matrix's room several times over.
+#: Entries rounded at a time, which bounds the memory of the int64 random bits.
 CHUNK = 2**22
 
 
 def write_rounded(target: Tensor, exact: Tensor, seed: int | None, step: Tensor | None, lane: int) -> None:
-    """Write numbers into a tensor of any dtype; with a seed, and in bfloat16, rounded by chance, else to nearest.
+    """Write numbers into a tensor, rounded stochastically if it is bfloat16 and there is a seed, else to nearest.
 
     Args:
-        exact: of the target's shape. An entry that bfloat16 has exactly is kept exactly.
+        exact: of the target's shape. Numbers that bfloat16 can represent are not changed.
         seed: 0 to 2^63 − 1.
-        step: None, or a scalar that changes the noise from step to step.
+        step: None, or a scalar that changes the random bits from step to step.
         lane: LOW, HIGH or SECOND.
     """
     if seed is None or target.dtype != torch.bfloat16:
         target.copy_(exact)
         return
     dense = target.is_contiguous()
-    # Positions are counted in the order of memory, as a kernel counts them.
+    # Positions count in memory order, as in kernels.
     rounded = target.view(-1) if dense else torch.empty(target.numel(), dtype=target.dtype, device=target.device)
     source = in_memory_order(exact.float(), target)
     for begin in range(0, source.numel(), CHUNK):
@@ -49,14 +49,14 @@ def write_rounded(target: Tensor, exact: Tensor, seed: int | None, step: Tensor 
 
 
 def in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
-    """A vector of a tensor's entries, in the order in which ``like``, which is dense, has them in memory."""
+    """A tensor's entries as a vector, in the memory order of ``like``, which is dense."""
     strides, sizes = like.stride(), like.shape
     order = sorted(range(like.ndim), key=lambda dim: (-strides[dim], -sizes[dim]))
     return tensor.permute(order).reshape(-1)
 
 
 def noise(like: Tensor, seed: int, step: Tensor | None, lane: int, begin: int = 0) -> Tensor:
-    """Uniform integers of 16 bits for the positions from ``begin`` on, as an int64 vector."""
+    """Uniform 16-bit integers for the positions from ``begin``, as an int64 vector."""
     position = torch.arange(begin, begin + like.numel(), device=like.device)
     count = torch.zeros((), dtype=torch.int64, device=like.device) if step is None else step.reshape(()).long()
     key = _mixed(_mixed(_mixed((count & MASK) ^ (seed & MASK)) ^ (seed >> 32)) + lane // SECOND)
@@ -65,7 +65,7 @@ def noise(like: Tensor, seed: int, step: Tensor | None, lane: int, begin: int = 
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """A bijection of 32 bits, half of which any change of its input changes (the constants are those of lowbias32)."""
+    """A bijective hash of 32-bit numbers, with the constants of lowbias32."""
     x = x & MASK
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
@@ -73,5 +73,5 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 def seed_of(seeds: Sequence[int] | None, index: int) -> int | None:
-    """The seed of one tensor, where there are any."""
+    """The seed of one tensor, or None without seeds."""
     return None if seeds is None else seeds[index]

@@ -1,7 +1,7 @@
 """Runs: the logical matrices of a list of tensors, each a contiguous part of one tensor.
 
-A run is (index of the tensor, first entry, number of entries), counted in the order of memory. A stack of experts has a
-run for each expert, a fused QKV weight a run for each of its row ranges; without runs every tensor is one matrix.
+A stack of experts has a run for each expert, a fused QKV weight a run for each projection. Without runs, every tensor
+is one matrix.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from torch import Tensor
 
 __all__ = ["Run", "check_per_matrix", "check_runs", "flat", "parts", "triples"]
 
-#: (index of the tensor in its list, first entry, number of entries)
+#: (index of the tensor in its list, first entry in memory order, number of entries)
 Run = tuple[int, int, int]
 
 
 def check_runs(tensors: Sequence[Tensor], runs: Sequence[Run], *, whole: bool) -> None:
-    """Refuse runs that lie outside their tensors or over each other, or, where ``whole``, that leave entries out.
+    """Check runs.
 
     Raises:
-        ValueError: naming the run or the tensor; or a tensor is not contiguous.
+        ValueError: a tensor is not contiguous; runs overlap or exceed their tensors; or, with ``whole``, runs do not
+            cover all entries.
     """
     for index, tensor in enumerate(tensors):
         if not tensor.is_contiguous():
-            raise ValueError(f"tensor {index} of shape {tuple(tensor.shape)} is not contiguous, and has no runs")
+            raise ValueError(f"tensor {index} of shape {tuple(tensor.shape)} has runs: expected it to be contiguous")
     covered = [0] * len(tensors)
     last = [0] * len(tensors)
     for run in sorted(runs):
@@ -33,7 +34,7 @@ def check_runs(tensors: Sequence[Tensor], runs: Sequence[Run], *, whole: bool) -
         if not 0 <= index < len(tensors) or length < 0 or start < 0 or start + length > tensors[index].numel():
             raise ValueError(f"run {run}: expected a part of one of {len(tensors)} tensors")
         if start < last[index]:
-            raise ValueError(f"run {run} begins before the run in front of it ends, at entry {last[index]}")
+            raise ValueError(f"run {run} overlaps the run before it, which ends at entry {last[index]}")
         covered[index] += length
         last[index] = start + length
     if whole:
@@ -45,10 +46,10 @@ def check_runs(tensors: Sequence[Tensor], runs: Sequence[Run], *, whole: bool) -
 
 
 def check_per_matrix(name: str, vector: Tensor, tensors: Sequence[Tensor], runs: Sequence[Run] | None) -> None:
-    """Refuse a vector that does not have one float32 number for each run, or for each tensor where there are no runs.
+    """Check that a vector has one float32 number for each run, or for each tensor without runs.
 
     Raises:
-        ValueError: naming the vector, or what :func:`check_runs` refuses, for these runs must cover every tensor.
+        ValueError: the vector does not, or :func:`check_runs` fails; the runs must cover every tensor.
     """
     if runs is not None:
         check_runs(tensors, runs, whole=True)
@@ -60,7 +61,7 @@ def check_per_matrix(name: str, vector: Tensor, tensors: Sequence[Tensor], runs:
 
 
 def parts(tensors: Sequence[Tensor], runs: Sequence[Run] | None) -> list[Tensor]:
-    """A view of every run, as a vector; without runs, the tensors themselves."""
+    """A view of every run as a vector; without runs, the tensors themselves."""
     if runs is None:
         return list(tensors)
     return [tensors[index].view(-1)[start : start + length] for index, start, length in runs]
@@ -72,5 +73,5 @@ def flat(runs: Sequence[Run] | None) -> list[int] | None:
 
 
 def triples(runs: Sequence[int] | None) -> list[Run] | None:
-    """Runs again, from :func:`flat`."""
+    """The inverse of :func:`flat`."""
     return None if runs is None else list(zip(runs[::3], runs[1::3], runs[2::3], strict=True))

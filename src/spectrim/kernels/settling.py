@@ -1,4 +1,4 @@
-"""What becomes of a step whose gradients were screened: one flag, the step counts, and who was to blame."""
+"""Computes the skip flag of a step, and updates the counts of steps and skips."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .choice import kernel_runs
 
 __all__ = ["LIMITS", "settle"]
 
-#: What counts as finite is below this, by the dtype in which moments are kept: its square, summed over steps, is finite
-#: too. Second moments could not hold more, and an entry whose second moment is infinite never moves again.
+#: Magnitudes from here on count as not finite, by the dtype of the moments. Smaller ones have squares whose sum over
+#: steps is finite; an entry whose second moment is infinite would never move again.
 LIMITS = {torch.float32: 1e19, torch.float64: 1e150}
 
 
@@ -24,19 +24,18 @@ def settle(
     *,
     limit: float = LIMITS[torch.float32],
 ) -> Tensor:
-    """Whether the step is skipped; counts it in ``steps`` where it is not, and in ``skipped`` of whoever was to blame.
+    """Compute the skip flag. Adds one to ``steps`` if the step is taken, and to ``skipped`` of non-finite gradients.
 
     Args:
-        magnitudes: (N,), of :func:`~.magnitudes.largest_magnitudes`.
-        steps: scalars in float32, distinct, that grow by one unless the step is skipped; as many as there are
-            gradients, or of any other number.
-        skipped: N scalars of one dtype, float32 or int32, distinct; or none. Those of non-finite gradients grow by one.
-        found_inf: None, or a number other than 0 where the step is to be skipped whatever the gradients hold, as
-            ``torch.amp.GradScaler`` and other ranks have it: float32 of one entry.
+        magnitudes: (N,), from :func:`~.magnitudes.largest_magnitudes`.
+        steps: distinct float32 scalars, of any number.
+        skipped: N distinct scalars of one dtype, float32 or int32; or none.
+        found_inf: None, or a float32 tensor of one entry that is not 0 if the step must be skipped anyway, as from
+            ``torch.amp.GradScaler`` or other ranks.
         limit: magnitudes from here on count as not finite.
 
     Returns:
-        A float32 scalar: exactly 1 where the step is skipped, else 0.
+        A float32 scalar: 1 if the step is skipped, else 0.
     """
     if skipped and len(skipped) != len(magnitudes):
         raise ValueError(
@@ -53,7 +52,7 @@ def settle(
     if found_inf is not None:
         found = torch.maximum(found, (found_inf.reshape(()) != 0).float())
     if steps:
-        # A list, and not one scalar, which torch would read.
+        # A list of tensors: torch would read a single scalar tensor from the device.
         torch._foreach_add_(list(steps), [1 - found] * len(steps))
     if skipped:
         torch._foreach_add_(list(skipped), list(bad.to(skipped[0].dtype).unbind()))

@@ -1,4 +1,4 @@
-"""Shrinkage over lists, ψ(y): large entries of a gradient against τ, one τ for each logical matrix."""
+"""Entry-wise shrinkage ψ(y) over lists, with one threshold τ for each logical matrix."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["FORMS", "ShrinkForm", "shrunk", "shrunk_entries"]
 
 ShrinkForm = Literal["redescending", "monotone", "hard"]
 
-#: The forms, in the order of the numbers that kernels know them by, from 1.
+#: The forms; kernels number them from 1 in this order.
 FORMS: tuple[ShrinkForm, ...] = ("redescending", "monotone", "hard")
 
 
 def shrunk_entries(y: Tensor, tau: Tensor, form: ShrinkForm) -> Tensor:
-    """ψ(y), entry by entry: y / (1 + (y/τ)²), or y / √(1 + (y/τ)²), or y clamped to [−τ, τ]; zero where τ is.
+    """ψ(y), entry by entry: y / (1 + (y/τ)²), or y / √(1 + (y/τ)²), or y clamped to [−τ, τ]; zero if τ is.
 
     Args:
         y: float32 or float64.
@@ -27,7 +27,7 @@ def shrunk_entries(y: Tensor, tau: Tensor, form: ShrinkForm) -> Tensor:
     """
     if form == "hard":
         return y.clamp(-tau, tau)
-    # τ / √(τ² + y²), whose square root does not overflow and whose zero over zero is zero.
+    # τ / √(τ² + y²) without overflow, and zero for zero over zero.
     share = tau / torch.hypot(tau, y).clamp_min(torch.finfo(y.dtype).tiny)
     return y * (share.square() if form == "redescending" else share)
 
@@ -38,8 +38,8 @@ def shrunk(
     """ψ of every gradient in a given dtype, as new tensors; without ``taus``, the gradients in that dtype.
 
     Args:
-        taus: (R,), τ of every run, or of every tensor where there are no runs.
-        runs: that cover every tensor.
+        taus: (R,), τ of every run, or of every tensor without runs.
+        runs: must cover every tensor.
     """
     if taus is None:
         return [grad.to(dtype) for grad in grads]

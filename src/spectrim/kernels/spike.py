@@ -1,7 +1,6 @@
-"""The whole step of Spectra in a few launches that read momentum where it lies, and what counts as rounding in one.
+"""The whole step of Spectra by kernels, and the numerical limits that all forms of the step share.
 
-The eager form is the step's own path over stacks: :mod:`spectrim.operators.spike` has the formulas, in the same
-precision and with these limits.
+The eager form is in :mod:`spectrim.operators.spike`.
 """
 
 from __future__ import annotations
@@ -27,26 +26,26 @@ __all__ = [
     "spike_step",
 ]
 
-EMPTY_TAIL = 1e-10  # a tail with less of the energy than this is rounding: nothing to shrink the spike to
-PLAIN_TAIL = 0.03  # a tail of this much energy against the spike's is no small difference of large numbers
-DEAD_DIRECTION = 1e-6  # a direction that carries less of the norm than this is rounding too
-DEPENDENT = 1e-6  # a column of which less than this is left, once the ones before it are taken out, is rounding
+EMPTY_TAIL = 1e-10  # a tail with a smaller share of the energy is rounding, and the spike is not shrunk to it
+PLAIN_TAIL = 0.03  # a tail with more energy, relative to the spike's, is accurate as a difference of norms
+DEAD_DIRECTION = 1e-6  # a direction with a smaller share of the norm is rounding
+DEPENDENT = 1e-6  # a column is dependent if a smaller share of it is orthogonal to the columns before it
 SHIFT = 1e-13  # added to a unit diagonal: far below float32's rounding, and above float64's
-SMALLEST = 1e-300  # divides a column of zeros
+SMALLEST = 1e-300  # lower bound on the norms of columns that are divided by
 
-#: The most directions of a matrix that kernels take, for they hold k x k matrices in registers.
+#: The most directions of a spike that kernels take, since they hold k x k matrices in registers.
 MOST_DIRECTIONS = 64
 
 
 class SpikeMatrix(NamedTuple):
-    """One logical matrix of a list of tensors, a run of rows in memory.
+    """One logical matrix of a list of tensors, whose rows are contiguous in memory.
 
     Attributes:
-        tensor: its tensor's place in the lists.
-        start: its first entry there.
+        tensor: index of its tensor in the lists.
+        start: index of its first entry in the tensor.
         rows, columns, rank: m, n and k.
-        basis, stride: the first entry of its basis (n, k) in its tensor's, and from row to row there.
-        record: its norm's place in its tensor's record.
+        basis, stride: index of the first entry of its basis (n, k) in the tensor's basis, and the stride of rows there.
+        record: index of its norm in the tensor's record.
     """
 
     tensor: int
@@ -78,16 +77,21 @@ def spike_step(
     floor: float,
     found: Found = None,
 ) -> bool:
-    """Take the step M ← μM + G, O = shaped(M), X ← (1 − ηλ)X − η · rms · √(mn)/‖O‖ · O, if a kernel is to; else False.
+    """Take the step M ← μM + G, O = shaped(M), X ← (1 − ηλ)X − η · rms · √(mn)/‖O‖ · O by kernels.
 
     Args:
-        weights, grads: of one floating-point dtype each; buffers, bases, records: float32. All contiguous.
-        matrices: which together are all of the weights.
-        lr, weight_decay: for each weight.
-        decay, average: of the momentum; see :func:`~.momentum.momentum`.
+        weights, grads: of one floating-point dtype each.
+        buffers, bases, records: float32. All tensors are contiguous.
+        matrices: the logical matrices, which cover all weights.
+        lr, weight_decay: one for each weight.
+        decay, average: the momentum's, see :func:`~.momentum.momentum`.
         steps: power steps.
-        keep, share, floor: a norm's record is multiplied by ``keep`` and is no less than the norm; the norm counts as
-            at least ``share`` of the record, and an update whose norm is not above ``floor`` as zero.
+        keep: factor on the record of a norm; the record is at least the norm.
+        share: the norm in the update is at least this share of the record.
+        floor: an update whose norm is not above this is zero.
+
+    Returns:
+        False if no kernel takes the tensors; nothing is changed then.
     """
     state = (buffers, bases, records)
     if max(matrix.rank for matrix in matrices) > MOST_DIRECTIONS:

@@ -1,6 +1,6 @@
-"""What happens to stacks of matrices between products: sums with a coefficient for each matrix, and Frobenius norms.
+"""Linear combinations and Frobenius norms of stacks of matrices, with a coefficient for each matrix.
 
-All stacks of a list in one launch and one pass over memory, where torch takes one for each stack and operation.
+The Triton forms take one launch and one pass over memory for all stacks of a list.
 """
 
 from __future__ import annotations
@@ -17,23 +17,22 @@ __all__ = ["clip_scales", "combine", "frobenius_norms", "program_numbers"]
 
 Stacks = Sequence[Tensor]
 
-#: A norm below counts as this one, so that a matrix of zeros divides by something; its square root and that of its
-#: reciprocal are float32 numbers.
+#: Lower bound on norms that are divided by. The square roots of it and of its reciprocal are float32 numbers.
 SMALLEST = 1e-60
-#: And a threshold above as this one.
+#: Upper bound on thresholds.
 LARGEST = 3e38
 
 
 def combine(out: Stacks, x: Stacks, a: Tensor, y: Stacks | None = None, b: Tensor | None = None) -> None:
-    """out ← a x + b y for every matrix, with numbers a and b of its own; computed in the precision of a, then rounded.
+    """out ← a x + b y, with numbers a and b for every matrix; computed in the precision of a, then rounded.
 
     Args:
-        out: stacks (E, m, n) of any floating-point dtypes; x may be written to in place.
+        out: stacks (E, m, n) of any floating-point dtypes; may be x itself.
         x, y: stacks of the same shapes and memory layouts.
-        a, b: (all E together,), of one dtype, float32 or float64. Without b, y has the factor one.
+        a, b: (ΣE,), of one dtype, float32 or float64. Without b, the factor of y is one.
 
     Raises:
-        ValueError: a vector that does not have one number for each matrix.
+        ValueError: a vector does not have one number for each matrix.
     """
     count = sum(len(stack) for stack in out)
     for name, vector in (("a", a), ("b", b)):
@@ -59,7 +58,7 @@ def combine(out: Stacks, x: Stacks, a: Tensor, y: Stacks | None = None, b: Tenso
 
 
 def frobenius_norms(stacks: Stacks) -> Tensor:
-    """The Frobenius norm of every matrix of some stacks (E, m, n), in one float64 vector."""
+    """The Frobenius norms of all matrices of stacks (E, m, n), as one float64 vector (ΣE,)."""
     if _kernel_takes("frobenius_norms", stacks):
         from .device import stacks as device
 
@@ -71,17 +70,17 @@ def frobenius_norms(stacks: Stacks) -> Tensor:
 def clip_scales(
     stacks: Stacks, threshold: float | Tensor, *, size: float, most: float, least: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a clip at c needs of every matrix X: unit = size/√(‖X‖_F² + c²), low = c · unit, and c.
+    """Scales for clipping every matrix X at c: unit = size/√(‖X‖_F² + c²), low = c · unit, and c.
 
     Args:
         stacks: (E, m, n), float32.
-        threshold: c > 0 for all matrices, a number or a scalar tensor; or a vector, (all E together,).
-        size: the Frobenius norm of [X; cI] in units.
-        most: c counts as no more than so many times ‖X‖_F.
-        least: low is at least so much of the size.
+        threshold: c > 0: a number or scalar tensor for all matrices, or a vector (ΣE,).
+        size: the Frobenius norm of the scaled [X; cI].
+        most: upper bound on c, as a multiple of ‖X‖_F.
+        least: lower bound on low, as a share of size.
 
     Returns:
-        unit in float64, low and c in float32, (all E together,).
+        (ΣE,) each: unit in float64, low and c in float32.
     """
     if _kernel_takes("clip_scales", stacks):
         from .device import stacks as device
@@ -101,14 +100,14 @@ def clip_scales(
 def program_numbers(
     stack: Tensor, low: Tensor | None, table: Tensor, powers: Tensor, ends: Tensor | None, *, smallest: float
 ) -> Tensor:
-    """Numbers for every matrix X of a stack, from a table: those of the row that serves its interval, scaled by ‖X‖_F.
+    """Numbers for every matrix X of a stack: the table's row for its interval, times powers of ‖X‖_F.
 
     Args:
         stack: (E, m, n).
-        low: (E,), or None where the table has one row. Row i serves ‖X‖_F/low⁴ up to ends[i], the last one all above.
+        low: (E,), or None if the table has one row. Row i is for ‖X‖_F/low⁴ up to ends[i], the last row for all above.
         table: (numbers, rows), float32.
-        powers: (numbers, 1): of max(‖X‖_F, smallest), by which each number is multiplied.
-        ends: (rows - 1,), rising.
+        powers: (numbers, 1), exponents of max(‖X‖_F, smallest), by which each number is multiplied.
+        ends: (rows - 1,), ascending.
 
     Returns:
         (numbers, E), float32, contiguous.
@@ -125,7 +124,7 @@ def program_numbers(
 
 
 def _kernel_takes(kernel: str, *lists: Stacks) -> bool:
-    """True if a kernel is to run: on matrices without gaps, which lie alike in all lists."""
+    """True if a kernel runs: for dense matrices with equal strides in all lists."""
     if torch.compiler.is_compiling() or not switched_on(kernel, lists[0][0].device):
         return False
     for alike in zip(*lists, strict=True):

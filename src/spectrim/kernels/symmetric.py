@@ -1,4 +1,4 @@
-"""Products that are symmetric, of which half the work is enough: α X Xᵀ + β C + γ I over stacks of matrices."""
+"""Symmetric products over stacks of matrices, α X Xᵀ + β C + γ I, for which kernels do half of the work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["gram_product", "product_by_halves", "product_less", "symmetric_produ
 
 HALVES = (torch.float16, torch.bfloat16)
 
-#: Above this many entries of a matrix a kernel's offsets would not fit 32 bits.
+#: Kernels' offsets in a matrix have 32 bits.
 MOST_ENTRIES = 2**31
 
 
@@ -27,9 +27,9 @@ def symmetric_product(
     """α A Aᵀ + β C + γ I, or α A B + β C + γ I of symmetric matrices A and B that commute, for a stack of matrices.
 
     Args:
-        A: (E, m, k), of any strides.
-        B: None, or (E, m, m) as then A is. The kernel computes what is on and below the diagonal, so that its result is
-            symmetric to the bit; the eager form's is as symmetric as A B.
+        A: (E, m, k), with any strides.
+        B: None, or (E, m, m), the shape that A must have too. The kernel computes the entries on and below the
+            diagonal, so its result is exactly symmetric; the eager form's is as symmetric as A B.
         C: None, or (E, m, m), symmetric.
         alpha, beta, gamma: numbers, or float32 vectors (E,) on the device.
 
@@ -37,7 +37,7 @@ def symmetric_product(
         (E, m, m), contiguous, in A's dtype. Half precision is accumulated in float32.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit.
+        ValueError: shapes or dtypes do not fit.
     """
     count, size = A.shape[0], A.shape[1]
     for name, matrix in (("B", B), ("C", C)):
@@ -71,7 +71,7 @@ def product_by_halves(
     beta: float | Tensor = 1.0,
     gamma: float | Tensor = 0.0,
 ) -> Tensor:
-    """:func:`symmetric_product` by the kernel, for stacks that fit and that :func:`takes_halves`."""
+    """:func:`symmetric_product` by the kernel, for stacks with :func:`takes_halves`."""
     from .device import symmetric as device
 
     numbers = [1.0 if isinstance(value, Tensor) else float(value) for value in (alpha, beta, gamma)]
@@ -80,10 +80,10 @@ def product_by_halves(
 
 
 def gram_product(A: Tensor, out: Tensor, gamma: Tensor | None = None) -> None:
-    """out ← A Aᵀ + γ I by the kernel, for stacks that :func:`takes_halves`.
+    """out ← A Aᵀ + γ I by the kernel, for stacks with :func:`takes_halves`.
 
     Args:
-        A: (E, m, k), of any strides.
+        A: (E, m, k), with any strides.
         out: (E, m, m) of contiguous matrices.
         gamma: a float32 vector (E,), contiguous, or None for zero.
     """
@@ -93,12 +93,12 @@ def gram_product(A: Tensor, out: Tensor, gamma: Tensor | None = None) -> None:
 
 
 def product_less(S: Tensor, Y: Tensor, X: Tensor, factors: Tensor) -> Tensor:
-    """S Y − f X by the kernel, summed in float32 and rounded once, for stacks that :func:`takes_halves`.
+    """S Y − f X by the kernel, summed in float32 and rounded once, for stacks with :func:`takes_halves`.
 
     Args:
         S: (E, m, m), of contiguous matrices.
-        Y: (E, m, n), of S's dtype and any strides.
-        X: (E, m, n), float32, of any strides.
+        Y: (E, m, n), in S's dtype, with any strides.
+        X: (E, m, n), float32, with any strides.
         factors: f, a vector (E,), contiguous, float32 or float64.
     """
     from .device import symmetric as device
@@ -111,7 +111,7 @@ def _by_matrix(value: float | Tensor) -> float | Tensor:
 
 
 def takes_halves(*matrices: Tensor | None) -> bool:
-    """True if the kernels are to run: half precision, of fewer entries than offsets of 32 bits reach."""
+    """True if the kernels run: for matrices in half precision, small enough for 32-bit offsets."""
     first = matrices[0]
     assert first is not None
     if first.dtype not in HALVES or not switched_on("symmetric_product", first.device):

@@ -1,11 +1,10 @@
-"""What a kernel over lists of tensors is given: where the tensors are, their numbers, and which block works on what.
+"""Arguments of kernels over lists of tensors: a table of addresses and numbers, and a map from programs to entries.
 
-The table holds addresses and numbers; where it is not what it was before, it goes up in one copy from pinned memory,
-without a wait. The block map depends on sizes alone. Both are kept on the device, and shared by calls of the same
-content.
+A table is uploaded from pinned memory in one copy, without waiting, unless an equal one is on the device already. The
+block map depends on sizes only. Both are cached on the device.
 
-Under CUDA graph capture a copy is recorded with its address on the host, and replayed from there. What a captured graph
-reads, host buffers and block maps, is therefore kept until the process ends: some kilobytes for each captured call.
+CUDA graph capture records a copy with its host address. The host buffers and block maps that a captured graph reads are
+therefore kept until the process ends: some kilobytes for each captured call.
 """
 
 from __future__ import annotations
@@ -26,18 +25,19 @@ __all__ = ["BLOCK", "BlockMap", "Piece", "block_map", "by_dtypes", "map_of_piece
 #: Entries that one program of a kernel works on.
 BLOCK = 4096
 
-#: What pieces must begin at for loads of 16 bytes, in entries.
+#: Loads of 16 bytes need pieces that begin at multiples of this many entries.
 ALIGNMENT = 16
 
-#: Block maps and tables kept at a time, over all devices; a map has 24 bytes for 4,096 entries.
+#: The most cached block maps and tables, over all devices; a map has 24 bytes for 4,096 entries.
 MOST_KEPT = 256
 
-#: Bytes of pinned memory set aside for captured graphs when the first table goes up: pinning while capturing may fail.
+#: Bytes of pinned memory that are reserved for captured graphs at the first upload, since pinning may fail in a
+#: capture.
 RESERVE = 2**20
 
 
 class Piece(NamedTuple):
-    """A contiguous part of one tensor of a list, and the place of its logical matrix, −1 where it has none."""
+    """A contiguous part of one tensor of a list, and the index of its logical matrix, or −1."""
 
     tensor: int
     start: int
@@ -46,12 +46,13 @@ class Piece(NamedTuple):
 
 
 class BlockMap(NamedTuple):
-    """Which block works on what.
+    """The entries that each program of a kernel works on.
 
-    blocks: (B, 3) int64: the matrix in the upper 32 bits, the tensor in the lower; the first entry; the piece's end.
-    spans: (P, 2) int64: of every piece, its first block and its number of blocks.
-    programs: B.
-    aligned: whether every block begins where loads of 16 bytes may.
+    Attributes:
+        blocks: (B, 3) int64: matrix (upper 32 bits) and tensor (lower 32 bits); first entry; end of the piece.
+        spans: (P, 2) int64: first block and number of blocks of every piece.
+        programs: B.
+        aligned: True if every block begins at a multiple of :data:`ALIGNMENT`.
     """
 
     blocks: Tensor
@@ -61,7 +62,7 @@ class BlockMap(NamedTuple):
 
 
 def pieces_of(sizes: Sequence[int], runs: Sequence[Run] | None) -> tuple[Piece, ...]:
-    """The pieces of tensors of these sizes: the runs in their order, then all that no run has, without matrix."""
+    """The pieces of tensors of these sizes: first the runs, then the entries outside of runs, which have no matrix."""
     if runs is None:
         return tuple(Piece(index, 0, size, index) for index, size in enumerate(sizes))
     pieces = [Piece(*run, number) for number, run in enumerate(runs)]
@@ -78,7 +79,7 @@ def pieces_of(sizes: Sequence[int], runs: Sequence[Run] | None) -> tuple[Piece, 
 def by_dtypes(
     pieces: Sequence[Piece], *lists: Sequence[Tensor]
 ) -> Iterator[tuple[list[list[Tensor]], tuple[Piece, ...], list[int]]]:
-    """Lists whose dtypes are uniform, with their pieces and the places they had: one, nearly always."""
+    """Split lists by combination of dtypes, of which there is usually one; with their pieces and their indices."""
     if all(len({tensor.dtype for tensor in tensors}) == 1 for tensors in lists):
         yield [list(tensors) for tensors in lists], tuple(pieces), list(range(len(lists[0])))
         return
@@ -92,7 +93,7 @@ def by_dtypes(
 
 
 class _Kept(NamedTuple):
-    """Something that was uploaded: the memory, where that was asked for, and when it was there."""
+    """A cached upload: its memory, the stream that uploaded it, and the event after which it is complete."""
 
     value: Any
     memory: Tensor
@@ -108,10 +109,10 @@ _reserve: list[Tensor] = []
 def block_map(
     sizes: Sequence[int], runs: Sequence[Run] | None, device: torch.device, *, whole: bool = True
 ) -> BlockMap:
-    """The block map of tensors of these sizes, as :func:`pieces_of` cuts them; from the cache where it is there.
+    """The block map of tensors of these sizes; cached.
 
     Args:
-        whole: False leaves out what no run has.
+        whole: False leaves out entries outside of runs.
     """
     key = (tuple(sizes), None if runs is None else tuple(runs), whole)
 
@@ -124,7 +125,7 @@ def block_map(
 
 
 def map_of_pieces(pieces: tuple[Piece, ...], device: torch.device) -> BlockMap:
-    """The block map of some pieces, from the cache where it is there."""
+    """The block map of pieces; cached."""
     result: BlockMap = _uploaded(("pieces", pieces), device, lambda: _map_of(pieces, device))
     return result
 
@@ -138,13 +139,13 @@ def _map_of(pieces: Sequence[Piece], device: torch.device) -> tuple[BlockMap, Te
 
 
 def _uploaded(key: Hashable, device: torch.device, make: Callable[[], tuple[Any, Tensor]]) -> Any:
-    """What ``make`` makes, with its memory; the same as before where it was made before and is still kept."""
+    """The value that ``make`` returns with its memory; cached by key and device."""
     capturing = _capturing(device)
     key = (key, device)
     kept = _kept.get(key)
     if kept is not None:
         _kept.move_to_end(key)
-        if not capturing:  # a capture begins with a synchronisation
+        if not capturing:  # a capture starts with a synchronisation
             _order_after(kept, device)
     else:
         value, memory = make()
@@ -153,7 +154,7 @@ def _uploaded(key: Hashable, device: torch.device, make: Callable[[], tuple[Any,
             value, memory, stream.stream_id if stream else 0, stream.record_event() if stream is not None else None
         )
         if capturing:
-            # What was captured has not happened: until a replay there is nothing in this memory.
+            # Not cached: until the graph is replayed, this memory has no content.
             return value
         _kept[key] = kept
         while len(_kept) > MOST_KEPT:
@@ -164,7 +165,7 @@ def _uploaded(key: Hashable, device: torch.device, make: Callable[[], tuple[Any,
 
 
 def _order_after(kept: _Kept, device: torch.device) -> None:
-    """Let the current stream wait, on the device, for an upload by another, and keep the memory from reuse."""
+    """Make the current stream wait, on the device, for another stream's upload, and protect the memory from reuse."""
     if kept.uploaded is None:
         return
     stream = torch.cuda.current_stream(device)
@@ -187,12 +188,12 @@ def _made(pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
 
 
 def upload(device: torch.device, whole: Sequence[Sequence[int]], numbers: Sequence[Sequence[float]] = ()) -> Tensor:
-    """A table on a device: rows of integers, then rows of float64, as int64 each. It is not to be written to.
+    """A table on a device: rows of integers, then rows of float64, all as int64. It must not be written to.
 
-    A table of the same content as one before is not uploaded again: addresses stay what they were from step to step.
+    A table with the same content as before is not uploaded again; addresses usually do not change between steps.
 
     Args:
-        whole, numbers: rows of any lengths, laid one after the other; an address is an integer.
+        whole, numbers: rows of any lengths, which are concatenated. Addresses are integers.
     """
     content = array("q", itertools.chain.from_iterable(whole)).tobytes()
     content += array("d", itertools.chain.from_iterable(numbers)).tobytes()
@@ -208,10 +209,9 @@ def upload(device: torch.device, whole: Sequence[Sequence[int]], numbers: Sequen
 
 
 def _to(host: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, by way of pinned memory.
+    """A copy on the device, through pinned memory.
 
-    The ring of pinned buffers is torch's allocator of them: it gives a freed buffer again only once the events of the
-    copies that read it have passed.
+    torch's allocator of pinned memory reuses a freed buffer only after the copies from it are complete.
     """
     if device.type == "cpu":
         return host.clone()
@@ -227,11 +227,11 @@ def _to(host: Tensor, device: torch.device) -> Tensor:
 
 
 def _from_reserve(count: int) -> Tensor:
-    """Pinned memory for a captured graph, never given back."""
+    """Pinned memory for a captured graph, which is never freed."""
     if not _reserve or len(_reserve[0]) < count:
         return torch.empty(count, dtype=torch.int64, pin_memory=True)
     taken = _reserve[0][:count]
-    # To a multiple of eight words, so that copies stay aligned.
+    # A multiple of eight words, so that copies stay aligned.
     _reserve[0] = _reserve[0][-(-count // 8) * 8 :]
     return taken
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .choice import kernel_runs
-from .lists import Found, Number, fused_serves, like, listed, of_equal_numbers, rates, spread, working
+from .lists import Found, Number, fused_serves, fused_sgd, like, listed, of_equal_numbers, rates, spread, working
 from .rounding import SECOND, seed_of, write_rounded
 from .runs import Run, check_per_matrix, flat, parts
 
@@ -30,14 +30,14 @@ def apply_updates(
     """X ← (1 − lr · weight_decay) X − lr · scale · U for every weight X and its update U, in place.
 
     Args:
-        weights: of any floating-point dtypes; below float32 the arithmetic is done in float32 and rounded once.
-        updates: each of its weight's shape, of any floating-point dtypes. They are not written to.
+        weights: of any floating-point dtypes. Those narrower than float32 are computed in float32 and rounded once.
+        updates: with the weights' shapes, of any floating-point dtypes; not written to.
         lr: a number, or a scalar tensor on the weights' device; one for all or one for each weight.
         weight_decay: one for all, or one for each weight.
-        scale: a positive number; or a float32 vector on the device, one for each run, or without runs for each weight.
-        runs: that cover every weight, for a vector of scales.
-        seeds: one for each weight, by which those in bfloat16 are rounded by chance; without them, to nearest.
-        steps: scalars that change the chance from step to step.
+        scale: a positive number; or a float32 vector on the device, one number for each run, or weight without runs.
+        runs: must cover every weight, if ``scale`` is a vector.
+        seeds: one for each weight, for stochastic rounding of bfloat16; without, they round to nearest.
+        steps: scalar counts of steps, which change the random numbers from step to step.
     """
     if not weights:
         return
@@ -45,7 +45,7 @@ def apply_updates(
         check_per_matrix("scale", scale, weights, runs)
     lrs, decays = spread(lr, len(weights)), spread(weight_decay, len(weights))
     plain = not isinstance(scale, Tensor) and fused_serves(weights, updates)
-    # Torch's own kernel already takes one pass where one number scales all and one dtype serves.
+    # Torch's own kernel takes one pass too if one number scales all.
     if not plain and kernel_runs("apply_updates", weights, updates, scalars=steps or ()):
         from .device import update as device
 
@@ -55,20 +55,9 @@ def apply_updates(
         return
     if not isinstance(scale, Tensor) and fused_serves(weights, updates):
         for rate, decay, chosen in of_equal_numbers(lrs, decays):
-            # Fused SGD without momentum, its coupled decay divided by what multiplies the update, is just that.
-            torch._fused_sgd_(
-                [weights[i] for i in chosen],
-                [updates[i] for i in chosen],
-                [],
-                weight_decay=decay / scale,
-                momentum=0.0,
-                lr=rate * scale,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-                is_first_step=False,
-                found_inf=found,
-            )
+            # Fused SGD without momentum gives this, if its coupled decay is divided by the scale.
+            some, changes = [weights[i] for i in chosen], [updates[i] for i in chosen]
+            fused_sgd(some, changes, [], lr=rate * scale, weight_decay=decay / scale, found=found)
         return
     for index, (weight, scaled) in enumerate(zip(weights, _scaled(updates, weights, scale, runs), strict=True)):
         exact, rate = weight.to(scaled.dtype), like(lrs[index], scaled)
@@ -81,7 +70,7 @@ def apply_updates(
 def _scaled(
     updates: Sequence[Tensor], weights: Sequence[Tensor], scale: float | Tensor, runs: Sequence[Run] | None
 ) -> list[Tensor]:
-    """Every update times its scale, in the precision of the arithmetic, as new tensors."""
+    """New tensors: updates times their scales, in the precision of the arithmetic."""
     dtypes = [torch.promote_types(working(w), working(u)) for w, u in zip(weights, updates, strict=True)]
     if not isinstance(scale, Tensor):
         return [update.to(dtype) * scale for update, dtype in zip(updates, dtypes, strict=True)]

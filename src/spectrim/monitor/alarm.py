@@ -18,14 +18,7 @@ __all__ = ["Alarm", "Rule", "Trend", "alerts_of"]
 #: metrics are "update_rms" and "lr"; on measured steps, all.
 Rule = Callable[[int, Mapping[str, Mapping[str, float | None]]], Iterable[Mapping[str, Any]] | None]
 
-_BLANK: Alert = {
-    "parameter": "",
-    "quantity": "",
-    "value": None,
-    "trend": None,
-    "deviations": None,
-    "message": "",
-}
+_BLANK: Alert = {"parameter": "", "quantity": "", "value": None, "trend": None, "deviations": None, "message": ""}
 
 
 def alerts_of(rule: Rule, step: int, values: Mapping[str, Mapping[str, float | None]]) -> list[Alert]:

@@ -11,13 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from spectrim.monitor.sketch import (
-    entry_statistics,
-    gram_of_singular_values,
-    krylov_gram,
-    lanczos_coefficients,
-    wide,
-)
+from spectrim.monitor.sketch import entry_statistics, gram_of_singular_values, krylov_gram, lanczos_coefficients, wide
 from spectrim.operators._stack import as_matrices
 
 __all__ = [

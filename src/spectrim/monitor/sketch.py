@@ -32,7 +32,7 @@ __all__ = [
 
 #: Columns of a block in addition to the rank.
 OVERSAMPLING = 4
-#: Blocks of a Krylov space, at most; of pure noise they miss 1 % of the norm and 2 % of the spike's energy.
+#: The most blocks of a Krylov space. For pure noise, they underestimate the norm by 1 % and the spike's energy by 2 %.
 DEPTH = 6
 #: The most columns of a Krylov space with more than two blocks; the host solves an eigenproblem of this size.
 WIDTH = 200

@@ -15,14 +15,7 @@ from torch import Tensor
 from spectrim.monitor.gradient_stacks import Decomposed, check_stack, decompose, halves
 from spectrim.monitor.sketch import wide
 
-__all__ = [
-    "DirectionNoise",
-    "SecondMoment",
-    "direction_noise",
-    "rank_edges",
-    "second_moment",
-    "spike_energy",
-]
+__all__ = ["DirectionNoise", "SecondMoment", "direction_noise", "rank_edges", "second_moment", "spike_energy"]
 
 RESOLVED = 2.0
 """A mean is divided by only if it exceeds zero by this many standard errors."""

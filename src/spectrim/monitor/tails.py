@@ -165,10 +165,7 @@ def _maximise(
 def _fitted(model: str, parameters: Parameters, places: Tensor, weights: Tensor, unit: float, count: int) -> TailFit:
     likelihood = float((weights * log_density(model, places * unit, parameters)).sum())
     return TailFit(
-        model=model,
-        parameters=parameters,
-        log_likelihood=likelihood,
-        aic=2 * len(parameters) - 2 * count * likelihood,
+        model=model, parameters=parameters, log_likelihood=likelihood, aic=2 * len(parameters) - 2 * count * likelihood
     )
 
 

@@ -28,7 +28,7 @@ from spectrim.optim.screened import Position, ScreenedOptimizer
 from spectrim.optim.screening.nonfinite import screen
 from spectrim.optim.sharded.entry import ShardedEntry
 from spectrim.optim.sharded.shard_step import step_shards
-from spectrim.optim.state.parameter_state.loading import load_state
+from spectrim.optim.state.loading import load_state
 from spectrim.optim.state.parameter_state import check_parameter, drop_orphans, fit_state, new_state
 from spectrim.optim.stepping.entries import Entry, role_and_layout
 from spectrim.optim.stepping.step import step_entries

@@ -1,1 +1,1 @@
-"""The Triton forms, as operators of torch: imported where one of them is to run, for they import Triton."""
+"""The Triton forms as torch operators. They import Triton, so they are imported only when one of them runs."""

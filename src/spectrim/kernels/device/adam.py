@@ -48,7 +48,7 @@ def _directions_kernel(
     if FOUND:
         skip = tl.load(found) != 0
     if skip:
-        # Nobody uses it; but what is no number would travel far before it is thrown away.
+        # The direction is not used, but must be finite.
         tl.store(out_at + offsets, tl.zeros([BLOCK], OUT), mask=offsets < left)
     else:
         step = tl.load(tl.load(table + 4 * count + tensor).to(tl.pointer_type(tl.float32)))
@@ -145,7 +145,7 @@ def _step_kernel(
 
 
 def _numbers(beta1: float, beta2: float, eps: float) -> tuple[float, ...]:
-    """The numbers of both kernels, each rounded once from float64."""
+    """The coefficients of both kernels, computed in float64."""
     return 1 - beta1, beta2, 1 - beta2, _log(beta1), _log(beta2), eps
 
 

@@ -53,13 +53,13 @@ def _kernel(
     if FOUND:
         skip = tl.load(found) != 0
     if skip:
-        # Nobody uses it; but what is no number would travel far before it is thrown away.
+        # The direction is not used, but must be finite.
         tl.store(out_at + offsets, tl.zeros([BLOCK], OUT), mask=offsets < left)
     else:
         step = tl.load(tl.load(table + 5 * count + tensor).to(tl.pointer_type(tl.float32)))
         first = 1 / minus_expm1(step * log1)
         second = 1 / tl.sqrt_rn(minus_expm1(step * log2))
-        # The decay of the slow average is ½ to the power of 1 / (1 + half-life), half-lives between those of β₁ and β₃.
+        # The decay of the slow average is ½^(1 / (1 + h)), with h interpolated between the half-lives of β₁ and β₃.
         progress = tl.minimum(step / warmup, 1.0)
         early = tl.where(progress < 1, (1 - progress) * half_life1, 0.0)
         late = tl.where(progress > 0, progress * half_life3, 0.0)
@@ -125,7 +125,7 @@ def ademamix_directions(
     """:func:`~spectrim.kernels.ademamix.ademamix_directions` as an operator."""
     beta1, beta2, beta3 = betas
     numbers = (1 - beta1, beta2, 1 - beta2, _log(beta1), _log(beta2), _half_life(beta1), _half_life(beta3), alpha)
-    # Without warm-up every step has come as far as the end of one.
+    # Without warm-up, progress is 1 in every step.
     warmup = 0.5 if warmup_steps is None else float(warmup_steps)
     counts = addresses(steps)
     for part in launches_of(runs, grads, exp_avgs, exp_avgs_slow, exp_avg_sqs, out):
@@ -149,5 +149,5 @@ def _log(beta: float) -> float:
 
 
 def _half_life(beta: float) -> float:
-    """In steps, less one; a decay of 1 never halves."""
+    """The half-life in steps, minus one; infinite for a decay of 1."""
     return math.log(0.5) / math.log(beta) - 1 if 0 < beta < 1 else -1.0 if beta == 0 else math.inf

@@ -1,4 +1,4 @@
-"""What the kernels share: finding a block's work, loading, storing and rounding entries, shrinkage."""
+"""Functions that kernels share: a program's block, loading, storing and rounding entries, shrinkage."""
 
 import triton
 import triton.language as tl
@@ -10,7 +10,7 @@ ALIGN = tl.constexpr(ALIGNMENT)
 
 @triton.jit
 def work_of(blocks, ALIGNED: tl.constexpr):
-    """This program's tensor, matrix, first entry, and how many entries its piece has from there on."""
+    """This program's tensor, matrix and first entry, and the number of entries to the end of its piece."""
     row = blocks + tl.program_id(0).to(tl.int64) * 3
     packed = tl.load(row)
     begin = tl.load(row + 1)
@@ -22,7 +22,7 @@ def work_of(blocks, ALIGNED: tl.constexpr):
 
 @triton.jit
 def pointer(table, index, begin, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Where a block of one tensor begins, its address read from the table."""
+    """The address of a block of one tensor, from the table."""
     address = tl.load(table + index).to(tl.pointer_type(TYPE))
     if ALIGNED:
         address = tl.multiple_of(address, 16)
@@ -37,7 +37,7 @@ def number(table, index):
 
 @triton.jit
 def number_or_tensor(table, index, place):
-    """A float64 of the table, unless there is the address of a float32 scalar at ``place``."""
+    """A float64 of the table; or, if the table has an address at ``place``, the float32 scalar there."""
     address = tl.load(table + place)
     value = number(table, index)
     if address != 0:
@@ -47,7 +47,7 @@ def number_or_tensor(table, index, place):
 
 @triton.jit
 def entries(source, offsets, left, MASKED: tl.constexpr):
-    """The entries of a block in float32; zeros beyond its end."""
+    """The entries of a block in float32, with zeros beyond its end."""
     if MASKED:
         loaded = tl.load(source + offsets, mask=offsets < left, other=0.0)
     else:
@@ -57,7 +57,7 @@ def entries(source, offsets, left, MASKED: tl.constexpr):
 
 @triton.jit
 def put(target, offsets, left, x, random, CHANCE: tl.constexpr, MASKED: tl.constexpr):
-    """Store float32 entries in the target's dtype: bfloat16 by chance, or else to nearest."""
+    """Store float32 entries in the target's dtype; bfloat16 is rounded stochastically with CHANCE, else to nearest."""
     rounded = narrowed(x, target.dtype.element_ty, random, CHANCE)
     if MASKED:
         tl.store(target + offsets, rounded, mask=offsets < left)
@@ -67,21 +67,21 @@ def put(target, offsets, left, x, random, CHANCE: tl.constexpr, MASKED: tl.const
 
 @triton.jit
 def narrowed(x, TYPE: tl.constexpr, random, CHANCE: tl.constexpr):
-    """Float32 in another type: bfloat16 by chance, or else to nearest."""
-    # In integers, which round alike on all devices and in the interpreter.
+    """Convert float32 to another type; bfloat16 is rounded stochastically with CHANCE, else to nearest."""
+    # Integer arithmetic gives the same rounding on all devices and in the interpreter.
     return to_bfloat16(x, random, CHANCE) if TYPE == tl.bfloat16 else x.to(TYPE)
 
 
 @triton.jit
 def to_bfloat16(x, random, CHANCE: tl.constexpr):
-    """Round to bfloat16, the upper half of a float32, by what is added to the lower half before it is cut off."""
+    """Round to bfloat16, the upper half of a float32, by adding to the lower half before it is cut off."""
     bits = x.to(tl.uint32, bitcast=True)
     if CHANCE:
         added = random & 0xFFFF
     else:
         added = ((bits >> 16) & 1) + 0x7FFF
     finite = (bits & 0x7F800000) != 0x7F800000
-    # What is no number stays none, though its payload may lie in the lower half.
+    # NaN stays NaN, even if its payload is in the lower half.
     other = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, bits | 0x00400000, bits)
     bits = tl.where(finite, bits + added, other)
     return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
@@ -89,7 +89,7 @@ def to_bfloat16(x, random, CHANCE: tl.constexpr):
 
 @triton.jit
 def mixed(x):
-    """As ``rounding._mixed``."""
+    """Same as ``rounding._mixed``."""
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)
@@ -97,7 +97,7 @@ def mixed(x):
 
 @triton.jit
 def noise(seed, step, begin, offsets, DRAW: tl.constexpr):
-    """32 random bits for every entry, of which :mod:`spectrim.kernels.rounding` has the definition.
+    """32 random bits for every entry, as :mod:`spectrim.kernels.rounding` defines them.
 
     DRAW: 0 or 1; the lanes LOW and HIGH are the lower and the upper half of draw 0.
     """
@@ -110,7 +110,7 @@ def noise(seed, step, begin, offsets, DRAW: tl.constexpr):
 
 @triton.jit
 def shrink(y, tau, FORM: tl.constexpr):
-    """As ``shrinking.shrunk_entries``; FORM 0 leaves everything, 1 to 3 are the places in FORMS from 1."""
+    """Same as ``shrinking.shrunk_entries``; FORM 0 changes nothing, 1 to 3 number FORMS."""
     if FORM == 0:
         return y
     elif FORM == 3:
@@ -118,7 +118,7 @@ def shrink(y, tau, FORM: tl.constexpr):
     else:
         ratio = y / tau
         if FORM == 1:
-            # Where the square overflows the result is zero; it would be below 1e-19 τ.
+            # If the square overflows, the result is zero; the exact result is below 1e-19 τ.
             small = y / (1 + ratio * ratio)
         else:
             small = tl.where(tl.abs(ratio) > 1e8, tl.where(y < 0, -tau, tau), y / tl.sqrt_rn(1 + ratio * ratio))
@@ -127,14 +127,14 @@ def shrink(y, tau, FORM: tl.constexpr):
 
 @triton.jit
 def mean_of(old, new, share):
-    """old + share (new − old), from whichever end is nearer, so that a share of 1 gives the new to the bit."""
+    """old + share (new − old), computed from the nearer end, so that a share of 1 gives exactly ``new``."""
     change = new - old
     return tl.where(share < 0.5, old + share * change, new - change * (1 - share))
 
 
 @triton.jit
 def minus_expm1(x):
-    """1 − eˣ of a scalar x ≤ 0, exact to float32's rounding near zero too."""
+    """1 − eˣ for a scalar x ≤ 0, accurate to float32's rounding also near zero."""
     series = 1 + x * (1 / 7) * (1 + x * (1 / 8) * (1 + x * (1 / 9)))
     series = 1 + x * (1 / 4) * (1 + x * (1 / 5) * (1 + x * (1 / 6) * series))
     series = x * (1 + x * (1 / 2) * (1 + x * (1 / 3) * series))

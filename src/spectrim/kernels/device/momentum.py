@@ -31,7 +31,7 @@ def _momentum(
         d = g + decay * m if NESTEROV else m
     put(m_at, offsets, left, m, random, CHANCE, MASKED)
     if SIGN:
-        # What is no number has no sign, and stays.
+        # NaN stays NaN.
         d = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, d))
     put(out_at, offsets, left, d, random, False, MASKED)
 
@@ -52,7 +52,7 @@ def _kernel(
     if FOUND:
         skip = tl.load(found) != 0
     if skip:
-        # Nobody uses it; but what is no number would travel far before it is thrown away.
+        # The direction is not used, but must be finite.
         tl.store(out_at + offsets, tl.zeros([BLOCK], OUT), mask=offsets < left)
     else:
         tau = 0.0

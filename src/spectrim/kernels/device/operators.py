@@ -1,4 +1,4 @@
-"""How a kernel becomes an operator of torch, how it is launched, and what all kernels over lists are given."""
+"""Makes torch operators of functions, and launches kernels."""
 
 import functools
 import inspect
@@ -27,16 +27,17 @@ TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: 
 def operator(
     schema: str, *, mutates: tuple[str, ...] = (), cost: Callable[..., Cost], fake: Callable[..., Any] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a function the operator ``spectrim::`` of its own name, with a fake form and a cost.
+    """Register a function as the operator ``spectrim::<name>``, with a fake form and a cost.
 
-    A plain call runs the function itself: the dispatcher would copy every list, and what ``torch.library.custom_op``
-    checks besides takes longer than the kernels. Compilers, fake tensors and dispatch modes get the operator.
+    A plain call runs the function directly: the dispatcher copies every list, and the checks of
+    ``torch.library.custom_op`` take longer than the kernels. Compilers, fake tensors and dispatch modes call the
+    operator.
 
     Args:
-        schema: of arguments and results.
-        mutates: the arguments that it writes to, tensors or lists of them.
-        cost: from the operator's arguments; the entry in :data:`~spectrim.kernels.costs.COSTS`.
-        fake: the results, empty, from the operator's arguments; None where there are none.
+        schema: schema of arguments and results.
+        mutates: names of the arguments, tensors or lists, to which it writes.
+        cost: computes the cost from the arguments; the entry in :data:`~spectrim.kernels.costs.COSTS`.
+        fake: makes empty results from the arguments; None if there are no results.
     """
 
     def made(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,7 +48,7 @@ def operator(
         def run(*args: Any) -> Any:
             result = function(*args)
             for place in places:
-                # Autograd is to notice a weight that was saved for backward and has changed since.
+                # Autograd must notice that a weight that was saved for backward has changed.
                 torch.autograd.graph.increment_version(args[place])
             return result
 
@@ -69,13 +70,13 @@ def operator(
 
 
 def _is_plain(argument: Tensor | Sequence[Tensor]) -> bool:
-    """True if the first of an operator's arguments holds tensors of no subclass, as fake ones are."""
+    """True if an operator's first argument has plain tensors, not of a subclass such as fake tensors."""
     first = argument if isinstance(argument, Tensor) else argument[0]
     return type(first) is Tensor or type(first) is torch.nn.Parameter
 
 
 def launch(kernel: Any, programs: int | tuple[int, ...], device: torch.device, *args: Any, **constants: Any) -> None:
-    """Launch a kernel on a device's current stream; nothing where there is no program."""
+    """Launch a kernel on a device's current stream; do nothing if the grid is empty."""
     grid = programs if isinstance(programs, tuple) else (programs,)
     if 0 in grid:
         return
@@ -88,16 +89,16 @@ def launch(kernel: Any, programs: int | tuple[int, ...], device: torch.device, *
             _launch(kernel, grid, device.index, args, constants)
 
 
-#: What was compiled, by all that Triton compiles anew for.
+#: Compiled kernels, by all properties for which Triton compiles again.
 _compiled: dict[tuple[Any, ...], Any] = {}
 
 
-#: Which parameters of a kernel are constants to Triton. Kernels are never forgotten, so their ids are theirs.
+#: id of a kernel -> for each parameter, True if it is a constexpr. Kernels are never deleted, so ids are unique.
 _constants: dict[int, tuple[bool, ...]] = {}
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], device: int, args: tuple[Any, ...], constants: dict[str, Any]) -> None:
-    """Launch a kernel as compiled for the likes of these arguments: Triton's own look-up takes the host longer."""
+    """Launch a compiled kernel from :data:`_compiled`, which is faster than Triton's own look-up."""
     key: list[Any] = [id(kernel), device, *constants.values()]
     if id(kernel) not in _constants:
         _constants[id(kernel)] = tuple(parameter.is_constexpr for parameter in kernel.params)
@@ -118,7 +119,7 @@ def _launch(kernel: Any, grid: tuple[int, ...], device: int, args: tuple[Any, ..
         return
     found = _compiled.get(known := tuple(key))
     if found is None:
-        # Stated, since Triton's own default is about to change.
+        # enable_fp_fusion is stated, since Triton's default is about to change.
         _compiled[known] = kernel[grid](*args, **constants, enable_fp_fusion=True)
         return
     rest = [constants[name] for name in kernel.arg_names[len(args) :]]
@@ -126,7 +127,7 @@ def _launch(kernel: Any, grid: tuple[int, ...], device: int, args: tuple[Any, ..
 
 
 def aligned(rows: Sequence[Sequence[int]]) -> bool:
-    """Whether all of these addresses may be loaded from by 16 bytes."""
+    """True if all addresses are multiples of 16."""
     bits = 0
     for row in rows:
         for address in row:
@@ -135,17 +136,18 @@ def aligned(rows: Sequence[Sequence[int]]) -> bool:
 
 
 def addresses(tensors: Sequence[Tensor]) -> list[int]:
-    """The addresses of some tensors."""
+    """The addresses of tensors."""
     return [tensor.data_ptr() for tensor in tensors]
 
 
 class Launch(NamedTuple):
-    """Tensors of several lists that one launch takes, for the dtype of each list is uniform.
+    """The tensors of one launch: in each list, all have one dtype.
 
-    map: which block works on what.
-    rows: the addresses of the tensors, list by list.
-    types: the dtype of each list, as Triton has it.
-    places: where the tensors are in the lists.
+    Attributes:
+        map: the block map.
+        rows: the addresses of the tensors, for each list.
+        types: Triton's dtype of each list.
+        places: indices of the tensors in the original lists.
     """
 
     map: BlockMap
@@ -154,17 +156,17 @@ class Launch(NamedTuple):
     places: list[int]
 
     def of(self, values: Sequence[V] | None, default: V) -> list[V]:
-        """Those values of a list that belong to these tensors, or the default for each."""
+        """The values that belong to these tensors, or the default for each."""
         return [default] * len(self.places) if values is None else [values[place] for place in self.places]
 
     def launch(self, kernel: Any, table: Tensor, *args: Any) -> None:
-        """Launch a kernel whose arguments begin with table, block map and number of tensors."""
+        """Launch a kernel whose first arguments are table, block map and number of tensors."""
         constants = {"ALIGNED": self.map.aligned and aligned(self.rows), "BLOCK": BLOCK, "num_warps": 8}
         launch(kernel, self.map.programs, table.device, table, self.map.blocks, len(self.places), *args, **constants)
 
 
 def launches_of(runs: Sequence[int] | None, *lists: Sequence[Tensor]) -> Iterator[Launch]:
-    """One part for each combination of dtypes: one, nearly always."""
+    """One launch for each combination of dtypes; usually there is one."""
     device = lists[0][0].device
     sizes = [tensor.numel() for tensor in lists[0]]
     if all(tensor.dtype == tensors[0].dtype for tensors in lists for tensor in tensors):
@@ -178,5 +180,5 @@ def launches_of(runs: Sequence[int] | None, *lists: Sequence[Tensor]) -> Iterato
 
 
 def form_number(taus: Tensor | None, form: str) -> int:
-    """A form of shrinkage as kernels know it: 0 for none."""
+    """The kernels' number of a form of shrinkage; 0 for none."""
     return 0 if taus is None else FORMS.index(form) + 1

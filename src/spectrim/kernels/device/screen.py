@@ -1,4 +1,4 @@
-"""Screening over lists in Triton: the largest magnitude of every tensor, the mean root of every matrix, in one pass."""
+"""Screening in Triton: the largest magnitude of every tensor and the mean root of every matrix, in one pass."""
 
 import torch
 import triton
@@ -13,7 +13,7 @@ from .operators import addresses, aligned, launch, operator
 
 __all__ = ["screen"]
 
-#: Dtypes as the kernel knows them: one launch takes them all.
+#: The kernel's codes of dtypes; one launch takes all of them.
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 #: Partial sums that a program adds at a time.
@@ -26,7 +26,7 @@ def _block(
 ):
     size = tl.abs(entries(source, offsets, left, MASKED))
     if LARGEST:
-        # As integers the magnitudes keep their order, and what is no number comes last.
+        # The bits of magnitudes, as integers, have the same order, with NaN last.
         bits = size.to(tl.int32, bitcast=True) & 0x7FFFFFFF
         tl.atomic_max(largest_at, tl.max(bits, axis=0), sem="relaxed")
     if ROOTS:
@@ -39,7 +39,7 @@ def _any_dtype(
     LARGEST: tl.constexpr, ROOTS: tl.constexpr, MASKED: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     code = tl.load(table + count + tensor)
-    # A name for each type: the compiler takes one name for one type, whichever branch is taken.
+    # Triton needs a different name for each pointer type.
     if code == 0:
         full = pointer(table, tensor, begin, tl.float32, ALIGNED)
         _block(full, offsets, left, largest_at, root_at, LARGEST, ROOTS, MASKED)
@@ -68,7 +68,7 @@ def _screen_kernel(
 
 @triton.jit(do_not_specialize=["first"])
 def _means_kernel(table, first, spans, roots, means, CHUNK: tl.constexpr):
-    """Add the partial sums of a matrix, always in the same order, and divide."""
+    """Add the partial sums of a matrix in a fixed order, and divide."""
     matrix = tl.program_id(0)
     start = tl.load(spans + 2 * matrix)
     blocks = tl.load(spans + 2 * matrix + 1)
@@ -102,7 +102,7 @@ def _cost(tensors: list[Tensor], runs: list[int] | None, counts: list[int] | Non
 def screen(
     tensors: list[Tensor], runs: list[int] | None, counts: list[int] | None, largest: bool, roots: bool
 ) -> tuple[Tensor, Tensor]:
-    """:func:`~spectrim.kernels.magnitudes.magnitudes_and_roots` as an operator; what is not asked for is empty."""
+    """:func:`~spectrim.kernels.magnitudes.magnitudes_and_roots` as an operator; unwanted results are empty."""
     device = tensors[0].device
     map_ = block_map([tensor.numel() for tensor in tensors], triples(runs), device, whole=largest)
     count = len(tensors)
@@ -111,7 +111,7 @@ def screen(
         counts = [tensor.numel() for tensor in tensors] if runs is None else list(runs[2::3])
     rows = [addresses(tensors), [CODES[tensor.dtype] for tensor in tensors]]
     table = upload(device, rows, [[float(max(1, length)) for length in counts or ()]])
-    # Magnitudes are compared as integers, and are floats afterwards.
+    # Magnitudes are compared as integers, and viewed as floats afterwards.
     magnitudes = torch.zeros(count, dtype=torch.int32, device=device)
     partial = torch.empty(map_.programs if roots else 0, dtype=torch.float32, device=device)
     means = torch.empty(matrices if roots else 0, dtype=torch.float32, device=device)

@@ -1,4 +1,4 @@
-"""The book-keeping of a screened step in Triton: one program for everything."""
+"""The skip flag and the counts of a step in Triton, by one program."""
 
 import torch
 import triton
@@ -24,7 +24,7 @@ def _kernel(
     for begin in range(0, count, CHUNK):
         mask = begin + offsets < count
         size = tl.load(magnitudes + begin + offsets, mask=mask, other=0.0)
-        # NaN is not below it either. The bound is LIMITS[float32] of spectrim.kernels.settling.
+        # The bound is LIMITS[float32] of spectrim.kernels.settling; NaN is not below it.
         bad = tl.where(size < 1e19, 0, 1)
         worst = tl.maximum(worst, bad)
         if SKIPPED:

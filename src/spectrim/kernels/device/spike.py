@@ -1,9 +1,9 @@
-"""A step of Spectra in Triton: momentum, the products with the spike's bases, and the update.
+"""A step of Spectra in Triton: momentum, products with the spikes' bases, and the update.
 
-Every kernel has one program for some rows, or columns, of one matrix: its place in the grid's second dimension, of
-which the table has a row. What has k columns is padded with zeros to the next power of two, and lies there for all
-matrices of a call one after the other. The algebra of these thin matrices is in :mod:`.thin`. Sums are taken in one
-order, so that replicas agree to the bit.
+A kernel's program works on some rows, or columns, of one matrix. The grid's second dimension is the matrix, which has a
+row in the table. Thin matrices, of k columns, are padded with zeros to the next power of two, and those of all matrices
+of a call are consecutive; :mod:`.thin` has their algebra. Sums are taken in a fixed order, so that replicas get the
+same bits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,7 +47,7 @@ __all__ = ["Tile", "spike_step"]
 
 @dataclass
 class Tile:
-    """Rows and columns of a matrix that a kernel works on at a time, and the warps and stages that do it."""
+    """The tile of a matrix that a program works on at a time, and its launch options."""
 
     rows: int
     columns: int
@@ -56,14 +56,14 @@ class Tile:
     precision: str = "ieee"
 
     def of(self, k: int) -> dict[str, Any]:
-        """What a launch is given."""
+        """The options of a launch."""
         sizes = {"K": k, "ROWS": self.rows, "COLUMNS": self.columns}
         return {**sizes, "PRECISION": self.precision, "num_warps": self.warps, "num_stages": self.stages}
 
 
-#: For every kernel that reads matrices, its tile: the fastest of several on an H200. Products that decide where the
-#: spike is are of true float32, which costs nothing beside the reading; the update's as three of TF32, exact to a bit
-#: or two of float32, since there it would.
+#: The tile of every kernel that reads matrices, the fastest of several on an H200. The products that determine the
+#: spike are in float32, which takes no longer than reading the matrix. The update's product would take longer, so it
+#: uses three TF32 products, which are exact to a bit or two of float32.
 TILES = {
     "product": Tile(64, 64),
     "transposed": Tile(32, 64, stages=3),
@@ -71,7 +71,7 @@ TILES = {
     "update": Tile(64, 64, warps=8, stages=1, precision="tf32x3"),
 }
 
-#: Rows of a matrix that one program adds up for its columns of MᵀU.
+#: Rows of a matrix that one program sums for its columns of MᵀU.
 SPLIT = 1024
 
 
@@ -81,7 +81,7 @@ def _product(
     TYPE: tl.constexpr, MOMENTUM: tl.constexpr, FROM_SCRATCH: tl.constexpr, FOUND: tl.constexpr, ALIGNED: tl.constexpr,
     PRECISION: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Y = M V. MOMENTUM 1 or 2: M is made first, as a sum or an average, and ‖M‖² of these rows is kept."""
+    """Y = M V. With MOMENTUM 1 (sum) or 2 (average), M is updated first, and ‖M‖² of these rows is stored."""
     row = table + tl.program_id(1).to(tl.int64) * FIELDS
     begin = tl.program_id(0) * ROWS
     m = field(row, ROWS_OF)
@@ -108,7 +108,7 @@ def _product(
             g = tl.load(g_at + offsets, mask=mask, other=0.0).to(tl.float32)
             x = decay * x + g if MOMENTUM == 1 else mean_of(x, g, rest)
             tl.store(m_at + offsets, x, mask=mask)
-            # In float64, which holds the square of every float32.
+            # In float64, which cannot overflow here.
             wide = x.to(tl.float64)
             energy += tl.sum(tl.reshape(wide * wide, [ROWS, COLUMNS // 4, 4]), axis=2)
         v = tl.load(v_at + basis, mask=within[:, None] & (directions < k)[None, :], other=0.0)
@@ -128,7 +128,7 @@ def _transposed(
     table, found, u, parts, SPLIT: tl.constexpr, FOUND: tl.constexpr, ALIGNED: tl.constexpr, PRECISION: tl.constexpr,
     K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """W = MᵀU, for some columns of M and some rows: a part of the sum."""
+    """A part of the sum W = MᵀU, for some columns and rows of M."""
     row = table + tl.program_id(1).to(tl.int64) * FIELDS
     m, n = field(row, ROWS_OF), columns_of(row, ALIGNED)
     blocks = tl.cdiv(n, COLUMNS)
@@ -143,7 +143,7 @@ def _transposed(
     offsets = rows[:, None] * n + tl.arange(0, COLUMNS)[None, :]
     m_at = place(row, BUFFER, tl.float32, ALIGNED) + first.to(tl.int64) * n + start
     u_at = u + (tl.load(row + ROW) + first) * K
-    # As UᵀM, whose second factor may lie in shared memory as it lies in M.
+    # Computed as UᵀM, whose second factor needs no transposition in shared memory.
     product = tl.zeros([K, COLUMNS], tl.float32)
     for begin in range(first, last, ROWS):
         inside = rows < last - begin
@@ -162,7 +162,7 @@ def _tail(
     table, found, u, w, tails, energies, FOUND: tl.constexpr, ALIGNED: tl.constexpr, PRECISION: tl.constexpr,
     K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """‖M − U Wᵀ‖² of some rows, where ``tails`` does not know it."""
+    """‖M − U Wᵀ‖² of some rows, for matrices whose ``tails`` is −1."""
     row = table + tl.program_id(1).to(tl.int64) * FIELDS
     begin = tl.program_id(0) * ROWS
     m = field(row, ROWS_OF)
@@ -239,17 +239,17 @@ def _listed(matrices: Sequence[int]) -> list[SpikeMatrix]:
 
 
 def _parts(matrix: SpikeMatrix) -> int:
-    """Rows of all parts of W."""
+    """The number of rows of all parts of W."""
     return matrix.columns * blocks_of(matrix.rows, SPLIT)
 
 
 def _width(matrices: Sequence[SpikeMatrix]) -> int:
-    """The number of columns to which what has k of them is padded."""
+    """The padded number of columns of thin matrices."""
     return max(16, 1 << (max(matrix.rank for matrix in matrices) - 1).bit_length())
 
 
 def _calls(matrices: Sequence[SpikeMatrix], k: int) -> Iterator[tuple[int, int]]:
-    """Ranges of matrices that are stepped at once: their thin matrices take so many bytes at most, or it is one."""
+    """Ranges of matrices that are stepped in one call, whose thin matrices fit in the workspace."""
     begin = total = 0
     for index, matrix in enumerate(matrices):
         own = 4 * k * (matrix.rows + _parts(matrix) + matrix.columns)
@@ -279,7 +279,7 @@ def _cost(
     listed = _listed(matrices)
     k = _width(listed)
     calls = len(list(_calls(listed, k)))
-    # M is read once more in every power step but the first, and once for W in each. The tail is rarely formed.
+    # Every power step reads M twice, except that the first one reads it with the gradient. The tail is rarely formed.
     read = (2 * steps - 1) * size(buffers)
     thin_bytes = 4 * k * sum(steps * (9 * own.rows + 6 * _parts(own)) for own in listed)
     flops = 6 * k * sum((2 * steps + 1) * own.rows * own.columns for own in listed)
@@ -314,7 +314,7 @@ def spike_step(
     scaling: list[float],
     found: Tensor | None,
 ) -> None:
-    """:func:`~spectrim.kernels.spike.spike_step` as an operator. A matrix is the numbers of :class:`SpikeMatrix`."""
+    """:func:`~spectrim.kernels.spike.spike_step` as an operator; ``matrices`` has the numbers of all SpikeMatrix."""
     device = weights[0].device
     listed = _listed(matrices)
     k = _width(listed)

@@ -1,4 +1,4 @@
-"""Sums of stacks with a coefficient for each matrix, and sums of squares, in Triton: one launch for a list."""
+"""Linear combinations of stacks and sums of squares in Triton, with one launch for a list."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -54,14 +54,14 @@ def _combine_kernel(
 def _squares_kernel(table, blocks, count, sums, X: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
     matrix, _matrix, begin, left = work_of(blocks, ALIGNED)
     x_at = pointer(table, matrix, begin, X, ALIGNED)
-    # In float64, which holds the square of every float32 number.
+    # In float64, which cannot overflow here.
     x = entries(x_at, tl.arange(0, BLOCK), left, True).to(tl.float64)
     tl.store(sums + tl.program_id(0), tl.sum(x * x, axis=0))
 
 
 @triton.jit
 def _total(spans, sums, matrix, CHUNK: tl.constexpr):
-    """The partial sums of a matrix, added always in the same order."""
+    """Add the partial sums of a matrix in a fixed order."""
     start = tl.load(spans + 2 * matrix)
     blocks = tl.load(spans + 2 * matrix + 1)
     offsets = tl.arange(0, CHUNK)
@@ -79,7 +79,7 @@ def _total_kernel(spans, sums, totals, CHUNK: tl.constexpr):
 
 @triton.jit
 def _smaller(x, y):
-    """min(x, y), and NaN where either is."""
+    """min(x, y), or NaN if either is."""
     return tl.where(x != x, x, tl.where(y < x, y, tl.where(y != y, y, x)))
 
 
@@ -96,7 +96,7 @@ def _scales_kernel(
     if TENSOR:
         bound = norm * 0 + tl.load(threshold + matrix * step).to(tl.float64)
     bound = _smaller(bound, _smaller(norm * most, norm * 0 + 3e38))
-    # The larger of both is taken out, so that no square overflows or vanishes.
+    # Computed relative to the larger of both, so that no square overflows or underflows.
     larger = tl.where(norm > bound, norm, bound)
     ratio = tl.where(norm > bound, bound, norm) / larger
     factor = size / (larger * tl.sqrt(1 + ratio * ratio))
@@ -165,7 +165,7 @@ def _sums_fake(stacks: list[Tensor]) -> Tensor:
 
 @operator("(Tensor[] stacks) -> Tensor", fake=_sums_fake, cost=lambda stacks: Cost(2, size(stacks), {}))
 def square_sums(stacks: list[Tensor]) -> Tensor:
-    """The sum of squares of every matrix, in float64; the same to the bit each time."""
+    """The sum of squares of every matrix in float64; deterministic."""
     sums, map_, count = _partial_sums(stacks)
     totals = torch.empty(count, dtype=torch.float64, device=sums.device)
     launch(_total_kernel, count, sums.device, map_.spans, sums, totals, CHUNK=CHUNK, num_warps=4)
@@ -173,7 +173,7 @@ def square_sums(stacks: list[Tensor]) -> Tensor:
 
 
 def _partial_sums(stacks: Sequence[Tensor]) -> tuple[Tensor, BlockMap, int]:
-    """Sums of squares of every block, their map, and the number of matrices."""
+    """The sums of squares of all blocks, the block map, and the number of matrices."""
     device = stacks[0].device
     if any(stack.dtype != stacks[0].dtype for stack in stacks):
         raise ValueError("stacks have different dtypes: expected one")

@@ -1,6 +1,6 @@
 """Products with symmetric results or factors in Triton.
 
-Of a symmetric result the tiles on and below the diagonal are computed, and each is written twice.
+For a symmetric result, only tiles on and below the diagonal are computed, and each is written twice.
 """
 
 import math
@@ -33,8 +33,8 @@ def _kernel(
     WHOLE_ROWS: tl.constexpr, WHOLE_DEPTH: tl.constexpr, WIDE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    # Tiles are ROWS x COLUMNS, RATIO of them to a square. Programs count those that reach below the diagonal by rows;
-    # the row is the root of a quadratic, to rounding.
+    # Tiles are ROWS x COLUMNS, RATIO of them form a square. Programs number the tiles on and below the diagonal by
+    # rows; the row is the root of a quadratic equation, corrected for rounding.
     RATIO: tl.constexpr = ROWS // COLUMNS
     program = tl.program_id(0)
     matrix = tl.program_id(1).to(tl.int64)
@@ -46,7 +46,7 @@ def _kernel(
     rows = row * ROWS + tl.arange(0, ROWS)
     columns = column * COLUMNS + tl.arange(0, COLUMNS)
     steps = tl.arange(0, DEPTH)
-    # Rows beyond the edge read the first one, and are not written.
+    # Rows beyond the edge load the first row, and are not stored.
     safe_rows = rows if WHOLE_ROWS else tl.where(rows < size, rows, 0)
     safe_columns = columns if WHOLE_ROWS else tl.where(columns < size, columns, 0)
     left = a + matrix * a_matrix + safe_rows[:, None] * a_row + steps[None, :] * a_column
@@ -76,7 +76,7 @@ def _kernel(
     upper = out + matrix * out_matrix + columns[:, None] * size + rows[None, :]
     mirrored = (columns[:, None] < size) & (rows[None, :] < size)
     if column >= RATIO * row:
-        # Entries above the diagonal are those below it, so that no two threads write to one place.
+        # Entries above the diagonal are stored from those below it, so that no two threads write to the same address.
         shift = _coefficient(gammas, gamma, matrix, GAMMAS)
         total = tl.where(rows[:, None] == columns[None, :], total + shift, total)
         rounded = narrowed(total, out.dtype.element_ty, total, False)
@@ -93,7 +93,7 @@ def _kernel(
 
 
 class Tiles(NamedTuple):
-    """How a product is cut: rows and columns of a tile, depth of a step, warps, and steps in flight."""
+    """The tiles of a product: rows, columns, depth of a step, warps and stages."""
 
     rows: int
     columns: int
@@ -102,13 +102,13 @@ class Tiles(NamedTuple):
     stages: int
 
     def count(self, size: int) -> int:
-        """The tiles that reach below the diagonal."""
+        """The number of tiles on and below the diagonal."""
         rows = math.ceil(size / self.rows)
         return rows * (rows + 1) // 2 * (self.rows // self.columns)
 
 
 def _tiles(size: int) -> Tiles:
-    """Large tiles as soon as there are several of them."""
+    """Large tiles if a matrix has several of them."""
     return Tiles(128, 128, 64, 8, 4) if size > 128 else Tiles(64, 64, 64, 4, 3)
 
 
@@ -167,7 +167,7 @@ def _launch(
 ) -> None:
     matrices, rows, depth = a.shape
     tiles = _tiles(rows)
-    # B is symmetric: its rows are read where its columns are meant, as they are of A.
+    # Rows of B are read instead of columns, since B is symmetric.
     second = a if b is None else b
     added = out if c is None else c
     launch(
@@ -190,7 +190,7 @@ def _launch(
         *(vector is not None for vector in vectors),
         rows % tiles.rows == 0,
         depth % tiles.depth == 0,
-        # The interpreter has no products in bfloat16; the numbers are the same.
+        # The interpreter has no products in bfloat16; float32 gives the same numbers.
         a.device.type == "cpu" and a.dtype == torch.bfloat16,
         ROWS=tiles.rows,
         COLUMNS=tiles.columns,
@@ -206,7 +206,7 @@ def _remainder_kernel(
     out_matrix, out_row, out_column, s_matrix,
     WHOLE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    # Tiles of one column come one after the other: they share what is read of Y.
+    # Tiles of one column are consecutive, since they read the same part of Y.
     tiles = tl.cdiv(size, ROWS)
     program = tl.program_id(0)
     matrix = tl.program_id(1).to(tl.int64)
@@ -231,7 +231,7 @@ def _remainder_kernel(
         right += DEPTH * y_row
     inside = (rows[:, None] < size) & (columns[None, :] < width)
     whole = x + matrix * x_matrix + safe_rows[:, None] * x_row + safe_columns[None, :] * x_column
-    # By the root twice: the factor itself may be no float32 number.
+    # Multiplied by its root twice, since the factor may exceed float32's range.
     root = tl.sqrt(tl.load(factors + matrix).to(tl.float64)).to(tl.float32)
     total -= tl.load(whole) * root * root
     target = out + matrix * out_matrix + rows[:, None] * out_row + columns[None, :] * out_column

@@ -1,8 +1,7 @@
-"""The algebra of the thin matrices of a step of Spectra in Triton: what has as many columns as a spike has directions.
+"""The algebra of thin matrices, of k columns, in a step of Spectra in Triton.
 
-It follows :mod:`spectrim.operators.spike` in float64, step by step: Cholesky-QR of M V twice, the lengths of W's
-columns, what is left of the tail, and the new bases. Every kernel has one program for one matrix, or for some of its
-rows or columns.
+It follows :mod:`spectrim.operators.spike` in float64: Cholesky-QR of M V twice, the lengths of W's columns, the energy
+of the tail, and the new bases. A kernel's program works on one matrix, or on some of its rows or columns.
 """
 
 from typing import Any
@@ -17,23 +16,23 @@ from .operators import launch
 
 __all__ = ["Thin", "blocks_of", "columns_of", "field", "place", "skipped"]
 
-#: Bytes that the thin matrices of one call may take.
+#: The most bytes for the thin matrices of one call.
 WORKSPACE_BYTES = 256 * 2**20
 
-#: Rows whose Gram matrix one program adds up, and how many of them it takes at a time.
+#: Rows whose Gram matrix one program sums, and rows that it loads at a time.
 CHUNK = 512
 GRAM_ROWS = 32
 
 #: Rows of W, or of U, that one program works on.
 THIN_ROWS = 64
 
-#: What the table has for every matrix: addresses, sizes, and where its thin matrices begin among those of all. BASIS
-#: is (columns, rank) in rows of STRIDE entries; RATE the address of a learning rate, or 0.
+#: The table's row of a matrix: addresses, sizes, and the first rows of its thin matrices. BASIS is (columns, rank) with
+#: STRIDE entries from row to row; RATE is the address of a learning rate, or 0.
 WEIGHT, GRAD, BUFFER, BASIS, RECORD, RATE, ROWS_OF, COLUMNS_OF, RANK, STRIDE, ROW, COLUMN, PART = map(
     tl.constexpr, range(13)
 )
 FIELDS = tl.constexpr(13)
-#: And in float64: learning rate, weight decay, and the root mean square that its update is to have, times √(mn).
+#: The table's float64 row of a matrix: learning rate, weight decay, and the norm of its update.
 NUMBERS = tl.constexpr(3)
 
 SMALLEST_LENGTH = tl.constexpr(SMALLEST)
@@ -45,7 +44,7 @@ EMPTY = tl.constexpr(EMPTY_TAIL)
 
 
 def blocks_of(size: int, block: int) -> int:
-    """How many blocks cover a size; Triton's own function takes longer than a launch."""
+    """The number of blocks that cover a size; Triton's own function takes longer than a launch."""
     return -(-size // block)
 
 
@@ -58,7 +57,7 @@ def field(row, FIELD: tl.constexpr):
 @triton.jit
 def columns_of(row, ALIGNED: tl.constexpr):
     """The number of columns of a matrix."""
-    # Loaded here: a hint on what a call returns is lost as the call is inlined.
+    # Not by `field`, since the alignment hint would be lost when that call is inlined.
     n = tl.load(row + COLUMNS_OF).to(tl.int32)
     if ALIGNED:
         n = tl.multiple_of(n, 16)
@@ -76,7 +75,7 @@ def place(row, FIELD: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def skipped(found, FOUND: tl.constexpr):
-    """True where the whole step is skipped."""
+    """True if the whole step is skipped."""
     return tl.load(found) != 0 if FOUND else False
 
 
@@ -85,7 +84,7 @@ def _gram(
     table, found, y, factors, grams,
     SECOND: tl.constexpr, CHUNK: tl.constexpr, FOUND: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """YᵀY of some rows of Y, or of Y times what the first pass has found."""
+    """YᵀY of some rows of Y, or in the second pass of Y times the first pass's factor."""
     row = table + tl.program_id(1).to(tl.int64) * FIELDS
     first = tl.program_id(0) * CHUNK
     m = field(row, ROWS_OF)
@@ -110,7 +109,7 @@ def _factor(
     table, found, grams, factors, chunks,
     SECOND: tl.constexpr, CHUNK: tl.constexpr, FOUND: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """The matrix that makes columns with this Gram matrix orthonormal: the inverse of Cholesky's factor, transposed."""
+    """The inverse transpose of the Gram matrix's Cholesky factor, which orthonormalises the columns."""
     row = table + tl.program_id(0).to(tl.int64) * FIELDS
     if skipped(found, FOUND):
         return
@@ -124,7 +123,7 @@ def _factor(
     diagonal = rows == columns
     if not SECOND:
         kept = tl.where(diagonal, gram, 0.0)
-        # Of one vector twice, along the rows and along the columns.
+        # The same vector in two layouts, for rows and for columns.
         down = tl.maximum(tl.sqrt(tl.sum(kept, axis=1)), SMALLEST_LENGTH)
         along = tl.maximum(tl.sqrt(tl.sum(kept, axis=0)), SMALLEST_LENGTH)
         gram = gram / down[:, None] / along[None, :]
@@ -147,7 +146,7 @@ def _factor(
     if SECOND:
         result = tl.dot(tl.load(at + square), tl.trans(inverse), out_dtype=tl.float64)
     else:
-        # Columns that depend on the ones before them become zero.
+        # Columns that depend on the columns before them become zero.
         result = tl.where((roots > LEAST_ROOT)[None, :], tl.trans(inverse) / down[:, None], 0.0)
     tl.store(at + square, result)
 
@@ -175,7 +174,7 @@ def _orthonormal(
 def _collected(
     table, found, w, squares, SPLIT: tl.constexpr, FOUND: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """W, some of its rows, from its parts, in place of the first; and the squares of its columns."""
+    """Sum the parts of some rows of W into the first part, and store the squared lengths of its columns."""
     row = table + tl.program_id(1).to(tl.int64) * FIELDS
     start = tl.program_id(0) * ROWS
     n = field(row, COLUMNS_OF)
@@ -199,7 +198,7 @@ def _collected(
 
 @triton.jit
 def _summed(source, count, BLOCK: tl.constexpr):
-    """The sum of some float64 numbers."""
+    """The sum of ``count`` float64 numbers."""
     total = tl.zeros([BLOCK], tl.float64)
     for begin in range(0, count, BLOCK):
         at = begin + tl.arange(0, BLOCK)
@@ -213,7 +212,7 @@ def _measured(
     TAILS: tl.constexpr, FOUND: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """The lengths of W's columns, and the energy of the tail, −1 where it must be formed to be known."""
+    """The lengths of W's columns, and the tail's energy, or −1 if the difference of energies is too inaccurate."""
     row = table + tl.program_id(0).to(tl.int64) * FIELDS
     if skipped(found, FOUND):
         return
@@ -230,7 +229,7 @@ def _measured(
         spike = tl.sum(energy)
         source = energies + tl.program_id(0).to(tl.int64) * energy_blocks
         difference = _summed(source, tl.cdiv(field(row, ROWS_OF), TILE), 128) - spike
-        # A difference that is small against the spike is rounding.
+        # A difference that is small against the spike is inaccurate.
         tl.store(tails + tl.program_id(0), tl.where(difference > PLAIN * spike, difference, -1.0))
 
 
@@ -239,7 +238,7 @@ def _basis(
     table, found, scratch, w, lengths, FROM_SCRATCH: tl.constexpr, TO_SCRATCH: tl.constexpr, FOUND: tl.constexpr,
     K: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The columns of W at unit length where they have any, else those of the basis before."""
+    """The new basis: the columns of W at unit length; columns of length zero keep the old basis."""
     row = table + tl.program_id(1).to(tl.int64) * FIELDS
     start = tl.program_id(0) * ROWS
     n = field(row, COLUMNS_OF)
@@ -254,7 +253,7 @@ def _basis(
     at = w + (tl.load(row + PART) + start) * K + rows[:, None] * K + directions[None, :]
     length = tl.load(lengths + tl.program_id(1) * K + directions)
     alive = length > DEAD * tl.max(length)
-    # In float64, for the length of a denormal column has few digits in float32.
+    # In float64, since the length of a denormal column has few digits in float32.
     unit = tl.load(at, mask=mask, other=0.0).to(tl.float64) / tl.where(alive, length, 1.0)[None, :]
     new = tl.where(alive[None, :], unit.to(tl.float32), old)
     tl.store(scratch_at if TO_SCRATCH else state_at, new, mask=mask)
@@ -265,7 +264,7 @@ def _shape(
     table, numbers, found, lengths, tails, energies, factors, scales, energy_blocks, keep, share, floor,
     FOUND: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """By what W's columns are multiplied to shrink the spike, and the whole to have its root mean square."""
+    """Compute the factors on W's columns that shrink the spike, and the scales that give updates their norms."""
     row = table + tl.program_id(0).to(tl.int64) * FIELDS
     if skipped(found, FOUND):
         return
@@ -278,7 +277,7 @@ def _shape(
     whole = tail + tl.sum(length * length)
     spare = tl.minimum(m, n) - k
     sigma = tl.sqrt(tail / tl.maximum(spare, 1).to(tl.float64))
-    # A direction without energy stays as it is: lifting it to the tail's scale would add noise of that size.
+    # A direction without energy stays as it is, since raising it to the tail's scale would add noise.
     shrinks = (spare > 0) & (tail > EMPTY * whole)
     alive = (length > DEAD * tl.sqrt(whole)) & shrinks
     factor = tl.where(alive, sigma / tl.where(alive, length, 1.0) - 1, 0.0)
@@ -293,12 +292,13 @@ def _shape(
 
 
 class Thin:
-    """The thin matrices of one call, and what is done to them.
+    """The thin matrices of one call, and the launches that work on them.
 
     Attributes:
-        table, numbers: rows of the matrices.
-        found: the flag, or any tensor where there is none, as ``options`` have it.
-        u: M V, then U, of all matrices one after the other, k columns wide; w: the parts of W, then W in their place.
+        table, numbers: the matrices' rows.
+        found: the skip flag, or any tensor if ``options`` have FOUND False.
+        u: M V, then U, of all matrices.
+        w: the parts of W, then W in the first part.
         scratch: bases between power steps.
         energies, tail_energies: ‖M‖² and the tail's energy by blocks of rows.
         tails: the tail's energy of every matrix, or −1.
@@ -340,23 +340,16 @@ class Thin:
         )
 
     def orthonormalize(self) -> None:
-        """U ← orth(U), by Cholesky's factor of the Gram matrix, twice."""
+        """U ← orth(U), by Cholesky-QR, twice."""
         for second in (False, True):
             self._launch(
-                _gram,
-                (self.chunks, self.matrices),
-                self.u,
-                self.roots,
-                self.grams,
-                second,
-                CHUNK,
-                ROWS=GRAM_ROWS,
+                _gram, (self.chunks, self.matrices), self.u, self.roots, self.grams, second, CHUNK, ROWS=GRAM_ROWS
             )
             self._launch(_factor, self.matrices, self.grams, self.roots, self.chunks, second, CHUNK)
         self._launch(_orthonormal, (self.blocks, self.matrices), self.u, self.roots, ROWS=THIN_ROWS)
 
     def measure(self, *, tails: bool) -> None:
-        """W from its parts, the lengths of its columns, and the energies of tails where they are seen from these."""
+        """Sum the parts of W, and compute the lengths of its columns; with ``tails``, also the tails' energies."""
         grid = (self.column_blocks, self.matrices)
         self._launch(_collected, grid, self.w, self.squares, self.split, ROWS=THIN_ROWS)
         self._launch(
@@ -375,12 +368,12 @@ class Thin:
         )
 
     def keep_basis(self, *, from_scratch: bool, to_scratch: bool) -> None:
-        """The new bases, to the state or, between power steps, beside it."""
+        """Store the new bases in the state or, between power steps, in the scratch memory."""
         grid = (self.column_blocks, self.matrices)
         self._launch(_basis, grid, self.scratch, self.w, self.lengths, from_scratch, to_scratch, ROWS=THIN_ROWS)
 
     def shape(self, keep: float, share: float, floor: float) -> None:
-        """The factors and the scales."""
+        """Compute factors and scales, see :func:`_shape`."""
         launch(
             _shape,
             self.matrices,

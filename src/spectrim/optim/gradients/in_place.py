@@ -18,14 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.distributed.dtensor import is_dtensor
-from spectrim.operators import (
-    DEFAULT_SHRINK_FACTOR,
-    DEFAULT_SHRINK_FORM,
-    ShrinkForm,
-    entry_scale,
-    hard_clip,
-    soft_clip,
-)
+from spectrim.operators import DEFAULT_SHRINK_FACTOR, DEFAULT_SHRINK_FORM, ShrinkForm, entry_scale, hard_clip, soft_clip
 from spectrim.optim.gradients.matrices import map_matrices, shrink_entries, squared_norm
 from spectrim.optim.gradients.norms import largest_singular_value
 from spectrim.optim.gradients.shard_gradients import clip_shards, shrink_shards

@@ -180,11 +180,7 @@ def _aliases(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _declared(
-    reading: Reading | None,
-    override: Mapping[str, Any],
-    split: Split | None,
-    shape: tuple[int, ...],
-    name: str,
+    reading: Reading | None, override: Mapping[str, Any], split: Split | None, shape: tuple[int, ...], name: str
 ) -> Reading | None:
     """The detected reading with the declared values in place; None if the role is unknown."""
     role = override.get("role", reading.role if reading else None)

@@ -7,7 +7,7 @@ use instead of the group.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -67,23 +67,23 @@ class Rule:
     """
 
     direction: Direction
-    operator: SpectralOperator | None
-    scale: Scale
-    clip: SpectralOperator | None
-    threshold: float | Tensor | None
-    pre_clip: float | None
-    pre_clipper: SpectralOperator
-    shrink: Shrink | None
-    lr: float | Tensor
-    weight_decay: float
     vector: bool
-    maximize: bool
-    narrow_state: bool
-    first: bool
-    exchange: torch.dtype | None
-    raises: bool
     group: int
-    steps_taken: int
+    operator: SpectralOperator | None = None
+    scale: Scale = "none"
+    clip: SpectralOperator | None = None
+    threshold: float | Tensor | None = None
+    pre_clip: float | None = None
+    pre_clipper: SpectralOperator = field(default_factory=SoftClip)
+    shrink: Shrink | None = None
+    lr: float | Tensor = 1.0
+    weight_decay: float = 0.0
+    maximize: bool = False
+    narrow_state: bool = False
+    first: bool = False
+    exchange: torch.dtype | None = None
+    raises: bool = False
+    steps_taken: int = 0
 
     @property
     def is_adamw(self) -> bool:
@@ -219,26 +219,7 @@ def given_rule(
     group: int = 0,
 ) -> Rule:
     """The rule that only clips and subtracts a direction that something else computed."""
-    return Rule(
-        direction=Given(),
-        operator=None,
-        scale="none",
-        clip=clip,
-        threshold=threshold,
-        pre_clip=None,
-        pre_clipper=SoftClip(),
-        shrink=None,
-        lr=1.0,
-        weight_decay=0.0,
-        vector=vector,
-        maximize=False,
-        narrow_state=False,
-        first=False,
-        exchange=None,
-        raises=raises,
-        group=group,
-        steps_taken=0,
-    )
+    return Rule(direction=Given(), vector=vector, clip=clip, threshold=threshold, raises=raises, group=group)
 
 
 def state_dtype_of(rule: Rule, parameter: Tensor) -> torch.dtype:

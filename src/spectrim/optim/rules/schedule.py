@@ -17,13 +17,7 @@ from torch import Tensor
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.grouping.options import ClipDecay
 
-__all__ = [
-    "AUTO_CLIP",
-    "clip_threshold",
-    "peak_lr_of",
-    "remember_rates",
-    "varies_with_steps",
-]
+__all__ = ["AUTO_CLIP", "clip_threshold", "peak_lr_of", "remember_rates", "varies_with_steps"]
 
 
 #: c times the peak learning rate for ``clip="auto"``: an update changes a weight matrix by at most this times

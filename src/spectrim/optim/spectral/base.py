@@ -20,15 +20,7 @@ if TYPE_CHECKING:
     from spectrim.distributed.grid import Grid
     from spectrim.optim.stepping.entries import Entry
 
-__all__ = [
-    "ADAMW_RMS",
-    "LEAST_NORM",
-    "Part",
-    "SpectralOperator",
-    "StepContext",
-    "in_place",
-    "runs_in_half",
-]
+__all__ = ["ADAMW_RMS", "LEAST_NORM", "Part", "SpectralOperator", "StepContext", "in_place", "runs_in_half"]
 
 Shape = Sequence[int]
 

@@ -13,14 +13,7 @@ from typing_extensions import override
 from spectrim.operators import hard_clip, soft_clip
 from spectrim.operators.clip import Precision
 from spectrim.operators.half import half_clip
-from spectrim.optim.spectral.base import (
-    Part,
-    SpectralOperator,
-    StepContext,
-    in_place,
-    runs_in_half,
-    workspace_of,
-)
+from spectrim.optim.spectral.base import Part, SpectralOperator, StepContext, in_place, runs_in_half, workspace_of
 
 __all__ = ["CLIPS", "HardClip", "SoftClip"]
 

@@ -12,14 +12,7 @@ from typing_extensions import override
 from spectrim.operators import orthogonalize
 from spectrim.operators.clip import Precision
 from spectrim.operators.half import half_polar
-from spectrim.optim.spectral.base import (
-    Part,
-    SpectralOperator,
-    StepContext,
-    in_place,
-    runs_in_half,
-    workspace_of,
-)
+from spectrim.optim.spectral.base import Part, SpectralOperator, StepContext, in_place, runs_in_half, workspace_of
 
 __all__ = ["Orthogonalize"]
 

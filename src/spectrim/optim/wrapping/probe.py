@@ -240,11 +240,7 @@ def _direct(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, 
     if decays is None:
         return None
     return StepDecomposition(
-        way="direct",
-        decay=decays[0],
-        fixed_decay=decays[1],
-        idles=real.idled,
-        writes_gradients=real.wrote_gradient,
+        way="direct", decay=decays[0], fixed_decay=decays[1], idles=real.idled, writes_gradients=real.wrote_gradient
     )
 
 

@@ -6,7 +6,8 @@ is returned as a direction.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from spectrim.optim.stepping.entries import Entry
 from spectrim.optim.wrapping.probe import StepDecomposition
 
-__all__ = ["WrappedEntry"]
+__all__ = ["WrappedEntry", "values_of"]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -70,3 +71,8 @@ class WrappedEntry(Entry):
             return -left
         assert self._weight is not None
         return self._weight.to(dtype) * self.keep - left
+
+
+def values_of(entry: Entry) -> dict[str, Any]:
+    """The fields of an entry, from which to make a :class:`WrappedEntry`."""
+    return {each.name: getattr(entry, each.name) for each in fields(entry)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from spectrim.distributed.dtensor import is_dtensor
 from spectrim.optim.sharded.entry import ShardedEntry, by_team, laid_like
 from spectrim.optim.wrapping.probe import StepDecomposition
-from spectrim.optim.wrapping.wrapped_entry import WrappedEntry
+from spectrim.optim.wrapping.wrapped_entry import WrappedEntry, values_of
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -47,8 +47,7 @@ def wrapped_shard(
     entry: ShardedEntry, whole: DTensor, decomposition: StepDecomposition, weight_decay: float
 ) -> WrappedShard:
     """Convert a screened entry to one that the base steps."""
-    values = {each.name: getattr(entry, each.name) for each in fields(entry)}
-    return WrappedShard(**values, whole=whole, decomposition=decomposition, weight_decay=weight_decay)
+    return WrappedShard(**values_of(entry), whole=whole, decomposition=decomposition, weight_decay=weight_decay)
 
 
 def idle(entries: Sequence[WrappedEntry]) -> set[WrappedEntry]:

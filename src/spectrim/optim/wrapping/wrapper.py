@@ -29,7 +29,7 @@ from spectrim.optim.wrapping.base_updates import clip_changes, in_scope, rule_of
 from spectrim.optim.wrapping.clipping_options import ADDED_KEYS, CLIPPING_KEYS, clipping_defaults, clipping_values
 from spectrim.optim.wrapping.probe import StepDecomposition, check_base, find_decomposition
 from spectrim.optim.wrapping.probe_shards import trial_of, try_shards
-from spectrim.optim.wrapping.wrapped_entry import WrappedEntry
+from spectrim.optim.wrapping.wrapped_entry import WrappedEntry, values_of
 from spectrim.optim.wrapping.wrapped_shard import wrapped_shard
 
 __all__ = ["SpectralClipping"]
@@ -76,10 +76,7 @@ class SpectralClipping(ScreenedOptimizer):
     """
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        clip: float | Literal["auto"] | None = "auto",
-        **options: Unpack[ClippingOptions],
+        self, optimizer: Optimizer, clip: float | Literal["auto"] | None = "auto", **options: Unpack[ClippingOptions]
     ) -> None:
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, SpectralOptimizer):
             name = type(optimizer).__name__
@@ -272,17 +269,7 @@ class SpectralClipping(ScreenedOptimizer):
         weight_decay = float(group.get("weight_decay") or 0.0)
         if isinstance(entry, ShardedEntry) and is_dtensor(parameter):
             return wrapped_shard(entry, parameter, decomposition, weight_decay)
-        return WrappedEntry(
-            parameter=parameter,
-            grad=entry.grad,
-            role=entry.role,
-            layout=entry.layout,
-            split=entry.split,
-            rule=entry.rule,
-            position=entry.position,
-            decomposition=decomposition,
-            weight_decay=weight_decay,
-        )
+        return WrappedEntry(**values_of(entry), decomposition=decomposition, weight_decay=weight_decay)
 
     def _parameter(self, entry: Entry) -> Tensor:
         """The parameter in the base's groups; for a shard, the DTensor."""
