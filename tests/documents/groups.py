@@ -15,6 +15,7 @@ model = nn.ModuleDict(
             }
         ),
         "mlp": nn.ModuleDict({"gate_up": nn.Linear(16, 64, bias=False)}),
+        "lm_head": nn.Linear(16, 64, bias=False),
     }
 )
 hidden = matrices = [nn.Parameter(torch.zeros(8, 8))]
