@@ -78,7 +78,7 @@ def test_a_resumed_run_goes_on_exactly_and_so_does_its_monitor(tmp_path: Path, a
     assert len((tmp_path / "6.jsonl").read_text().splitlines()) == 3
 
 
-def test_the_monitor_lets_go_when_training_fails() -> None:
+def test_the_monitor_begins_anew_with_a_run_and_lets_go_when_one_fails() -> None:
     class Fails(workers.Model):
         def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
             if index == 1:
@@ -86,6 +86,10 @@ def test_the_monitor_lets_go_when_training_fails() -> None:
             return super().training_step(batch, index)
 
     watch = SpectralMonitor(every=1)
+    for _ in range(2):
+        # One run after another, each from its beginning.
+        trainer = workers.fit(workers.Model(), steps=2, callbacks=[watch])
+        assert watch.state_dict()["monitors"][0]["steps_taken"] == trainer.global_step == 2
     with pytest.raises(RuntimeError, match="on purpose"):
         workers.fit(Fails(), steps=4, callbacks=[watch])
     assert watch.monitors == []

@@ -52,7 +52,8 @@ class SpectralMonitor(pl.Callback):
         for index, optimizer in enumerate(trainer.optimizers):
             log: Any = partial(_log, trainer, "" if count == 1 else f"optimizer {index}/")
             out = [log] if self._out is None else [log, self._out]
-            if self._saved:
+            # A callback may serve one run after another.
+            if self._saved and trainer.global_step:
                 known: dict[str, Any] = {"resume": self._saved[index]}
             else:
                 known = {"steps_taken": trainer.global_step // count}
