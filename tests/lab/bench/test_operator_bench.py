@@ -5,8 +5,6 @@ import json
 import pytest
 import torch
 
-pytest.importorskip("typer")
-
 from spectrim.lab.bench import operator_bench
 from spectrim.lab.cli.bench_command import bench_app
 from spectrim.lab.errors import LabError
