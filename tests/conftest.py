@@ -20,7 +20,12 @@ sys.path.insert(0, str(HERE))
 #: Files that take longest, in that order: they start first, so that no process is left with one at the end.
 SLOW = (
     "kernels/test_interpreted.py",
+    "lab/training/test_processes.py",
     "distributed/test_same_update.py",
+    "distributed/test_promises.py",
+    "kernels/test_compiles.py",
+    "lab/planning/test_scaling.py",
+    "test_examples.py",
 )
 #: Processes that ``-n auto`` may start: more memory than speed is gained by further ones.
 MOST_PROCESSES = 8

@@ -54,7 +54,7 @@ def recorded(model: nn.Module, recipe: str, mesh: DeviceMesh) -> dict[str, float
     for _ in range(2):
         for parameter in model.parameters():
             grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
-            parameter.grad = distribute_tensor(grad, parameter.device_mesh, parameter.placements)
+            parameter.grad = distribute_tensor(grad, parameter.device_mesh, parameter.placements, src_data_rank=None)
         with record() as recorder:
             optimizer.step()
     return recorder.sent

@@ -41,7 +41,7 @@ KINDS = (
     "missing",
     "low rank",
 )
-STEPS = math.ceil(10_000 / len(RECIPES))
+STEPS = math.ceil(3_000 / len(RECIPES))
 
 
 def gradient(shape, kind, generator):
@@ -65,7 +65,7 @@ def states(optimizer, parameter):
 
 
 @pytest.mark.parametrize("make", RECIPES.values(), ids=RECIPES.keys())
-def test_ten_thousand_steps_of_bad_gradients_leave_every_number_finite(make):
+def test_thousands_of_steps_of_bad_gradients_leave_every_number_finite(make):
     generator = torch.Generator().manual_seed(1)
     parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
     optimizer = make(parameters)

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 
 from spectrim.optim.grouping.groups import param_groups
 from spectrim.optim.grouping.layout import matrices, put_back
-
-transformers = pytest.importorskip("transformers")
 
 MATRIX = ("matrix", "matrix", None)
 TRANSPOSED = ("matrix", "transposed", None)
@@ -409,7 +408,8 @@ def test_gpt_oss_alternates_between_gate_and_up() -> None:
 
 
 def test_lora_on_fused_attention_embedding_and_head() -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     base = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2))
     targets = ["c_attn", "wte", "lm_head"]
     model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=targets, fan_in_fan_out=True))
@@ -426,7 +426,8 @@ def test_lora_on_fused_attention_embedding_and_head() -> None:
 
 
 def test_lora_with_embedding_and_head_trained_in_full() -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**GROUPED_QUERIES))
     config = peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], use_dora=True)
     prefix = "base_model.model"
@@ -442,14 +443,16 @@ def test_lora_with_embedding_and_head_trained_in_full() -> None:
 
 
 def test_a_classifier_that_peft_trains_in_full_is_a_head() -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     base = transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**GROUPED_QUERIES))
     model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="SEQ_CLS"))
     assert table(model)["base_model.model.score.modules_to_save.default.weight"] == HEAD
 
 
 def test_a_fused_layer_that_peft_trains_in_full_is_split() -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     base = transformers.Phi3ForCausalLM(transformers.Phi3Config(**GROUPED_QUERIES))
     model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["o_proj"], modules_to_save=["qkv_proj"]))
     name = "base_model.model.model.layers.0.self_attn.qkv_proj.modules_to_save.default.weight"
@@ -467,7 +470,8 @@ def real_llama() -> nn.Module:
 @pytest.mark.parametrize("indices", [[5], [5, 6], {"embed_tokens": [5, 6], "lm_head": [5, 6]}])
 @pytest.mark.parametrize("with_lora", [True, False])
 def test_rows_of_new_tokens_are_what_their_table_is(indices: Any, with_lora: bool) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     if with_lora:
         config = peft.LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=indices)
     else:
@@ -509,7 +513,8 @@ ADAPTERS: list[tuple[str, dict[str, Any], dict[str, tuple[str, str]]]] = [
 def test_every_adapter_of_peft_is_read(
     name: str, options: dict[str, Any], expected: dict[str, tuple[str, str]]
 ) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     make = getattr(peft, name, None)
     if make is None:
         pytest.skip(f"this version of peft has no {name}")
@@ -609,7 +614,8 @@ def test_keys_and_values_of_latent_attention_are_a_matrix_each() -> None:
 
 
 def test_a_layer_inside_of_an_adapter_is_read_as_without_it() -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     base = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2))
     model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True))
     model.requires_grad_(True)
@@ -648,7 +654,8 @@ def test_sharding_every_module_changes_no_reading(name: str, task: str, settings
 
 @pytest.mark.usefixtures("one_process")
 def test_sharding_an_adapted_model_changes_no_reading() -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     base = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2, tie_word_embeddings=False))
     config = peft.LoraConfig(r=4, target_modules=["c_attn", "lm_head"], fan_in_fan_out=True)
     model = peft.get_peft_model(base, config)

@@ -249,6 +249,26 @@ def test_a_skipped_first_step_leaves_the_second_as_the_first_would_have_been(mak
     assert_same(*results)
 
 
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_a_non_finite_gradient_on_one_device_skips_the_step_on_all(bad, monkeypatch):
+    monkeypatch.setattr(screening_module, "reading_is_free", lambda device: False)
+    # Each parameter as if on a device of its own.
+    monkeypatch.setattr(screening_module, "_by_device", lambda entries: [(e.grad.device, [e]) for e in entries])
+    parameters = [nn.Parameter(torch.randn(4, 3)) for _ in range(3)]
+    optimizer = spectrim.AdamW(parameters, lr=0.1)
+    for number in range(3):
+        before = [parameter.detach().clone() for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = torch.randn(4, 3)
+        if number == 1:
+            parameters[bad].grad[0, 0] = float("nan")
+        optimizer.step()
+        for parameter, old in zip(parameters, before, strict=True):
+            assert torch.equal(parameter, old) == (number == 1)
+            assert optimizer.state[parameter]["step"] == number + (number == 0)
+    assert optimizer.skipped_steps() == {f"group 0, parameter {bad}": 1}
+
+
 def test_twenty_skipped_steps_in_a_row_are_warned_of_by_name(screening):
     parameters = [("good", nn.Parameter(torch.ones(3, 2))), ("bad", nn.Parameter(torch.ones(2)))]
     optimizer = spectrim.AdamW(parameters)

@@ -5,6 +5,7 @@ import io
 import pickle
 
 import pytest
+import pytorch_optimizer
 import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
@@ -24,7 +25,7 @@ def _seeded():
 
 def outside(name, **options):
     """An optimizer of the pytorch-optimizer package."""
-    return lambda params: getattr(pytest.importorskip("pytorch_optimizer"), name)(params, lr=LR, **options)
+    return lambda params: getattr(pytorch_optimizer, name)(params, lr=LR, **options)
 
 
 def inside(name, **options):
@@ -258,8 +259,7 @@ def test_zero_gradients_decay_under_the_fused_kernel_too():
 
 
 def _lookahead(params):
-    package = pytest.importorskip("pytorch_optimizer")
-    return package.Lookahead(torch.optim.AdamW(params))
+    return pytorch_optimizer.Lookahead(torch.optim.AdamW(params))
 
 
 class Remembering(torch.optim.Optimizer):

@@ -6,8 +6,6 @@ from typing import get_args
 import pytest
 import torch
 
-pytest.importorskip("typer")
-
 from spectrim.lab.bench.counting import Counter
 from spectrim.lab.bench.matrices import matrix
 from spectrim.lab.bench.settings import SolverName, SpectrumName

@@ -29,8 +29,8 @@ def write_lines(path: Path, rows: Sequence[object] = ROWS) -> Path:
 
 
 def write_parquet(path: Path, columns: dict[str, list[Any]]) -> Path:
-    pyarrow = pytest.importorskip("pyarrow")
-    pyarrow.parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow.parquet
+
     pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
     return path
 
@@ -72,7 +72,8 @@ def test_a_long_text_is_read_in_parts_that_add_up(tmp_path_factory: pytest.TempP
 
 
 def test_a_data_set_of_the_hub_is_asked_for_by_name_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     asked = []
 
     def load_dataset(name: str, configuration: str | None, *, split: str) -> Any:
@@ -88,7 +89,8 @@ def test_a_data_set_of_the_hub_is_asked_for_by_name_configuration_and_split(monk
 
 
 def test_a_saved_data_set_is_read(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     data = datasets.Dataset.from_list(ROWS)
     data.save_to_disk(str(tmp_path / "plain"))
     datasets.DatasetDict({"train": data, "test": data}).save_to_disk(str(tmp_path / "splits"))
