@@ -285,7 +285,10 @@ class Remembering(torch.optim.Optimizer):
         (inside("ASGD"), "ASGD: with these options, .* its state holds weights"),
         (outside("Prodigy"), "Prodigy: with these options, "),
         (outside("Ranger"), "Ranger: with these options, "),
-        (outside("Adan", weight_decay=DECAY), "Adan: with these options, .* not a decay plus a change"),
+        (
+            outside("Adan", weight_decay=DECAY),
+            "Adan: with these options, .* does not separate into a decay and a change",
+        ),
         (_lookahead, "Lookahead: it wraps another optimizer, 'optimizer'"),
         (outside("ScheduleFreeAdamW"), "'warmup_steps' is an option of ScheduleFreeAdamW"),
     ],

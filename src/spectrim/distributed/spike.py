@@ -118,15 +118,10 @@ class _SpikeStep:
         """‖M − U Wᵀ‖_F²: the difference of norms if it is not small, else the norm of the difference."""
         differences = [total - spike for total, spike in zip(whole, spikes, strict=True)]
         plain = [difference > PLAIN_TAIL * spike for difference, spike in zip(differences, spikes, strict=True)]
-        numbers = [float(flags.double().mean()) for flags in plain if flags.numel()] if self._readable() else []
-        if self._readable() and all(number == 1.0 for number in numbers) and not self._stacked():
+        if self._readable() and not self._stacked() and all(bool(flags.all()) for flags in plain):
             return differences
-        formed = self._totals(
-            [
-                energy(block.M - U @ columns.mT).double()
-                for block, U, columns in zip(self.blocks, self.U, W, strict=True)
-            ]
-        )
+        thins = zip(self.blocks, self.U, W, strict=True)
+        formed = self._totals([energy(block.M - U @ columns.mT).double() for block, U, columns in thins])
         return [torch.where(*found) for found in zip(plain, differences, formed, strict=True)]
 
     def _readable(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -89,27 +90,17 @@ def ademamix_directions(
         return
     if taus is not None:
         grads = shrunk(grads, taus, runs, form, working(out[0]))
-    b1, b2, b3 = (held(beta, found) for beta in betas)
+    decays = (held(betas[0], found), held(betas[1], found), held(betas[2], found))
     taken = None if found is None else found == 0
+    formula = partial(ademamix, betas=decays, alpha=alpha, eps=eps, warmup_steps=warmup_steps, taken=taken)
     stored_lists = zip(exp_avgs, exp_avgs_slow, exp_avg_sqs, strict=True)
     entries = zip(with_zeros(grads, found), stored_lists, steps, out, strict=True)
     for index, (grad, stored, step, target) in enumerate(entries):
         dtype = working(target)
-        first, slow, second = (moment.to(dtype) for moment in stored)
-        direction = ademamix(
-            grad.to(dtype),
-            first,
-            slow,
-            second,
-            step if found is None else step.clamp_min(1),
-            betas=(b1, b2, b3),
-            alpha=alpha,
-            eps=eps,
-            warmup_steps=warmup_steps,
-            taken=taken,
-        )
-        target.copy_(direction)
-        for old, new, lane in zip(stored, (first, slow, second), (LOW, SECOND, HIGH), strict=True):
+        count = step if found is None else step.clamp_min(1)
+        first, slow, second = moments = [moment.to(dtype) for moment in stored]
+        target.copy_(formula(grad.to(dtype), first, slow, second, count))
+        for old, new, lane in zip(stored, moments, (LOW, SECOND, HIGH), strict=True):
             if new is not old:
                 write_rounded(old, new, seed_of(seeds, index), step, lane)
     clear_if_skipped(out, found)

@@ -63,18 +63,14 @@ class MatrixRequest:
             return found | {"singular_values": (small,)}
         if self.kind == "direction":
             # For small matrices the host computes all singular values.
-            return {"gram": (small, small)} if small <= WIDTH else {"lanczos": _lanczos_field(small)}
+            probes, steps = lanczos_shape(small)
+            return {"gram": (small, small)} if small <= WIDTH else {"lanczos": (probes, 2, steps)}
         return found | {"krylov": (krylov_columns(small, self.rank),) * 2}
 
     @cached_property
     def length(self) -> int:
         """The number of numbers."""
         return sum(map(math.prod, self.fields.values()))
-
-
-def _lanczos_field(small: int) -> tuple[int, ...]:
-    probes, steps = lanczos_shape(small)
-    return (probes, 2, steps)
 
 
 def measure(request: MatrixRequest, *stacks: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class SpectralMonitor:
         self._gradients = GradientNorms(self._spend)
         self._measurement: Measurement | None = None
         self._pending: deque[_Pending] = deque()
-        self._told = 0.0
+        self._reported = 0.0
         self._held: list[Tensor] = []
         self._trained: list[bool] = []
         self._step_hooks: list[Any] = []
@@ -170,7 +170,7 @@ class SpectralMonitor:
         """Wait for the device and send all pending records. All ranks of sharded parameters call it."""
         start = time.perf_counter()
         self._fetch_watch()
-        self._tell(wait=True)
+        self._report(wait=True)
         self._spend(start)
 
     def close(self) -> None:
@@ -274,7 +274,7 @@ class SpectralMonitor:
             self._fetch_watch()
         self._arm()
         self._spend(start)
-        self._tell(wait=False)
+        self._report(wait=False)
 
     def _fetch(self, step: int, measurement: Measurement | None) -> None:
         """Begin to copy the samples since the last call, and a measurement if given, to the host in one copy."""
@@ -287,7 +287,7 @@ class SpectralMonitor:
         if len(self._sampler):
             self._fetch(self.steps_taken, None)
 
-    def _tell(self, *, wait: bool) -> None:
+    def _report(self, *, wait: bool) -> None:
         """Send the records of copies that have arrived, in the order of steps; with ``wait``, of all copies."""
         while self._pending and (wait or self._pending[0].fetch.ready()):
             start = time.perf_counter()
@@ -303,7 +303,7 @@ class SpectralMonitor:
             self._warn(earlier)
             record = self._measured(pending.step, pending.measurement, hosts[count:], now[1])
             self._spend(start)
-            record["ms"], self._told = rounded(self.milliseconds - self._told) or 0.0, self.milliseconds
+            record["ms"], self._reported = rounded(self.milliseconds - self._reported) or 0.0, self.milliseconds
             self._send(record)
 
     def _measured(

@@ -98,25 +98,7 @@ def noise_structure(gradients: Tensor, rank: int) -> NoiseStructure:
     # Scaled so that its noise has the same variance as the mean's, 1/K of a batch's.
     floor = (means[0] - means[1]) * math.sqrt(sizes[0] * sizes[1]) / count
 
-    spectra, peaks = [], []
-    shares: dict[str, list[Tensor]] = {"left": [], "right": [], "recurring_left": [], "recurring_right": []}
-    leading: list[list[tuple[Tensor, Tensor]]] = [[], []]
-    for own in (0, 1):
-        other = 1 - own
-        U, _, Vh = torch.linalg.svd(means[other], full_matrices=False)
-        for gradient in halves(X)[own]:
-            # The subtracted mean contains a part of this batch's noise, which the factor corrects.
-            N = (gradient.double() - means[own]) * math.sqrt(sizes[own] / (sizes[own] - 1))
-            values, left = (part[0] for part in decompose(N[None]))
-            spectra.append(values)
-            peaks.append(N.abs().max() / values[0].clamp_min(torch.finfo(N.dtype).tiny))
-            right = torch.nn.functional.normalize(N.mT @ left[:, :rank], dim=0)
-            leading[own].append((left[:, :rank], right))
-            shares["left"].append(torch.linalg.svdvals(U[:, :rank].mT @ left[:, :rank]))
-            shares["right"].append(torch.linalg.svdvals(Vh[:rank] @ right))
-    for one, two in zip(*leading, strict=False):
-        shares["recurring_left"].append(torch.linalg.svdvals(one[0].mT @ two[0]))
-        shares["recurring_right"].append(torch.linalg.svdvals(one[1].mT @ two[1]))
+    spectra, peaks, shares = _noises(X, means, rank)
     m, n = X.shape[-2:]
     sides = {
         key: _overlap(torch.stack(cosines), size)
@@ -137,6 +119,31 @@ def noise_structure(gradients: Tensor, rank: int) -> NoiseStructure:
         localisation=_mean(torch.stack(peaks)),
         gaussian_localisation=gaussian_localisation(m, n),
     )
+
+
+def _noises(X: Tensor, means: list[Tensor], rank: int) -> tuple[list[Tensor], list[Tensor], dict[str, list[Tensor]]]:
+    """The noise of every batch: singular values, max|N_ij|/‖N‖₂, and cosines of principal angles."""
+    spectra, peaks = [], []
+    shares: dict[str, list[Tensor]] = {"left": [], "right": [], "recurring_left": [], "recurring_right": []}
+    leading: list[list[tuple[Tensor, Tensor]]] = [[], []]
+    for own in (0, 1):
+        other = 1 - own
+        U, _, Vh = torch.linalg.svd(means[other], full_matrices=False)
+        half = halves(X)[own]
+        for gradient in half:
+            # The subtracted mean contains a part of this batch's noise, which the factor corrects.
+            N = (gradient.double() - means[own]) * math.sqrt(len(half) / (len(half) - 1))
+            values, left = (part[0] for part in decompose(N[None]))
+            spectra.append(values)
+            peaks.append(N.abs().max() / values[0].clamp_min(torch.finfo(N.dtype).tiny))
+            right = torch.nn.functional.normalize(N.mT @ left[:, :rank], dim=0)
+            leading[own].append((left[:, :rank], right))
+            shares["left"].append(torch.linalg.svdvals(U[:, :rank].mT @ left[:, :rank]))
+            shares["right"].append(torch.linalg.svdvals(Vh[:rank] @ right))
+    for one, two in zip(*leading, strict=False):
+        shares["recurring_left"].append(torch.linalg.svdvals(one[0].mT @ two[0]))
+        shares["recurring_right"].append(torch.linalg.svdvals(one[1].mT @ two[1]))
+    return spectra, peaks, shares
 
 
 def energies(gradients: Tensor) -> tuple[Estimate, float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from spectrim.monitor.buffer import PartMeasurement
-from spectrim.monitor.subjects import parameter_name
+from spectrim.optim.stepping.entries import parameter_name
 
 __all__ = ["SkipCounts"]
 

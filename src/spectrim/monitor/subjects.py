@@ -21,8 +21,9 @@ from spectrim.optim.grouping.layout import Layout, Split, default_layout, matric
 from spectrim.optim.grouping.reading import read_model
 from spectrim.optim.grouping.roles import Reading, Role, sites
 from spectrim.optim.sharded.entry import axes_of, rows_of_parts, take_rows
+from spectrim.optim.stepping.entries import parameter_name
 
-__all__ = ["Subject", "parameter_name", "subjects_of"]
+__all__ = ["Subject", "subjects_of"]
 
 
 @dataclass(eq=False)
@@ -126,13 +127,6 @@ def subjects_of(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> list[S
             name = names.get(parameter) or parameter_name(groups, position)
             found.append(Subject(name, parameter, position, role or "matrix", layout, split))
     return found
-
-
-def parameter_name(groups: Sequence[Mapping[str, Any]], position: tuple[int, int]) -> str:
-    """A parameter's name in its group, or "group i, parameter j" if it has none."""
-    group, index = position
-    names = groups[group].get("param_names")
-    return str(names[index]) if names else f"group {group}, parameter {index}"
 
 
 def _names(model: nn.Module) -> dict[Tensor, str]:

@@ -18,9 +18,9 @@ from torch.optim.optimizer import ParamsT
 from spectrim.distributed.owners import Loads
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.grouping.flat_shards import check_group, count_matrices, warn_of_long_vectors
+from spectrim.optim.grouping.missing_roles import warn_of_missing_roles
 from spectrim.optim.grouping.options import complete_options, finish_group
 from spectrim.optim.grouping.plain import unwrapped
-from spectrim.optim.grouping.unsaid import warn_of_unsaid_roles
 from spectrim.optim.rules.recipe import Recipe
 from spectrim.optim.rules.rule import Applied, Rule, rule_of
 from spectrim.optim.rules.schedule import varies_with_steps
@@ -69,7 +69,7 @@ class SpectralOptimizer(ScreenedOptimizer):
         # A config hands over its own kinds of lists and groups; a generator stays one.
         super().__init__(unwrapped(params), defaults)
         if self.recipe.operator is not None:
-            warn_of_unsaid_roles(type(self).__name__, self.param_groups)
+            warn_of_missing_roles(type(self).__name__, self.param_groups)
 
     # -- Groups and state ----------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from spectrim.distributed.dtensor import is_dtensor
 from spectrim.operators import DEFAULT_SHRINK_FACTOR, DEFAULT_SHRINK_FORM, ShrinkForm, entry_scale, hard_clip, soft_clip
-from spectrim.optim.gradients.matrices import map_matrices, shrink_entries, squared_norm
+from spectrim.optim.gradients.matrices import clipped_vector, map_matrices, shrink_entries, squared_norm
 from spectrim.optim.gradients.norms import largest_singular_value
 from spectrim.optim.gradients.shard_gradients import clip_shards, shrink_shards
 from spectrim.optim.grouping.flat_shards import check_whole
@@ -29,8 +29,6 @@ from spectrim.optim.rules.rule import given_rule
 from spectrim.optim.screening.agreement import any_rank
 from spectrim.optim.screening.shard_screening import screen_shards
 from spectrim.optim.sharded.entry import ShardedEntry, laid_like, sharded_entry
-from spectrim.optim.spectral.base import StepContext
-from spectrim.optim.spectral.clip import CLIPS
 from spectrim.optim.stepping.entries import role_and_layout
 
 __all__ = ["Parameters", "Shrunk", "clip_grad_spectral_", "shrink_grad_"]
@@ -119,10 +117,7 @@ def clip_grad_spectral_(
         if gradient.layout != "vector":
             clipped = map_matrices(lambda G: clip(G, threshold), exact, gradient.layout, gradient.split)
         elif vectors:
-            norm = squared_norm(exact).sqrt().reshape(1)
-            factor = CLIPS[form].of({"precision": "exact"}).vector_factors(norm, StepContext(threshold=threshold))
-            assert factor is not None
-            clipped = exact * factor.to(exact.dtype)
+            clipped = clipped_vector(exact, squared_norm(exact).sqrt(), threshold, form)
         else:
             continue
         gradient.grad.copy_(torch.where(flag, clipped, gradient.grad))

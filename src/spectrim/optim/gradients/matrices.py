@@ -9,14 +9,24 @@ from torch import Tensor
 
 from spectrim.operators import ShrinkForm, entry_scale, smooth_shrink
 from spectrim.optim.grouping.layout import Layout, Split, matrices, put_back
+from spectrim.optim.spectral.base import StepContext
+from spectrim.optim.spectral.clip import CLIPS
 
-__all__ = ["map_matrices", "shrink_entries", "squared_norm"]
+__all__ = ["clipped_vector", "map_matrices", "shrink_entries", "squared_norm"]
 
 
 def squared_norm(grad: Tensor) -> Tensor:
     """The sum of squares as a float64 scalar; not finite if any entry is not."""
     norm: Tensor = torch.linalg.vector_norm(grad, dtype=torch.float64)
     return norm.square()
+
+
+def clipped_vector(grad: Tensor, norm: Tensor, threshold: float, form: str) -> Tensor:
+    """A new tensor with the clipped norm, for a gradient of this norm, a scalar in float64."""
+    operator = CLIPS[form].of({"precision": "exact"})
+    factor = operator.vector_factors(norm.reshape(1), StepContext(threshold=threshold))
+    assert factor is not None
+    return grad * factor.to(grad.dtype)
 
 
 def shrink_entries(tensor: Tensor, factor: float, form: ShrinkForm, layout: Layout, split: Split | None) -> Tensor:

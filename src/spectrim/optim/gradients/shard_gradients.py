@@ -15,12 +15,10 @@ from spectrim.distributed.collectives import Team
 from spectrim.distributed.owners import Loads
 from spectrim.operators import ShrinkForm
 from spectrim.operators._stack import reading_is_free
-from spectrim.optim.gradients.matrices import map_matrices, squared_norm
+from spectrim.optim.gradients.matrices import clipped_vector, map_matrices, squared_norm
 from spectrim.optim.gradients.norms import largest_singular_value
 from spectrim.optim.sharded.entry import ShardedEntry, by_team
 from spectrim.optim.sharded.rounds import run_rounds, send_to_owners, unit_layout
-from spectrim.optim.spectral.base import StepContext
-from spectrim.optim.spectral.clip import CLIPS
 
 __all__ = ["clip_shards", "shrink_shards"]
 
@@ -50,11 +48,7 @@ def clip_shards(
             assert entry.total is not None
             found[entry] = entry.total.sqrt()
             if vectors:
-                operator = CLIPS[form].of({"precision": "exact"})
-                factor = operator.vector_factors(found[entry].reshape(1), StepContext(threshold=threshold))
-                assert factor is not None
-                exact = _exact(entry)
-                _write(entry, exact * factor.to(exact.dtype))
+                _write(entry, clipped_vector(_exact(entry), found[entry], threshold, form))
     clipping = _Clipping(lambda matrix: clip(matrix, threshold), found)
     by_dtype: dict[torch.dtype, list[ShardedEntry]] = {}
     for entry in taking:

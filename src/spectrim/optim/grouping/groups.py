@@ -72,7 +72,6 @@ def param_groups(
     for pattern, override in declared.values.items():
         _check_keys(override, pattern)
     lr_factors = {"embedding": _factor("embedding_lr", embedding_lr), "head": _factor("head_lr", head_lr)}
-
     groups: dict[str, dict[str, Any]] = {}
     unread: list[str] = []
     readings = read_model(model)
@@ -88,33 +87,35 @@ def param_groups(
         if reading is None:
             unread.append(f"{name} {shape}")
             continue
-        values = {
-            "role": reading.role,
-            "layout": reading.layout,
-            "split": reading.split,
-            "lr_factor": lr_factors.get(reading.role, 1.0),
-            **({"weight_decay": 0.0} if reading.role == "vector" else {}),
-            **{key: value for key, value in override.items() if key not in ("role", "layout", "split")},
-        }
-        group = groups.setdefault(repr(sorted(values.items())), {"params": [], **values})
-        group["params"].append((name, parameter))
+        values = _values(reading, override, lr_factors)
+        groups.setdefault(repr(sorted(values.items())), {"params": [], **values})["params"].append((name, parameter))
     if unread:
         example = f'overrides={{"{unread[0].split()[0]}": {{"role": "matrix"}}}}'
-        raise ValueError(
-            f"unknown role of the parameters {', '.join(unread)}. Declare it, for example by {example}; "
-            f"roles: {_listed(ROLES)}"
-        )
+        choices = f"Declare it, for example by {example}; roles: {_listed(ROLES)}"
+        raise ValueError(f"unknown role of the parameters {', '.join(unread)}. {choices}")
     _name(groups.values())
     return list(groups.values())
 
 
 def _name(groups: Iterable[dict[str, Any]]) -> None:
-    """Call every group by its role, and a number from the second of a role on: learning rates are logged by name."""
+    """Name every group by its role, with a number from the second group of a role on. Loggers show these names."""
     counts: Counter[str] = Counter()
     for group in groups:
         counts[group["role"]] += 1
         number = counts[group["role"]]
         group["name"] = group["role"] if number == 1 else f"{group['role']}-{number}"
+
+
+def _values(reading: Reading, override: Mapping[str, Any], lr_factors: Mapping[str, float]) -> dict[str, Any]:
+    """The values of a parameter's group."""
+    return {
+        "role": reading.role,
+        "layout": reading.layout,
+        "split": reading.split,
+        "lr_factor": lr_factors.get(reading.role, 1.0),
+        **({"weight_decay": 0.0} if reading.role == "vector" else {}),
+        **{key: value for key, value in override.items() if key not in ("role", "layout", "split")},
+    }
 
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -136,7 +136,7 @@ class Rule:
 
     @property
     def applied(self) -> Applied:
-        """Learning rate, decay and threshold as plain numbers; reads the device where they are tensors."""
+        """Learning rate, decay and threshold as plain numbers; reads the device if they are tensors."""
         threshold = None if self.threshold is None or self.clip is None else float(self.threshold)
         return Applied(float(self.lr), self.weight_decay, threshold)
 

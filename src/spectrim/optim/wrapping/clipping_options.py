@@ -15,7 +15,7 @@ __all__ = ["ADDED_KEYS", "CLIPPING_KEYS", "clipping_defaults", "clipping_values"
 
 #: The options of the clip.
 CLIPPING_KEYS = ("clip", *ClippingOptions.__annotations__)
-#: What the wrapper adds to every group of its base.
+#: Keys that the wrapper adds to every group of its base.
 ADDED_KEYS = (*CLIPPING_KEYS, "split", "lr_factor", "steps_taken", "first_lr", "largest_lr")
 _STRUCTURE = ("params", "param_names", "role", "layout", "split", "lr", "lr_factor")
 

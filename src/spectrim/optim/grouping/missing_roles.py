@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["warn_of_unsaid_roles"]
+__all__ = ["warn_of_missing_roles"]
 
 _EMBEDDING = re.compile(r"(.*\.)?([^.]*embed[^.]*|wte|wpe|tok_emb|pos_emb|[^.]*_ape)(\..*)?")
 # Only outside of numbered layers.
@@ -34,7 +34,7 @@ _ADVICE = (
 )
 
 
-def warn_of_unsaid_roles(optimizer: str, groups: Sequence[Mapping[str, Any]]) -> None:
+def warn_of_missing_roles(optimizer: str, groups: Sequence[Mapping[str, Any]]) -> None:
     """Warn of parameters that look like embeddings or heads in groups without a role."""
     plain = [group for group in groups if group.get("role") is None]
     named = [pair for group in plain for pair in zip(group.get("param_names") or (), group["params"], strict=False)]
