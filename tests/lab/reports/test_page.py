@@ -23,7 +23,7 @@ from spectrim.lab.config import SharedConfig, TrainConfig
 from spectrim.lab.errors import LabError
 from spectrim.lab.experiments.comparison import compare
 from spectrim.lab.experiments.settings import CompareConfig
-from spectrim.lab.reports.page.figures import target_figure
+from spectrim.lab.reports.page.figures import cost_figures, target_figure
 from spectrim.lab.reports.page.html import MARK, Note, PagePart, Section, Table, render
 from spectrim.lab.reports.page.loss_figure import loss_figure
 from spectrim.lab.reports.study import report
@@ -84,6 +84,21 @@ def test_a_recipe_that_never_gets_there_has_no_bar_and_says_never() -> None:
     figure = target_figure(results(recipes))
     assert [(trace["x"][0], trace["text"][0]) for trace in figure.drawing["data"]] == [(1.0, "100%"), (0, "never")]
     assert figure.numbers.rows[2] == ["muon", "never"]
+
+
+def test_every_bar_of_the_cost_of_a_step_has_its_value_and_room_for_it() -> None:
+    for figure in cost_figures(results({"adamw": entry([5.0, 4.0]), "muon": entry([5.0, 3.9], step_ms=1234.0)})):
+        ends = [trace["text"][0] for trace in figure.drawing["data"] if trace["text"][0]]
+        assert len(ends) == 2
+        assert figure.drawing["layout"]["margin"]["r"] >= 8 * max(map(len, ends))
+
+
+def test_a_page_names_version_commit_and_day_of_its_runs(tmp_path: Path) -> None:
+    where = {"spectrim": "9.9", "commit": "abc1234", "date": "2026-01-02", "torch": "2.13", "device": "cpu"}
+    folder = stored(tmp_path / "dated", {**results({"adamw": entry([5.0, 4.0])}), "environment": where})
+    report([folder], folder / "report.html")
+    text = "".join(read((folder / "report.html").read_text(encoding="utf-8")).texts)
+    assert "spectrim 9.9 (commit abc1234), 2026-01-02, torch 2.13, cpu." in text
 
 
 def test_text_from_outside_stays_text() -> None:
