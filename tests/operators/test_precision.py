@@ -5,7 +5,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spectrim.operators._precision import float32_product, half_product
+from spectrim.operators import _stack_product
+from spectrim.operators._precision import float32_product
+
+
+def half_product(A, B):
+    with _stack_product.arithmetic(A.device, A.dtype):
+        return _stack_product.half_product(A, B)
+
 
 PRODUCTS = {torch.float32: float32_product, torch.float16: half_product, torch.bfloat16: half_product}
 
@@ -83,15 +90,15 @@ def test_a_product_meets_no_switch_that_allows_less_and_leaves_all_as_they_were(
 
 def test_the_switches_come_back_after_an_error(reduced):
     before = switches()
-    for product in (float32_product, half_product):
+    for dtype, product in PRODUCTS.items():
         with pytest.raises(RuntimeError):
-            product(torch.ones(2, 3), torch.ones(2, 3))
+            product(torch.ones(2, 3, dtype=dtype), torch.ones(2, 3, dtype=dtype))
         assert switches() == before
 
 
 @pytest.mark.parametrize("dtype", PRODUCTS)
 def test_a_compiler_sees_an_opaque_product(dtype):
-    product, name = PRODUCTS[dtype], PRODUCTS[dtype].__name__
+    product, name = PRODUCTS[dtype], "float32_product" if dtype == torch.float32 else "half_bmm"
     A, B = torch.randn(3, 70, 40).to(dtype), torch.randn(3, 90, 40).to(dtype)
     graphs = []
 

@@ -1,4 +1,4 @@
-"""Tables of numbers on a device, uploaded once and kept: an upload makes the host wait, and cannot be captured."""
+"""A cache of constant tensors on a device. An upload makes the host wait and cannot be captured in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _kept: dict[Hashable, Tensor] = {}
 
 
 def constant(name: Hashable, like: Tensor, make: Callable[[], Sequence[Any]]) -> Tensor:
-    """The float32 table that ``make`` lists, on the device of ``like``: made at the first call, the same tensor after.
+    """The numbers of ``make`` as a float32 tensor on the device of ``like``, cached under ``name``.
 
-    A table made for fake tensors belongs to their mode and is kept there. Not for code that a compiler traces.
+    Tensors made for fake tensors are cached in their mode. Do not call this in code that a compiler traces.
     """
     mode = getattr(like, "fake_mode", None)
     kept: dict[Hashable, Tensor] = _kept if mode is None else vars(mode).setdefault("_spectrim_constants", {})

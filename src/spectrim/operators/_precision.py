@@ -1,11 +1,11 @@
-"""Matrix products whose rounding no global switch changes.
+"""Matrix products of full precision, whatever torch's global precision settings are.
 
-Training scripts let torch multiply float32 matrices in TF32 or bfloat16, sum half-precision products in half precision,
-or run everything under autocast. Each of these breaks what the operators promise, so the products here turn the
-switches off while they run and put them back. A compiler would keep neither, for it looks at the switches when it
-generates code; it is given an opaque operator, in which they are set at run time.
+Training scripts let torch multiply float32 matrices in TF32 or bfloat16, accumulate half-precision products in half
+precision, or run under autocast. The operators' accuracy does not survive this, so products here change the settings
+while they run and restore them. A compiler reads the settings when it generates code; compiled graphs therefore call
+an opaque operator, which changes them at run time.
 
-The switches belong to the process: another thread that multiplies meanwhile gets full precision as well.
+The settings are global to the process: products of other threads run in full precision meanwhile.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-__all__ = ["float32_product", "float32_sum", "full_accumulation", "half_product", "true_float32"]
+__all__ = ["float32_product", "float32_sum", "full_accumulation", "true_float32"]
 
 BACKENDS = ("cuda", "mkldnn")
 REDUCED = ("tf32", "bf16")
@@ -27,8 +27,8 @@ def float32_product(A: Tensor, B: Tensor) -> Tensor:
     """A @ B in true float32, or in float64 for float64.
 
     Args:
-        A, B: (..., m, k) and (..., k, n), of one dtype and the same leading dimensions, or matrices; transposed views
-            are taken as they lie.
+        A, B: (..., m, k) and (..., k, n), of one dtype and the same leading dimensions. Transposed views are not
+            copied.
     """
     if torch.compiler.is_compiling():
         return A @ B if A.dtype == torch.float64 else torch.ops.spectrim.float32_product(A, B)
@@ -43,30 +43,17 @@ def float32_sum(C: Tensor, A: Tensor, B: Tensor, *, beta: float = 1.0, alpha: fl
     return _sum_float32(C, A, B, beta, alpha)
 
 
-def half_product(A: Tensor, B: Tensor) -> Tensor:
-    """A @ B for float16 or bfloat16, summed in float32 and rounded once.
-
-    Args:
-        A, B: (..., m, k) and (..., k, n), of one dtype and the same leading dimensions, or matrices; transposed views
-            are taken as they lie.
-    """
-    if torch.compiler.is_compiling():
-        result: Tensor = torch.ops.spectrim.half_product(A, B)
-        return result
-    return _multiply_half(A, B)
-
-
 def true_float32(device: torch.device) -> AbstractContextManager[None]:
     """A context in which products of float32 matrices are computed in float32, without autocast."""
-    reduced = {backend: found for backend in BACKENDS if (found := _float32_precision(backend)) in REDUCED}
+    reduced = {backend: value for backend in BACKENDS if (value := _float32_precision(backend)) in REDUCED}
     cast = _casts(device)
     return _true_float32(device, reduced, cast) if reduced or cast else nullcontext()
 
 
 @contextmanager
 def _true_float32(device: torch.device, reduced: dict[str, str], cast: bool) -> Iterator[None]:
-    # torch has two interfaces to these switches, and refuses to read one where the other says something else. So the
-    # one that was used is used again; the older one raises where it was not.
+    # torch has two interfaces to these settings. The older one raises an error if they were changed by the newer one;
+    # then only the newer one is used.
     try:
         legacy = torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -89,11 +76,11 @@ def _true_float32(device: torch.device, reduced: dict[str, str], cast: bool) -> 
 
 @contextmanager
 def full_accumulation(device: torch.device) -> Iterator[None]:
-    """A context in which products of half-precision matrices are summed in float32, without autocast."""
+    """A context in which products of half-precision matrices are accumulated in float32, without autocast."""
     settings = torch.backends.cuda.matmul
-    found = {name: value for name in REDUCTIONS if (value := getattr(settings, name))}
+    reduced = {name: value for name in REDUCTIONS if (value := getattr(settings, name))}
     accumulation = settings.allow_fp16_accumulation
-    for name in found:
+    for name in reduced:
         _set_reduction(name, False)
     if accumulation:
         settings.allow_fp16_accumulation = False
@@ -101,7 +88,7 @@ def full_accumulation(device: torch.device) -> Iterator[None]:
         with _without_autocast(device, _casts(device)):
             yield
     finally:
-        for name, value in found.items():
+        for name, value in reduced.items():
             _set_reduction(name, value)
         if accumulation:
             settings.allow_fp16_accumulation = True
@@ -125,7 +112,7 @@ def _set_float32_precision(backend: str, precision: str) -> None:
 
 
 def _set_reduction(name: str, allowed: bool) -> None:
-    """Set one switch, and leave alone whether sums may be split, which newer versions of torch keep with it."""
+    """Set one setting; keep its permission to split sums, which newer versions of torch store with it."""
     settings = torch.backends.cuda.matmul
     split = getattr(settings, f"{name}_split_k", None)
     setattr(settings, name, allowed if split is None else (allowed, split))
@@ -141,23 +128,11 @@ def _sum_float32(C: Tensor, A: Tensor, B: Tensor, beta: float, alpha: float) -> 
         return torch.baddbmm(C, A, B, beta=beta, alpha=alpha)
 
 
-def _multiply_half(A: Tensor, B: Tensor) -> Tensor:
-    with full_accumulation(A.device):
-        return A @ B
-
-
 _float32_product = torch.library.custom_op("spectrim::float32_product", _multiply_float32, mutates_args=())
 _float32_sum = torch.library.custom_op("spectrim::float32_sum", _sum_float32, mutates_args=())
-_half_product = torch.library.custom_op("spectrim::half_product", _multiply_half, mutates_args=())
 
-
-def _shape_of_product(A: Tensor, B: Tensor) -> Tensor:
-    return A.new_empty((*A.shape[:-1], B.shape[-1]))
-
-
-_float32_product.register_fake(_shape_of_product)
+_float32_product.register_fake(lambda A, B: A.new_empty((*A.shape[:-1], B.shape[-1])))
 _float32_sum.register_fake(lambda C, A, B, beta, alpha: torch.empty_like(C))
-_half_product.register_fake(_shape_of_product)
 
 
 def _keep_factors(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -166,8 +141,7 @@ def _keep_factors(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _derivative(ctx, gradient):  # type: ignore[no-untyped-def]
     A, B = ctx.saved_tensors
-    product = half_product if A.dtype in (torch.float16, torch.bfloat16) else float32_product
-    return product(gradient, B.mT), product(A.mT, gradient)
+    return float32_product(gradient, B.mT), float32_product(A.mT, gradient)
 
 
 def _keep_terms(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -182,5 +156,4 @@ def _derivative_of_sum(ctx, gradient):  # type: ignore[no-untyped-def]
 
 
 _float32_product.register_autograd(_derivative, setup_context=_keep_factors)
-_half_product.register_autograd(_derivative, setup_context=_keep_factors)
 _float32_sum.register_autograd(_derivative_of_sum, setup_context=_keep_terms)

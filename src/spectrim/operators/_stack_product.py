@@ -1,8 +1,8 @@
-"""Products of stacks of float16 matrices, summed in float32 and rounded once; or of float32 ones, in true float32.
+"""Products of stacks of float16 matrices, accumulated in float32 and rounded once; or of float32, in true float32.
 
-In plain calls the caller holds :func:`arithmetic` around all of them. A compiler, which would not keep the switches
-that it sets, is given opaque operators that set them at run time. On the CPU, where torch's own float16 products take
-thirty times as long, the operands are widened: the same numbers, for tests and rehearsals.
+Callers enter :func:`arithmetic` once for many products. Compiled graphs call opaque operators, which change torch's
+precision settings at run time. On the CPU, torch's float16 products are thirty times slower than float32, so operands
+are converted to float32; the results are the same.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ __all__ = [
 ]
 
 
-#: Rows of a product from which on half of it by a kernel is faster than all of it by torch: on an H200 it took twice as
-#: long at 512, and at 768 it gained what torch takes for sums and shifts besides.
+#: From this side on, a kernel that computes half of a symmetric product is faster than torch, which computes all of it.
+#: On an H200, the kernel took twice as long at 512; at 768 it saved the time of torch's additional sums and shifts.
 LEAST_SIDE = 640
 
 
 def arithmetic(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """The context in which products of this dtype are as exact as they should be; nothing while compiling."""
+    """A context of full precision for products of this dtype; no effect while compiling."""
     if torch.compiler.is_compiling():
         return nullcontext()
     return true_float32(device) if dtype == torch.float32 else full_accumulation(device)
@@ -49,7 +49,7 @@ def half_product(A: Tensor, B: Tensor) -> Tensor:
 
 
 def product_added(C: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """C + A @ B, rounded once. Uses up C."""
+    """C + A @ B, rounded once. May overwrite C."""
     if torch.compiler.is_compiling() or A.device.type == "cpu":
         result: Tensor = torch.ops.spectrim.half_baddbmm(C, A, B)
         return result
@@ -57,7 +57,7 @@ def product_added(C: Tensor, A: Tensor, B: Tensor) -> Tensor:
 
 
 def symmetric_product(A: Tensor, B: Tensor) -> Tensor:
-    """A @ B of symmetric matrices (E, m, m) that commute, as polynomials in one matrix do: the result is symmetric."""
+    """A @ B, which is symmetric, of commuting symmetric matrices (E, m, m), such as polynomials in one matrix."""
     return kernels.product_by_halves(A, B) if by_kernel(A, B) else half_product(A, B)
 
 
@@ -75,7 +75,7 @@ def gram(A: Tensor, out: Tensor, plus: Tensor | None = None) -> None:
 
 
 def square_plus_scaled(B: Tensor, R: Tensor, factor: Tensor) -> Tensor:
-    """(B² + R) times a factor for each matrix, (E,); uses up R."""
+    """(B² + R) times a factor (E,) per matrix. May overwrite R."""
     if by_kernel(B, R):
         return kernels.product_by_halves(B, B, R, factor, factor)
     return product_added(R, B, B).mul_(factor.view(-1, 1, 1))
@@ -87,7 +87,7 @@ def square_plus(R: Tensor, beta: Tensor, alpha: Tensor, square: Tensor | None = 
     Args:
         R: (E, m, m).
         beta, alpha: (E,).
-        square: R², which is used up, where it is known.
+        square: R² if it is known; it is overwritten.
     """
     if square is None and by_kernel(R):
         return kernels.product_by_halves(R, R, R, 1.0, beta, alpha)
@@ -97,7 +97,7 @@ def square_plus(R: Tensor, beta: Tensor, alpha: Tensor, square: Tensor | None = 
 
 
 def by_kernel(*matrices: Tensor) -> bool:
-    """True if kernels are to compute products of these stacks. Not while compiling: nothing is gained there."""
+    """True if kernels compute products of these stacks. Never while compiling, where they gain nothing."""
     large = matrices[0].shape[1] >= LEAST_SIDE
     return large and not torch.compiler.is_compiling() and kernels.takes_halves(*matrices)
 

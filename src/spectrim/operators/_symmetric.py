@@ -1,6 +1,6 @@
-"""Symmetric matrices on the host: Gram matrices, sums of inverses, and an embedding that sets a spike apart.
+"""Symmetric matrices on the CPU: Gram matrices, inverses, and an embedding that separates a spike.
 
-The caller holds :func:`~spectrim.operators._precision.true_float32` around all of them.
+The caller enters :func:`~spectrim.operators._precision.true_float32`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from ._product import multiply
 __all__ = ["COLUMN_BLOCK", "LEAF", "Embedding", "add_resolvent_", "gram_matrix", "inverse", "inverse_by_halves_"]
 
 ROW_BLOCK = 256  # rows of a symmetric product that are computed at a time
-LEAF = 256  # rows up to which a matrix is inverted by Cholesky's factors alone
-COLUMN_BLOCK = 1024  # columns that are worked on at a time, so that no second copy of X is ever held
+LEAF = 256  # the largest matrix whose inverse is computed by Cholesky factorisation alone
+COLUMN_BLOCK = 1024  # columns of X that are processed at a time, to avoid a copy of X
 
 
 class Embedding(NamedTuple):
-    """X ↦ [QᵀX; X − QQᵀX] for Q (m, k) with orthonormal columns: an isometry, whatever Q is.
+    """The isometry X ↦ [QᵀX; X − QQᵀX] for Q (m, k) with orthonormal columns.
 
-    So a function of X Xᵀ is that of the embedded matrix, folded back; but what Q takes of X has rows of its own.
+    Folding a function of the embedded matrix's Gram matrix gives the function of X Xᵀ; but X's part in the span of Q
+    has rows of its own.
     """
 
     Q: Tensor
@@ -36,21 +37,21 @@ class Embedding(NamedTuple):
         return embedded
 
     def fold(self, Z: Tensor) -> Tensor:
-        """Q top + (I − QQᵀ) rest for Z = [top; rest], what undoes :meth:`apply`. Writes to Z."""
+        """Q top + (I − QQᵀ) rest for Z = [top; rest]: the inverse of :meth:`apply`. Overwrites Z."""
         k = self.Q.shape[-1]
         top, rest = Z[:k], Z[k:]
         return rest.add_(multiply(self.Q, top - multiply(self.Q.mT, rest)))
 
 
 def gram_matrix(X: Tensor, c: float, embedding: Embedding | None = None) -> Tensor:
-    """Z Zᵀ for Z = X/c, embedded or not, of a matrix X (m, n)."""
+    """Z Zᵀ for Z = X/c, or its embedding, of a matrix X (m, n)."""
     m = len(X) if embedding is None else len(X) + embedding.Q.shape[-1]
     gram: Tensor | None = None
     for columns in torch.split(X, COLUMN_BLOCK, dim=-1):
         if not columns.mT.is_contiguous():
             columns = columns.contiguous()  # products of strided columns are slow
         Z = columns / c if embedding is None else embedding.apply(columns).div_(c)
-        if m >= 2 * ROW_BLOCK and Z.stride(-1) == 1:  # blocks of rows would have to be copied out of columns
+        if m >= 2 * ROW_BLOCK and Z.stride(-1) == 1:  # in column-major memory, blocks of rows would be copied
             gram = _add_lower_product_(X.new_zeros(m, m) if gram is None else gram, Z)
         else:
             square = multiply(Z, Z.mT)
@@ -61,7 +62,7 @@ def gram_matrix(X: Tensor, c: float, embedding: Embedding | None = None) -> Tens
 
 
 def add_resolvent_(root: Tensor, gram: Tensor, weight: float, shift: float, *, by_halves: bool) -> Tensor | None:
-    """Add w (G + s)^(-1) to ``root`` and return the inverse; None where rounding leaves none."""
+    """Add w (G + s)^(-1) to ``root`` and return the inverse; None if it does not exist after rounding."""
     shifted = gram.clone()
     shifted.diagonal().add_(shift)
     resolvent = inverse_by_halves_(shifted) if by_halves else inverse(shifted)
@@ -71,16 +72,16 @@ def add_resolvent_(root: Tensor, gram: Tensor, weight: float, shift: float, *, b
 
 
 def inverse(A: Tensor) -> Tensor | None:
-    """The inverse of a symmetric matrix by Cholesky's factors; None where rounding leaves it not positive definite."""
+    """The inverse of a symmetric matrix by Cholesky factorisation; None if it is not positive definite."""
     factor, failed = torch.linalg.cholesky_ex(A)
     return None if failed.item() else torch.cholesky_inverse(factor)
 
 
 def inverse_by_halves_(A: Tensor, leaf: int = LEAF) -> Tensor | None:
-    """:func:`inverse` in place by recursive halving: all but products, and an error of eps κ² in place of eps κ."""
+    """:func:`inverse` in place by recursive 2 x 2 blocks: mostly products; the error is eps κ² instead of eps κ."""
     if len(A) <= leaf:
-        found = inverse(A)
-        return None if found is None else A.copy_(found)
+        result = inverse(A)
+        return None if result is None else A.copy_(result)
     h = len(A) // 2
     first, coupling, second = A[:h, :h], A[h:, :h], A[h:, h:]
     if inverse_by_halves_(first, leaf) is None:
@@ -97,7 +98,7 @@ def inverse_by_halves_(A: Tensor, leaf: int = LEAF) -> Tensor | None:
 
 
 def mirror_(A: Tensor) -> Tensor:
-    """Copy what is below the diagonal above it, in blocks of rows."""
+    """Copy the lower triangle to the upper one, in blocks of rows."""
     for start in range(0, len(A), ROW_BLOCK):
         end = min(start + ROW_BLOCK, len(A))
         A[:start, start:end] = A[start:end, :start].mT
@@ -107,7 +108,7 @@ def mirror_(A: Tensor) -> Tensor:
 
 
 def _add_lower_product_(out: Tensor, X: Tensor) -> Tensor:
-    """Add X Xᵀ to ``out`` on and below the diagonal; above it there may be anything afterwards."""
+    """Add X Xᵀ to the lower triangle of ``out``; the upper one is undefined afterwards."""
     for start in range(0, len(X), ROW_BLOCK):
         end = min(start + ROW_BLOCK, len(X))
         out[start:end, :end] += multiply(X[start:end], X[:end].mT)

@@ -1,8 +1,4 @@
-"""Upper bounds on the largest singular value that cost one pass over the matrix.
-
-The iterations need an interval that holds every singular value. A bound that is too high costs a step; one that is
-too low costs the result. So these never undershoot (beyond rounding).
-"""
+"""Upper bounds on the largest singular value, by one pass over the matrix. They hold up to rounding."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ __all__ = ["entry_bound", "frobenius_bound", "spectral_norm_bound", "sum_bound"]
 
 
 def frobenius_bound(X: Tensor) -> Tensor:
-    """‖X‖_F of every matrix of (..., m, n): tight where one singular value holds the energy."""
+    """‖X‖_F of every matrix of (..., m, n): tight if one singular value dominates."""
     X = as_matrices(X)
     scale = entry_maximum(X)
     norm: Tensor = torch.linalg.vector_norm(X / scale, dim=(-2, -1))
@@ -25,7 +21,7 @@ def frobenius_bound(X: Tensor) -> Tensor:
 
 
 def entry_bound(X: Tensor) -> Tensor:
-    """√(mn) max|X_ij| of every matrix: all that a shape and a bound on the entries can say."""
+    """√(mn) max|X_ij| of every matrix of (..., m, n): the best bound from the shape and the largest entry."""
     X = as_matrices(X)
     largest: Tensor = torch.linalg.vector_norm(X, ord=math.inf, dim=(-2, -1))
     return largest * math.sqrt(X.shape[-2] * X.shape[-1])
@@ -38,5 +34,5 @@ def sum_bound(X: Tensor) -> Tensor:
 
 
 def spectral_norm_bound(X: Tensor) -> Tensor:
-    """The least of the bounds of this module, for every matrix of (..., m, n)."""
+    """The smallest bound of this module, for every matrix of (..., m, n)."""
     return torch.minimum(frobenius_bound(X), sum_bound(X))

@@ -1,4 +1,4 @@
-"""Spectral clipping: no singular value of the result exceeds the threshold, and no singular vector turns."""
+"""Spectral clipping: bounds the singular values of a matrix and keeps its singular vectors."""
 
 from __future__ import annotations
 
@@ -30,34 +30,36 @@ def soft_clip(
 ) -> Tensor:
     r"""Shrink every singular value σ of X to σ / sqrt(1 + σ²/c²), so that none exceeds the threshold c.
 
-    The exact form is finite for every finite X, and no singular value of it exceeds c by more than 1e-5 of c. It is
-    within ``tol`` up to σ₁/c = 1e4 on the CPU, whatever the spectrum, and up to 1e3 where nothing can be read
-    (:func:`choose_solver`), whatever torch's switches for matrix products say. Both are meant before the result is
-    rounded to X's dtype. A matrix that is not finite gives NaN, and touches no other of its stack.
+    Accuracy of the exact form, before the result is rounded to X's dtype: it is finite for every finite X; no singular
+    value exceeds c by more than 1e-5 c; the error is within ``tol`` for σ₁/c up to 1e4 on the CPU and up to 1e3 on
+    accelerators and in compiled graphs (:func:`choose_solver`), for every spectrum and all of torch's precision
+    settings. A matrix with NaN or infinity gives NaN and does not affect other matrices of the stack.
 
     Args:
         X: (..., m, n), floating point. Leading dimensions are a stack of independent matrices.
         threshold: c > 0, in the units of X's singular values; a tensor broadcasts over the stack.
-        precision: "exact" is to ``tol``; "half" computes products of float16 summed in float32, to 1e-2; "auto" is
-            "half" where such products are fast (CUDA and ROCm) unless solver or a smaller tol is given, otherwise
-            "exact".
+        precision: "exact" has an error of at most ``tol``; "half" multiplies in float16 with float32 accumulation, with
+            an error of at most 1e-2; "auto" is "half" on CUDA and ROCm unless solver or a tol below 1e-2 is given,
+            otherwise "exact".
         solver: how (I + XXᵀ/c²)^(-1/2) is computed in the exact form; "auto" follows :func:`choose_solver`.
-        tol: relative Frobenius error allowed against the exact result, at least 1e-10; 1e-3 unless given.
-        overwrite: X is not needed any more: the result may take its place, which saves its memory.
+        tol: the largest relative Frobenius error, at least 1e-10; 1e-3 by default.
+        overwrite: the result may be stored in X's memory.
 
     Returns:
-        A tensor of X's shape and dtype, a new one unless ``overwrite`` is given. X is not written to otherwise.
+        A tensor of X's shape and dtype, a new one unless ``overwrite`` is given.
 
     Raises:
-        ValueError: threshold is not positive, X has fewer than two dimensions, an option is unknown, or ``tol`` is one
-            that the solver or precision does not keep.
+        ValueError: threshold is not positive, X has fewer than two dimensions, an option is unknown, or the solver or
+            precision does not support ``tol``.
 
-    Source: arXiv 2603.14315, eq. for H_c. The map is odd, and commutes with transposition.
+    Source: arXiv 2603.14315, eq. for H_c. The map is odd and commutes with transposition.
     """
     check_solver(solver)
     check_precision(precision, solver)
     if tol is not None and solver == "newton_schulz":
-        raise ValueError(f"tol={tol} with solver='newton_schulz': expected no tol, for it promises no accuracy")
+        raise ValueError(
+            f"tol={tol} with solver='newton_schulz': expected no tol, since this solver has no error bound"
+        )
     least = HALF_TOL if precision == "half" else LEAST_TOL
     if tol is not None and not tol >= least:
         raise ValueError(f"tol={tol} with precision={precision!r}: expected {least} or more")
@@ -69,16 +71,16 @@ def soft_clip(
 
 
 def hard_clip(X: Tensor, threshold: float | Tensor, *, tol: float = EXACT_TOL) -> Tensor:
-    r"""Lower every singular value above the threshold c to c, and leave the others untouched.
+    r"""Lower every singular value above the threshold c to c, and keep the others.
 
-    It is computed in float64 from eigenvectors or singular vectors, at any tol: the corner of min(σ, c) defeats
-    polynomials and rational functions, and the polar factors it can be written with lose accuracy where σ is near c.
-    A matrix that is not finite gives NaN.
+    Always computed in float64 from eigenvectors or singular vectors: polynomials and rational functions approximate
+    the kink of min(σ, c) badly, and formulas by polar factors lose accuracy for σ near c. A matrix with NaN or infinity
+    gives NaN.
 
     Args:
         X: (..., m, n), floating point. Leading dimensions are a stack of independent matrices.
         threshold: c > 0, in the units of X's singular values; a tensor broadcasts over the stack.
-        tol: relative Frobenius error allowed against the exact result, before it is rounded to X's dtype.
+        tol: the largest relative Frobenius error, before the result is rounded to X's dtype.
 
     Returns:
         A new tensor of X's shape and dtype.
@@ -92,11 +94,11 @@ def hard_clip(X: Tensor, threshold: float | Tensor, *, tol: float = EXACT_TOL) -
 
 
 def soft_clip_vector(u: Tensor, threshold: float | Tensor) -> Tensor:
-    """Shrink u to u / sqrt(1 + ‖u‖²/c²), the soft clip of a one-column matrix: its norm stays below the threshold c.
+    """Shrink u to u / sqrt(1 + ‖u‖²/c²), whose norm is below the threshold c: the soft clip of a one-column matrix.
 
     Args:
         u: (..., n), floating point. Leading dimensions are a stack of independent vectors.
-        threshold: c > 0; a tensor broadcasts over the stack and is not read.
+        threshold: c > 0; a tensor broadcasts over the stack and is not checked.
 
     Returns:
         A new tensor of u's shape and dtype.
@@ -105,7 +107,7 @@ def soft_clip_vector(u: Tensor, threshold: float | Tensor) -> Tensor:
         raise ValueError(f"u has shape {tuple(u.shape)} and dtype {u.dtype}: expected floating-point vectors, (..., n)")
     row = u.to(working_dtype(u)).unsqueeze(-2)
     c = per_matrix(threshold, row, "threshold")
-    # In float64, in units of the largest entry, where no square overflows or vanishes.
+    # In float64 and relative to the largest entry, so that no square overflows or underflows.
     unit = entry_maximum(row).double()
     norm = torch.linalg.vector_norm(row / unit, dim=-1, keepdim=True)
     ratio = norm / (c / unit).clamp_min(torch.finfo(torch.float64).tiny)
@@ -113,7 +115,7 @@ def soft_clip_vector(u: Tensor, threshold: float | Tensor) -> Tensor:
 
 
 def check_precision(precision: str, solver: str) -> None:
-    """Raise ValueError unless the precision is known, and agrees with the solver."""
+    """Raise ValueError if the precision is unknown or does not support the solver."""
     if precision not in get_args(Precision):
         raise ValueError(f"precision={precision!r}: expected one of {', '.join(map(repr, get_args(Precision)))}")
     if precision == "half" and solver != "auto":
@@ -121,7 +123,7 @@ def check_precision(precision: str, solver: str) -> None:
 
 
 def half_serves(X: Tensor, precision: Precision) -> bool:
-    """Whether the half-precision form computes X: where it was asked for, and by "auto" on CUDA and ROCm."""
+    """True if X is computed in half precision: for "half", and for "auto" on CUDA and ROCm."""
     return precision == "half" or (precision == "auto" and X.device.type == "cuda" and X.dtype != torch.float64)
 
 
@@ -136,7 +138,7 @@ def _half_clip(X: Tensor, threshold: float | Tensor, overwrite: bool) -> Tensor:
 
 
 def _clip(X: Tensor, threshold: float | Tensor, clip_wide: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Check the arguments, and clip X or its transpose, whichever is wide, in working precision."""
+    """Check the arguments, and clip the wide one of X and its transpose in working precision."""
     Y = as_matrices(X)
     c = per_matrix(threshold, Y, "threshold")
     if X.numel() == 0:

@@ -1,6 +1,6 @@
-"""The Faddeeva function w(z) = exp(−z²) erfc(−iz) in the upper half plane, in torch alone.
+"""The Faddeeva function w(z) = exp(−z²) erfc(−iz) in the upper half plane.
 
-Its real part is the Voigt profile, a Gaussian convolved with a Cauchy density, which is why shrinkage needs it.
+Shrinkage needs it since its real part is the Voigt profile, a Gaussian convolved with a Cauchy density.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from torch import Tensor
 
 __all__ = ["faddeeva"]
 
-TERMS = 40  # of the rational series: an absolute error of 1e-13
-FAR = 12.0  # |z| from which the continued fraction takes over, whose real part keeps its digits where it is tiny
+TERMS = 40  # of the rational series, for an absolute error of 1e-13
+FAR = 12.0  # |z| from which on the continued fraction is used; it keeps the relative accuracy of a tiny real part
 FRACTIONS = 12
 
 
 def faddeeva(z: Tensor) -> Tensor:
     """w(z) for complex z with Im z >= 0, in complex128.
 
-    Near zero by Weideman's rational series (SIAM J. Numer. Anal. 31, 1994), far away by Laplace's continued fraction.
+    Weideman's rational series (SIAM J. Numer. Anal. 31, 1994) for small |z|, Laplace's continued fraction for large.
     """
     z = z.to(torch.complex128)
     far = z.abs() > FAR
-    # Each form is evaluated everywhere, at a harmless argument where the other one is taken.
+    # Both forms are evaluated for all z; arguments outside a form's region are replaced by safe ones.
     return torch.where(far, _continued_fraction(torch.where(far, z, FAR)), _series(torch.where(far, 0.0, z)))
 
 

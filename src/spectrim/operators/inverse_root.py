@@ -1,12 +1,12 @@
-r"""The solvers of (I + X Xᵀ/c²)^(-1/2) X, which is all of soft clipping, and the rule that picks one.
+r"""The solvers of (I + X Xᵀ/c²)^(-1/2) X, the soft clip of X, and the choice of one.
 
-Each takes X (..., m, n) with m <= n in its working precision and c as (..., 1, 1), and returns a new tensor unless it
-may overwrite X.
+Every solver takes X (..., m, n) with m <= n in its working precision and c (..., 1, 1). It returns a new tensor unless
+it may overwrite X.
 
-    rational        Zolotarev's rational approximation, poles and precision chosen from κ, which it reads    rational.py
-    minimax         best odd quintics on the known interval: products alone, nothing is read                 minimax.py
-    reference       eigenvectors or singular vectors in float64: what the others are held against            here
-    newton_schulz   the paper's ten coupled steps, to be compared with                                       here
+    rational        Zolotarev's rational approximation; reads κ to choose poles and precision    rational.py
+    minimax         best odd quintics on the known interval: products only, reads nothing        minimax.py
+    reference       eigenvectors or singular vectors in float64, for every finite matrix         here
+    newton_schulz   the paper's ten coupled steps, for comparisons                               here
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ __all__ = ["LEAST_TOL", "Solver", "check_solver", "choose_solver", "newton_schul
 
 Solver = Literal["auto", "rational", "minimax", "reference", "newton_schulz"]
 
-LEAST_TOL = 1e-10  # what float64 leaves of an answer at σ₁/c = 1e4, with room
-SMALL_SIDE = 64  # up to here an eigendecomposition costs no more than the overhead of anything else
-PAPER_STEPS = 10  # arXiv 2603.14315 runs ten coupled steps whatever the matrix
+LEAST_TOL = 1e-10  # float64 attains this at σ₁/c = 1e4
+SMALL_SIDE = 64  # up to this side, an eigendecomposition takes no longer than other solvers' overhead
+PAPER_STEPS = 10  # arXiv 2603.14315 runs ten coupled steps for every matrix
 
 
 def solve(X: Tensor, c: Tensor, solver: Solver, tol: float, *, overwrite: bool = False) -> Tensor:
-    """(I + XXᵀ/c²)^(-1/2) X by the named solver, which may put it in X's place where ``overwrite`` allows it."""
+    """(I + XXᵀ/c²)^(-1/2) X by the named solver; with ``overwrite``, it may be stored in X's memory."""
     if solver == "auto":
         solver = choose_solver(X)
     if solver == "minimax":
@@ -45,18 +45,18 @@ def solve(X: Tensor, c: Tensor, solver: Solver, tol: float, *, overwrite: bool =
 
 
 def check_solver(solver: str) -> None:
-    """Raise ValueError unless the solver is one of those this module knows."""
+    """Raise ValueError if the solver is unknown."""
     if solver not in get_args(Solver):
         raise ValueError(f"solver={solver!r}: expected one of {', '.join(map(repr, get_args(Solver)))}")
 
 
 def choose_solver(X: Tensor) -> Solver:
-    """The solver that "auto" stands for.
+    """The solver that "auto" selects.
 
-    - Where reading a number would make the host wait, or cannot be done (an accelerator, a compiled graph, fake and
-      meta tensors): "minimax", which is a fixed sequence of products.
-    - On the CPU, smaller side up to 64: "reference".
-    - On the CPU otherwise: "rational", which itself goes from float32 to float64 to the reference as κ demands.
+    - On an accelerator, in a compiled graph, and for fake and meta tensors, where the host should not or cannot read
+      numbers: "minimax", a fixed sequence of products.
+    - On the CPU with a smaller side up to 64: "reference".
+    - On the CPU otherwise: "rational", which uses float32, float64 or the reference, depending on κ.
     """
     if not reading_is_free(X):
         return "minimax"
@@ -64,9 +64,10 @@ def choose_solver(X: Tensor) -> Solver:
 
 
 def _one_by_one(X: Tensor, c: Tensor, tol: float, overwrite: bool) -> Tensor:
-    """The rational solver, which looks at each matrix by itself."""
+    """The rational solver, or else the reference, for every matrix of a stack."""
     out = X if overwrite else torch.empty_like(X)
-    for matrix, place, threshold in zip(_each(X), _each(out), _each(c.expand(*X.shape[:-2], 1, 1)), strict=True):
+    thresholds = _matrices(c.expand(*X.shape[:-2], 1, 1))
+    for matrix, place, threshold in zip(_matrices(X), _matrices(out), thresholds, strict=True):
         clipped = rational(matrix, threshold.item(), tol, overwrite=overwrite)
         if clipped is None:
             clipped = reference(matrix, threshold, tol)
@@ -75,12 +76,12 @@ def _one_by_one(X: Tensor, c: Tensor, tol: float, overwrite: bool) -> Tensor:
     return out
 
 
-def _each(stack: Tensor) -> tuple[Tensor, ...]:
+def _matrices(stack: Tensor) -> tuple[Tensor, ...]:
     return (stack,) if stack.ndim == 2 else stack.flatten(0, -3).unbind()
 
 
 def reference(X: Tensor, c: Tensor, tol: float, *, hard: bool = False, overwrite: bool = False) -> Tensor:
-    """In float64 by eigenvectors or singular vectors: σ goes to σ / √(1 + σ²/c²), or to min(σ, c) where hard."""
+    """Map σ to σ / √(1 + σ²/c²), or to min(σ, c) if hard, in float64 by eigenvectors or singular vectors."""
     threshold = c.double()[..., 0].expand(*X.shape[:-2], 1).reshape(-1, 1)
 
     def image(sigma: Tensor, bend: Tensor) -> Tensor:
@@ -94,9 +95,10 @@ def reference(X: Tensor, c: Tensor, tol: float, *, hard: bool = False, overwrite
 
 
 def newton_schulz(X: Tensor, c: Tensor, steps: int = PAPER_STEPS) -> Tensor:
-    """The paper's coupled Newton-Schulz iteration, kept to be compared with: inaccurate where σ₁ is far above c.
+    """The paper's coupled Newton-Schulz iteration, for comparisons: inaccurate if σ₁ is far above c.
 
-    Y → A^(1/2) and Z → A^(-1/2) for A = I + XXᵀ/c² over its Frobenius norm. Three products of the small side a step.
+    Y → A^(1/2) and Z → A^(-1/2) for A = I + XXᵀ/c² over its Frobenius norm, with three products of small matrices per
+    step.
     """
     X_over_c = X / c
     eye = torch.eye(X.shape[-2], dtype=X.dtype, device=X.device)

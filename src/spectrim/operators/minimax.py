@@ -1,14 +1,14 @@
-r"""Odd quintic polynomials that are best on a known interval, and the iterations made of them: the solver for GPUs.
+r"""Iterations of best odd quintic polynomials on a known interval: the solver for GPUs.
 
-    X ← X (a I + b XᵀX + c (XᵀX)²),   with a, b, c best for the interval [l, 1] that holds X's singular values
+    X ← X (a I + b XᵀX + c (XᵀX)²),   with the best a, b, c for the interval [l, 1] that contains X's singular values
 
-A step sends [l, 1] to a much narrower [l', 1]; composing steps gives the polar factor. (I + XXᵀ/c²)^(-1/2) X is a
-block of the polar factor of [X/c; I], whose interval is known: [1/√κ, 1] with κ = 1 + σ₁²/c². Nothing but products by
-fixed numbers: neither is the device read nor anything sent to it, so that all can be captured in a CUDA graph. The same
-idea, with the interval guessed, is arXiv 2505.16932 (Polar Express).
+A step maps [l, 1] to a much narrower [l', 1]; several steps give the polar factor. (I + XXᵀ/c²)^(-1/2) X is a block of
+the polar factor of [X/c; I], whose interval is known: [1/√κ, 1] with κ = 1 + σ₁²/c². The iteration has products and
+fixed numbers only. It neither reads from the device nor uploads to it, and can be captured in a CUDA graph.
+arXiv 2505.16932 (Polar Express) does the same with an estimated interval.
 
-Singular values below the interval are not lifted all the way, and none is lifted above one: beyond its reach the result
-is smaller than it should be, never larger.
+Singular values below the interval do not reach one, and none exceeds one: outside its range, the result is too small
+but never too large.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ._precision import float32_product, float32_sum
 
 __all__ = ["REACH", "Quintic", "minimax", "minimax_polar", "minimax_quintic", "schedule", "stages"]
 
-REACH = 1e3  # σ₁/c, or σ₁/σ_min, that is served at full accuracy
-SIDES = (2**13, 2**25)  # smaller sides up to which the norm's bound of m^(1/8) is allowed for
-FINEST = 5e-4  # tolerance from which on float32, and a last step for each, will do
-GUARD = 1.005  # every interval is taken this much longer at its upper end, while quintics are steep there
-STEEP = 0.5  # quintics for intervals that begin above this are not
-FLAT = 0.98  # from here on the quintic of l = 1 is as good
-LARGEST_STAGE = 3  # a step multiplies the rounding of a small eigenvalue of the Gram matrix by up to a² = 18
-NO_CLIP = 1e8  # c over the largest entry from which on clipping changes nothing
+REACH = 1e3  # the largest σ₁/c, or σ₁/σ_min, for full accuracy
+SIDES = (2**13, 2**25)  # the largest smaller sides m for which schedules allow for the norm's excess of m^(1/8)
+FINEST = 5e-4  # the smallest tolerance that float32 attains
+GUARD = 1.005  # factor by which an interval's upper end is raised for steep quintics
+STEEP = 0.5  # quintics are steep at the upper end of intervals whose lower end is below this
+FLAT = 0.98  # from this lower end on, the quintic of l = 1 is as good
+LARGEST_STAGE = 3  # each step multiplies the rounding error of small eigenvalues of the Gram matrix by up to a² = 18
+NO_CLIP = 1e8  # c over the largest entry, above which clipping changes nothing
 
 
 class Quintic(NamedTuple):
-    """p(x) = ax + bx³ + cx⁵, which maps [l, 1] into [low, 1] with the largest low that any such p attains."""
+    """p(x) = ax + bx³ + cx⁵, which maps [l, 1] into [low, 1] with the largest possible low."""
 
     a: float
     b: float
@@ -45,8 +45,8 @@ class Quintic(NamedTuple):
 def minimax(X: Tensor, c: Tensor, tol: float) -> Tensor:
     """(I + XXᵀ/c²)^(-1/2) X for X (..., m, n), m <= n, without reading the device.
 
-    The Gram matrix of a float32 X loses what lies far below a spike, so it is taken anew every few steps, from a result
-    in which the spike has shrunk towards the others' size.
+    A float32 Gram matrix loses singular values far below a spike. It is recomputed every few steps, after which the
+    spike is closer to the other singular values.
     """
     Y = X.reshape(-1, *X.shape[-2:])
     c = c.expand(*X.shape[:-2], 1, 1).reshape(-1, 1, 1)
@@ -54,15 +54,15 @@ def minimax(X: Tensor, c: Tensor, tol: float) -> Tensor:
         Y, c = Y.double(), c.double()
     largest = _largest(Y)
     c = torch.minimum(c, NO_CLIP * largest)
-    # In units of max(c, largest entry) neither X Xᵀ nor c² overflows.
+    # Relative to max(c, largest entry), neither X Xᵀ nor c² overflows.
     unit = torch.maximum(largest, c)
     return (_iterate(Y / unit, stages(X.shape[-2], tol), c / unit) * c).view(X.shape).to(X.dtype)
 
 
 def minimax_polar(X: Tensor, steps: int | None = None) -> Tensor:
-    """The polar factor of X (..., m, n), m <= n, without reading the device: to 1e-3 where σ_min/σ₁ >= 1e-3.
+    """The polar factor of X (..., m, n), m <= n, without reading the device; error 1e-3 if σ_min/σ₁ >= 1e-3.
 
-    With ``steps`` it is the best that so many can do where σ_min/σ₁ >= 1e-2.
+    With ``steps``, the best quintics for so many steps and σ_min/σ₁ >= 1e-2.
     """
     Y = X.reshape(-1, *X.shape[-2:])
     quintics = stages(X.shape[-2], FINEST) if steps is None else _in_stages(ROUGH[:steps])
@@ -70,13 +70,13 @@ def minimax_polar(X: Tensor, steps: int | None = None) -> Tensor:
 
 
 def _largest(X: Tensor) -> Tensor:
-    """The largest |entry| of every matrix, as (E, 1, 1), and a safe divisor."""
+    """The largest |entry| of every matrix, as (E, 1, 1), and no less than the smallest normal number."""
     largest: Tensor = torch.linalg.vector_norm(X, ord=math.inf, dim=(-2, -1), keepdim=True)
     return largest.clamp_min(torch.finfo(X.dtype).tiny)
 
 
 def _iterate(Y: Tensor, quintics: list[list[Quintic]], low: Tensor | None) -> Tensor:
-    """The first rows of the polar factor of [Y; low I], or the polar factor of Y, for Y with entries up to one."""
+    """The first rows of the polar factor of [Y; low I], or the polar factor of Y, for Y with entries up to 1."""
     B = None
     for stage, steps in enumerate(quintics):
         R = float32_product(Y, Y.mT)
@@ -85,9 +85,9 @@ def _iterate(Y: Tensor, quintics: list[list[Quintic]], low: Tensor | None) -> Te
                 R.diagonal(dim1=-2, dim2=-1).add_(low[..., 0].square())
             a, b, c, _ = steps[0]
             square = float32_product(R, R)
-            # ‖R²‖_F^¼ is at most m^(1/8) times the largest singular value, and no less than it.
+            # ‖R²‖_F^¼ is between 1 and m^(1/8) times the largest singular value.
             size = torch.linalg.matrix_norm(square, keepdim=True).sqrt()
-            size = size.clamp_min(10 * torch.finfo(R.dtype).tiny ** 0.5)  # its square divides zero, if nothing else
+            size = size.clamp_min(10 * torch.finfo(R.dtype).tiny ** 0.5)  # its square must not underflow
             R = R / size
             P = b * R + square * (c / size.square())
             P.diagonal(dim1=-2, dim2=-1).add_(a)
@@ -106,9 +106,9 @@ def _iterate(Y: Tensor, quintics: list[list[Quintic]], low: Tensor | None) -> Te
 
 
 def _compose(R: Tensor, steps: list[Quintic], P: Tensor | None) -> Tensor:
-    """P(R) with P(R) R^½ nearer the identity, for R with eigenvalues in [0, 1]; P of the first step may be given.
+    """The product of the steps' polynomials of R, whose eigenvalues are in [0, 1]; P is the first one, if known.
 
-    It costs 4·steps − 3 products.
+    It takes 4·steps − 3 products.
     """
     done = None
     for i, (a, b, c, _) in enumerate(steps):
@@ -123,17 +123,17 @@ def _compose(R: Tensor, steps: list[Quintic], P: Tensor | None) -> Tensor:
 
 
 def stages(m: int, tol: float) -> list[list[Quintic]]:
-    """The quintics for matrices of smaller side m, in groups that share a Gram matrix."""
+    """The quintics for matrices of smaller side m, grouped by Gram matrix."""
     side = 0 if m <= SIDES[0] else 1
     return FINE[side] if tol < FINEST else COARSE[side]
 
 
 def schedule(low: float, tol: float) -> list[Quintic]:
-    """Quintics that send [low, 1] to [1 − tol, 1]. None sends what lies between zero and one outside."""
+    """Quintics that map [low, 1] to [1 − tol, 1], and [0, 1] into itself."""
     quintics: list[Quintic] = []
     while 1 - low > tol:
         a, b, c, _ = minimax_quintic(low)
-        if low < STEEP:  # with a slope of 13 at one, five in a row would blow up an excess of 1e-6
+        if low < STEEP:  # the slope is 13 at 1: five steps would amplify an excess of 1e-6
             a, b, c = a / GUARD, b / GUARD**3, c / GUARD**5
         low = a * low + b * low**3 + c * low**5
         quintics.append(Quintic(a, b, c, low))
@@ -141,7 +141,7 @@ def schedule(low: float, tol: float) -> list[Quintic]:
 
 
 def _in_stages(quintics: list[Quintic]) -> list[list[Quintic]]:
-    """As few groups as can be, with the longer ones first."""
+    """Split into the smallest number of groups, with the longer ones first."""
     count = math.ceil(len(quintics) / LARGEST_STAGE)
     groups, start = [], 0
     for i in range(count):
@@ -152,9 +152,9 @@ def _in_stages(quintics: list[Quintic]) -> list[list[Quintic]]:
 
 
 def minimax_quintic(low: float) -> Quintic:
-    """The odd quintic nearest to 1 on [low, 1] by Remez' exchange, scaled so that it stays in [., 1].
+    """The odd quintic nearest to 1 on [low, 1], by Remez exchange, scaled to a maximum of 1.
 
-    The error 1 − p(x) takes its extreme value with alternating sign at four points: low, two inner points, and 1.
+    The error 1 − p(x) has its extreme value with alternating sign at four points: low, two inner points, and 1.
     """
     if low >= FLAT:  # the three points merge: (15x − 10x³ + 3x⁵)/8
         a, b, c = 15 / 8, -10 / 8, 3 / 8
@@ -175,9 +175,9 @@ def minimax_quintic(low: float) -> Quintic:
 
 
 def _solve(rows: list[list[float]]) -> list[float]:
-    """The solution of a small linear system, its right side in the last column, by elimination with pivoting.
+    """Solve a small linear system, with its right side in the last column, by elimination with pivoting.
 
-    In plain Python, so that it works while a compiler traces or tensors are fake.
+    In plain Python, so that it works in compiled code and with fake tensors.
     """
     for i in range(len(rows)):
         rows[i:] = sorted(rows[i:], key=lambda row: -abs(row[i]))
@@ -188,7 +188,7 @@ def _solve(rows: list[list[float]]) -> list[float]:
     return [row[-1] for row in rows]
 
 
-# Made on import, so that a compiler sees constants.
+# Computed at import, so that a compiler sees constants.
 COARSE = [_in_stages(schedule(1 / (REACH * side**0.125), FINEST)) for side in SIDES]
 FINE = [_in_stages(schedule(1 / (REACH * side**0.125), 1e-11)) for side in SIDES]
 ROUGH = [*schedule(1e-2, 1e-15), *[minimax_quintic(1.0)] * 20]
