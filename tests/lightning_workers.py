@@ -117,42 +117,33 @@ def whole(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in found.items()}
 
 
-def resume_sharded(rank: int, folder: str, distributed: bool) -> dict[str, Any]:
-    """Six steps, and the last three of them again from the checkpoint after three."""
+def resume_sharded(rank: int, folder: str) -> dict[str, Any]:
+    """Six steps, and the last three of them again from checkpoints after three: sharded ones, and one file."""
     world = torch.distributed.get_world_size()
     # As torchrun says it.
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "GROUP_RANK": "0"}
     os.environ |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     os.environ |= {"TORCHELASTIC_RUN_ID": "test"}
 
-    def run(steps: int, checkpoint: str | None = None) -> tuple[Sharded, Trainer, SpectralMonitor]:
-        model, watch = Sharded(), SpectralMonitor(every=2)
+    def run(steps: int, checkpoint: str | None = None, *, sharded: bool = True) -> tuple[Sharded, Trainer]:
+        model = Sharded()
         strategy = ModelParallelStrategy(
-            data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=distributed
+            data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=sharded
         )
-        trainer = fit(
-            model,
-            steps=steps,
-            checkpoint=checkpoint,
-            callbacks=[watch],
-            devices=world,
-            strategy=strategy,
-            logger=Kept(),
-        )
-        return model, trainer, watch
+        options = {"callbacks": [SpectralMonitor(every=2)], "logger": Kept(), "devices": world, "strategy": strategy}
+        return model, fit(model, steps=steps, checkpoint=checkpoint, **options)
 
-    path = str(Path(folder) / "checkpoint")
-    _, trainer, _ = run(3)
-    trainer.save_checkpoint(path)
-    through, _, _ = run(6)
-    resumed, trainer, _ = run(6, path)
-    kinds = {type(parameter).__name__ for parameter in resumed.parameters()}
-    lines = [(step, sorted(line)) for step, line in trainer.logger.lines if "monitor/ms" in line]  # type: ignore[union-attr]
-    optimizer = trainer.optimizers[0]
-    return {
+    through, trainer = run(6)
+    found: dict[str, Any] = {
         "through": whole(through),
-        "resumed": whole(resumed),
-        "kinds": kinds,
-        "lines": lines,
-        "steps": {int(state["step"]) for state in optimizer.state.values()},
+        "kinds": {type(parameter).__name__ for parameter in through.parameters()},
+        "steps": {int(state["step"]) for state in trainer.optimizers[0].state.values()},
     }
+    for sharded in (True, False):
+        path = str(Path(folder) / f"sharded {sharded}")
+        run(3, sharded=sharded)[1].save_checkpoint(path)
+        resumed, trainer = run(6, path, sharded=sharded)
+        logger: Any = trainer.logger
+        steps = [step for step, line in logger.lines if "monitor/ms" in line]
+        found[f"resumed, sharded {sharded}"] = (whole(resumed), steps)
+    return found

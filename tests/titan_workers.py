@@ -175,7 +175,7 @@ def trained(trainer: Any) -> dict[str, torch.Tensor]:
     return {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in found.items()}
 
 
-def train_and_resume(rank: int, folder: str, settings: dict[str, Any], layout: dict[str, int]) -> dict[str, Any]:
+def train_and_resume(rank: int, folder: str, settings: dict[str, Any], layout: dict[str, Any]) -> dict[str, Any]:
     """Four steps, and the last two of them again from the checkpoint after two."""
     whole = trainer(folder, optimizer=settings, steps=4, **layout)
     whole.train()
@@ -192,7 +192,7 @@ def train_and_resume(rank: int, folder: str, settings: dict[str, Any], layout: d
     }
 
 
-def load(rank: int, folder: str, settings: dict[str, Any], layout: dict[str, int]) -> dict[str, torch.Tensor]:
+def load(rank: int, folder: str, settings: dict[str, Any], layout: dict[str, Any]) -> dict[str, torch.Tensor]:
     """What is in the last checkpoint, on this number of ranks."""
     found = trainer(folder, optimizer=settings, steps=4, **layout)
     found.checkpointer.load()

@@ -95,20 +95,21 @@ def test_the_monitor_begins_anew_with_a_run_and_lets_go_when_one_fails() -> None
     assert watch.monitors == []
 
 
-@pytest.mark.parametrize("distributed", [True, False])
-def test_two_ranks_of_fsdp2_resume_exactly_and_step_as_one_process_does(tmp_path: Path, distributed: bool) -> None:
-    first, second = worlds.run(2, workers.resume_sharded, str(tmp_path), distributed)
+def test_two_ranks_of_fsdp2_resume_exactly_and_step_as_one_process_does(tmp_path: Path) -> None:
+    first, second = worlds.run(2, workers.resume_sharded, str(tmp_path))
     assert first["kinds"] == {"DTensor"}
     assert first["steps"] == {6}
     alone = workers.Model()
     workers.fit(alone, steps=6)
     for name, value in workers.whole(alone).items():
         torch.testing.assert_close(first["through"][name], value, rtol=1e-4, atol=1e-5)
-    for name, value in first["through"].items():
-        assert torch.equal(first["resumed"][name], value), name
-        assert torch.equal(second["resumed"][name], value), name
-    assert [step for step, _ in first["lines"]] == [3, 5]
-    assert second["lines"] == []
+    for sharded in (True, False):
+        weights, measured = first[f"resumed, sharded {sharded}"]
+        others, nothing = second[f"resumed, sharded {sharded}"]
+        for name, value in first["through"].items():
+            assert torch.equal(weights[name], value), name
+            assert torch.equal(others[name], value), name
+        assert (measured, nothing) == ([3, 5], [])
 
 
 def cli(model: type[workers.Model], *arguments: str) -> Any:

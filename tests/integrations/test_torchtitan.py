@@ -17,10 +17,11 @@ pytest.importorskip("torchtitan")
 import titan_workers
 
 SETTINGS = {"name": "adamw+clip", "lr": 1e-2, "options": {"weight_decay": 0.1, "betas": (0.9, 0.95)}, "head_lr": 0.5}
+LAYOUT = {"moe": True, "dp": 2, "tp": 2, "ep": 2}
 
 
-def test_the_trainer_resumes_exactly_under_fsdp_and_tensor_parallelism_and_on_one_rank(tmp_path: Path) -> None:
-    found = worlds.run(4, titan_workers.train_and_resume, str(tmp_path), SETTINGS, {"dp": 2, "tp": 2})[0]
+def test_the_trainer_resumes_exactly_under_fsdp_tensor_and_expert_parallelism_and_on_one_rank(tmp_path: Path) -> None:
+    found = worlds.run(4, titan_workers.train_and_resume, str(tmp_path), SETTINGS, LAYOUT)[0]
     whole, resumed = found["whole"], found["resumed"]
     assert whole.keys() == resumed.keys()
     assert any(name.endswith("exp_avg_sq") for name in whole)
@@ -30,8 +31,9 @@ def test_the_trainer_resumes_exactly_under_fsdp_and_tensor_parallelism_and_on_on
     assert not found["shared"]  # the mesh holds all ranks
     # The head's is the smaller one.
     assert sorted(set(found["metrics"].values())) == pytest.approx([0.5e-2 * 2 / 3, 1e-2 * 2 / 3])
-    assert re.search(r"wqkv.weight .*32, 16, 16", found["described"])
-    alone = worlds.run(1, titan_workers.load, str(tmp_path), SETTINGS, {})[0]
+    assert re.search(r"0.attention.qkv_linear.wqkv.weight +\(128, 32\) .*\(64, 32\)", found["described"])
+    assert re.search(r"0.moe.routed_experts.inner_experts.w1_EFD +\(4, 24, 32\) .*4 x \(24, 32\)", found["described"])
+    alone = worlds.run(1, titan_workers.load, str(tmp_path), SETTINGS, {"moe": True})[0]
     for name, value in whole.items():
         assert torch.equal(value, alone[name]), name
 
