@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["load_state"]
 
 #: What a group's parameters are: the model says that, not a state dict.
-_STRUCTURE = ("params", "param_names", "name", "role", "layout", "split", "matrices")
+_STRUCTURE = ("params", "param_names", "role", "layout", "split", "matrices")
 _COUNTS = ("step", "skipped")
 
 
@@ -96,6 +96,9 @@ def _completed(
 ) -> dict[str, Any]:
     """A group with the saved values, and its own where the saved group has none."""
     kept = {key: value for key, value in saved.items() if key not in _STRUCTURE}
+    if "name" in group:
+        # Two groups may take their options from one, and loggers want names of their own.
+        kept.pop("name", None)
     if "steps_taken" in saved and "lr_factor" not in saved and "lr_scale" in saved:
         # What the factor was called once. A group may hold one of timm's by that name, which is timm's.
         kept["lr_factor"] = kept.pop("lr_scale")
