@@ -226,3 +226,15 @@ def test_hooks_of_loading_run_as_torch_documents_them():
     optimizer.load_state_dict(given)
     assert seen == [0.25]
     assert given["param_groups"][0]["lr"] == 0.5
+
+
+def test_groups_that_have_names_keep_them_and_others_take_the_saved_one():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    one = spectrim.AdamW(spectrim.param_groups(model))
+    two = spectrim.AdamW(spectrim.param_groups(model, overrides={"0.weight": {"clip": 1.0}}))
+    nameless = spectrim.AdamW(model.named_parameters())
+    assert len(one.param_groups) == 1
+    for optimizer in (two, nameless):
+        optimizer.load_state_dict(one.state_dict())
+    assert [group["name"] for group in two.param_groups] == ["matrix", "matrix-2"]
+    assert [group["name"] for group in nameless.param_groups] == ["matrix"]

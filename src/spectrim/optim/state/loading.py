@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["load_state"]
 
 #: Values of a group that describe its parameters. They are never loaded from a state dict.
-_STRUCTURE = ("params", "param_names", "name", "role", "layout", "split", "matrices")
+_STRUCTURE = ("params", "param_names", "role", "layout", "split", "matrices")
 _COUNTS = ("step", "skipped")
 
 
@@ -97,6 +97,9 @@ def _completed(
 ) -> dict[str, Any]:
     """The group, with saved options in place of its own where the saved group has them."""
     kept = {key: value for key, value in saved.items() if key not in _STRUCTURE}
+    if "name" in group:
+        # Two groups may take their options from one, and loggers want names of their own.
+        kept.pop("name", None)
     if "steps_taken" in saved and "lr_factor" not in saved and "lr_scale" in saved:
         # The old name of lr_factor. Without steps_taken, "lr_scale" is timm's option, which stays as it is.
         kept["lr_factor"] = kept.pop("lr_scale")
