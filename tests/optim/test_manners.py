@@ -105,7 +105,7 @@ def test_other_values_are_refused_with_the_option_and_the_place(option, value):
 
 @pytest.mark.parametrize("option", ["lr", "weight_decay"])
 def test_text_that_spells_a_number_is_called_text(option):
-    with pytest.raises(ValueError, match=r"'2e-3'.* is a string, not a number"):
+    with pytest.raises(ValueError, match=r"'2e-3'.* is text, not a number"):
         spectrim.AdamW([weight()], **{option: "2e-3"})
 
 

@@ -290,7 +290,7 @@ class Remembering(torch.optim.Optimizer):
             "Adan: with these options, .* does not separate into a decay and a change",
         ),
         (_lookahead, "Lookahead: it wraps another optimizer, 'optimizer'"),
-        (outside("ScheduleFreeAdamW"), "'warmup_steps' is an option of ScheduleFreeAdamW"),
+        (outside("ScheduleFreeAdamW"), "'warmup_steps' is an option of both ScheduleFreeAdamW"),
     ],
 )
 def test_what_cannot_be_wrapped_is_refused_by_name_and_left_as_it_was(make, message):

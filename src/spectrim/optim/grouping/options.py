@@ -244,7 +244,7 @@ def _spells_number(value: object) -> bool:
 def _check(group: Mapping[str, Any], where: str) -> None:
     def refuse(key: str, expected: str) -> None:
         # YAML, forms and environment variables give 2e-3 as a string.
-        text = "; this is a string, not a number" if _spells_number(group[key]) else ""
+        text = "; this is text, not a number" if _spells_number(group[key]) else ""
         raise ValueError(f"{key}={group[key]!r} for {where}: expected {expected}{text}")
 
     for key, choices in _CHOICES.items():
