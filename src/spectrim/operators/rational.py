@@ -156,44 +156,44 @@ def inverse_root(gram: Tensor, tol: float, allowed: float, spike: int = 0, tail:
     by_product = PRODUCT_ROUNDING * eps * math.sqrt(kappa)
     if not by_product <= allowed:
         return None
-    series = fit(_rounded_up(kappa), FIT_SHARE * tol, refine=spike == 0)
-    if series is None:
+    fitted = fit(_rounded_up(kappa), FIT_SHARE * tol, refine=spike == 0)
+    if fitted is None:
         return None
-    near, error = _near_poles(series, tail, FIT_SHARE * tol) if spike else (len(series.shifts), series.error)
-    root = torch.diag_embed(gram.new_full((len(gram),), series.scale))
+    near, error = _near_poles(fitted, tail, FIT_SHARE * tol) if spike else (len(fitted.shifts), fitted.error)
+    root = torch.diag_embed(gram.new_full((len(gram),), fitted.scale))
     inverse = None
-    if series.quintic is not None:  # (I + G) times the root, by the same poles
-        inverse = gram * series.scale
-        inverse.diagonal().add_(series.scale + sum(series.weights))
+    if fitted.quintic is not None:  # (I + G) times the root, by the same poles
+        inverse = gram * fitted.scale
+        inverse.diagonal().add_(fitted.scale + sum(fitted.weights))
     by_halves = by_halving <= (allowed - by_product) / 4
     if by_halves:
         by_gram += by_halving
-    for weight, shift in zip(series.weights[:near], series.shifts[:near], strict=True):
+    for weight, shift in zip(fitted.weights[:near], fitted.shifts[:near], strict=True):
         resolvent = add_resolvent_(root, gram, weight, shift, by_halves=by_halves)
         if resolvent is None:
             return None
         if inverse is not None:
             inverse.add_(resolvent, alpha=-weight * (shift - 1))
-        if shift == series.shifts[0] and by_gram > (allowed - by_product) / 4:
+        if shift == fitted.shifts[0] and by_gram > (allowed - by_product) / 4:
             by_gram *= min(1.0, shift * eigenvalue_bound(resolvent))  # smaller if no singular value is near c
         del resolvent
         if not by_gram + by_product <= allowed:
             return None
-    for weight, shift in zip(series.weights[near:], series.shifts[near:], strict=True):
+    for weight, shift in zip(fitted.weights[near:], fitted.shifts[near:], strict=True):
         add_far_resolvent_(root, gram, weight, shift, tail, spike)
     if not by_gram + by_product <= allowed:
         return None
-    if series.quintic is None or inverse is None:
+    if fitted.quintic is None or inverse is None:
         return root.div_((1 + error) * (1 + by_gram))
-    return _refined(root, inverse, series.quintic).div_(1 + by_gram)
+    return _refined(root, inverse, fitted.quintic).div_(1 + by_gram)
 
 
-def _near_poles(series: Fit, tail: float, share: float) -> tuple[int, float]:
+def _near_poles(fitted: Fit, tail: float, share: float) -> tuple[int, float]:
     """The number of poles that need an inverse, and the error if :func:`add_far_resolvent_` adds the others."""
-    near, error = len(series.shifts), series.error
+    near, error = len(fitted.shifts), fitted.error
     while near:
         # From the farthest pole on, a straight line may add half of the remaining share to the error.
-        line = series.weights[near - 1] * _line_error(series.shifts[near - 1], tail) * math.sqrt(1 + tail)
+        line = fitted.weights[near - 1] * _line_error(fitted.shifts[near - 1], tail) * math.sqrt(1 + tail)
         if line > (share - error) / 2:
             break
         near, error = near - 1, error + line
