@@ -5,7 +5,7 @@ of Gram matrices are computed for one stack of s x s matrices. The host never wa
 in the first call only, so a step can be captured in a CUDA graph.
 
     H_c(X)/c is the first block of the polar factor of [X/c; I], whose singular values are in [1/√(1+σ₁²/c²), 1] · norm.
-    It takes the five odd quintics that are best on this interval, from a table. Gram matrices are recomputed after the
+    It is computed by the five best odd quintics on this interval, from a table. Gram matrices are recomputed after the
     first and the third step, since a half-precision Gram matrix loses singular values below σ₁/100.
 
 The first step determines the rounding error at σ₁/c = 100. It is computed as X + SX with S = (b/a)XXᵀ + (c/a)(XXᵀ)²,

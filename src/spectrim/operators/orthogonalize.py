@@ -42,7 +42,7 @@ def orthogonalize(
             "minimax" iterates the best quintics without reading the device; its error is 1e-3 if σ_min/σ₁ >= 1e-3.
             "muon" is Muon's quintic with torch's coefficients; singular values end between about 0.7 and 1.2.
             "rational", for CPUs, maps σ to σ/√(σ² + c²), with c such that no singular value is more than about 20 %
-            below "muon" with the same steps.
+            below the result of "muon" with the same steps.
             "auto" is "reference" on the CPU and "minimax" elsewhere; with steps, "rational" and "muon".
         steps: number of steps of the iteration, for a fast and rough result; 5 by default for "muon" and "rational".
         overwrite: the result may be stored in X's memory.
