@@ -285,8 +285,8 @@ def _tail_norm(M: Tensor, U: Tensor, W: Tensor, lengths: Tensor) -> Tensor:
     """‖M − U Wᵀ‖_F (E,), in float64.
 
     √(‖M‖_F² − ‖W‖_F²) is the same and far cheaper, but its error is float32's rounding of W, which exceeds a tail of
-    less than 1e-6 of the energy. The difference is used if the host can read it and it is large enough; otherwise M − U Wᵀ
-    is formed, in parts if it is large.
+    less than 1e-6 of the energy. The difference is used if the host can read it and it is large enough; otherwise
+    M − U Wᵀ is formed, in parts if it is large.
     """
     if reading_is_free(M):
         spike = lengths.square().sum(-1)
