@@ -1,14 +1,14 @@
 """A step of Spectra in Triton: momentum, products with the spikes' bases, and the update.
 
-A program works on some rows, or columns, of one matrix. The grid's second dimension is the index of the matrix, which
-has a row in the table. Thin matrices, of k columns, are padded with zeros to the next power of two; those of all
-matrices of a call are consecutive. :mod:`.thin` has their algebra. Sums have a fixed order, so that replicas get the
+A kernel's program works on some rows, or columns, of one matrix. The grid's second dimension is the matrix, which has a
+row in the table. Thin matrices, of k columns, are padded with zeros to the next power of two, and those of all matrices
+of a call are consecutive; :mod:`.thin` has their algebra. Sums are taken in a fixed order, so that replicas get the
 same bits.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -47,7 +47,7 @@ __all__ = ["Tile", "spike_step"]
 
 @dataclass
 class Tile:
-    """The tile that a program works on at a time, and its launch options."""
+    """The tile of a matrix that a program works on at a time, and its launch options."""
 
     rows: int
     columns: int
@@ -61,9 +61,9 @@ class Tile:
         return {**sizes, "PRECISION": self.precision, "num_warps": self.warps, "num_stages": self.stages}
 
 
-#: The tiles of the kernels that read matrices, the fastest of several on an H200. Products that determine the spike are
-#: in float32, which takes no longer than reading the matrix. The update's product would take longer in float32, so it
-#: uses three TF32 products, which lose a bit or two of float32.
+#: The tile of every kernel that reads matrices, the fastest of several on an H200. The products that determine the
+#: spike are in float32, which takes no longer than reading the matrix. The update's product would take longer, so it
+#: uses three TF32 products, which are exact to a bit or two of float32.
 TILES = {
     "product": Tile(64, 64),
     "transposed": Tile(32, 64, stages=3),
@@ -320,16 +320,31 @@ def spike_step(
     k = _width(listed)
     rms, *floors = scaling
     lists = (weights, grads, buffers, bases, records)
+    addresses = [[tensor.data_ptr() for tensor in tensors] for tensors in lists]
+    sizes = [tensors[0].element_size() for tensors in lists]
     rates = [lr_tensors[at].data_ptr() if at >= 0 else 0 for at in lr_places]
     calls = list(_calls(listed, k))
-    rows, extents, aligned = _rows(listed, calls, lists, rates)
-    numbers = [[lrs[own.tensor], weight_decays[own.tensor], rms * (own.rows * own.columns) ** 0.5] for own in listed]
+    rows: list[list[int]] = []
+    numbers: list[list[float]] = []
+    extents: list[tuple[int, int, int]] = []
+    bits = 0
+    for first, last in calls:
+        row = column = part = 0
+        for tensor, start, m, n, rank, basis, stride, record in listed[first:last]:
+            starts = (start, start, start, basis, record)
+            own = [at[tensor] + begin * width for at, begin, width in zip(addresses, starts, sizes, strict=True)]
+            bits |= own[0] | own[1] | own[2] | n
+            rows.append([*own, rates[tensor], m, n, rank, stride, row, column, part])
+            numbers.append([lrs[tensor], weight_decays[tensor], rms * (m * n) ** 0.5])
+            row, column, part = row + m, column + n, part + n * blocks_of(m, SPLIT)
+        extents.append((row, column, part))
     table = upload(device, rows, numbers)
     most = [max(extent[i] for extent in extents) for i in range(3)]
     u, w = (torch.empty((most[i], k), dtype=torch.float32, device=device) for i in (0, 2))
     scratch = torch.empty((most[1], k), dtype=torch.float32, device=device) if steps > 1 else table
     for first, last in calls:
         some = listed[first:last]
+        grid = _Grid(max(own.rows for own in some), max(own.columns for own in some), last - first)
         work = thin.Thin(
             table=table[first * FIELDS.value :],
             numbers=table[len(listed) * FIELDS.value + first * NUMBERS.value :],
@@ -340,71 +355,84 @@ def spike_step(
             options={"FOUND": found is not None},
             k=k,
             split=SPLIT,
-            rows=max(own.rows for own in some),
-            columns=max(own.columns for own in some),
-            matrices=last - first,
+            rows=grid.rows,
+            columns=grid.columns,
+            matrices=grid.matrices,
             tile=TILES["product"].rows,
             tail_tile=TILES["tail"].rows,
         )
-        _step(work, some, TYPES[grads[0].dtype], TYPES[weights[0].dtype], decay, average, steps, floors, aligned)
+        common = {"FOUND": found is not None, "ALIGNED": bits % 16 == 0}
+        for power in range(steps):
+            last_power = power == steps - 1
+            tile = TILES["product"]
+            launch(
+                _product,
+                (blocks_of(grid.rows, tile.rows), grid.matrices),
+                device,
+                work.table,
+                work.found,
+                scratch,
+                u,
+                work.energies,
+                decay,
+                1 - decay,
+                TYPES[grads[0].dtype],
+                (2 if average else 1) if power == 0 else 0,
+                power > 0,
+                **common,
+                **tile.of(k),
+            )
+            work.orthonormalize()
+            tile = TILES["transposed"]
+            most_parts = max(blocks_of(own.columns, tile.columns) * blocks_of(own.rows, SPLIT) for own in some)
+            launch(
+                _transposed,
+                (most_parts, grid.matrices),
+                device,
+                work.table,
+                work.found,
+                u,
+                w,
+                SPLIT,
+                **common,
+                **tile.of(k),
+            )
+            work.measure(tails=last_power)
+            work.keep_basis(from_scratch=power > 0, to_scratch=not last_power)
+        tile = TILES["tail"]
+        launch(
+            _tail,
+            (blocks_of(grid.rows, tile.rows), grid.matrices),
+            device,
+            work.table,
+            work.found,
+            u,
+            w,
+            work.tails,
+            work.tail_energies,
+            **common,
+            **tile.of(k),
+        )
+        work.shape(*floors)
+        tile = TILES["update"]
+        launch(
+            _update,
+            (blocks_of(grid.rows, tile.rows), grid.matrices),
+            device,
+            work.table,
+            work.numbers,
+            work.found,
+            u,
+            w,
+            work.factors,
+            work.scales,
+            TYPES[weights[0].dtype],
+            **common,
+            **tile.of(k),
+        )
 
 
-def _rows(
-    listed: Sequence[SpikeMatrix],
-    calls: Sequence[tuple[int, int]],
-    lists: Sequence[Sequence[Tensor]],
-    rates: Sequence[int],
-) -> tuple[list[list[int]], list[tuple[int, int, int]], bool]:
-    """The table's rows, the sizes of U, V and W's parts in every call, and True if all matrices are aligned."""
-    addresses = [[tensor.data_ptr() for tensor in tensors] for tensors in lists]
-    sizes = [tensors[0].element_size() for tensors in lists]
-    rows: list[list[int]] = []
-    extents: list[tuple[int, int, int]] = []
-    bits = 0
-    for first, last in calls:
-        row = column = part = 0
-        for tensor, start, m, n, rank, basis, stride, record in listed[first:last]:
-            starts = (start, start, start, basis, record)
-            own = [at[tensor] + begin * width for at, begin, width in zip(addresses, starts, sizes, strict=True)]
-            bits |= own[0] | own[1] | own[2] | n
-            rows.append([*own, rates[tensor], m, n, rank, stride, row, column, part])
-            row, column, part = row + m, column + n, part + n * blocks_of(m, SPLIT)
-        extents.append((row, column, part))
-    return rows, extents, bits % 16 == 0
-
-
-def _step(
-    work: thin.Thin,
-    matrices: Sequence[SpikeMatrix],
-    gradient_type: Any,
-    weight_type: Any,
-    decay: float,
-    average: bool,
-    steps: int,
-    floors: Sequence[float],
-    aligned: bool,
-) -> None:
-    """Launch the kernels of one call: momentum with power steps, then the update."""
-    rows = max(own.rows for own in matrices)
-
-    def run(kernel: Any, tile: Tile, programs: int, *args: Any) -> None:
-        grid = (programs, len(matrices))
-        launch(kernel, grid, work.u.device, work.table, *args, **work.options, ALIGNED=aligned, **tile.of(work.k))
-
-    for power in range(steps):
-        tile = TILES["product"]
-        momentum = (2 if average else 1) if power == 0 else 0
-        args = (work.scratch, work.u, work.energies, decay, 1 - decay, gradient_type, momentum, power > 0)
-        run(_product, tile, blocks_of(rows, tile.rows), work.found, *args)
-        work.orthonormalize()
-        tile = TILES["transposed"]
-        parts = max(blocks_of(own.columns, tile.columns) * blocks_of(own.rows, SPLIT) for own in matrices)
-        run(_transposed, tile, parts, work.found, work.u, work.w, SPLIT)
-        work.measure(tails=power == steps - 1)
-        work.keep_basis(from_scratch=power > 0, to_scratch=power < steps - 1)
-    tile = TILES["tail"]
-    run(_tail, tile, blocks_of(rows, tile.rows), work.found, work.u, work.w, work.tails, work.tail_energies)
-    work.shape(*floors)
-    tile = TILES["update"]
-    factors = (work.u, work.w, work.factors, work.scales)
-    run(_update, tile, blocks_of(rows, tile.rows), work.numbers, work.found, *factors, weight_type)
+class _Grid(NamedTuple):
+    rows: int
+    columns: int
+    matrices: int

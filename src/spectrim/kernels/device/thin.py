@@ -1,7 +1,7 @@
 """The algebra of thin matrices, of k columns, in a step of Spectra in Triton.
 
-It is that of :mod:`spectrim.operators.spike`, in float64: Cholesky-QR of M V twice, the lengths of W's columns, the
-energy of the tail, and the new bases. A program works on one matrix, or on some of its rows or columns.
+It follows :mod:`spectrim.operators.spike` in float64: Cholesky-QR of M V twice, the lengths of W's columns, the energy
+of the tail, and the new bases. A kernel's program works on one matrix, or on some of its rows or columns.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ __all__ = ["Thin", "blocks_of", "columns_of", "field", "place", "skipped"]
 #: The most bytes for the thin matrices of one call.
 WORKSPACE_BYTES = 256 * 2**20
 
-#: Rows that contribute to one program's Gram matrix, and rows that it loads at a time.
+#: Rows whose Gram matrix one program sums, and rows that it loads at a time.
 CHUNK = 512
 GRAM_ROWS = 32
 
@@ -44,7 +44,7 @@ EMPTY = tl.constexpr(EMPTY_TAIL)
 
 
 def blocks_of(size: int, block: int) -> int:
-    """The number of blocks that cover a size. Triton's cdiv takes longer on the host than a launch."""
+    """The number of blocks that cover a size; Triton's own function takes longer than a launch."""
     return -(-size // block)
 
 
@@ -57,7 +57,7 @@ def field(row, FIELD: tl.constexpr):
 @triton.jit
 def columns_of(row, ALIGNED: tl.constexpr):
     """The number of columns of a matrix."""
-    # `field` is not used since its inlining would lose the alignment hint.
+    # Not by `field`, since the alignment hint would be lost when that call is inlined.
     n = tl.load(row + COLUMNS_OF).to(tl.int32)
     if ALIGNED:
         n = tl.multiple_of(n, 16)
@@ -84,7 +84,7 @@ def _gram(
     table, found, y, factors, grams,
     SECOND: tl.constexpr, CHUNK: tl.constexpr, FOUND: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """YᵀY of some rows of Y; in the second pass, of some rows of Y times the first pass's factor."""
+    """YᵀY of some rows of Y, or in the second pass of Y times the first pass's factor."""
     row = table + tl.program_id(1).to(tl.int64) * FIELDS
     first = tl.program_id(0) * CHUNK
     m = field(row, ROWS_OF)
@@ -212,7 +212,7 @@ def _measured(
     TAILS: tl.constexpr, FOUND: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """The lengths of W's columns, and the tail's energy by a difference, or −1 if that is too inaccurate."""
+    """The lengths of W's columns, and the tail's energy, or −1 if the difference of energies is too inaccurate."""
     row = table + tl.program_id(0).to(tl.int64) * FIELDS
     if skipped(found, FOUND):
         return
@@ -229,7 +229,7 @@ def _measured(
         spike = tl.sum(energy)
         source = energies + tl.program_id(0).to(tl.int64) * energy_blocks
         difference = _summed(source, tl.cdiv(field(row, ROWS_OF), TILE), 128) - spike
-        # A difference that is small relative to the spike is inaccurate.
+        # A difference that is small against the spike is inaccurate.
         tl.store(tails + tl.program_id(0), tl.where(difference > PLAIN * spike, difference, -1.0))
 
 
@@ -264,7 +264,7 @@ def _shape(
     table, numbers, found, lengths, tails, energies, factors, scales, energy_blocks, keep, share, floor,
     FOUND: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """The factors on W's columns that shrink the spike, and the scales that give updates their norms."""
+    """Compute the factors on W's columns that shrink the spike, and the scales that give updates their norms."""
     row = table + tl.program_id(0).to(tl.int64) * FIELDS
     if skipped(found, FOUND):
         return
@@ -296,7 +296,7 @@ class Thin:
 
     Attributes:
         table, numbers: the matrices' rows.
-        found: the skip flag, or any tensor if FOUND is False in ``options``.
+        found: the skip flag, or any tensor if ``options`` have FOUND False.
         u: M V, then U, of all matrices.
         w: the parts of W, then W in the first part.
         scratch: bases between power steps.
