@@ -1,15 +1,15 @@
-r"""The soft clip and the polar factor in half precision, for lists of stacks: the operators of a step on a GPU.
+r"""The soft clip and the polar factor in half precision, for lists of stacks, as GPU optimizers use them.
 
-Products are of float16 matrices, summed in float32. All stacks share their smaller side s, so that what happens between
-the products with the matrices themselves is done once, on one stack of s x s matrices. Nothing waits for the device,
-and nothing is sent to it after the first call: a step can be captured in a CUDA graph.
+Products are of float16 matrices, accumulated in float32. All stacks have the same smaller side s, so that polynomials
+of Gram matrices are computed for one stack of s x s matrices. The host never waits for the device and uploads constants
+in the first call only, so a step can be captured in a CUDA graph.
 
-    H_c(X)/c is the first block of the polar factor of [X/c; I], whose singular values lie in [1/√(1+σ₁²/c²), 1] · norm:
-    five odd quintics, best on that interval, looked up for each matrix. Gram matrices are taken anew after the first
-    and the third, for rounding one in half precision drowns what lies 100 times below the largest value.
+    H_c(X)/c is the first block of the polar factor of [X/c; I], whose singular values are in [1/√(1+σ₁²/c²), 1] · norm.
+    It is computed by the five best odd quintics on this interval, from a table. Gram matrices are recomputed after the
+    first and the third step, since a half-precision Gram matrix loses singular values below σ₁/100.
 
-What rounding costs at σ₁/c = 100 is decided by the first step. It is taken as X + SX with S = (b/a)XXᵀ + (c/a)(XXᵀ)²,
-which vanishes where X is small, and what X loses when it is rounded is added before the sum is rounded.
+The first step determines the rounding error at σ₁/c = 100. It is computed as X + SX with S = (b/a)XXᵀ + (c/a)(XXᵀ)²,
+which is small for a small X, and the rounding error of X is added before the sum is rounded.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from .quintics import CLIP, POLAR, SLACK, program, rough_polar, stages
 
 __all__ = ["half_clip", "half_polar", "half_workspace"]
 
-SMALL_SIDE = 128  # below it few roundings make an entry, errors do not average out, and float32 costs nothing
-SIZE = 2**3.5  # Frobenius norm of a matrix in half precision: the square of its Gram matrix stays below 2^14
-NO_CLIP = 24.0  # c over the Frobenius norm from which on clipping changes less than 1e-3
-LEAST = 2.0**-11  # c over the Frobenius norm that is told from none
-LEAST_SIZE = 2.0**-24  # of ‖R²‖_F: the least in float16, so that a matrix of zeros divides by something
+SMALL_SIDE = 128  # below this side float32 is used: it takes no longer, and few rounding errors do not average out
+SIZE = 2**3.5  # Frobenius norm of matrices in half precision; the squares of their Gram matrices are below 2^14
+NO_CLIP = 24.0  # c over the Frobenius norm, above which clipping changes less than 1e-3
+LEAST = 2.0**-11  # the smallest c over the Frobenius norm; smaller thresholds are replaced by it
+LEAST_SIZE = 2.0**-24  # lower bound on ‖R²‖_F, the smallest float16, to avoid division by zero
 
 
 @torch.no_grad()
@@ -50,31 +50,31 @@ def half_clip(
 ) -> list[Tensor]:
     r"""Shrink every singular value σ to σ / sqrt(1 + σ²/c²), in half precision.
 
-    The relative Frobenius error is at most 1e-2 for σ₁/c up to 100 (1e-3 where few values exceed c). No singular value
-    exceeds c by more than 1 % up to σ₁/c = 1000, or 2 % beyond, where small ones come out too small. The result is
-    finite for every finite input; a matrix that is not finite spoils no other.
+    The relative Frobenius error is at most 1e-2 for σ₁/c up to 100 (1e-3 if few singular values exceed c). No singular
+    value exceeds c by more than 1 % for σ₁/c up to 1000, and 2 % above, where small ones become too small. The result
+    is finite for every finite matrix; a matrix with NaN or infinity does not affect others.
 
     Args:
         stacks: (E, m, n), float32, of any strides; min(m, n) is the same for all.
-        thresholds: c > 0 for each stack: a number, or a tensor () or (E,) on its device, which is not read.
-        overwrite: the stacks are not needed any more. The results take their place.
+        thresholds: c > 0 for every stack: a number, or a tensor () or (E,) on its device, which is not checked.
+        overwrite: store the results in the stacks' memory.
 
     Returns:
-        For each stack a float32 tensor of its shape.
+        Float32 tensors of the stacks' shapes.
 
     Raises:
         ValueError: a stack has another dtype, number of dimensions or smaller side, or a threshold is not positive.
     """
     _check(stacks)
     if len(thresholds) != len(stacks):
-        raise ValueError(f"{len(thresholds)} thresholds for {len(stacks)} stacks: expected one for each")
+        raise ValueError(f"{len(thresholds)} thresholds for {len(stacks)} stacks: expected one per stack")
     for c in thresholds:
         if not isinstance(c, Tensor) and not c > 0:
             raise ValueError(f"threshold={c}: expected a positive number")
     work = _Work(stacks, overwrite)
     if not work.X:
         return list(stacks)
-    unit, low, c = work.scales([thresholds[i] for i in work.filled])
+    unit, low, c = work.scales([thresholds[i] for i in work.nonempty])
     with arithmetic(work.X[0].device, work.dtype):
         gain = work.iterate(CLIP, unit, low)
     return work.results(c * gain)
@@ -86,13 +86,14 @@ def half_polar(stacks: Sequence[Tensor], *, steps: int | None = None, overwrite:
 
     Args:
         stacks: (E, m, n), float32, of any strides; min(m, n) is the same for all.
-        steps: None sends singular values from σ₁/100 on to within 1 % of one. A number asks for the rough result of so
-            many steps of Muon's: none exceeds 1.2, and what Muon's lift to 0.7 is lifted as far; five of them leave it
-            between 0.93 and 1.07, or 0.85 and 1.15 where a kernel computes half of each symmetric product.
-        overwrite: the stacks are not needed any more. The results take their place.
+        steps: None maps singular values above σ₁/100 to within 1 % of one. A number gives a rough result in so many
+            steps, like Muon's: no singular value exceeds 1.2, and those that Muon raises to 0.7 are raised at least as
+            far; with five steps they are between 0.93 and 1.07, or 0.85 and 1.15 if a kernel computes half of every
+            symmetric product.
+        overwrite: store the results in the stacks' memory.
 
     Returns:
-        For each stack a float32 tensor of its shape. Finite for every finite input, zero for zero.
+        Float32 tensors of the stacks' shapes. Finite for every finite matrix, zero for zero.
 
     Raises:
         ValueError: a stack has another dtype, number of dimensions or smaller side, or steps is not positive.
@@ -110,27 +111,27 @@ def half_polar(stacks: Sequence[Tensor], *, steps: int | None = None, overwrite:
 
 
 def half_workspace(m: int, n: int) -> int:
-    """The most bytes that either operator needs for each m x n matrix, beside the float32 stack and its result."""
+    """The most bytes that either operator needs per m x n matrix, besides the float32 stack and its result."""
     side, entries = min(m, n), m * n
-    # While a polynomial is composed, and while it is applied to a stack that makes up all of the call.
+    # The larger of computing a polynomial and applying it to the only stack of a call.
     numbers = max(entries + 5 * side**2, 2 * entries + 2 * side**2)
     return numbers * (2 if side >= SMALL_SIDE else 4)
 
 
 class _Work:
-    """The stacks of one call: those with entries, each the way it lies in memory, and their half-precision forms."""
+    """The nonempty stacks of one call, transposed if they are column-major, and their half-precision iterates Y."""
 
     def __init__(self, stacks: Sequence[Tensor], overwrite: bool) -> None:
         self.stacks, self.overwrite = stacks, overwrite
-        self.filled = [i for i, X in enumerate(stacks) if X.numel() > 0]
-        self.turned = [stacks[i].stride(-2) == 1 and stacks[i].stride(-1) != 1 for i in self.filled]
-        self.X = [stacks[i].mT if turn else stacks[i] for i, turn in zip(self.filled, self.turned, strict=True)]
+        self.nonempty = [i for i, X in enumerate(stacks) if X.numel() > 0]
+        self.transposed = [stacks[i].stride(-2) == 1 and stacks[i].stride(-1) != 1 for i in self.nonempty]
+        self.X = [stacks[i].mT if turn else stacks[i] for i, turn in zip(self.nonempty, self.transposed, strict=True)]
         self.counts = [len(X) for X in self.X]
         self.dtype = torch.float16 if self.X and min(self.X[0].shape[1:]) >= SMALL_SIDE else torch.float32
         self.Y: list[Tensor] = []
 
     def scales(self, thresholds: Sequence[float | Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The factor on X, the lower end of its interval, and the threshold of every matrix, (E,)."""
+        """The factor on X, the lower end of the interval, and the threshold of every matrix, (E,)."""
         first = thresholds[0]
         if all(c is first or (not isinstance(c, Tensor) and c == first) for c in thresholds) and (
             not isinstance(first, Tensor) or first.ndim == 0 or len(thresholds) == 1
@@ -143,12 +144,12 @@ class _Work:
         return clip_scales(self.X, c, size=SIZE, most=NO_CLIP, least=LEAST)
 
     def iterate(self, name: str, unit: Tensor, low: Tensor | None) -> Tensor:
-        """Run a program on Y = unit X, or on [Y; low I], for unit in float64 and low in float32, (E,).
+        """Apply a program's quintics to Y = unit X, or to [Y; low I], for unit in float64 and low in float32, (E,).
 
-        P(R) is applied to Y after each stage, and to B = low I, of which only BBᵀ matters, in between.
+        P(R) multiplies Y after every stage, and B = low I after all but the last, since only B's Gram matrix is used.
 
         Returns:
-            The factor by which the result, which is in Y, is too small, (E,).
+            The factor (E,) by which the result, in Y, must be multiplied.
         """
         self.Y = _scaled(self.X, unit, self.dtype)
         R = self.grams(None if low is None else low.square())
@@ -182,7 +183,7 @@ class _Work:
         return next(numbers)
 
     def grams(self, plus: Tensor | None = None) -> Tensor:
-        """YYᵀ or YᵀY, whichever is small, for all matrices; with ``plus``, (E,), on the diagonal."""
+        """The smaller one of YYᵀ and YᵀY for all matrices, with ``plus``, (E,), added to the diagonal."""
         side = min(self.Y[0].shape[1:])
         R = self.Y[0].new_empty(sum(self.counts), side, side)
         shifts = [None] * len(self.Y) if plus is None else torch.split(plus, self.counts)
@@ -208,9 +209,9 @@ class _Work:
                 self.Y[i] = product_less(s, Y, X, u) if _wide(Y) else product_less(s, Y.mT, X.mT, u).mT
             _diagonal(S).sub_(1)
             return S
-        # (S − I) unit X = S Y − (unit X − Y) + lost unit X in exact numbers, to first order in what is lost when ones
-        # are taken from the diagonal and when Y is rounded. The last two terms are a unit in the last place of Y at
-        # most: half precision will do for them.
+        # Let ``lost`` be the rounding error of S − I on the diagonal. Up to first order in rounding errors,
+        # (S − I) unit X = S Y − (unit X − Y) + lost unit X. The last two terms are at most a unit in the last place of
+        # Y, so half precision suffices for them.
         exact = _diagonal(S).float() - 1
         lost = exact - _diagonal(S).copy_(exact)
         unit = unit[:, None]
@@ -227,16 +228,16 @@ class _Work:
         return S
 
     def results(self, gain: Tensor) -> list[Tensor]:
-        """gain Y in float32, in the place of the stacks or in new ones. A stack without entries stands for itself."""
-        found = list(self.stacks)
+        """gain Y in float32, in the stacks' memory or in new tensors. Empty stacks are returned as they are."""
+        results = list(self.stacks)
         scaled = _scaled(self.Y, gain, torch.float32, self.X if self.overwrite else None)
-        for place, turned, result in zip(self.filled, self.turned, scaled, strict=True):
-            found[place] = result.mT if turned else result
-        return found
+        for place, transposed, result in zip(self.nonempty, self.transposed, scaled, strict=True):
+            results[place] = result.mT if transposed else result
+        return results
 
 
 def _compose(parts: list[Tensor], count: int, numbers: Iterator[Tensor]) -> Tensor:
-    """The product of the Q of so many steps, from [R] or [R, R²] in the first one's units. Empties the list."""
+    """The product of the steps' Q, from [R] or [R, R²] in the first step's units. Empties the list."""
     P: Tensor | None = None
     R = parts.pop(0)
     for step in range(count):
@@ -251,7 +252,7 @@ def _compose(parts: list[Tensor], count: int, numbers: Iterator[Tensor]) -> Tens
 
 
 def _numbers(square: Tensor, low: Tensor | None, name: str) -> Tensor:
-    """What each matrix needs of a program, (numbers, E), for R² and the lower end of its interval, (E,)."""
+    """A program's coefficients for every matrix, (numbers, E), from R² and the lower end of its interval, (E,)."""
     if torch.compiler.is_compiling():
         result: Tensor = torch.ops.spectrim.half_numbers(square, low, name)
         return result
@@ -262,7 +263,7 @@ def _look_up(square: Tensor, low: Tensor | None, name: str) -> Tensor:
     rows, powers, lows = program(name)
     table = constant((name, "numbers"), square, lambda: list(zip(*rows, strict=True)))
     exponents = constant((name, "powers"), square, lambda: [[-power / 2] for power in powers])
-    # Row i serves l = low/‖R²‖_F^¼ >= lows[i], and the last one all that is left.
+    # Row i is for l = low/‖R²‖_F^¼ >= lows[i], and the last one for all smaller l.
     ends = low if low is None else constant((name, "ends"), square, lambda: [(SLACK * x**2) ** -2 for x in lows[:-1]])
     return program_numbers(square, low, table, exponents, ends, smallest=LEAST_SIZE)
 
@@ -280,16 +281,16 @@ def _scaled(
     other: Tensor | None = None,
     of_other: Tensor | None = None,
 ) -> list[Tensor]:
-    """Stacks times a factor for each matrix, (E,), in another dtype; of one stack, plus another times a factor.
+    """Stacks times a factor (E,) per matrix in another dtype, in ``out`` if given, without wider intermediate tensors.
 
-    Without a tensor of a wider dtype in between; into ``out`` where it is given.
+    With ``other``, one stack plus the other stack times ``of_other``.
     """
     if torch.compiler.is_compiling():
         counts = [len(X) for X in stacks]
         results = [(X * f).to(dtype) for X, f in zip(stacks, torch.split(_of_matrices(factors), counts), strict=True)]
         if other is not None and of_other is not None:
             results = [(results[0] + other * _of_matrices(of_other)).to(dtype)]
-        return results if out is None else [place.copy_(found) for place, found in zip(out, results, strict=True)]
+        return results if out is None else [place.copy_(result) for place, result in zip(out, results, strict=True)]
     targets = [torch.empty_like(X, dtype=dtype) for X in stacks] if out is None else list(out)
     combine(targets, stacks, factors, None if other is None else [other], of_other)
     return targets
@@ -312,5 +313,5 @@ def _check(stacks: Sequence[Tensor]) -> None:
         if X.ndim != 3 or X.dtype != torch.float32:
             raise ValueError(f"a stack of shape {tuple(X.shape)} and dtype {X.dtype}: expected (E, m, n) in float32")
         if min(X.shape[1:]) != min(stacks[0].shape[1:]):
-            shapes = ", ".join(str(tuple(each.shape)) for each in stacks)
-            raise ValueError(f"stacks of shapes {shapes}: expected one smaller side for all")
+            shapes = ", ".join(str(tuple(stack.shape)) for stack in stacks)
+            raise ValueError(f"stacks of shapes {shapes}: expected one smaller side")

@@ -29,7 +29,7 @@ FINEST = 5e-4  # the smallest tolerance that float32 attains
 GUARD = 1.005  # factor by which an interval's upper end is raised for steep quintics
 STEEP = 0.5  # quintics are steep at the upper end of intervals whose lower end is below this
 FLAT = 0.98  # from this lower end on, the quintic of l = 1 is as good
-LARGEST_STAGE = 3  # each step multiplies the rounding error of small eigenvalues of the Gram matrix by up to a² = 18
+LARGEST_STAGE = 3  # steps per Gram matrix; each multiplies the rounding error of small eigenvalues by up to a² = 18
 NO_CLIP = 1e8  # c over the largest entry, above which clipping changes nothing
 
 

@@ -1,4 +1,4 @@
-"""The polar factor: every singular value of a matrix set to one, as Muon does with its momentum."""
+"""The polar factor of a matrix: all singular values become one, as in Muon."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PolarSolver = Literal["auto", "reference", "rational", "minimax", "muon"]
 
 MUON_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the published choice of Muon, and the default of torch.optim.Muon
 MUON_STEPS = 5
-ROUGH_TOL = 0.2  # of the rational approximation: Muon's own iteration ends between 0.7 and 1.2
+ROUGH_TOL = 0.2  # of the rational approximation; Muon's iteration ends between 0.7 and 1.2
 
 
 def orthogonalize(
@@ -36,28 +36,26 @@ def orthogonalize(
 
     Args:
         X: (..., m, n), floating point. Leading dimensions are a stack of independent matrices.
-        precision: "half" computes products of float16 summed in float32; "exact" in float32 or float64, whatever
-            torch's switches for matrix products say; "auto" is "half" where such products are fast (CUDA and ROCm)
-            unless solver is given, otherwise "exact".
-        solver: of the exact form. "reference" takes float64 eigenvectors or singular vectors, right for every spectrum;
-            "minimax" iterates the best quintics without reading the device, to 1e-3 where σ_min/σ₁ >= 1e-3; "muon" is
-            the rough quintic with torch's coefficients, which leaves singular values between about 0.7 and 1.2;
-            "rational" sends σ to σ/√(σ² + c²), with c such that no direction is left below what "muon" makes of it in
-            as many steps, give or take a fifth: for CPUs.
-            "auto" is "reference" on the CPU and "minimax" elsewhere, or, where steps is given, "rational" and "muon".
-        steps: number of steps of the iteration, for a cheap and rough result: five where "muon" or "rational" is asked
-            for without.
-        overwrite: X is not needed any more: the result may take its place, which saves its memory.
+        precision: "half" multiplies in float16 with float32 accumulation; "exact" in float32 or float64, whatever
+            torch's precision settings are; "auto" is "half" on CUDA and ROCm unless solver is given, otherwise "exact".
+        solver: of the exact form. "reference" uses eigenvectors or singular vectors in float64, for every spectrum.
+            "minimax" iterates the best quintics without reading the device; its error is 1e-3 if σ_min/σ₁ >= 1e-3.
+            "muon" is Muon's quintic with torch's coefficients; singular values end between about 0.7 and 1.2.
+            "rational", for CPUs, maps σ to σ/√(σ² + c²), with c such that no singular value is more than about 20 %
+            below the result of "muon" with the same steps.
+            "auto" is "reference" on the CPU and "minimax" elsewhere; with steps, "rational" and "muon".
+        steps: number of steps of the iteration, for a fast and rough result; 5 by default for "muon" and "rational".
+        overwrite: the result may be stored in X's memory.
 
     Returns:
-        A tensor of X's shape and dtype, a new one unless ``overwrite`` is given. Directions in which X is zero to
-        rounding stay zero. A matrix that is not finite gives NaN, and touches no other of its stack.
+        A tensor of X's shape and dtype, a new one unless ``overwrite`` is given. Singular values that are zero up to
+        rounding become zero. A matrix with NaN or infinity gives NaN and does not affect other matrices of the stack.
 
     Raises:
         ValueError: X has fewer than two dimensions, an option is unknown, steps is not positive, or a solver is given
             for half precision.
 
-    The map is odd, and commutes with transposition.
+    The map is odd and commutes with transposition.
     """
     if solver not in get_args(PolarSolver):
         raise ValueError(f"solver={solver!r}: expected one of {', '.join(map(repr, get_args(PolarSolver)))}")
@@ -65,7 +63,7 @@ def orthogonalize(
     if steps is not None and steps < 1:
         raise ValueError(f"steps={steps}: expected a positive integer")
     if steps is not None and solver == "reference":
-        raise ValueError(f"steps={steps} with solver='reference': expected an iteration, or no steps")
+        raise ValueError(f"steps={steps} with solver='reference': expected an iterative solver, or no steps")
     if half_serves(X, precision) and solver == "auto":
         return _half_polar(X, steps, overwrite)
     Y = as_matrices(X)
@@ -96,7 +94,7 @@ def _half_polar(X: Tensor, steps: int | None, overwrite: bool) -> Tensor:
 
 
 def _reference(X: Tensor, overwrite: bool) -> Tensor:
-    """In float64; directions below rounding of the largest are dropped."""
+    """The polar factor in float64; singular values below the rounding of the largest become zero."""
     rounding = X.shape[-1] * torch.finfo(X.dtype).eps
     return map_singular_values(
         X,
@@ -110,9 +108,9 @@ def _reference(X: Tensor, overwrite: bool) -> Tensor:
 
 
 def _rational(X: Tensor, steps: int, overwrite: bool) -> Tensor:
-    """σ/√(σ² + c²): the soft clip at c, over c. The slope of Muon's quintic at zero says what its steps lift."""
+    """σ/√(σ² + c²), the soft clip at c over c. Muon's steps multiply a small σ by the slope of its quintic at zero."""
     low = MUON_COEFFICIENTS[0] ** -steps
-    # In units of the largest entry, where neither c nor what is divided by it is too small for a product.
+    # Relative to the largest entry, so that products with c and its inverse do not underflow.
     unit = entry_maximum(X)
     Y = X.div_(unit) if overwrite else X / unit
     c = (low * energy(Y).sqrt()[..., None, None]).to(X.dtype)

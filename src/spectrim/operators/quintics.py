@@ -1,13 +1,13 @@
-r"""Programs of odd quintics for half precision: the numbers that :mod:`spectrim.operators.half` runs, as plain lists.
+r"""Coefficients of the odd quintics that :mod:`spectrim.operators.half` applies in half precision.
 
-A step X ← X(aI + bR + cR²) with R = XXᵀ sends singular values in [l, 1] to a narrower interval. Steps that share one
-Gram matrix form a stage, in which R is carried along by R ← RQ². So that each Q takes one product and no scaling, R is
-kept in units in which the coefficient of R² is one,
+A step X ← X(aI + bR + cR²) with R = XXᵀ maps singular values in [l, 1] to a narrower interval. A stage is the steps
+that share one Gram matrix; after each, R ← RQ². R is scaled so that its square has the coefficient 1; then Q takes one
+product and no scaling:
 
-    Q = αI + βR + R²,   α = θa,   β = b√(θ/c),   R in units of 1/√(θc),   θ such that RQ² has the units of the next.
+    Q = αI + βR + R²,   α = θa,   β = b√(θ/c),   R in units of 1/√(θc),   θ such that RQ² has the next step's units.
 
-A first stage of one step is kept as a(I + S), S = (b/a)R + (c/a)R²: rounding to half precision is then relative to S,
-which is small where R is, and not to aI. It is taken with the opposite sign, which suits a product that is added to.
+A first stage of one step is stored as a(I + S), S = (b/a)R + (c/a)R², so that rounding to half precision is relative to
+S, which is small for a small R, and not to aI. Its sign is reversed for products that subtract.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ __all__ = ["CLIP", "POLAR", "Program", "program", "rough_polar", "stages"]
 
 CLIP, POLAR = "clip", "polar"
 
-ACCURATE = (1, 2, 2)  # steps of each stage; three from one Gram matrix triple the error at σ₁/c = 100
-REACH = 4e-3  # 1/230: σ₁/c = 100 where the norm is overestimated by m^(1/8) = 2.3
-LEAST_LOW = 2.5e-4  # intervals that reach further down are treated like this one
+ACCURATE = (1, 2, 2)  # steps of each stage; a stage of three would triple the error at σ₁/c = 100
+REACH = 4e-3  # 1/230: σ₁/c = 100, if the norm is overestimated by m^(1/8) = 2.3
+LEAST_LOW = 2.5e-4  # the smallest lower end of an interval; smaller ones are treated like this one
 ROWS = 96  # intervals tabulated for the clip, equally spaced in log l
-SLACK = 1.005  # how much the rounded norm of R is taken to be too small
-GUARD = 1.01  # every interval is taken this much longer at its upper end, while quintics are steep there
-FLAT = 0.85  # from here on they are not
-CENTRED = 0.99  # the clip's last step is centred on one if it ends as narrow as this: above one by 0.5 % at most
-MOST_CENTRED = 1.2  # and the polar factor's always, but none is larger, as with Muon's steps
-MUON_SLOPE, MUON_LEAST = 3.4445, 0.7  # the slope of Muon's quintic at zero, and the least value it settles at
+SLACK = 1.005  # bound on the factor by which the rounded norm of R is too small
+GUARD = 1.01  # factor by which an interval's upper end is raised for steep quintics
+FLAT = 0.85  # quintics are steep at the upper end of intervals whose lower end is below this
+CENTRED = 0.99  # the clip's result is centred on 1 if its lower end is above this; it exceeds 1 by at most 0.5 %
+MOST_CENTRED = 1.2  # the polar factor's result is always centred, but at most multiplied by this
+MUON_SLOPE, MUON_LEAST = 3.4445, 0.7  # the slope of Muon's quintic at zero, and its smallest converged value
 
 
 class Program(NamedTuple):
-    """What the steps need, in the order of use, as rows of numbers and the power of g that each is multiplied by.
+    """Rows of coefficients in the order of use, and the power of g = 1/‖R²‖_F^½ that multiplies each of them.
 
-    g = 1/‖R²‖_F^½ belongs to each matrix. Row i of the clip serves intervals from lows[i] on.
+    Row i is for intervals whose lower end is at least lows[i].
     """
 
     rows: list[list[float]]
@@ -46,17 +46,17 @@ class Program(NamedTuple):
 
 
 def stages(name: str) -> tuple[int, ...]:
-    """How many steps each stage has, for the clip, the accurate polar factor, or the one named by `rough_polar`."""
+    """The number of steps of every stage, for a name: CLIP, POLAR or one by :func:`rough_polar`."""
     if name in (CLIP, POLAR):
         return ACCURATE
     steps = int(name.removeprefix(POLAR))
-    # In pairs, and three at the end of an odd number.
+    # Stages of two steps; the last one has three if the number is odd.
     return (2,) * (steps // 2 - 1) + (2 + steps % 2,) if steps > 1 else (1,)
 
 
 @functools.cache
 def program(name: str) -> Program:
-    """The numbers that go with :func:`stages`."""
+    """The coefficients of the steps in :func:`stages`."""
     if name == CLIP:
         lows = [0.9 * (LEAST_LOW / 0.9) ** (i / (ROWS - 1)) for i in range(ROWS)]
     elif name == POLAR:
@@ -68,14 +68,14 @@ def program(name: str) -> Program:
 
 
 def rough_polar(steps: int) -> str:
-    """The name of the program that lifts at least as much as so many steps of Muon's, with as many of its own."""
+    """The name of a program of so many steps, which raise small singular values at least as much as Muon's steps."""
     return f"{POLAR}{steps}"
 
 
 def _numbers(low: float, stages: tuple[int, ...], *, bounded: bool) -> list[tuple[float, float]]:
-    """Numbers with their powers of g. ``unit`` is the size of the true X over that of the X computed with."""
+    """The coefficients of a row with their powers of g."""
     numbers: list[tuple[float, float]] = []
-    unit = 1.0
+    unit = 1.0  # the exact X over the computed X
     for stage, count in enumerate(stages):
         quintics = []
         for _ in range(count):
@@ -100,7 +100,7 @@ def _numbers(low: float, stages: tuple[int, ...], *, bounded: bool) -> list[tupl
 
 
 def _thetas(quintics: list[Quintic]) -> list[float]:
-    """θ of every step: one at the last, and before it such that θ' c' = θ⁵ c for the step θ', c' that follows."""
+    """θ of every step: 1 for the last; for others such that θ' c' = θ⁵ c, where θ', c' are of the next step."""
     theta = [1.0]
     for earlier, later in zip(quintics[-2::-1], quintics[:0:-1], strict=True):
         theta.insert(0, (theta[0] * later.c / earlier.c) ** 0.2)

@@ -1,8 +1,8 @@
-"""Maps of singular values in float64, right for every finite matrix, and slow.
+"""Maps of singular values in float64: slow, accurate for every finite matrix.
 
-What soft and hard clipping and orthogonalisation fall back on, and are held against. The eigenvectors of the Gram
-matrix serve wherever the singular values that matter lie within a few decades of the largest; for the rest, which the
-Gram matrix would drown in the rounding of its largest entries, there is the singular value decomposition.
+Clipping and orthogonalisation use them if faster solvers fail, and in tests. Eigenvectors of the Gram matrix are
+accurate if the relevant singular values are within a few orders of magnitude of the largest; other matrices take a
+singular value decomposition.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ __all__ = ["map_singular_values"]
 
 
 class Image(Protocol):
-    """What a map makes of singular values (..., m), given the size (..., 1) at which it bends."""
+    """Maps singular values (..., m); ``bend`` (..., 1) is the size below which the map is linear."""
 
     def __call__(self, sigma: Tensor, bend: Tensor) -> Tensor: ...
 
 
 class Bend(Protocol):
-    """The size (E, 1) at which a map bends, from singular values (E, m) and units (E, 1) of a part of the stack."""
+    """Computes the bend (E, 1) from singular values (E, m) and units (E, 1) of a part of the stack."""
 
     def __call__(self, sigma: Tensor, unit: Tensor, part: slice) -> Tensor: ...
 
 
-COLUMN_BLOCK = 256  # columns held in float64 at a time
-LOOSEST = 1e-6  # rounding that is allowed whatever the tolerance: by as much a singular value may exceed its image
+COLUMN_BLOCK = 256  # columns that are converted to float64 at a time
+LOOSEST = 1e-6  # the largest rounding error, for any tolerance; a singular value may exceed its image by as much
 
 
 def map_singular_values(
@@ -47,19 +47,18 @@ def map_singular_values(
     overwrite: bool = False,
     easy: Callable[[Tensor], Tensor | None] | None = None,
 ) -> Tensor:
-    """Give every singular value σ of X (..., m, n), m <= n, its image. A matrix that is not finite comes back as NaN.
+    """Map the singular values of X (..., m, n), m <= n. A matrix with NaN or infinity gives NaN.
 
     Args:
-        X: float32 or float64. Float64 is computed in units of the matrix's largest entry, so that nothing overflows;
-            the squares of float32 numbers lie within float64 as they are, in units of one.
-        bend: below the size that it gives the map is a straight line through zero, and accuracy of single directions
-            does not matter.
-        image: from singular values and the bend to their images. All of these are in float64.
-        tol: relative error allowed.
-        rescale: whether the result is in X's units. Otherwise it has none.
-        overwrite: put the result in X's place.
-        easy: from the float64 Gram matrix of a float32 matrix on the CPU to a float32 matrix by which it is multiplied,
-            or None where there is none.
+        X: float32 or float64. Float64 matrices are divided by their unit, the largest entry, so that no square
+            overflows; float32 has the unit 1, since its squares do not overflow in float64.
+        bend: computes the size below which the map is linear, where small singular values need no relative accuracy.
+        image: computes the images of singular values, in float64.
+        tol: the largest relative error.
+        rescale: True if the result is multiplied by the unit.
+        overwrite: store the result in X's memory.
+        easy: a faster method for float32 on the CPU. It takes the float64 Gram matrix and returns the float32 matrix
+            by which X is multiplied, or None if it does not apply.
 
     Returns:
         A tensor of X's shape and dtype, a new one unless ``overwrite`` is given.
@@ -72,9 +71,9 @@ def map_singular_values(
             X.shape
         )
     out = flat if overwrite else torch.empty_like(flat)
-    # A float64 Gram matrix knows singular values to eps times the square of their distance from the largest.
+    # By a float64 Gram matrix, the relative error of σ is eps (σ₁/σ)².
     reach = math.sqrt(min(tol / 10, LOOSEST) / torch.finfo(torch.float64).eps)
-    # A host takes one matrix at a time, which stays in its cache.
+    # The CPU takes one matrix at a time, which stays in its cache.
     one = reading_is_free(flat)
     easy = easy if one and X.dtype == torch.float32 else None
     for part in [slice(i, i + 1) for i in range(len(flat))] if one else [slice(None)]:
@@ -91,7 +90,7 @@ def _by_gram(
     out: Tensor,
     easy: Callable[[Tensor], Tensor | None] | None,
 ) -> None:
-    """The map as P X with P made of the Gram matrix's eigenvectors; by singular vectors where those would not do."""
+    """Compute P X with P from the Gram matrix's eigenvectors, or else use singular vectors."""
     unit = entry_maximum(X) if X.dtype == torch.float64 else None
     blocks = torch.split(X, COLUMN_BLOCK, dim=-1)
     gram = torch.zeros(len(X), X.shape[-2], X.shape[-2], dtype=torch.float64, device=X.device)
@@ -104,7 +103,7 @@ def _by_gram(
         for columns, place in zip(blocks, torch.split(out, COLUMN_BLOCK, dim=-1), strict=True):
             place.copy_(product(root, columns[0]))
         return
-    if not all_finite:  # decompositions refuse what is not finite
+    if not all_finite:  # decompositions raise an error for NaN
         gram = torch.where(finite[..., None], gram, 0.0)
     values, Q = torch.linalg.eigh(gram)
     del gram
@@ -115,10 +114,10 @@ def _by_gram(
     served = (largest <= reach * least) | ~finite | (largest == 0)
     all_served = bool(served.all())
     if all_served or len(X) > 1:
-        # Eigenvalues far below the bend may be rounded to zero; there the map is a straight line.
+        # Far below the bend, where eigenvalues may be rounded to zero, the map is linear.
         safe = torch.maximum(sigma, 1e-9 * torch.minimum(bends, largest)).clamp_min(torch.finfo(torch.float64).tiny)
         factors = torch.where(largest > 0, image(safe, bends) / safe, 0.0)
-        # With half of each factor on either side, P is made of Q alone, in its place where no derivative needs it.
+        # P = (Q √f)(Q √f)ᵀ needs no copy of Q, unless a derivative needs Q.
         half = torch.where(finite, factors, torch.nan).sqrt()[..., None, :]
         Q = Q * half if Q.requires_grad else Q.mul_(half)
         P = Q @ Q.mT
@@ -127,17 +126,17 @@ def _by_gram(
             mapped = P @ _in_units(columns, unit)
             if unit is not None and rescale:
                 mapped = mapped * unit
-            # What the eigenvectors do not serve keeps its entries, for it may lie in the place of the result.
+            # Other matrices keep their entries: with ``overwrite``, ``out`` is X.
             place.copy_(mapped if all_served else torch.where(served[..., None], mapped, columns.double()))
     for i in served.logical_not().nonzero()[:, 0].tolist():
         out[i] = _by_svd(X[i], units[i, :, None], partial(image, bend=bends[i]), rescale)
 
 
 def _by_svd(X: Tensor, unit: Tensor, image: Callable[[Tensor], Tensor], rescale: bool) -> Tensor:
-    Y = _in_units(X, unit).masked_fill_(unit.isnan(), 0.0)  # decompositions refuse what is not finite
+    Y = _in_units(X, unit).masked_fill_(unit.isnan(), 0.0)  # decompositions raise an error for NaN
     try:
         U, sigma, Vh = torch.linalg.svd(Y, full_matrices=False)
-    except RuntimeError:  # has been seen to fail to converge on a matrix, and not on its transpose
+    except RuntimeError:  # it may fail to converge for a matrix and not for its transpose
         V, sigma, Uh = torch.linalg.svd(Y.mT.contiguous(), full_matrices=False)
         U, Vh = Uh.mT, V.mT
     mapped = (U * image(sigma)[..., None, :]) @ Vh

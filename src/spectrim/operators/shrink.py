@@ -1,7 +1,7 @@
-"""Entry-wise shrinkage: large entries of a gradient are taken for noise, small ones are left alone.
+"""Entry-wise shrinkage of the large entries of a gradient, which are taken for noise.
 
-Heavy-tailed noise sits on single entries, and its singular vectors do too, so shrinking entries controls the spectrum.
-Source: arXiv 2605.27733.
+Heavy-tailed noise and its singular vectors are concentrated on single entries, so shrinking entries also controls the
+spectrum. Source: arXiv 2605.27733.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ __all__ = ["DEFAULT_SHRINK_FACTOR", "DEFAULT_SHRINK_FORM", "ShrinkForm", "bayes_
 
 ShrinkForm = Literal["redescending", "monotone", "hard"]
 
-# The form whose risk exceeds the Bayes risk least under Cauchy noise of all sizes on up to a tenth of the entries
-# (docs/shrinkage.md, written by benchmarks/shrinkage_risk.py). The factor that this risk prefers, 3.4, costs more in
-# training than it gains; of those tried there, 12 was the best with every recipe (docs/evidence.md).
+# This form's risk exceeds the Bayes risk least, under Cauchy noise of all scales on up to a tenth of the entries
+# (docs/shrinkage.md, written by benchmarks/shrinkage_risk.py). The factor of least risk, 3.4, makes training worse; of
+# the factors tried in training, 12 was the best with every recipe (docs/evidence.md).
 DEFAULT_SHRINK_FACTOR = 12.0
 DEFAULT_SHRINK_FORM: ShrinkForm = "redescending"
 
-# Entries that a host works on at a time: a block and what is made of it stay in the cache of a core.
+# Entries that the CPU works on at a time, so that a block and its results stay in a core's cache.
 HOST_BLOCK = 2**18
 
-# |y|/τ from which on the monotone form is τ to every digit, and whose square does not overflow.
+# From this |y|/τ on, the monotone form is τ to every digit. Its square does not overflow.
 FLAT = 1e18
 
 # (E|x|^½)² for x ~ N(0, 1), so that the scale of Gaussian entries is their standard deviation.
@@ -36,16 +36,16 @@ HALF_MOMENT = math.sqrt(2) * math.gamma(0.75) ** 2 / math.pi
 
 
 def smooth_shrink(G: Tensor, tau: float | Tensor, *, form: ShrinkForm = "redescending") -> Tensor:
-    r"""Shrink every entry y of G that is large against τ.
+    r"""Shrink every entry y of G that is large relative to τ.
 
         redescending: y / (1 + (y/τ)²)        monotone: y / sqrt(1 + (y/τ)²)        hard: y clamped to [−τ, τ]
 
     Args:
         G: floating point, any shape; with two or more dimensions (..., m, n).
         tau: τ, in the units of G's entries: a number > 0, or a tensor broadcasting over the stack, G.shape[:-2], as
-            :func:`entry_scale` returns it; on an accelerator it is not read. Where it is zero, or below the smallest
-            normal number of the working precision, the result is zero.
-        form: "redescending" sends the largest entries to zero, the others hold them at τ.
+            :func:`entry_scale` returns it; on an accelerator its values are not checked. If it is zero, or below the
+            smallest normal number of the working precision, the result is zero.
+        form: "redescending" maps the largest entries to nearly zero, the others map them to ±τ.
 
     Returns:
         A new tensor of G's shape and dtype. The map is odd.
@@ -73,7 +73,7 @@ def smooth_shrink(G: Tensor, tau: float | Tensor, *, form: ShrinkForm = "redesce
         tau = tau.clamp_min(smallest)
         if form == "monotone":
             matrices = matrices.clamp(-FLAT * tau, FLAT * tau)
-        # Where the square overflows the result is zero; it would be below 1e-19 τ.
+        # If the square overflows, the result is zero; the exact result is below 1e-19 τ.
         ratio = matrices / tau
         excess = torch.addcmul(one, ratio, ratio)
         shrunk = matrices / (excess if form == "redescending" else excess.sqrt())
@@ -81,7 +81,7 @@ def smooth_shrink(G: Tensor, tau: float | Tensor, *, form: ShrinkForm = "redesce
 
 
 def shrink_block(y: Tensor, tau: float, form: ShrinkForm, *, out: Tensor) -> None:
-    """:func:`smooth_shrink` of a few entries by one τ >= 0, written to ``out``, in as few passes as there can be."""
+    """:func:`smooth_shrink` of a block of entries by one τ >= 0, written to ``out``, in few passes."""
     smallest = torch.finfo(y.dtype).tiny
     if form == "hard":
         tau = min(tau, torch.finfo(y.dtype).max)
@@ -103,9 +103,9 @@ def shrink_block(y: Tensor, tau: float, form: ShrinkForm, *, out: Tensor) -> Non
 
 
 def entry_scale(G: Tensor) -> Tensor:
-    r"""The scale of G's entries, which a few arbitrarily large ones cannot break: (mean |y|^½)² / 0.6760.
+    r"""A robust scale of G's entries: (mean |y|^½)² / 0.6760.
 
-    For Gaussian entries it is their standard deviation. Cauchy noise, which has no mean, leaves it finite.
+    For Gaussian entries it is their standard deviation. It is finite for Cauchy noise, which has no mean.
 
     Args:
         G: floating point. (..., m, n) gives one scale per matrix of the stack, shape (...); a vector or a number gives
@@ -113,7 +113,7 @@ def entry_scale(G: Tensor) -> Tensor:
 
     Returns:
         The scale in working precision (float32, or float64 for float64). Zero for a zero or an empty matrix, NaN for
-        one that is not finite.
+        a matrix with NaN or infinity.
     """
     y = G.to(working_dtype(G))
     if _in_blocks(y):
@@ -121,17 +121,17 @@ def entry_scale(G: Tensor) -> Tensor:
     else:
         total = y.abs().sqrt().sum((-2, -1) if y.ndim >= 2 else None)
     mean = total / max(math.prod(G.shape[-2:]), 1)
-    # No more than there is a number for, where entries are near the largest; but what is not finite stays so.
+    # The clamp keeps scales finite for entries near the largest number; 0 * mean keeps NaN and infinity.
     return (mean / math.sqrt(HALF_MOMENT)).square().clamp(max=torch.finfo(y.dtype).max) + 0 * mean
 
 
 def _in_blocks(y: Tensor) -> bool:
-    """Whether a tensor is worked on block by block: where passes cost more than calls, and its storage is one run."""
+    """True if a tensor is processed in blocks: if it is large, contiguous, and on the CPU."""
     return y.numel() > HOST_BLOCK and reading_is_free(y) and y.is_contiguous() and not y.requires_grad
 
 
 def _flat_matrices(y: Tensor) -> Tensor:
-    """The matrices of a contiguous stack as rows; a vector is one."""
+    """The matrices of a contiguous stack as rows; a vector as one row."""
     return y.view(-1, y.shape[-2] * y.shape[-1]) if y.ndim >= 2 else y.view(1, -1)
 
 
@@ -143,18 +143,18 @@ def _root_sum(y: Tensor) -> Tensor:
 
 
 def bayes_shrink(G: Tensor, sigma: float, gamma: float, *, contamination: float = 1.0) -> Tensor:
-    r"""The Bayes estimate of x from y = x + n, entry by entry: what :func:`smooth_shrink` stands in for.
+    r"""The Bayes estimate of x from y = x + n, entry by entry, which :func:`smooth_shrink` approximates.
 
         x ~ N(0, σ²);   n ~ Cauchy(0, γ) with probability ε, otherwise 0;   w = Faddeeva function, z = (y + iγ)/(σ√2)
         E[x|y] = y − εγ Im w(z) / (ε Re w(z) + (1 − ε) exp(−y²/2σ²))
 
-    For large y it falls as 2σ²/y where ε = 1. Computed in float64, and slowly: for analysis, not for training.
+    For large y it falls as 2σ²/y if ε = 1. It is computed in float64 and slow: for analysis, not for training.
 
     Args:
         G: y, floating point, any shape.
         sigma: σ > 0, the standard deviation of the signal, in the units of G.
         gamma: γ >= 0, the scale of the noise, in the units of G.
-        contamination: ε in [0, 1], the share of entries that noise hits.
+        contamination: ε in [0, 1], the share of noisy entries.
 
     Returns:
         E[x|y], a new tensor of G's shape and dtype.
@@ -162,7 +162,7 @@ def bayes_shrink(G: Tensor, sigma: float, gamma: float, *, contamination: float 
     Raises:
         ValueError: a parameter is outside its range, or G is not floating-point.
 
-    The closed form is ours, from the Voigt profile; the model is that of arXiv 2605.27733.
+    The model is that of arXiv 2605.27733; the closed form, from the Voigt profile, is ours.
     """
     if not G.is_floating_point():
         raise ValueError(f"G has dtype {G.dtype}: expected a real floating-point type")

@@ -1,12 +1,12 @@
-r"""The spike of a matrix, its few dominant singular directions: followed over time, and shrunk to the tail's scale.
+r"""The spike of a matrix, its few dominant singular directions: tracked over time and shrunk to the tail's scale.
 
-One warm-started power step per update follows the spike of a slowly turning matrix; only the right basis V is kept
-between updates. Shaping replaces the spike's singular values by the root mean square of the tail's. It is available
-as a matrix (:func:`shape_spike`) and as a rank-k correction that an update can apply without forming that matrix
-(:func:`spike_correction`). Source: arXiv 2602.11185.
+One warm-started power step per update tracks the spike of a slowly changing matrix; only the right basis V is kept
+between updates. Shaping replaces the spike's singular values by the root mean square of the tail's.
+:func:`shape_spike` returns the shaped matrix, and :func:`spike_correction` the rank-k difference from the original.
+Source: arXiv 2602.11185.
 
-An optimizer calls :func:`follow_and_shape_stacks`. What has k columns is laid out there as one stack for all shapes,
-padded with zeros, so that little is launched; nothing waits for the device, and nothing is sent to it twice.
+Optimizers call :func:`follow_and_shape_stacks`. It pads thin matrices, of k columns, with zeros and joins them to one
+stack to reduce the number of launches. The host never waits for the device, and constants are uploaded once.
 """
 
 from __future__ import annotations
@@ -37,16 +37,19 @@ __all__ = [
     "track_spike",
 ]
 
-START_STEPS = 4  # power steps where no basis is at hand
+START_STEPS = 4  # power steps without a previous basis
 TAIL_ENTRIES = 2**26  # entries of the tail formed at a time, or one row
 
 
 class Spike(NamedTuple):
     """A rank-k approximation U Wᵀ of a matrix (..., m, n), with W = MᵀU.
 
-    U: (..., m, k), orthonormal columns, or zeros where M V has fewer independent ones. W: (..., n, k). V: (..., n, k),
-    the columns of W at unit length: the basis from which the next step starts. All in the working precision, float32
-    or float64.
+    All are in the working precision, float32 or float64.
+
+    Attributes:
+        U: (..., m, k), orthonormal columns; dependent columns of M V become zero.
+        W: (..., n, k).
+        V: (..., n, k), the columns of W at unit length, from which the next step starts.
     """
 
     U: Tensor
@@ -55,9 +58,9 @@ class Spike(NamedTuple):
 
 
 class SpikeCorrection(NamedTuple):
-    """The shaped matrix O = M + U rightᵀ, unformed, and norm = ‖O‖_F of shape (...).
+    """The factors of the shaped matrix O = M + U rightᵀ, and norm = ‖O‖_F of shape (...).
 
-    The norm is zero where M is. It may be denormal: whoever divides by it needs a floor.
+    The norm is zero for M = 0 and may be denormal: apply a floor before dividing by it.
     """
 
     U: Tensor
@@ -66,21 +69,21 @@ class SpikeCorrection(NamedTuple):
 
 
 def track_spike(M: Tensor, V: Tensor | None, *, rank: int | None = None, steps: int = 1) -> Spike:
-    r"""Follow the k dominant singular directions of M by warm-started power steps.
+    r"""Track the k dominant singular directions of M by warm-started power steps.
 
         U ← orth(M V);  W ← MᵀU;  V ← W / its column norms
 
     Args:
         M: (..., m, n), floating point. Leading dimensions are a stack of independent matrices.
-        V: (..., n, k), the basis of the step before, any floating dtype; None to start from nothing.
-        rank: k, at most min(m, n); needed where V is None.
-        steps: power steps; a start from nothing takes at least four.
+        V: (..., n, k), the basis of the previous step, any floating dtype; None starts from fixed pseudorandom numbers.
+        rank: k, at most min(m, n); required if V is None.
+        steps: power steps; at least four are taken if V is None.
 
     Returns:
         The spike, in M's working precision. Directions in which M has no energy keep their column of V.
 
     Raises:
-        ValueError: neither V nor rank is given, or one does not fit M.
+        ValueError: V and rank are both missing, or do not match M.
     """
     Y = as_matrices(M, "M")
     m, n = Y.shape[-2:]
@@ -98,9 +101,9 @@ def track_spike(M: Tensor, V: Tensor | None, *, rank: int | None = None, steps: 
         )
     k = V.shape[-1]
     flat = Y.reshape(-1, m, n)
-    found = _follow([flat], [V.to(Y.dtype).reshape(-1, n, k)], steps)
+    spikes = _follow([flat], [V.to(Y.dtype).reshape(-1, n, k)], steps)
     stack = Y.shape[:-2]
-    return Spike(found.U.view(*stack, m, k), found.W.view(*stack, n, k), found.V[0].view(*stack, n, k))
+    return Spike(spikes.U.view(*stack, m, k), spikes.W.view(*stack, n, k), spikes.V[0].view(*stack, n, k))
 
 
 def follow_and_shape(M: Tensor, V: Tensor, *, steps: int = 1) -> tuple[SpikeCorrection, Tensor]:
@@ -116,39 +119,38 @@ def follow_and_shape(M: Tensor, V: Tensor, *, steps: int = 1) -> tuple[SpikeCorr
 def follow_and_shape_stacks(
     Ms: Sequence[Tensor], Vs: Sequence[Tensor], *, steps: int = 1
 ) -> list[tuple[SpikeCorrection, Tensor]]:
-    """:func:`track_spike` and :func:`spike_correction` in one, for many stacks: what an optimizer's step needs.
+    """:func:`track_spike` and :func:`spike_correction` for the stacks of an optimizer's step.
 
     Args:
-        Ms: (E, m, n) each, float32 or all float64, of any strides. At least one, none empty.
-        Vs: the bases (E, n, k) of the step before, in the same dtype.
+        Ms: stacks (E, m, n), all float32 or all float64, of any strides. At least one, none empty.
+        Vs: the bases (E, n, k) of the previous step, in the same dtype.
         steps: power steps.
 
     Returns:
-        For each stack its correction and the new basis. Parts of different stacks may be views of one tensor. A tail
-        is formed beside its stack, at most 256 MB or one row at a time.
+        The correction and the new basis of every stack. Results of different stacks may be views of one tensor. At most
+        256 MB, or one row, of a tail are in memory at a time.
     """
-    found = _follow(Ms, Vs, steps)
+    spikes = _follow(Ms, Vs, steps)
     with arithmetic(Ms[0].device, Ms[0].dtype):
-        tail = _joined(
-            [_tail_norm(*parts) for parts in zip(Ms, found.left, found.right, _each(found.lengths, Ms), strict=True)]
-        )
-    shaping = _shaped(tail.square(), found.lengths, _limits(Ms, Vs, tail))
-    factor = torch.where(shaping.alive, shaping.sigma / found.lengths - 1, 0.0).to(found.W.dtype)
-    right = _parts(found.W * factor[:, None, :], Ms, Vs, -1)
-    norms = _each(shaping.norm.to(found.W.dtype), Ms)
+        parts = zip(Ms, spikes.left, spikes.right, _split(spikes.lengths, Ms), strict=True)
+        tail = _joined([_tail_norm(*part) for part in parts])
+    shaping = _shaped(tail.square(), spikes.lengths, _limits(Ms, Vs, tail))
+    factor = torch.where(shaping.alive, shaping.sigma / spikes.lengths - 1, 0.0).to(spikes.W.dtype)
+    right = _parts(spikes.W * factor[:, None, :], Ms, Vs, -1)
+    norms = _split(shaping.norm.to(spikes.W.dtype), Ms)
     return [
         (SpikeCorrection(U, columns, norm), V)
-        for U, columns, norm, V in zip(found.left, right, norms, found.V, strict=True)
+        for U, columns, norm, V in zip(spikes.left, right, norms, spikes.V, strict=True)
     ]
 
 
 def shape_spike(M: Tensor, spike: Spike) -> Tensor:
-    """Shrink the spike's singular values to the root mean square of the tail's, and leave the tail untouched.
+    """Replace the spike's singular values by the root mean square of the tail's, and keep the tail.
 
         M_tail = M − U Wᵀ;  σ² = ‖M_tail‖_F² / (min(m, n) − k);  O = M_tail + σ U Vᵀ
 
     Returns:
-        O, a new tensor of M's shape and dtype. O = M where the tail holds no energy, or k reaches min(m, n).
+        O, a new tensor of M's shape and dtype. O = M if the tail has no energy or k = min(m, n).
     """
     Y = as_matrices(M, "M")
     U, right, _ = spike_correction(M, spike)
@@ -158,8 +160,8 @@ def shape_spike(M: Tensor, spike: Spike) -> Tensor:
 def spike_correction(M: Tensor, spike: Spike) -> SpikeCorrection:
     """The shaped matrix of :func:`shape_spike` as M plus a rank-k correction, and its Frobenius norm.
 
-    An update that needs η O / RMS(O) applies it as M times a scalar and then the correction: O is never formed, and
-    M is read once here, for the tail's norm.
+    An update by η O / RMS(O) adds M times a scalar and then the correction, without forming O. M is read once, for the
+    tail's norm.
     """
     Y = as_matrices(M, "M")
     stack = Y.shape[:-2]
@@ -174,10 +176,7 @@ def spike_correction(M: Tensor, spike: Spike) -> SpikeCorrection:
 
 
 def start_basis(n: int, k: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """An n x k matrix of fixed numbers in [-1, 1) that look random: a function of its shape, on every device the same.
-
-    No random generator is involved, so none is disturbed.
-    """
+    """An n x k matrix of pseudorandom numbers in [-1, 1) that depend on its shape only, not on device or generator."""
     bits = torch.arange(1, n * k + 1, device=device, dtype=torch.int64)
     for multiplier in (0x45D9F3B, 0x45D9F3B, 1):  # a 32-bit integer hash: xor with the high half, multiply
         bits = ((bits ^ (bits >> 16)) * multiplier) & 0xFFFFFFFF
@@ -187,7 +186,7 @@ def start_basis(n: int, k: int, *, device: torch.device, dtype: torch.dtype) -> 
 class _Followed(NamedTuple):
     """U (E, m, k), W (E, n, k) and its columns' lengths (E, k) in float64 for all stacks, padded with zeros.
 
-    left and right are their parts and V the new bases, for each stack.
+    Lists by stack: left and right are the parts of U and W, and V the new bases.
     """
 
     U: Tensor
@@ -210,27 +209,26 @@ def _follow(Ms: Sequence[Tensor], Vs: Sequence[Tensor], steps: int) -> _Followed
             W = _products([M.mT for M in Ms], left, columns, ranks)
             lengths: Tensor = torch.linalg.vector_norm(W, dim=-2, dtype=torch.float64)
             alive = (lengths > DEAD_DIRECTION * lengths.amax(-1, keepdim=True))[:, None, :]
-            # In float64, for the length of a denormal column has few digits in float32.
+            # In float64, since the length of a denormal column has few digits in float32.
             unit = (W / torch.where(alive, lengths[:, None, :], 1.0)).to(W.dtype)
             Vs = [
                 torch.where(keep[..., : V.shape[-1]], new, V)
-                for keep, new, V in zip(_each(alive, Ms), _parts(unit, Ms, Vs, -1), Vs, strict=True)
+                for keep, new, V in zip(_split(alive, Ms), _parts(unit, Ms, Vs, -1), Vs, strict=True)
             ]
     return _Followed(U, W, lengths, left, _parts(W, Ms, Vs, -1), list(Vs))
 
 
 def _orthonormal(A: Tensor) -> Tensor:
-    """The Q of A's QR decomposition up to signs, (E, m, k), by Cholesky's factor of the Gram matrix, twice.
+    """The Q of A's QR decomposition up to signs, (E, m, k), by Cholesky-QR, twice.
 
-    In float64, which holds the square of any condition number that float32 columns can have; they are few. Columns
-    that depend on the ones before them become zero.
+    In float64, which represents the squared condition number of any float32 columns. Columns that depend on previous
+    columns become zero.
     """
     Q = A / torch.linalg.vector_norm(A, dim=-2, keepdim=True, dtype=torch.float64).clamp_min(SMALLEST)
     for first in (True, False):
         gram = Q.mT @ Q
         diagonal = gram.diagonal(dim1=-2, dim2=-1)
-        # So that columns of zeros have a factor as well, and so does what rounding left of one that depends on others:
-        # it is short, but may lie in their span to the last digit.
+        # Makes the Gram matrix positive definite if columns are zero or depend on others up to rounding.
         if first:
             diagonal.clamp_min_(1 + SHIFT)
         else:
@@ -244,7 +242,7 @@ def _orthonormal(A: Tensor) -> Tensor:
 
 
 class _Shaping(NamedTuple):
-    """Which directions are shrunk (E, k), to which σ (E, 1), and ‖O‖_F (E,)."""
+    """The directions that are shrunk (E, k), their new σ (E, 1), and ‖O‖_F (E,)."""
 
     alive: Tensor
     sigma: Tensor
@@ -252,12 +250,12 @@ class _Shaping(NamedTuple):
 
 
 def _shaped(tail: Tensor, lengths: Tensor, limits: Tensor) -> _Shaping:
-    """From the energy of the tails (E,), the lengths of W's columns (E, k) and :func:`_limits`; all in float64."""
+    """Compute the shaping from the tails' energies (E,), W's column lengths (E, k) and :func:`_limits`, in float64."""
     spare, empty = limits.unbind()
     energies = lengths.square()
     whole = tail + energies.sum(-1)
     sigma = (tail / spare).sqrt()[:, None]
-    # A direction without energy stays as it is: lifting it to the tail's scale would add noise of that size.
+    # A direction without energy stays as it is, since raising it to the tail's scale would add noise.
     least = torch.where(tail > empty * whole, DEAD_DIRECTION * whole.sqrt(), math.inf)
     alive = lengths > least[:, None]
     norm = (tail + torch.where(alive, sigma.square(), energies).sum(-1)).sqrt()
@@ -265,7 +263,7 @@ def _shaped(tail: Tensor, lengths: Tensor, limits: Tensor) -> _Shaping:
 
 
 def _limits(Ms: Sequence[Tensor], Vs: Sequence[Tensor], like: Tensor) -> Tensor:
-    """For each matrix, (2, E): the number of the tail's directions, and the share of the energy it must exceed."""
+    """The number of the tail's directions, and the least share of energy that it needs for shaping, as (2, E)."""
     spares = [min(M.shape[1:]) - V.shape[-1] for M, V in zip(Ms, Vs, strict=True)]
     counts = [len(M) for M in Ms]
     pairs = [(max(spare, 1), EMPTY_TAIL if spare > 0 else math.inf) for spare in spares]
@@ -286,9 +284,9 @@ def _limits(Ms: Sequence[Tensor], Vs: Sequence[Tensor], like: Tensor) -> Tensor:
 def _tail_norm(M: Tensor, U: Tensor, W: Tensor, lengths: Tensor) -> Tensor:
     """‖M − U Wᵀ‖_F (E,), in float64.
 
-    The square root of ‖M‖_F² − ‖W‖_F² is the same and far cheaper, but off by float32's rounding of W: worthless once
-    the tail holds less than 1e-6 of the energy, where it would blow up noise. So where it can be seen that the tail is
-    no such remainder the difference is taken, and otherwise the tail is formed, in parts where it is large.
+    √(‖M‖_F² − ‖W‖_F²) is the same and far cheaper, but its error is float32's rounding of W, which exceeds a tail of
+    less than 1e-6 of the energy. The difference is used if the host can read it and it is large enough; otherwise
+    M − U Wᵀ is formed, in parts if it is large.
     """
     if reading_is_free(M):
         spike = lengths.square().sum(-1)
@@ -315,7 +313,7 @@ def _formed(M: Tensor, U: Tensor, W: Tensor) -> Tensor:
 
 
 def _products(lefts: Sequence[Tensor], rights: Sequence[Tensor], rows: int, columns: int) -> Tensor:
-    """The products of pairs in one stack (E, rows, columns), padded with zeros."""
+    """The products of pairs of stacks, as one stack (E, rows, columns) padded with zeros."""
     if len(lefts) == 1:
         return _multiply(lefts[0], rights[0])
     result = lefts[0].new_zeros(sum(map(len, lefts)), rows, columns)
@@ -335,12 +333,12 @@ def _multiply(A: Tensor, B: Tensor) -> Tensor:
 
 
 def _parts(whole: Tensor, Ms: Sequence[Tensor], Vs: Sequence[Tensor], side: int) -> list[Tensor]:
-    """Each stack's part of a padded (E, m or n, k), for ``side`` -2 or -1 of the matrices."""
-    return [part[:, : M.shape[side], : V.shape[-1]] for part, M, V in zip(_each(whole, Ms), Ms, Vs, strict=True)]
+    """The stacks' parts of a padded tensor whose rows are the matrices' rows (``side`` -2) or columns (-1)."""
+    return [part[:, : M.shape[side], : V.shape[-1]] for part, M, V in zip(_split(whole, Ms), Ms, Vs, strict=True)]
 
 
-def _each(whole: Tensor, Ms: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The rows that belong to each stack."""
+def _split(whole: Tensor, Ms: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Split the first dimension by stacks."""
     return torch.split(whole, [len(M) for M in Ms])
 
 

@@ -1,1 +1,1 @@
-"""The Triton forms as torch operators. They import Triton, so they are imported only when one of them runs."""
+"""Triton kernels as torch operators. These modules import Triton, so they are imported when a kernel first runs."""

@@ -1,4 +1,4 @@
-"""Adam over lists in Triton: directions, and AdamW's step."""
+"""Adam's directions and AdamW's step over lists, in Triton."""
 
 import math
 from collections.abc import Sequence
@@ -67,23 +67,9 @@ def _directions_kernel(
             put(out_at, offsets, 0, d, random, False, False)
         else:
             d = _adam(
-                g_at,
-                m_at,
-                v_at,
-                offsets,
-                left,
-                random,
-                tau,
-                rest1,
-                beta2,
-                rest2,
-                first,
-                second,
-                eps,
-                FORM,
-                CHANCE,
-                True,
-            )
+                g_at, m_at, v_at, offsets, left, random, tau, rest1, beta2, rest2, first, second, eps,
+                FORM, CHANCE, True,
+            )  # fmt: skip
             put(out_at, offsets, left, d, random, False, True)
 
 
@@ -124,28 +110,14 @@ def _step_kernel(
             put(p_at, offsets, 0, entries(p_at, offsets, 0, False) * keep - lr * d, other, CHANCE, False)
         else:
             d = _adam(
-                g_at,
-                m_at,
-                v_at,
-                offsets,
-                left,
-                random,
-                tau,
-                rest1,
-                beta2,
-                rest2,
-                first,
-                second,
-                eps,
-                FORM,
-                CHANCE,
-                True,
-            )
+                g_at, m_at, v_at, offsets, left, random, tau, rest1, beta2, rest2, first, second, eps,
+                FORM, CHANCE, True,
+            )  # fmt: skip
             put(p_at, offsets, left, entries(p_at, offsets, left, True) * keep - lr * d, other, CHANCE, True)
 
 
 def _numbers(beta1: float, beta2: float, eps: float) -> tuple[float, ...]:
-    """The coefficients of both kernels, computed in float64."""
+    """The coefficients of both kernels."""
     return 1 - beta1, beta2, 1 - beta2, _log(beta1), _log(beta2), eps
 
 

@@ -1,4 +1,4 @@
-"""Makes torch operators of functions, and launches kernels."""
+"""Registers functions as torch operators, and launches kernels."""
 
 import functools
 import inspect
@@ -29,13 +29,13 @@ def operator(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as the operator ``spectrim::<name>``, with a fake form and a cost.
 
-    A plain call runs the function directly: the dispatcher copies every list, and the checks of
+    Plain calls run the function directly, since the dispatcher copies every list and the checks of
     ``torch.library.custom_op`` take longer than the kernels. Compilers, fake tensors and dispatch modes call the
     operator.
 
     Args:
         schema: schema of arguments and results.
-        mutates: names of the arguments, tensors or lists, to which it writes.
+        mutates: names of the arguments, tensors or lists, that it overwrites.
         cost: computes the cost from the arguments; the entry in :data:`~spectrim.kernels.costs.COSTS`.
         fake: makes empty results from the arguments; None if there are no results.
     """
@@ -48,7 +48,7 @@ def operator(
         def run(*args: Any) -> Any:
             result = function(*args)
             for place in places:
-                # Autograd must notice that a weight that was saved for backward has changed.
+                # Lets autograd detect the change of a weight that was saved for backward.
                 torch.autograd.graph.increment_version(args[place])
             return result
 
@@ -70,7 +70,7 @@ def operator(
 
 
 def _is_plain(argument: Tensor | Sequence[Tensor]) -> bool:
-    """True if an operator's first argument has plain tensors, not of a subclass such as fake tensors."""
+    """True if an operator's first argument has plain tensors, not a subclass such as fake tensors."""
     first = argument if isinstance(argument, Tensor) else argument[0]
     return type(first) is Tensor or type(first) is torch.nn.Parameter
 
@@ -89,7 +89,7 @@ def launch(kernel: Any, programs: int | tuple[int, ...], device: torch.device, *
             _launch(kernel, grid, device.index, args, constants)
 
 
-#: Compiled kernels, by all properties for which Triton compiles again.
+#: Compiled kernels, by the properties of arguments on which Triton's specialisation depends.
 _compiled: dict[tuple[Any, ...], Any] = {}
 
 
@@ -98,7 +98,7 @@ _constants: dict[int, tuple[bool, ...]] = {}
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], device: int, args: tuple[Any, ...], constants: dict[str, Any]) -> None:
-    """Launch a compiled kernel from :data:`_compiled`, which is faster than Triton's own look-up."""
+    """Launch a kernel from :data:`_compiled`, whose look-up is faster than Triton's."""
     key: list[Any] = [id(kernel), device, *constants.values()]
     if id(kernel) not in _constants:
         _constants[id(kernel)] = tuple(parameter.is_constexpr for parameter in kernel.params)
@@ -117,13 +117,13 @@ def _launch(kernel: Any, grid: tuple[int, ...], device: int, args: tuple[Any, ..
     if addresses % 16:
         kernel[grid](*args, **constants, enable_fp_fusion=True)
         return
-    found = _compiled.get(known := tuple(key))
-    if found is None:
-        # enable_fp_fusion is stated, since Triton's default is about to change.
+    compiled = _compiled.get(known := tuple(key))
+    if compiled is None:
+        # enable_fp_fusion is given since Triton's default will change.
         _compiled[known] = kernel[grid](*args, **constants, enable_fp_fusion=True)
         return
     rest = [constants[name] for name in kernel.arg_names[len(args) :]]
-    found[(*grid, 1, 1)[:3]](*args, *rest)
+    compiled[(*grid, 1, 1)[:3]](*args, *rest)
 
 
 def aligned(rows: Sequence[Sequence[int]]) -> bool:
@@ -141,12 +141,12 @@ def addresses(tensors: Sequence[Tensor]) -> list[int]:
 
 
 class Launch(NamedTuple):
-    """The tensors of one launch: in each list, all have one dtype.
+    """The tensors of one launch. All tensors of a list have the same dtype.
 
     Attributes:
         map: the block map.
-        rows: the addresses of the tensors, for each list.
-        types: Triton's dtype of each list.
+        rows: the tensors' addresses, by list.
+        types: Triton's dtypes of the lists.
         places: indices of the tensors in the original lists.
     """
 
@@ -156,17 +156,17 @@ class Launch(NamedTuple):
     places: list[int]
 
     def of(self, values: Sequence[V] | None, default: V) -> list[V]:
-        """The values that belong to these tensors, or the default for each."""
+        """The values of these tensors, or as many defaults."""
         return [default] * len(self.places) if values is None else [values[place] for place in self.places]
 
     def launch(self, kernel: Any, table: Tensor, *args: Any) -> None:
-        """Launch a kernel whose first arguments are table, block map and number of tensors."""
+        """Launch a kernel whose first arguments are the table, the block map and the number of tensors."""
         constants = {"ALIGNED": self.map.aligned and aligned(self.rows), "BLOCK": BLOCK, "num_warps": 8}
         launch(kernel, self.map.programs, table.device, table, self.map.blocks, len(self.places), *args, **constants)
 
 
 def launches_of(runs: Sequence[int] | None, *lists: Sequence[Tensor]) -> Iterator[Launch]:
-    """One launch for each combination of dtypes; usually there is one."""
+    """One launch per combination of dtypes, usually one."""
     device = lists[0][0].device
     sizes = [tensor.numel() for tensor in lists[0]]
     if all(tensor.dtype == tensors[0].dtype for tensors in lists for tensor in tensors):
@@ -180,5 +180,5 @@ def launches_of(runs: Sequence[int] | None, *lists: Sequence[Tensor]) -> Iterato
 
 
 def form_number(taus: Tensor | None, form: str) -> int:
-    """The kernels' number of a form of shrinkage; 0 for none."""
+    """The number by which kernels know a form of shrinkage; 0 for no shrinkage."""
     return 0 if taus is None else FORMS.index(form) + 1

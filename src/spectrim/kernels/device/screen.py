@@ -1,4 +1,4 @@
-"""Screening in Triton: the largest magnitude of every tensor and the mean root of every matrix, in one pass."""
+"""The largest magnitude of every tensor and the mean root of every matrix in one pass, in Triton."""
 
 import torch
 import triton
@@ -13,7 +13,7 @@ from .operators import addresses, aligned, launch, operator
 
 __all__ = ["screen"]
 
-#: The kernel's codes of dtypes; one launch takes all of them.
+#: The kernel's codes of dtypes, which one launch may mix.
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 #: Partial sums that a program adds at a time.
@@ -26,7 +26,7 @@ def _block(
 ):
     size = tl.abs(entries(source, offsets, left, MASKED))
     if LARGEST:
-        # The bits of magnitudes, as integers, have the same order, with NaN last.
+        # Magnitudes compare like their bits as integers; NaN is the largest.
         bits = size.to(tl.int32, bitcast=True) & 0x7FFFFFFF
         tl.atomic_max(largest_at, tl.max(bits, axis=0), sem="relaxed")
     if ROOTS:
@@ -68,7 +68,7 @@ def _screen_kernel(
 
 @triton.jit(do_not_specialize=["first"])
 def _means_kernel(table, first, spans, roots, means, CHUNK: tl.constexpr):
-    """Add the partial sums of a matrix in a fixed order, and divide."""
+    """The mean of a matrix from its partial sums, added in a fixed order."""
     matrix = tl.program_id(0)
     start = tl.load(spans + 2 * matrix)
     blocks = tl.load(spans + 2 * matrix + 1)

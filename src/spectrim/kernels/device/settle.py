@@ -1,4 +1,4 @@
-"""The skip flag and the counts of a step in Triton, by one program."""
+"""Sets the skip flag of a step and updates its counts in one Triton program."""
 
 import torch
 import triton

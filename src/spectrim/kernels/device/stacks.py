@@ -1,4 +1,4 @@
-"""Linear combinations of stacks and sums of squares in Triton, with one launch for a list."""
+"""Linear combinations of stacks and sums of squares in Triton, by one launch per list."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -79,7 +79,7 @@ def _total_kernel(spans, sums, totals, CHUNK: tl.constexpr):
 
 @triton.jit
 def _smaller(x, y):
-    """min(x, y), or NaN if either is."""
+    """min(x, y), or NaN if x or y is NaN."""
     return tl.where(x != x, x, tl.where(y < x, y, tl.where(y != y, y, x)))
 
 
@@ -96,7 +96,7 @@ def _scales_kernel(
     if TENSOR:
         bound = norm * 0 + tl.load(threshold + matrix * step).to(tl.float64)
     bound = _smaller(bound, _smaller(norm * most, norm * 0 + 3e38))
-    # Computed relative to the larger of both, so that no square overflows or underflows.
+    # Computed relative to max(norm, bound), so that no square overflows or underflows.
     larger = tl.where(norm > bound, norm, bound)
     ratio = tl.where(norm > bound, bound, norm) / larger
     factor = size / (larger * tl.sqrt(1 + ratio * ratio))
@@ -138,7 +138,7 @@ def combine(out: list[Tensor], x: list[Tensor], a: Tensor, y: list[Tensor] | Non
     """:func:`~spectrim.kernels.stacks.combine` as an operator."""
     lists = [out, x] if y is None else [out, x, y]
     if any(stack.dtype != stacks[0].dtype for stacks in lists for stack in stacks):
-        raise ValueError("stacks of one list have different dtypes: expected one")
+        raise ValueError("stacks of one list have different dtypes: expected one dtype")
     rows = [_matrix_addresses(stacks) for stacks in lists]
     map_ = block_map(_matrix_sizes(out), None, a.device)
     launch(
@@ -173,10 +173,10 @@ def square_sums(stacks: list[Tensor]) -> Tensor:
 
 
 def _partial_sums(stacks: Sequence[Tensor]) -> tuple[Tensor, BlockMap, int]:
-    """The sums of squares of all blocks, the block map, and the number of matrices."""
+    """The blocks' sums of squares, the block map, and the number of matrices."""
     device = stacks[0].device
     if any(stack.dtype != stacks[0].dtype for stack in stacks):
-        raise ValueError("stacks have different dtypes: expected one")
+        raise ValueError("stacks have different dtypes: expected one dtype")
     rows = [_matrix_addresses(stacks)]
     map_ = block_map(_matrix_sizes(stacks), None, device)
     sums = torch.empty(map_.programs, dtype=torch.float64, device=device)
@@ -221,7 +221,7 @@ def clip_scales(
     sums, map_, count = _partial_sums(stacks)
     unit = torch.empty(count, dtype=torch.float64, device=sums.device)
     low, c = (torch.empty(count, dtype=torch.float32, device=sums.device) for _ in range(2))
-    # One threshold for all matrices, or one for each.
+    # One threshold for all matrices, or one per matrix.
     step = 0 if threshold is None or threshold.ndim == 0 else 1
     launch(
         _scales_kernel,
@@ -281,11 +281,8 @@ def program_numbers(
 
 
 def _matrix_addresses(stacks: Sequence[Tensor]) -> list[int]:
-    found: list[int] = []
-    for stack in stacks:
-        start, step = stack.data_ptr(), stack.stride(0) * stack.element_size()
-        found += [start + step * index for index in range(len(stack))]
-    return found
+    starts = [(stack.data_ptr(), stack.stride(0) * stack.element_size(), len(stack)) for stack in stacks]
+    return [start + step * index for start, step, count in starts for index in range(count)]
 
 
 def _matrix_sizes(stacks: Sequence[Tensor]) -> list[int]:

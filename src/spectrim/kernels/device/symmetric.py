@@ -1,6 +1,6 @@
 """Products with symmetric results or factors in Triton.
 
-For a symmetric result, only tiles on and below the diagonal are computed, and each is written twice.
+For a symmetric result, tiles on and below the diagonal are computed, and also written to the other triangle.
 """
 
 import math
@@ -33,8 +33,8 @@ def _kernel(
     WHOLE_ROWS: tl.constexpr, WHOLE_DEPTH: tl.constexpr, WIDE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    # Tiles are ROWS x COLUMNS, RATIO of them form a square. Programs number the tiles on and below the diagonal by
-    # rows; the row is the root of a quadratic equation, corrected for rounding.
+    # RATIO tiles of ROWS x COLUMNS form a square. Programs number the tiles on and below the diagonal row by row; the
+    # row is the root of a quadratic equation, corrected for rounding.
     RATIO: tl.constexpr = ROWS // COLUMNS
     program = tl.program_id(0)
     matrix = tl.program_id(1).to(tl.int64)
@@ -76,7 +76,7 @@ def _kernel(
     upper = out + matrix * out_matrix + columns[:, None] * size + rows[None, :]
     mirrored = (columns[:, None] < size) & (rows[None, :] < size)
     if column >= RATIO * row:
-        # Entries above the diagonal are stored from those below it, so that no two threads write to the same address.
+        # Entries above the diagonal are copies of those below it, so that no two threads write to the same address.
         shift = _coefficient(gammas, gamma, matrix, GAMMAS)
         total = tl.where(rows[:, None] == columns[None, :], total + shift, total)
         rounded = narrowed(total, out.dtype.element_ty, total, False)
@@ -93,7 +93,7 @@ def _kernel(
 
 
 class Tiles(NamedTuple):
-    """The tiles of a product: rows, columns, depth of a step, warps and stages."""
+    """The tile sizes and launch options of a product; depth is that of one step of its loop."""
 
     rows: int
     columns: int
@@ -108,7 +108,6 @@ class Tiles(NamedTuple):
 
 
 def _tiles(size: int) -> Tiles:
-    """Large tiles if a matrix has several of them."""
     return Tiles(128, 128, 64, 8, 4) if size > 128 else Tiles(64, 64, 64, 4, 3)
 
 
@@ -153,7 +152,7 @@ def symmetric_product(
     cost=lambda a, gammas, out: _cost(a, None, None),
 )
 def gram_product(a: Tensor, gammas: Tensor | None, out: Tensor) -> None:
-    """A Aᵀ + γ I into a given stack of contiguous matrices."""
+    """Store A Aᵀ + γ I in a given stack of contiguous matrices."""
     _launch(a, None, None, (None, None, gammas), (1.0, 1.0, 0.0), out)
 
 
@@ -206,7 +205,7 @@ def _remainder_kernel(
     out_matrix, out_row, out_column, s_matrix,
     WHOLE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    # Tiles of one column are consecutive, since they read the same part of Y.
+    # Consecutive programs compute tiles of one column, which read the same part of Y.
     tiles = tl.cdiv(size, ROWS)
     program = tl.program_id(0)
     matrix = tl.program_id(1).to(tl.int64)
@@ -231,7 +230,7 @@ def _remainder_kernel(
         right += DEPTH * y_row
     inside = (rows[:, None] < size) & (columns[None, :] < width)
     whole = x + matrix * x_matrix + safe_rows[:, None] * x_row + safe_columns[None, :] * x_column
-    # Multiplied by its root twice, since the factor may exceed float32's range.
+    # Multiplied twice by the factor's root, since the factor may overflow float32.
     root = tl.sqrt(tl.load(factors + matrix).to(tl.float64)).to(tl.float32)
     total -= tl.load(whole) * root * root
     target = out + matrix * out_matrix + rows[:, None] * out_row + columns[None, :] * out_column
