@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from spectrim.operators import _product
 from spectrim.operators._product import product
 
 
@@ -39,3 +40,29 @@ def test_a_compiler_sees_an_ordinary_product():
     A, B = torch.randn(90, 80), torch.randn(80, 70)
     compiled = torch.compile(product, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(A, B), A @ B)
+
+
+def test_the_library_takes_large_products_of_float32_without_derivatives_and_no_others(monkeypatch):
+    taken = []
+
+    def linear(A, B, *_):
+        taken.append((A.shape, B.shape))
+        return A @ B.mT
+
+    monkeypatch.setattr(_product, "_linear", linear)
+    A, B = torch.randn(90, 80), torch.randn(80, 70)
+    product(A, B)
+    assert len(taken) == 1
+    product(torch.stack([A, A]), torch.stack([B, B]))
+    assert len(taken) == 3
+    taken.clear()
+    product(A[:, :2], B[:2])
+    product(A.double(), B.double())
+    product(A, B.clone().requires_grad_())
+    product(A.expand(2, -1, -1), B)
+    assert taken == []
+    with torch.no_grad():
+        product(A, B.clone().requires_grad_())
+    monkeypatch.setattr(_product, "_linear", None)
+    torch.testing.assert_close(product(A, B), A @ B)
+    assert len(taken) == 1
