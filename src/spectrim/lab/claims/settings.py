@@ -37,7 +37,7 @@ class ClaimsConfig(Config):
     """Settings of ``spectrim claims``."""
 
     budget: Literal["quick", "default", "long"] = "default"
-    """How much is trained: 20 minutes on two cores, two hours, or as long as a GPU deserves."""
+    """How much is trained: runs of 120 steps, of 320 steps, or of 1,280 steps, which need a GPU."""
     only: tuple[str, ...] = unset("all claims")
     """Names of claims, or the beginnings of names; theory stands for those that need no training."""
     data: DataConfig = DataConfig()
