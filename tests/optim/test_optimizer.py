@@ -11,7 +11,7 @@ from torch import nn
 import spectrim
 from spectrim.optim.grouping.options import SpectralOptions
 from spectrim.optim.rules.schedule import clip_threshold
-from spectrim.optim.screening.nonfinite import nonfinite as screening_module
+from spectrim.optim.screening import nonfinite as screening_module
 from spectrim.optim.stepping import buckets
 
 RECIPES = {
