@@ -103,7 +103,7 @@ def clipped_sign_step() -> Finding:
         f"sign(M). As a minimum of ⟨M, S⟩ over both balls, the clipped step attains {100 * min(attained):.0f} to "
         f"{100 * max(attained):.0f} % of the best decrease.",
         figures={"unclipped_error": max(unclipped), "clipped_error": max(clipped), "attained": attained},
-        caveat="The paper's exact form of the l-infinity term was not available; both readings are given.",
+        caveat="Holds for the direction sign(M). The paper's form of the l-infinity term was not available to us.",
     )
 
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spectrim.lab.claims.catalogue import Judged
-from spectrim.lab.claims.claim import Interval
+from spectrim.lab.claims.catalogue import CHECKS, Judged, all_claims
+from spectrim.lab.claims.claim import Finding, Interval
 from spectrim.lab.claims.settings import BUDGETS, ClaimsConfig
-from spectrim.lab.files import write_json, write_text
+from spectrim.lab.files import parse_json, write_json, write_text
 from spectrim.lab.reports.page.figures import colour, layout
 from spectrim.lab.reports.page.html import Figure, Note, PagePart, Section, Table, write_page
 from spectrim.lab.reports.pictures import save_figure
@@ -27,8 +27,12 @@ VERDICTS = ("holds", "does not hold", "cannot be judged")
 
 
 def write_claims(judged: Sequence[Judged], config: ClaimsConfig, environment: Mapping[str, Any], folder: Path) -> None:
-    """Write results.json, results.md, report.html and effects.svg and .png; each replaces an older one whole."""
+    """Write results.json, results.md, report.html and, if training was judged, effects.svg and .png.
+
+    Claims that an earlier call judged on the same runs stay in the report.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    judged = with_earlier(judged, config, folder / "results.json")
     write_json(
         folder / "results.json",
         {
@@ -48,6 +52,20 @@ def write_claims(judged: Sequence[Judged], config: ClaimsConfig, environment: Ma
 def as_dict(one: Judged) -> dict[str, Any]:
     """A claim with its finding, as ``results.json`` has it."""
     return {**one.claim.model_dump(mode="json"), **one.finding.model_dump(mode="json")}
+
+
+def with_earlier(judged: Sequence[Judged], config: ClaimsConfig, file: Path) -> list[Judged]:
+    """The claims just judged and, with the findings stored in ``file``, those judged before with the same settings."""
+    stored = parse_json(file.read_bytes(), repr(str(file))) if file.is_file() else {}
+    own = config.model_dump(mode="json")
+    if {**stored.get("config", {}), "only": None} != {**own, "only": None}:
+        return list(judged)
+    found = {one.claim: one for one in judged}
+    findings = {entry["name"]: {key: entry[key] for key in Finding.model_fields} for entry in stored["claims"]}
+    for claim in all_claims().values():
+        if claim not in found and claim.name in findings:
+            found[claim] = Judged(claim, CHECKS[claim.name], Finding.model_validate(findings[claim.name]))
+    return [found[claim] for claim in all_claims().values() if claim in found]
 
 
 def command(name: str, config: ClaimsConfig, trains: bool) -> str:

@@ -23,7 +23,7 @@ __all__ = ["ROBUST_FACTORS", "Study", "quiet", "run_studies", "studies_of"]
 
 RECIPES = (
     *("adamw", "adamw+clip", "signum", "signum+clip", "ademamix", "ademamix+clip", "muon", "spectra"),
-    *("adamw+shrink", "muon+shrink", "adamw+shrink+clip", "spectra+clip"),
+    *("adamw+shrink", "muon+shrink", "adamw+shrink+clip", "spectra+clip", "adamw+preclip"),
 )
 
 SHORT = ("adamw", "adamw+clip", "muon", "spectra")
@@ -69,7 +69,6 @@ def studies_of(budget: Budget) -> Iterator[Study]:
     yield Study(
         name="matrices", recipes=("adamw+clip",), overrides={"adamw+clip": {"clip_scope": "matrices"}}, **shared
     )
-    yield Study(name="preclip", recipes=("adamw+preclip",), **shared)
     for rank in RANKS:
         yield Study(name=f"rank-{rank:g}", recipes=("spectra",), overrides={"spectra": {"rank_ratio": rank}}, **shared)
     for preset in budget.presets[1:]:

@@ -46,4 +46,4 @@ def claims_command(
     header = ["claim", "verdict", "measured"]
     rows = [header, *([one.claim.name, one.finding.verdict, one.finding.measured] for one in judged)]
     show([as_dict(one) for one in judged], as_json, lambda: TextTable(rows, words=("verdict", "measured")))
-    print(f"written to {folder}: results.md, report.html, results.json, effects.svg", file=sys.stderr)
+    print(f"written to {folder}: results.md, report.html, results.json", file=sys.stderr)
