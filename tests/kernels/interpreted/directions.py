@@ -239,7 +239,7 @@ def test_matrices_that_do_not_cover_a_tensor_are_refused(form, lists):
     runs = [(i, 0, g.numel()) for i, g in enumerate(grads)]
     for wrong, said in (
         ([*runs[:6], (6, 0, 119)], "cover 119 of 120"),
-        ([*runs[:6], (6, 0, 60), (6, 59, 61)], "begins before"),
+        ([*runs[:6], (6, 0, 60), (6, 59, 61)], "overlaps the run before"),
         ([*runs[:6], (7, 0, 120)], "expected a part"),
     ):
         with pytest.raises(ValueError, match=said):
