@@ -49,7 +49,10 @@ TOLERANCE = 2e-3
 #: The threshold of gradients that are clipped before the step.
 CLIPPED = 0.5
 #: The modules that ask whether reading is free.
-UNREAD = ("screening", "rule", "schedule", "optimizer", "sharded.grads", "wrapping.changes")
+UNREAD = (
+    *("screening.nonfinite", "rules.rule", "rules.schedule", "optimizer", "gradients.shard_gradients"),
+    "wrapping.base_updates",
+)
 
 
 class BrokenInvariantError(Exception):

@@ -134,7 +134,7 @@ def test_the_command_line_takes_an_optimizer_with_its_options_and_roles_if_the_m
 
 
 def test_the_command_lines_own_optimizer_is_made_without_names_and_says_so() -> None:
-    with pytest.warns(UserWarning, match=r"embeddings or heads|for hidden ones"):
+    with pytest.warns(UserWarning, match=r"embeddings or heads|as hidden"):
         made = cli(workers.Model, "--optimizer=spectrim.Muon", "--optimizer.lr=1e-3")
     (group,) = made.model.configure_optimizers().param_groups
     assert (group["lr"], group.get("role")) == (1e-3, None)

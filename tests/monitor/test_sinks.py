@@ -2,7 +2,7 @@
 
 import json
 import os
-import textwrap
+import re
 from pathlib import Path
 
 import pytest
@@ -169,7 +169,7 @@ def test_a_function_is_a_sink_alone_and_among_others():
 
 def test_the_documented_loop_reads_a_file_in_which_a_record_only_warns(tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parents[2] / "docs" / "monitor.md").read_text(encoding="utf-8")
-    (loop,) = [block for block in page.split("\n\n") if "json.loads(line)" in block]
+    (loop,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "json.loads(line)" in block]
     monkeypatch.chdir(tmp_path)
     name = "model.layers.0.mlp.up_proj.weight"
     measured = {"step": 2, "skipped": 0, "parameters": {name: {"gradient_spike_share": 0.25}}, "ms": 1.0}
@@ -177,7 +177,7 @@ def test_the_documented_loop_reads_a_file_in_which_a_record_only_warns(tmp_path,
     for record in ({**RECORD, "step": 1, "parameters": {}}, measured, {**measured, "step": 3, "parameters": {}}):
         sink(record)
     sink.close()
-    exec(textwrap.dedent(loop), {})
+    exec(loop, {})
     assert capsys.readouterr().out.splitlines() == ["step 3: look at lm_head.weight", "2 0.25"]
 
 
