@@ -6,11 +6,6 @@ about the same weight in the overall loss.
 """
 
 import math
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
