@@ -34,11 +34,20 @@ def largest_magnitudes(tensors: Sequence[Tensor]) -> Tensor:
     filled = [tensor for tensor in tensors if tensor.numel()]
     if not filled:
         return torch.zeros(len(tensors), dtype=dtype, device=tensors[0].device)
-    found = iter(torch._foreach_norm(filled, math.inf, dtype=dtype))
+    if filled[0].device.type == "cpu":
+        found = iter([_largest_magnitude(tensor).to(dtype) for tensor in filled])
+    else:
+        found = iter(torch._foreach_norm(filled, math.inf, dtype=dtype))
     if len(filled) == len(tensors):
         return torch.stack(tuple(found))
     zero = torch.zeros((), dtype=dtype, device=tensors[0].device)
     return torch.stack([next(found) if tensor.numel() else zero for tensor in tensors])
+
+
+def _largest_magnitude(tensor: Tensor) -> Tensor:
+    """The largest magnitude of a tensor on the CPU, whose maximum norm takes five times as long as this."""
+    least, largest = tensor.aminmax()
+    return torch.maximum(-least, largest)
 
 
 def mean_roots(
