@@ -187,7 +187,7 @@ def test_rates_are_tuned_by_the_lowest_loss_and_a_diverged_trial_is_none() -> No
 def test_the_command_trains_judges_and_goes_on_without_training_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    budget = Budget(presets=("tiny",), steps=2, factors=(1.0,), seeds=(1, 2), corpora=False)
+    budget = Budget(presets=("tiny",), steps=2, evaluations=2, factors=(1.0,), seeds=(1, 2), corpora=False)
     monkeypatch.setitem(BUDGETS, "quick", budget)
     monkeypatch.setattr(studies, "RECIPES", ("adamw", "adamw+clip"))
     text = tmp_path / "text.txt"

@@ -17,6 +17,8 @@ class Budget:
     presets: tuple[str, ...]
     """Sizes of the model; all claims are judged at the first, trends over all."""
     steps: int
+    evaluations: int
+    """Evaluations in a run."""
     factors: tuple[float, ...]
     """Of the default learning rate, when rates are tuned."""
     seeds: tuple[int, ...]
@@ -25,10 +27,17 @@ class Budget:
 
 
 BUDGETS: Mapping[str, Budget] = {
-    "quick": Budget(presets=("1m",), steps=120, factors=(0.5, 1, 2), seeds=(1, 2, 3), corpora=False),
-    "default": Budget(presets=("2m", "1m", "tiny"), steps=320, factors=(0.5, 1, 2, 4), seeds=(1, 2, 3), corpora=True),
+    "quick": Budget(presets=("1m",), steps=120, evaluations=8, factors=(0.5, 1, 2), seeds=(1, 2, 3), corpora=False),
+    "default": Budget(
+        presets=("2m", "1m", "tiny"), steps=320, evaluations=16, factors=(0.5, 1, 2, 4), seeds=(1, 2, 3), corpora=True
+    ),
     "long": Budget(
-        presets=("10m", "2m", "1m"), steps=1280, factors=(0.25, 0.5, 1, 2, 4), seeds=(1, 2, 3, 4, 5), corpora=True
+        presets=("10m", "2m", "1m"),
+        steps=1280,
+        evaluations=24,
+        factors=(0.25, 0.5, 1, 2, 4),
+        seeds=(1, 2, 3, 4, 5),
+        corpora=True,
     ),
 }
 

@@ -12,7 +12,7 @@ from statistics import fmean, median
 from typing import Any
 
 from spectrim.lab.claims.settings import BUDGETS, Budget, ClaimsConfig
-from spectrim.lab.config import ModelConfig, MonitorConfig
+from spectrim.lab.config import EvaluationConfig, ModelConfig, MonitorConfig
 from spectrim.lab.experiments.comparison import ComparisonListener, compare
 from spectrim.lab.experiments.settings import CompareConfig
 from spectrim.lab.logging.monitor_log import read_measurements
@@ -149,6 +149,7 @@ def settings_of(
         steps=budget.steps,
         data=data,
         model=ModelConfig(preset=study.preset),
+        evaluation=EvaluationConfig(times=budget.evaluations),
         monitor=MonitorConfig(every=max(10, budget.steps // 8), exact_times=0),
         precision=config.precision,
         device=config.device,
