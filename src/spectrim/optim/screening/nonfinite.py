@@ -83,6 +83,11 @@ def screen(
     return _on_device(by_device, sharded, groups, watch, carried, given)
 
 
+def _numbers(by_device: Sequence[tuple[list[Entry], Tensor]]) -> dict[Entry, float]:
+    """The largest magnitude of every gradient, read from the devices."""
+    return {entry: size for some, sizes in by_device for entry, size in zip(some, sizes.tolist(), strict=True)}
+
+
 def _on_host(
     by_device: Sequence[tuple[list[Entry], Tensor]],
     sharded: Sequence[ShardedEntry],
@@ -91,7 +96,7 @@ def _on_host(
     carried: Tensor | None,
     given: Tensor | None,
 ) -> list[Entry]:
-    numbers = {entry: size for some, sizes in by_device for entry, size in zip(some, sizes.tolist(), strict=True)}
+    numbers = _numbers(by_device)
     bad = [entry for entry, size in numbers.items() if not size < _limit([entry])]
     _raise_if_asked(numbers, groups, sharded)
     for entry in bad:
@@ -120,11 +125,7 @@ def _on_device(
 ) -> list[Entry]:
     everything = [entry for some, _ in by_device for entry in some]
     if any(entry.rule.raises for entry in everything):
-        _raise_if_asked(
-            {entry: size for some, sizes in by_device for entry, size in zip(some, sizes.tolist(), strict=True)},
-            groups,
-            sharded,
-        )
+        _raise_if_asked(_numbers(by_device), groups, sharded)
     first = by_device[0][1].device
     flags: list[Tensor] = []
     if carried is not None:
