@@ -136,7 +136,7 @@ def test_a_claim_of_being_as_good_allows_a_margin() -> None:
     ends = {"adamw": [4.0, 4.1, 4.2], "b": [4.01, 4.11, 4.211], "c": [4.05, 4.15, 4.251]}
     results = {"recipes": planted(ends), "variant": planted({"b": [4.0, 4.1, 4.2]})}
     assert [training.no_worse(recipe, "adamw")(results).verdict for recipe in ("b", "c")] == ["holds", "does not hold"]
-    variant = training.no_worse("b", "b", other_study="variant")(results)
+    variant = training.no_worse_than_variant("b", "variant")(results)
     assert variant.verdict == "holds"
     assert "the variant variant" in variant.measured
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -31,6 +31,10 @@ class Interval(Config):
     mean: float
     low: float
     high: float
+
+    def minus(self, value: float) -> Self:
+        """The interval of the quantity less a constant."""
+        return self.model_copy(update={"mean": self.mean - value, "low": self.low - value, "high": self.high - value})
 
     def shown(self, form: str = ".3f") -> str:
         """The mean and the interval in brackets."""

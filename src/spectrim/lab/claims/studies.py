@@ -4,7 +4,7 @@ Rates are tuned first: every recipe is trained with one seed at a grid of factor
 best one is used with the seeds that claims are judged by. All recipes have the same number of trials.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +33,8 @@ ROBUST = ("adamw", "adamw+clip", "muon", "spectra")
 ROBUST_FACTORS = (4, 16)
 """Factors on the tuned learning rate, for the largest rates that are safe."""
 
-UNSEARCHED = {"embedding_lr": {"signum": 16.0, "ademamix": 16.0}}
-"""Factors on the embeddings' rate of recipes that no search has covered: those of AdamW."""
+UNSEARCHED = {"signum": 16.0, "signum+clip": 4.0, "ademamix": 16.0, "ademamix+clip": 4.0}
+"""Factors on the rate of embeddings and head for recipes that no search has covered: those of AdamW and adamw+clip."""
 
 RANKS = (0.005, 0.05, 0.1)
 """Rank ratios of Spectra beside the published 0.015."""
@@ -143,6 +143,7 @@ def settings_of(
         factors = {recipe: study.times * tuned_factor(recipe, done) for recipe in study.recipes}
     else:
         factors = dict.fromkeys(study.recipes, study.factor)
+    unsearched = {recipe: factor for recipe, factor in UNSEARCHED.items() if recipe in study.recipes}
     return CompareConfig(
         recipes=study.recipes,
         seeds=study.seeds,
@@ -154,16 +155,10 @@ def settings_of(
         precision=config.precision,
         device=config.device,
         lr={recipe: factor * default_hyperparameters(parse_recipe(recipe)).lr for recipe, factor in factors.items()},
-        embedding_lr=factors_of("embedding_lr", study.recipes),
-        head_lr=factors_of("embedding_lr", study.recipes),
+        embedding_lr=unsearched,
+        head_lr=unsearched,
         overrides={recipe: dict(values) for recipe, values in study.overrides.items()},
     )
-
-
-def factors_of(key: str, recipes: Sequence[str]) -> dict[str, float]:
-    """The factors on embeddings and head of recipes that no search has covered; a clip brings a factor of its own."""
-    clipped = {f"{base}+clip": factor / 4 for base, factor in UNSEARCHED[key].items()}
-    return {recipe: factor for recipe, factor in (UNSEARCHED[key] | clipped).items() if recipe in recipes}
 
 
 def tuned_factor(recipe: str, done: Mapping[str, Mapping[str, Any]]) -> float:

@@ -1,6 +1,6 @@
 """Claims about training, judged from comparisons: paired differences over seeds, shares of tokens, costs, spectra."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -16,6 +16,8 @@ Results = Mapping[str, Any]
 MARGIN = 0.02
 """Nats per token: a loss that is higher by less counts as equal, where a claim says "as good"."""
 
+AS_GOOD = f"; up to {MARGIN:g} more counts as equal"
+
 CLIPPED = ("adamw", "signum", "ademamix")
 
 
@@ -24,27 +26,26 @@ def runs_of(results: Results, study: str, recipe: str) -> dict[str, dict[str, An
     return dict(results[study]["recipes"][recipe]["seeds"])
 
 
-def paired(
-    results: Results, one: tuple[str, str], other: tuple[str, str], value: Callable[[dict[str, Any]], float | None]
-) -> Interval | None:
-    """The mean of ``value`` of one (study, recipe) minus the other's, seed by seed; None if a run has none."""
+def loss_differences(results: Results, one: tuple[str, str], other: tuple[str, str]) -> dict[str, float] | None:
+    """Final losses of one (study, recipe) minus another's, by seed; None if a run diverged or for one seed alone."""
     left, right = runs_of(results, *one), runs_of(results, *other)
-    pairs = [(value(left[seed]), value(right[seed])) for seed in left if seed in right]
-    if len(pairs) < 2 or any(a is None or b is None for a, b in pairs):
+    pairs = {seed: (left[seed]["final_loss"], right[seed]["final_loss"]) for seed in left if seed in right}
+    if len(pairs) < 2 or any(None in pair for pair in pairs.values()):
         return None
-    return mean_interval([a - b for a, b in pairs if a is not None and b is not None])
+    return {seed: mine - theirs for seed, (mine, theirs) in pairs.items()}
 
 
-def final_loss(run: dict[str, Any]) -> float | None:
-    loss: float | None = run["final_loss"]
-    return loss
+def paired(results: Results, one: tuple[str, str], other: tuple[str, str]) -> Interval | None:
+    """The mean of :func:`loss_differences` with its interval."""
+    differences = loss_differences(results, one, other)
+    return None if differences is None else mean_interval(list(differences.values()))
 
 
-def token_shares(results: Results, recipe: str, baseline: str, study: str = "recipes") -> list[float] | None:
+def token_shares(results: Results, recipe: str, baseline: str) -> list[float] | None:
     """Shares of the baseline's tokens after which each seed reaches its final loss; None where one never does."""
     shares = []
-    others = runs_of(results, study, baseline)
-    for seed, run in runs_of(results, study, recipe).items():
+    others = runs_of(results, "recipes", baseline)
+    for seed, run in runs_of(results, "recipes", recipe).items():
         target, curve = others[seed]["final_loss"], Curve(**run["curve"])
         reached = None if target is None else tokens_to_reach(curve, target)
         if reached is None:
@@ -53,9 +54,8 @@ def token_shares(results: Results, recipe: str, baseline: str, study: str = "rec
     return shares
 
 
-def sooner(results: Results, recipe: str, baseline: str, study: str = "recipes") -> str:
-    """How much sooner a recipe reaches the baseline's loss, in words."""
-    shares = token_shares(results, recipe, baseline, study)
+def sooner(shares: Sequence[float] | None, baseline: str) -> str:
+    """How much sooner a recipe reaches the baseline's loss, in words, from what :func:`token_shares` returns."""
     if shares is None or len(shares) < 2:
         return f"not every seed reaches {baseline}'s loss"
     return f"{baseline}'s loss after {mean_interval([100 * share for share in shares]).shown('.0f')} % of its tokens"
@@ -64,45 +64,48 @@ def sooner(results: Results, recipe: str, baseline: str, study: str = "recipes")
 NO_INTERVAL = Finding(verdict="cannot be judged", measured="A run diverged, or there are fewer than two seeds.")
 
 
-def better(
-    recipe: str, baseline: str, *, study: str = "recipes", other_study: str = "recipes"
-) -> Callable[[Results], Finding]:
+def better(recipe: str, baseline: str) -> Callable[[Results], Finding]:
     """Judges that a recipe ends at a lower loss than another."""
 
     def judge(results: Results) -> Finding:
-        difference = paired(results, (study, recipe), (other_study, baseline), final_loss)
-        if difference is None:
-            return NO_INTERVAL
-        tokens = f"; {sooner(results, recipe, baseline)}" if study == other_study else ""
-        other = baseline if baseline != recipe else f"the variant {other_study}"
-        return Finding(
-            verdict=by_sign(difference),
-            measured=f"Final loss of {recipe} minus that of {other}: {difference.shown('+.4f')}{tokens}.",
-            figures={"difference": difference},
-        )
+        tokens = sooner(token_shares(results, recipe, baseline), baseline)
+        return compared(results, recipe, ("recipes", baseline), baseline, f"; {tokens}")
 
     return judge
 
 
-def no_worse(
-    recipe: str, baseline: str, *, study: str = "recipes", other_study: str = "recipes"
-) -> Callable[[Results], Finding]:
+def better_than_variant(recipe: str, study: str) -> Callable[[Results], Finding]:
+    """Judges that a recipe ends at a lower loss than its variant in another study."""
+    return lambda results: compared(results, recipe, (study, recipe), f"the variant {study}")
+
+
+def no_worse(recipe: str, baseline: str) -> Callable[[Results], Finding]:
     """Judges that a recipe ends at a loss that is at most :data:`MARGIN` above another's."""
+    return lambda results: compared(results, recipe, ("recipes", baseline), baseline, AS_GOOD, margin=MARGIN)
 
-    def judge(results: Results) -> Finding:
-        difference = paired(results, (study, recipe), (other_study, baseline), final_loss)
-        if difference is None:
-            return NO_INTERVAL
-        beyond = Interval(**{end: value - MARGIN for end, value in difference.model_dump().items()})
-        other = baseline if baseline != recipe else f"the variant {other_study}"
-        return Finding(
-            verdict=by_sign(beyond),
-            measured=f"Final loss of {recipe} minus that of {other}: {difference.shown('+.4f')}; up to {MARGIN:g} more "
-            "counts as equal.",
-            figures={"difference": difference},
-        )
 
-    return judge
+def no_worse_than_variant(recipe: str, study: str) -> Callable[[Results], Finding]:
+    """The same for a recipe and its variant in another study."""
+    return lambda results: compared(results, recipe, (study, recipe), f"the variant {study}", AS_GOOD, margin=MARGIN)
+
+
+def compared(
+    results: Results, recipe: str, other: tuple[str, str], name: str, more: str = "", *, margin: float = 0.0
+) -> Finding:
+    """Judges that a recipe's final loss is less than a (study, recipe)'s plus a margin.
+
+    Args:
+        name: what the report calls the other.
+        more: what the report says after the difference.
+    """
+    difference = paired(results, ("recipes", recipe), other)
+    if difference is None:
+        return NO_INTERVAL
+    return Finding(
+        verdict=by_sign(difference.minus(margin)),
+        measured=f"Final loss of {recipe} minus that of {name}: {difference.shown('+.4f')}{more}.",
+        figures={"difference": difference},
+    )
 
 
 def fewer_tokens(recipe: str, baseline: str, published: float) -> Callable[[Results], Finding]:
@@ -110,10 +113,10 @@ def fewer_tokens(recipe: str, baseline: str, published: float) -> Callable[[Resu
 
     def judge(results: Results) -> Finding:
         shares = token_shares(results, recipe, baseline)
-        difference = paired(results, ("recipes", recipe), ("recipes", baseline), final_loss)
+        difference = paired(results, ("recipes", recipe), ("recipes", baseline))
         if difference is None:
             return NO_INTERVAL
-        tokens = sooner(results, recipe, baseline)
+        tokens = sooner(shares, baseline)
         told = f"Final loss of {recipe} minus {baseline}'s: {difference.shown('+.4f')}; {tokens}."
         figures: dict[str, Any] = {"difference": difference}
         if shares is None:
@@ -139,7 +142,7 @@ def smaller(recipe: str, baseline: str, key: str, name: str) -> Callable[[Result
             return NO_INTERVAL
         ratio = mean_interval([left[seed][key] / right[seed][key] for seed in left])
         return Finding(
-            verdict=by_sign(Interval(mean=ratio.mean - 1, low=ratio.low - 1, high=ratio.high - 1)),
+            verdict=by_sign(ratio.minus(1)),
             measured=f"{name} of {recipe} over {baseline}'s: {ratio.shown()}.",
             figures={"ratio": ratio},
         )
@@ -154,24 +157,16 @@ def safe_rates(recipe: str) -> Callable[[Results], Finding]:
         told, verdicts, figures = [], [], {}
         for times in ROBUST_FACTORS:
             study = f"rate-x{times}"
-            losses = {name: paired(results, (study, name), ("recipes", name), final_loss) for name in (recipe, "adamw")}
-            own, other = losses[recipe], losses["adamw"]
+            raised = {name: loss_differences(results, (study, name), ("recipes", name)) for name in (recipe, "adamw")}
+            own, other = raised[recipe], raised["adamw"]
             if own is None or other is None:
-                diverged = [name for name, loss in losses.items() if loss is None]
+                diverged = [name for name, increase in raised.items() if increase is None]
                 told.append(f"at {times} times the rate {' and '.join(diverged)} diverged")
                 verdicts.append("holds" if diverged == ["adamw"] else "does not hold" if recipe in diverged else None)
                 continue
-            left, right = (runs_of(results, study, name) for name in (recipe, "adamw"))
-            tuned = [runs_of(results, "recipes", name) for name in (recipe, "adamw")]
-            gap = mean_interval(
-                [
-                    (left[seed]["final_loss"] - tuned[0][seed]["final_loss"])
-                    - (right[seed]["final_loss"] - tuned[1][seed]["final_loss"])
-                    for seed in left
-                ]
-            )
-            figures[f"gap_x{times}"] = gap
-            told.append(f"at {times} times the rate {recipe} loses {own.shown('+.3f')} and adamw {other.shown('+.3f')}")
+            gap = figures[f"gap_x{times}"] = mean_interval([own[seed] - other[seed] for seed in own])
+            mine, theirs = (mean_interval(list(increase.values())).shown("+.3f") for increase in (own, other))
+            told.append(f"at {times} times the rate {recipe} loses {mine} and adamw {theirs}")
             verdicts.append(by_sign(gap))
         decided = [verdict for verdict in verdicts if verdict not in (None, "cannot be judged")]
         agreed = set(decided)
@@ -211,13 +206,13 @@ def rank_matters_little(results: Results) -> Finding:
     """Judges the loss over rank ratios from 0.5 to 10 %."""
     told, worst, figures = [], [], {}
     for rank in RANKS:
-        difference = paired(results, (f"rank-{rank:g}", "spectra"), ("recipes", "spectra"), final_loss)
+        difference = paired(results, (f"rank-{rank:g}", "spectra"), ("recipes", "spectra"))
         if difference is None:
             return NO_INTERVAL
         figures[f"rank_{rank:g}"] = difference
         worst.append(difference)
         told.append(f"{100 * rank:g} %: {difference.shown('+.4f')}")
-    gain = paired(results, ("recipes", "spectra"), ("recipes", "adamw"), final_loss)
+    gain = paired(results, ("recipes", "spectra"), ("recipes", "adamw"))
     allowed = abs(gain.mean) if gain else 0.0
     far = any(each.low > allowed for each in worst)
     near = all(each.high < max(allowed, 0.01) for each in worst)
@@ -258,7 +253,7 @@ def over_sizes(recipe: str) -> Callable[[Results], Finding]:
         told, verdicts, figures = [], set(), {}
         for study, summary in results.items():
             if study in ("recipes", "python") or study.startswith("size-"):
-                difference = paired(results, (study, recipe), (study, "adamw"), final_loss)
+                difference = paired(results, (study, recipe), (study, "adamw"))
                 if difference is None:
                     continue
                 where = f"{summary['config']['model']['preset']}{', Python sources' if study == 'python' else ''}"
@@ -312,8 +307,8 @@ CHECKS = {
         judge=smaller("adamw+clip", "adamw", "largest_singular_value", "Largest singular value"), studies=MAIN
     ),
     "clip-rates": Check(judge=safe_rates("adamw+clip"), studies=RATES),
-    "clip-hard": Check(judge=no_worse("adamw+clip", "adamw+clip", other_study="hard"), studies=(*MAIN, "hard")),
-    "clip-scope": Check(judge=better("adamw+clip", "adamw+clip", other_study="matrices"), studies=(*MAIN, "matrices")),
+    "clip-hard": Check(judge=no_worse_than_variant("adamw+clip", "hard"), studies=(*MAIN, "hard")),
+    "clip-scope": Check(judge=better_than_variant("adamw+clip", "matrices"), studies=(*MAIN, "matrices")),
     "pre-clip-training": Check(judge=better("adamw+preclip", "adamw"), studies=MAIN),
     "clip-sizes": Check(judge=over_sizes("adamw+clip"), studies=TREND),
     "spike-tokens": Check(judge=fewer_tokens("spectra", "adamw", 0.3), studies=MAIN),
