@@ -59,12 +59,12 @@ def muon(X, grads, *, lr, beta=0.95, nesterov=True, decay=0.1, scale="match_rms_
     return X
 
 
-def spectra(X, grads, *, lr, start, mu=0.95, decay=0.1, first_steps=4, c=None):
+def spectra(X, grads, *, lr, start, mu=0.95, decay=0.1, first_steps=4, power_steps=1, c=None):
     """``start`` is the n x k basis before the first step."""
     X, M, V = X.double(), 0.0, start.double()
     for step, raw in enumerate(grads):
         M = mu * M + raw.double()
-        for _ in range(first_steps if step == 0 else 1):
+        for _ in range(max(first_steps, power_steps) if step == 0 else power_steps):
             U = torch.linalg.qr(M @ V).Q
             W = M.mT @ U
             V = W / W.norm(dim=0)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from spectrim.cli import main
-from spectrim.lab.claims import catalogue, entry_noise, frank_wolfe, regression, spike_noise, studies, training
+from spectrim.lab.claims import catalogue, entry_noise, frank_wolfe, paired, regression, spike_noise, studies, training
 from spectrim.lab.claims.claim import Interval, by_sign, mean_interval
-from spectrim.lab.claims.settings import BUDGETS, Budget, ClaimsConfig
-from spectrim.lab.claims.studies import Study, studies_of, tuned_factor
+from spectrim.lab.claims.settings import BUDGETS, ClaimsConfig
+from spectrim.lab.claims.studies import Study, planned, planned_runs, studies_of, tuned_factor
 from spectrim.lab.errors import LabError
 from spectrim.lab.recipes.names import default_hyperparameters, parse_recipe
 
@@ -22,13 +22,15 @@ def test_every_claim_has_a_check_and_every_check_a_claim() -> None:
 
 def test_checks_name_studies_that_some_budget_has() -> None:
     known = {study.name for budget in BUDGETS.values() for study in studies_of(budget)}
-    named = {study for check in catalogue.CHECKS.values() for study in check.studies}
+    named = {study for check in catalogue.CHECKS.values() for study in check.needs}
     assert named <= known
 
 
 def test_only_takes_beginnings_of_names_and_refuses_others() -> None:
-    assert [claim.name for claim in catalogue.chosen(["shrink"])] == ["shrink-adamw", "shrink-muon"]
-    assert all(not catalogue.CHECKS[claim.name].studies for claim in catalogue.chosen(["theory"]))
+    assert [claim.name for claim in catalogue.chosen(["shrink"])] == [
+        *("shrink-adamw", "shrink-muon", "shrink-tails", "shrink-small-batch", "shrink-corrupted"),
+    ]
+    assert all(not catalogue.CHECKS[claim.name].needs for claim in catalogue.chosen(["theory"]))
     with pytest.raises(LabError, match="--only nonsense: no claim begins so"):
         catalogue.chosen(["nonsense"])
 
@@ -114,6 +116,7 @@ def planted(losses: dict[str, list[float | None]]) -> dict:
                 "largest_singular_value": 2.0,
                 "optimizer_ms": 3.0,
                 "val_loss_by_frequency": {"1-10": end, "11-99": None if end is None else 2 * end},
+                "dynamics": {"loss_spikes": seed + 1, "spike_steps": 2 * (seed + 1), "diverged": end is None},
                 "curve": {"tokens": [100, 200], "val_loss": [end and end + 1, end]},
             }
             for seed, end in enumerate(ends)
@@ -149,7 +152,7 @@ def test_a_run_that_diverged_leaves_a_difference_open() -> None:
 def test_tokens_to_the_loss_are_read_from_each_seeds_curve() -> None:
     results = {"recipes": planted({"adamw": [4.0, 4.0], "b": [3.5, 3.5]})}
     # From 4.5 at 100 to 3.5 at 200: 4.0 is reached at 150, three quarters of the tokens.
-    assert training.token_shares(results, "b", "adamw") == [pytest.approx(0.75)] * 2
+    assert paired.token_shares(results, "b", "adamw") == [pytest.approx(0.75)] * 2
     finding = training.fewer_tokens("b", "adamw", 0.2)(results)
     assert finding.verdict == "holds"
     assert finding.figures["saved"].mean == pytest.approx(0.25)
@@ -167,6 +170,50 @@ def test_safe_rates_compare_what_a_larger_rate_costs() -> None:
     assert "at 16 times the rate adamw diverged" in finding.measured
     results["rate-x16"] = planted({"adamw": [4.2, 4.3], "b": [None, 4.3]})
     assert training.safe_rates("b")(results).verdict == "cannot be judged"
+
+
+def test_corrupted_batches_compare_what_they_cost() -> None:
+    results = {
+        "recipes": planted({"adamw": [4.0, 4.1], "b": [3.9, 4.0]}),
+        "corrupted": planted({"adamw": [4.5, 4.61], "b": [4.0, 4.1]}),
+    }
+    finding = training.limits_damage("b")(results)
+    assert finding.verdict == "holds"
+    assert finding.figures["gap"].mean == pytest.approx(-0.405)
+    assert "b: 3 loss spikes of 2.0 steps; adamw: 3 loss spikes of 2.0 steps" in finding.measured
+    assert training.limits_damage("adamw")(results).verdict == "cannot be judged"
+
+
+def test_loss_at_equal_time_is_judged_by_its_interval() -> None:
+    results = {"recipes": planted({"b": [4.0, 4.1]})}
+    found = {"share": 0.5, "difference": {"mean": 0.1, "low": 0.05, "high": 0.15, "pairs": 2}}
+    results["recipes"]["recipes"]["b"]["equal_time"] = found
+    assert training.at_equal_time("b")(results).verdict == "does not hold"
+    found["difference"] = {"mean": 0.1, "low": None, "high": None, "pairs": 1}
+    assert training.at_equal_time("b")(results).verdict == "cannot be judged"
+
+
+def test_tails_are_judged_at_every_batch_and_vocabulary() -> None:
+    def measured(index: float | None, **data: int) -> dict:
+        return {"tail_index": index, "config": {"data": {"batch_size": 16, "vocabulary_size": None, **data}}}
+
+    results = {"recipes": measured(1.5), "batch-1": measured(1.1, batch_size=1), "hard": measured(9.0)}
+    finding = training.heavy_tails(results)
+    assert finding.verdict == "holds"
+    assert "1 sequences, vocabulary default: 1.10" in finding.measured
+    assert training.heavy_tails(results | {"vocabulary-99": measured(3.0)}).verdict == "cannot be judged"
+    assert training.heavy_tails({"recipes": measured(2.5)}).verdict == "does not hold"
+    assert training.heavy_tails({"recipes": measured(None)}).verdict == "cannot be judged"
+
+
+def test_a_study_trains_what_the_claims_need_and_every_recipe_is_tuned() -> None:
+    budget = dataclasses.replace(BUDGETS["quick"], factors=(1.0, 2.0))
+    needs = {"recipes": {"muon", "spectra"}, "hard": {"adamw+clip"}, "elsewhere": {"signum"}}
+    every = ["adamw+clip", "muon", "spectra"]
+    plan = {study.name: recipes for study, recipes in planned(needs, budget)}
+    assert plan == {"tune-1": every, "tune-2": every, "recipes": ["muon", "spectra"], "hard": ["adamw+clip"]}
+    assert planned_runs(needs, budget) == 2 * 3 + 3 * 2 + 3 * 1
+    assert planned_runs({}, budget) == 0
 
 
 def test_half_of_the_state_is_counted() -> None:
@@ -187,9 +234,8 @@ def test_rates_are_tuned_by_the_lowest_loss_and_a_diverged_trial_is_none() -> No
 def test_the_command_trains_judges_and_goes_on_without_training_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    budget = Budget(presets=("tiny",), steps=2, evaluations=2, factors=(1.0,), seeds=(1, 2), corpora=False)
-    monkeypatch.setitem(BUDGETS, "quick", budget)
-    monkeypatch.setattr(studies, "RECIPES", ("adamw", "adamw+clip"))
+    shape = {"presets": ("tiny",), "steps": 2, "evaluations": 2, "factors": (1.0,), "seeds": (1, 2)}
+    monkeypatch.setitem(BUDGETS, "quick", dataclasses.replace(BUDGETS["quick"], **shape))
     text = tmp_path / "text.txt"
     text.write_text("One sentence of text, and another one. " * 800, encoding="utf-8")
     asked = ["claims", "--budget", "quick", "--only", "clip-adamw", "--only", "bayes", "--data", str(text)]
@@ -200,6 +246,7 @@ def test_the_command_trains_judges_and_goes_on_without_training_again(
     assert [entry["name"] for entry in written["claims"]] == ["bayes-risk", "clip-adamw"]
     page = (folder / "results.md").read_text(encoding="utf-8")
     assert "spectrim claims --budget quick --only clip-adamw" in page
+    assert "| adamw+clip | " in page.partition("## Learning rates that were tried")[2]
     assert (folder / "effects.svg").is_file()
     assert (folder / "report.html").is_file()
     trained = (folder / "recipes" / "adamw" / "seed-1" / "result.json").stat().st_mtime_ns
@@ -221,7 +268,7 @@ def test_the_quick_budget_is_a_plan_of_which_every_study_has_its_own_name() -> N
 def test_a_studys_rates_are_the_tuned_ones_times_its_factor() -> None:
     budget = dataclasses.replace(BUDGETS["quick"], factors=(1.0, 2.0))
     done = {"tune-1": planted({"adamw": [4.0]}), "tune-2": planted({"adamw": [3.0]})}
-    study = Study(name="rate-x4", recipes=("adamw",), preset="tiny", seeds=(1,), times=4)
-    settings = studies.settings_of(study, ClaimsConfig(), budget, done)
+    study = Study(name="rate-x4", preset="tiny", seeds=(1,), times=4)
+    settings = studies.settings_of(study, ["adamw"], ClaimsConfig(), budget, done)
     default = default_hyperparameters(parse_recipe("adamw")).lr
     assert settings.lr == {"adamw": pytest.approx(8 * default)}

@@ -99,6 +99,14 @@ def test_spectra_is_its_formula(shape, clip):
     assert drift(actual, reference.spectra(weight, grads, lr=LR, start=start, c=clip), weight) < 1e-3
 
 
+def test_spectra_takes_as_many_power_steps_as_asked_for():
+    weight, grads = torch.randn(60, 90), gradients((60, 90))
+    start = start_basis(90, 3, device=weight.device, dtype=torch.float64)
+    one, five = (reference.spectra(weight, grads, lr=LR, start=start, power_steps=steps) for steps in (1, 5))
+    actual = run(spectrim.Spectra, weight, grads, lr=LR, rank_ratio=0.05, power_steps=5)
+    assert drift(actual, five, weight) < 1e-3 < drift(one, five, weight)
+
+
 @pytest.mark.parametrize("shape", [(24, 40), (30,)])
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_without_momentum_the_direction_is_the_gradient(shape, nesterov):

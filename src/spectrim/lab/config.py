@@ -56,6 +56,8 @@ class DataConfig(Config):
     """Sequences in a batch."""
     sequence_length: Annotated[int, Field(ge=2, le=2**24)] = 128
     """Tokens in a sequence."""
+    corrupted: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the training batches whose tokens are drawn at random instead, to study loss spikes."""
 
 
 class ModelConfig(Config):
@@ -101,7 +103,9 @@ class OptimizerConfig(Config):
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     nesterov: bool | None = None
     rank_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
-    """For spectra, the share of singular directions that make up the spike."""
+    """For spectra, the share of singular directions that make up the spike; 1 leaves all singular values alone."""
+    power_steps: PositiveInt | None = None
+    """For spectra, power steps of the spike's basis in every step."""
     scale: Literal["match_rms_adamw", "original"] | None = None
     orthogonalize_steps: PositiveInt | None = None
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None

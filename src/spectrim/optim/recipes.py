@@ -212,6 +212,7 @@ class Spectra(SpectralOptimizer):
         weight_decay: decoupled decay λ.
         clip: threshold on the singular values of the scaled direction, in AdamW's unit.
         shrink: entries beyond this factor times the gradient's entry scale are shrunk.
+        power_steps: power steps of the spike's basis in every step; the first step takes at least four.
         betas, eps: for the plain AdamW.
         options: see :class:`.SpectralOptions`.
 
@@ -232,6 +233,7 @@ class Spectra(SpectralOptimizer):
         *,
         clip: Threshold = None,
         shrink: Threshold = None,
+        power_steps: int = 1,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         **options: Unpack[SpectralOptions],
@@ -241,6 +243,7 @@ class Spectra(SpectralOptimizer):
             "momentum": momentum,
             "nesterov": False,
             "rank_ratio": rank_ratio,
+            "power_steps": power_steps,
             "weight_decay": weight_decay,
         }
         own |= {"betas": betas, "eps": eps, "scale": "rms", "clip": clip, "shrink": shrink}

@@ -35,6 +35,26 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(streams: list[TokenStream])
     assert torch.equal(inputs + 1, targets)
 
 
+def test_a_share_of_batches_is_random_tokens_and_the_others_are_as_without_it() -> None:
+    shape = {"batch_size": 6, "sequence_length": 10, "seed": 3}
+    text = stream(300_000)
+    plain, noisy = Batches([text], **shape), Batches([text], corrupted=0.1, vocabulary_size=50, **shape)
+    halves = [Batches([text], corrupted=0.1, vocabulary_size=50, part=(part, 2), **shape) for part in (0, 1)]
+    corrupted = 0
+    for step in range(1000):
+        inputs, targets = noisy(step)
+        assert torch.equal(inputs[:, 1:], targets[:, :-1])
+        assert torch.equal(torch.cat([half(step)[0] for half in halves]), inputs)
+        if not torch.equal(inputs, plain(step)[0]):
+            corrupted += 1
+            assert inputs.shape == (6, 10)
+            assert inputs.unique().numel() > 20
+            assert inputs.max() < 50
+    assert 70 < corrupted < 130  # 100 expected, standard deviation 9.5
+    with pytest.raises(ValueError, match=r"corrupted=0\.1 needs vocabulary_size"):
+        Batches([text], corrupted=0.1, **shape)
+
+
 def test_an_epoch_visits_every_window_once_and_epochs_differ() -> None:
     # 33 windows in batches of 4: batches straddle epochs.
     batches = Batches([stream(331)], seed=0, batch_size=4, sequence_length=10)

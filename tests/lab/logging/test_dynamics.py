@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from spectrim.lab.logging.dynamics import count_spikes, read_dynamics
+from spectrim.lab.logging.dynamics import find_spikes, read_dynamics
 
 
 def noisy(count: int) -> list[float]:
@@ -12,15 +12,15 @@ def noisy(count: int) -> list[float]:
 
 def test_noise_is_no_spike_and_a_jump_is_one_however_long() -> None:
     losses: list[float | None] = [*noisy(200)]
-    assert count_spikes(losses) == 0
+    assert find_spikes(losses) == []
     losses[100:103] = [4.6, 5.0, 4.7]
     losses[150] = None  # not finite
-    assert count_spikes(losses) == 2
+    assert find_spikes(losses) == [3, 1]
 
 
 def test_a_fall_is_no_spike_and_nothing_is_before_there_is_a_history() -> None:
-    assert count_spikes([10 - 0.05 * step for step in range(100)]) == 0
-    assert count_spikes([4.0, 4.1, 9.0, 4.0]) == 0
+    assert find_spikes([10 - 0.05 * step for step in range(100)]) == []
+    assert find_spikes([4.0, 4.1, 9.0, 4.0]) == []
 
 
 def record(loss: float | None, milliseconds: float, **more: float | None) -> dict[str, float | None]:

@@ -1,7 +1,7 @@
 """A claim of a paper, what was measured for it, and the verdict."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from pydantic import Field
@@ -59,8 +59,8 @@ class Check:
 
     judge: Callable[[Mapping[str, Any]], Finding]
     """Takes the results of the studies by name, as ``results.json`` of each has them."""
-    studies: tuple[str, ...] = ()
-    """Comparisons that must be run first; none for a check by arithmetic."""
+    needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The recipes that must be trained first in each study; none for a check by arithmetic."""
 
 
 def by_sign(interval: Interval) -> Verdict:

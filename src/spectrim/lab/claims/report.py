@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spectrim.lab.claims.catalogue import CHECKS, Judged, all_claims
+from spectrim.lab.claims.catalogue import CHECKS, Judged, Rates, all_claims
 from spectrim.lab.claims.claim import Finding, Interval
 from spectrim.lab.claims.settings import BUDGETS, ClaimsConfig
 from spectrim.lab.files import parse_json, write_json, write_text
@@ -26,27 +26,36 @@ HEADER = ("claim", "paper says", "verdict", "measured here", "repeat")
 VERDICTS = ("holds", "does not hold", "cannot be judged")
 
 
-def write_claims(judged: Sequence[Judged], config: ClaimsConfig, environment: Mapping[str, Any], folder: Path) -> None:
+def write_claims(
+    judged: Sequence[Judged],
+    rates: Sequence[Rates],
+    config: ClaimsConfig,
+    environment: Mapping[str, Any],
+    folder: Path,
+) -> None:
     """Write results.json, results.md, report.html and, if training was judged, effects.svg and .png.
 
-    Claims that an earlier call judged on the same runs stay in the report.
+    Claims and rates that an earlier call measured on the same runs stay in the report.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    judged = with_earlier(judged, config, folder / "results.json")
-    write_json(
-        folder / "results.json",
-        {
-            "kind": "claims",
-            "config": config.model_dump(mode="json"),
-            "environment": dict(environment),
-            "claims": [as_dict(one) for one in judged],
-        },
-    )
+    file = folder / "results.json"
+    stored = earlier(config, file)
+    judged = merged(judged, stored.get("claims", ()))
+    known = {one.recipe: one for one in map(Rates.model_validate, stored.get("rates", ()))}
+    rates = sorted((known | {one.recipe: one for one in rates}).values(), key=lambda one: one.recipe)
+    written = {
+        "kind": "claims",
+        "config": config.model_dump(mode="json"),
+        "environment": dict(environment),
+        "claims": [as_dict(one) for one in judged],
+        "rates": [one.model_dump(mode="json") for one in rates],
+    }
+    write_json(file, written)
     figure = effects_figure(judged)
     if figure:
         save_figure(figure, folder, "effects")
-    write_text(folder / "results.md", markdown(judged, config, environment, picture=figure is not None))
-    write_page([page(judged, config, environment, figure)], folder / "report.html")
+    write_text(folder / "results.md", markdown(judged, rates, config, environment, picture=figure is not None))
+    write_page([page(judged, rates, config, environment, figure)], folder / "report.html")
 
 
 def as_dict(one: Judged) -> dict[str, Any]:
@@ -54,14 +63,17 @@ def as_dict(one: Judged) -> dict[str, Any]:
     return {**one.claim.model_dump(mode="json"), **one.finding.model_dump(mode="json")}
 
 
-def with_earlier(judged: Sequence[Judged], config: ClaimsConfig, file: Path) -> list[Judged]:
-    """The claims just judged and, with the findings stored in ``file``, those judged before with the same settings."""
+def earlier(config: ClaimsConfig, file: Path) -> dict[str, Any]:
+    """What ``results.json`` holds from an earlier call; nothing if it had other settings."""
     stored = parse_json(file.read_bytes(), repr(str(file))) if file.is_file() else {}
-    own = config.model_dump(mode="json")
-    if {**stored.get("config", {}), "only": None} != {**own, "only": None}:
-        return list(judged)
+    same = {**stored.get("config", {}), "only": None} == {**config.model_dump(mode="json"), "only": None}
+    return stored if same else {}
+
+
+def merged(judged: Sequence[Judged], stored: Sequence[Mapping[str, Any]]) -> list[Judged]:
+    """The claims just judged, and the stored ones that were not, in the order of the report."""
     found = {one.claim: one for one in judged}
-    findings = {entry["name"]: {key: entry[key] for key in Finding.model_fields} for entry in stored["claims"]}
+    findings = {entry["name"]: {key: entry[key] for key in Finding.model_fields} for entry in stored}
     for claim in all_claims().values():
         if claim not in found and claim.name in findings:
             found[claim] = Judged(claim, CHECKS[claim.name], Finding.model_validate(findings[claim.name]))
@@ -80,7 +92,7 @@ def rows_of(judged: Sequence[Judged], config: ClaimsConfig, paper: str) -> list[
     for one in judged:
         if one.claim.paper == paper:
             measured = f"{one.finding.measured} {one.finding.caveat}".strip()
-            repeat = f"`{command(one.claim.name, config, bool(one.check.studies))}`"
+            repeat = f"`{command(one.claim.name, config, bool(one.check.needs))}`"
             rows.append([one.claim.statement, one.claim.published, one.finding.verdict, measured, repeat])
     return [list(HEADER), *rows] if rows else []
 
@@ -106,7 +118,29 @@ def about(config: ClaimsConfig) -> list[str]:
     ]
 
 
-def markdown(judged: Sequence[Judged], config: ClaimsConfig, environment: Mapping[str, Any], *, picture: bool) -> str:
+def rates_table(rates: Sequence[Rates]) -> list[list[str]]:
+    """The table of learning rates and losses, its header first."""
+    return [["recipe", "best", "learning rate: loss"], *map(rates_row, rates)]
+
+
+def rates_row(one: Rates) -> list[str]:
+    """A recipe's best rate, and the losses at all that were tried."""
+    finite = {rate: loss for rate, loss in one.losses.items() if loss is not None}
+    best = f"{min(finite, key=finite.__getitem__):.3g}" if finite else "none"
+    tried = (
+        f"{rate:.3g}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in sorted(one.losses.items())
+    )
+    return [one.recipe, best, ", ".join(tried)]
+
+
+def markdown(
+    judged: Sequence[Judged],
+    rates: Sequence[Rates],
+    config: ClaimsConfig,
+    environment: Mapping[str, Any],
+    *,
+    picture: bool,
+) -> str:
     """The report as Markdown."""
     lines = [
         "# The papers' claims, measured",
@@ -116,28 +150,39 @@ def markdown(judged: Sequence[Judged], config: ClaimsConfig, environment: Mappin
         f"{headline(judged)}.",
         "",
     ]
-    lines += [*about(config), ""] if any(one.check.studies for one in judged) else []
+    lines += [*about(config), ""] if any(one.check.needs for one in judged) else []
     if picture:
         lines += ["![Differences of final loss with 95 % intervals](effects.svg)", ""]
     for paper, title in PAPERS.items():
         if rows := rows_of(judged, config, paper):
             lines += [f"## {title}", "", f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
             lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows[1:]] + [""]
+    if rates:
+        head, *rows = rates_table(rates)
+        lines += ["## Learning rates that were tried", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+        lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
     lines += ["## Where", "", *(f"- {key}: {value}" for key, value in environment.items())]
     return "\n".join(lines) + "\n"
 
 
 def page(
-    judged: Sequence[Judged], config: ClaimsConfig, environment: Mapping[str, Any], figure: Figure | None
+    judged: Sequence[Judged],
+    rates: Sequence[Rates],
+    config: ClaimsConfig,
+    environment: Mapping[str, Any],
+    figure: Figure | None,
 ) -> PagePart:
     """The report as a page."""
     sections = [Section(title="Differences of final loss", items=[figure])] if figure else []
     for paper, title in PAPERS.items():
         if rows := rows_of(judged, config, paper):
             sections.append(Section(title=title, items=[Table(caption=title, rows=rows, words=True)]))
+    if rates:
+        caption = "Learning rates that were tried"
+        sections.append(Section(title=caption, items=[Table(caption=caption, rows=rates_table(rates), words=True)]))
     where = [f"{key}: {value}" for key, value in environment.items()]
     sections.append(Section(title="Where", items=[Note(lines=where, bullets=True)]))
-    summary = about(config) if any(one.check.studies for one in judged) else []
+    summary = about(config) if any(one.check.needs for one in judged) else []
     return PagePart(
         title="The papers' claims", headline=headline(judged), summary=summary, swatches=(), sections=sections
     )

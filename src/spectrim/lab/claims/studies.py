@@ -4,7 +4,7 @@ Rates are tuned first: every recipe is trained with one seed at a grid of factor
 best one is used with the seeds that claims are judged by. All recipes have the same number of trials.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,35 +17,31 @@ from spectrim.lab.experiments.comparison import ComparisonListener, compare
 from spectrim.lab.experiments.settings import CompareConfig
 from spectrim.lab.logging.monitor_log import read_measurements
 from spectrim.lab.recipes.names import BASELINE, default_hyperparameters, parse_recipe
-from spectrim.lab.training.folder import RunFolder
+from spectrim.lab.training.folder import RunFolder, stored_settings
 
-__all__ = ["ROBUST_FACTORS", "Study", "quiet", "run_studies", "studies_of"]
-
-RECIPES = (
-    *("adamw", "adamw+clip", "signum", "signum+clip", "ademamix", "ademamix+clip", "muon", "spectra"),
-    *("adamw+shrink", "muon+shrink", "adamw+shrink+clip", "spectra+clip", "adamw+preclip"),
-)
-
-SHORT = ("adamw", "adamw+clip", "muon", "spectra")
-"""The recipes that are trained at other sizes and on other text."""
-
-ROBUST = ("adamw", "adamw+clip", "muon", "spectra")
-ROBUST_FACTORS = (4, 16)
-"""Factors on the tuned learning rate, for the largest rates that are safe."""
+__all__ = ["Listener", "Needs", "Study", "planned_runs", "quiet", "run_studies", "studies_of", "tuning_losses"]
 
 UNSEARCHED = {"signum": 16.0, "signum+clip": 4.0, "ademamix": 16.0, "ademamix+clip": 4.0}
 """Factors on the rate of embeddings and head for recipes that no search has covered: those of AdamW and adamw+clip."""
 
-RANKS = (0.005, 0.05, 0.1)
-"""Rank ratios of Spectra beside the published 0.015."""
+SMALL_BATCH = 2
+"""Sequences in the batches of the study on small ones."""
+
+CORRUPTED = 0.05
+"""Share of corrupted batches in the study on them."""
+
+Needs = Mapping[str, Collection[str]]
+"""The recipes that must be trained in each study."""
+
+Listener = Callable[[CompareConfig, str], AbstractContextManager[ComparisonListener | None]]
+"""Makes, from a study's settings and name, what is told about its progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A comparison: what differs from the others of its budget."""
+    """A comparison: what differs from the others of its budget. The claims decide which recipes it trains."""
 
     name: str
-    recipes: tuple[str, ...]
     preset: str
     seeds: tuple[int, ...]
     factor: float | None = None
@@ -53,28 +49,38 @@ class Study:
     times: float = 1.0
     """On the tuned rates."""
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    sources: tuple[str, ...] = ()
+    """Hyperparameters by recipe."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the text and its batches."""
 
 
 def studies_of(budget: Budget) -> Iterator[Study]:
     """Every study of a budget, in the order in which they run; those that tune come first."""
     first = budget.presets[0]
     for factor in budget.factors:
-        yield Study(name=f"tune-{factor:g}", recipes=RECIPES, preset=first, seeds=(0,), factor=factor)
+        yield Study(name=f"tune-{factor:g}", preset=first, seeds=(0,), factor=factor)
     shared: dict[str, Any] = {"preset": first, "seeds": budget.seeds}
-    yield Study(name="recipes", recipes=RECIPES, **shared)
-    for times in ROBUST_FACTORS:
-        yield Study(name=f"rate-x{times}", recipes=ROBUST, times=times, **shared)
-    yield Study(name="hard", recipes=("adamw+clip",), overrides={"adamw+clip": {"clip_form": "hard"}}, **shared)
-    yield Study(
-        name="matrices", recipes=("adamw+clip",), overrides={"adamw+clip": {"clip_scope": "matrices"}}, **shared
-    )
-    for rank in RANKS:
-        yield Study(name=f"rank-{rank:g}", recipes=("spectra",), overrides={"spectra": {"rank_ratio": rank}}, **shared)
+    yield Study(name="recipes", **shared)
+    for times in budget.raised:
+        yield Study(name=f"rate-x{times}", times=times, **shared)
+    yield Study(name="hard", overrides={"adamw+clip": {"clip_form": "hard"}}, **shared)
+    yield Study(name="matrices", overrides={"adamw+clip": {"clip_scope": "matrices"}}, **shared)
+    for rank in budget.ranks:
+        yield Study(name=f"rank-{rank:g}", overrides={"spectra": {"rank_ratio": rank}}, **shared)
+    # A spike of all directions leaves no tail, so nothing is shaped.
+    yield Study(name="unshaped", overrides={"spectra": {"rank_ratio": 1.0}}, **shared)
+    yield Study(name="power-5", overrides={"spectra": {"power_steps": 5}}, **shared)
+    yield Study(name="corrupted", data={"corrupted": CORRUPTED}, **shared)
+    yield Study(name="small-batch", data={"batch_size": SMALL_BATCH}, **shared)
+    one: dict[str, Any] = {"preset": first, "seeds": budget.seeds[:1]}
+    for size in budget.batches:
+        yield Study(name=f"batch-{size}", data={"batch_size": size}, **one)
+    for size in budget.vocabularies:
+        yield Study(name=f"vocabulary-{size}", data={"vocabulary_size": size}, **one)
     for preset in budget.presets[1:]:
-        yield Study(name=f"size-{preset}", recipes=SHORT, preset=preset, seeds=budget.seeds)
+        yield Study(name=f"size-{preset}", preset=preset, seeds=budget.seeds)
     if budget.corpora:
-        yield Study(name="python", recipes=SHORT, sources=(python_sources(),), **shared)
+        yield Study(name="python", data={"sources": (python_sources(),)}, **shared)
 
 
 def python_sources() -> str:
@@ -84,71 +90,90 @@ def python_sources() -> str:
     return str(Path(sysconfig.get_paths()["stdlib"]) / "*.py")
 
 
+def planned(needs: Needs, budget: Budget) -> Iterator[tuple[Study, list[str]]]:
+    """The studies of a budget that are needed, each with its recipes, AdamW first; every recipe is tuned."""
+    studies = list(studies_of(budget))
+    tuned = {recipe for study in studies for recipe in needs.get(study.name, ())}
+    for study in studies:
+        recipes = needs.get(study.name, ()) if study.factor is None else tuned
+        if recipes:
+            yield study, sorted(recipes, key=lambda recipe: (recipe != BASELINE, recipe))
+
+
+def planned_runs(needs: Needs, budget: Budget) -> int:
+    """The number of runs that the claims with these needs take."""
+    return sum(len(recipes) * len(study.seeds) for study, recipes in planned(needs, budget))
+
+
 def quiet(settings: CompareConfig, study: str) -> AbstractContextManager[ComparisonListener | None]:
     """Tells nobody about progress."""
     return nullcontext()
 
 
 def run_studies(
-    config: ClaimsConfig,
-    needed: Collection[str],
-    folder: Path,
-    *,
-    cache_dir: Path | None = None,
-    listener: Callable[[CompareConfig, str], AbstractContextManager[ComparisonListener | None]] = quiet,
+    config: ClaimsConfig, needs: Needs, folder: Path, *, cache_dir: Path | None = None, listener: Listener = quiet
 ) -> dict[str, dict[str, Any]]:
     """Train what is not trained yet, and return what ``results.json`` of every needed study holds.
 
+    Measurements of AdamW's gradients come with it: "spike_shares" at every measurement, "spike_range" over the matrices
+    at the last one, and "tail_index" there.
+
     Args:
         config: budget and text.
-        needed: names of studies; those that tune are added, those that the budget lacks are left out.
+        needs: recipes of each study; studies that tune are added, those that the budget lacks are left out.
         folder: holds a folder for each study.
         cache_dir: where tokens are cached.
-        listener: makes, from a study's settings and name, what is told about its progress.
+        listener: see :data:`Listener`.
     """
     budget = BUDGETS[config.budget]
     results: dict[str, dict[str, Any]] = {}
-    for study in studies_of(budget):
-        if study.factor is None and study.name not in needed:
-            continue
-        settings = settings_of(study, config, budget, results)
+    for study, recipes in planned(needs, budget):
+        out = folder / study.name
+        # A comparison keeps the recipes of earlier calls.
+        before = stored_settings(CompareConfig, out)
+        every = list(dict.fromkeys((*(before.recipes if before else ()), *recipes)))
+        settings = settings_of(study, every, config, budget, results)
         progress = listener(settings, study.name)
         with progress as told:
-            summary = compare(settings, folder / study.name, cache_dir=cache_dir, monitor=told)
-        results[study.name] = {**summary, "spike_shares": spike_shares(folder / study.name)}
+            summary = compare(settings, out, cache_dir=cache_dir, monitor=told)
+        results[study.name] = {**summary, **measured_gradients(out)}
     return results
 
 
-def spike_shares(study: Path) -> list[float]:
-    """AdamW's spike share at every measurement of its runs: the median over matrices, the mean over seeds."""
+def measured_gradients(study: Path) -> dict[str, Any]:
+    """What the monitor has measured of AdamW's gradients, over the seeds of a study."""
     runs = [read_measurements(RunFolder(path).monitor_file) for path in sorted((study / BASELINE).glob("seed-*"))]
-    shares = [[median(found) for record in run if (found := list(shares_in(record)))] for run in runs]
-    return [fmean(column) for column in zip(*shares, strict=False)]
+    shares = [[values_in(record, "gradient_spike_share") for record in run] for run in runs]
+    last = [share for run in shares if run for share in run[-1]]
+    tails = [values_in(run[-1], "gradient_tail_index") for run in runs if run]
+    return {
+        "spike_shares": [
+            fmean(column) for column in zip(*(map(median, filter(None, run)) for run in shares), strict=False)
+        ],
+        "spike_range": [min(last), max(last)] if last else None,
+        "tail_index": fmean(map(median, tails)) if tails and all(tails) else None,
+    }
 
 
-def shares_in(record: Mapping[str, Any]) -> Iterator[float]:
-    """The spike share of every matrix's gradient in a record."""
-    for entry in record["parameters"].values():
-        share = entry.get("gradient_spike_share")
-        if share is not None:
-            yield share
+def values_in(record: Mapping[str, Any], key: str) -> list[float]:
+    """A quantity of every matrix in a record of the monitor."""
+    return [value for entry in record["parameters"].values() if (value := entry.get(key)) is not None]
 
 
 def settings_of(
-    study: Study, config: ClaimsConfig, budget: Budget, done: Mapping[str, Mapping[str, Any]]
+    study: Study, recipes: Sequence[str], config: ClaimsConfig, budget: Budget, done: Mapping[str, Mapping[str, Any]]
 ) -> CompareConfig:
     """The comparison that a study is."""
-    data = config.data.model_copy(update={"sources": study.sources}) if study.sources else config.data
     if study.factor is None:
-        factors = {recipe: study.times * tuned_factor(recipe, done) for recipe in study.recipes}
+        factors = {recipe: study.times * tuned_factor(recipe, done) for recipe in recipes}
     else:
-        factors = dict.fromkeys(study.recipes, study.factor)
-    unsearched = {recipe: factor for recipe, factor in UNSEARCHED.items() if recipe in study.recipes}
+        factors = dict.fromkeys(recipes, study.factor)
+    unsearched = {recipe: factor for recipe, factor in UNSEARCHED.items() if recipe in recipes}
     return CompareConfig(
-        recipes=study.recipes,
+        recipes=tuple(recipes),
         seeds=study.seeds,
         steps=budget.steps,
-        data=data,
+        data=config.data.model_copy(update=dict(study.data)),
         model=ModelConfig(preset=study.preset),
         evaluation=EvaluationConfig(times=budget.evaluations),
         monitor=MonitorConfig(every=max(10, budget.steps // 8), exact_times=0),
@@ -157,17 +182,20 @@ def settings_of(
         lr={recipe: factor * default_hyperparameters(parse_recipe(recipe)).lr for recipe, factor in factors.items()},
         embedding_lr=unsearched,
         head_lr=unsearched,
-        overrides={recipe: dict(values) for recipe, values in study.overrides.items()},
+        overrides={recipe: dict(values) for recipe, values in study.overrides.items() if recipe in recipes},
     )
 
 
 def tuned_factor(recipe: str, done: Mapping[str, Mapping[str, Any]]) -> float:
     """The factor on the default rate with the lowest loss in the studies that tune; 1 for a recipe not among them."""
-    losses = {
-        float(name.removeprefix("tune-")): loss
-        for name, summary in done.items()
-        if name.startswith("tune-")
-        and recipe in summary["recipes"]
-        and (loss := summary["recipes"][recipe]["final_loss"]) is not None
-    }
+    losses = {factor: loss for factor, loss in tuning_losses(recipe, done).items() if loss is not None}
     return min(losses, key=losses.__getitem__) if losses else 1.0
+
+
+def tuning_losses(recipe: str, done: Mapping[str, Mapping[str, Any]]) -> dict[float, float | None]:
+    """The final loss of a recipe at every factor on its default rate that was tried; None where it diverged."""
+    return {
+        float(name.removeprefix("tune-")): summary["recipes"][recipe]["final_loss"]
+        for name, summary in done.items()
+        if name.startswith("tune-") and recipe in summary["recipes"]
+    }

@@ -1,153 +1,34 @@
-"""Claims about training, judged from comparisons: paired differences over seeds, shares of tokens, costs, spectra."""
+"""Claims about training, judged from comparisons: rates and corrupted batches, costs, ranks, spectra and tails."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from statistics import median
-from typing import Any
 
 from spectrim.lab.claims.claim import Check, Finding, Interval, Verdict, by_sign, mean_interval
-from spectrim.lab.claims.studies import RANKS, ROBUST_FACTORS
-from spectrim.lab.experiments.results import tokens_to_reach
-from spectrim.lab.logging.run_result import Curve
+from spectrim.lab.claims.paired import (
+    NO_INTERVAL,
+    Results,
+    better,
+    better_in,
+    better_than_variant,
+    fewer_tokens,
+    less_harmed,
+    no_worse,
+    no_worse_than_variant,
+    paired,
+    runs_of,
+    smaller,
+)
+from spectrim.lab.claims.settings import BUDGETS
+from spectrim.lab.claims.studies import CORRUPTED
 
 __all__ = ["CHECKS"]
-
-Results = Mapping[str, Any]
-
-MARGIN = 0.02
-"""Nats per token: a loss that is higher by less counts as equal, where a claim says "as good"."""
-
-AS_GOOD = f"; up to {MARGIN:g} more counts as equal"
 
 CLIPPED = ("adamw", "signum", "ademamix")
 
 
-def runs_of(results: Results, study: str, recipe: str) -> dict[str, dict[str, Any]]:
-    """Every seed's own numbers of a recipe."""
-    return dict(results[study]["recipes"][recipe]["seeds"])
-
-
-def loss_differences(results: Results, one: tuple[str, str], other: tuple[str, str]) -> dict[str, float] | None:
-    """Final losses of one (study, recipe) minus another's, by seed; None if a run diverged or for one seed alone."""
-    left, right = runs_of(results, *one), runs_of(results, *other)
-    pairs = {seed: (left[seed]["final_loss"], right[seed]["final_loss"]) for seed in left if seed in right}
-    if len(pairs) < 2 or any(None in pair for pair in pairs.values()):
-        return None
-    return {seed: mine - theirs for seed, (mine, theirs) in pairs.items()}
-
-
-def paired(results: Results, one: tuple[str, str], other: tuple[str, str]) -> Interval | None:
-    """The mean of :func:`loss_differences` with its interval."""
-    differences = loss_differences(results, one, other)
-    return None if differences is None else mean_interval(list(differences.values()))
-
-
-def token_shares(results: Results, recipe: str, baseline: str) -> list[float] | None:
-    """Shares of the baseline's tokens after which each seed reaches its final loss; None where one never does."""
-    shares = []
-    others = runs_of(results, "recipes", baseline)
-    for seed, run in runs_of(results, "recipes", recipe).items():
-        target, curve = others[seed]["final_loss"], Curve(**run["curve"])
-        reached = None if target is None else tokens_to_reach(curve, target)
-        if reached is None:
-            return None
-        shares.append(reached / curve.tokens[-1])
-    return shares
-
-
-def sooner(shares: Sequence[float] | None, baseline: str) -> str:
-    """How much sooner a recipe reaches the baseline's loss, in words, from what :func:`token_shares` returns."""
-    if shares is None or len(shares) < 2:
-        return f"not every seed reaches {baseline}'s loss"
-    return f"{baseline}'s loss after {mean_interval([100 * share for share in shares]).shown('.0f')} % of its tokens"
-
-
-NO_INTERVAL = Finding(verdict="cannot be judged", measured="A run diverged, or there are fewer than two seeds.")
-
-
-def better(recipe: str, baseline: str) -> Callable[[Results], Finding]:
-    """Judges that a recipe ends at a lower loss than another."""
-
-    def judge(results: Results) -> Finding:
-        tokens = sooner(token_shares(results, recipe, baseline), baseline)
-        return compared(results, recipe, ("recipes", baseline), baseline, f"; {tokens}")
-
-    return judge
-
-
-def better_than_variant(recipe: str, study: str) -> Callable[[Results], Finding]:
-    """Judges that a recipe ends at a lower loss than its variant in another study."""
-    return lambda results: compared(results, recipe, (study, recipe), f"the variant {study}")
-
-
-def no_worse(recipe: str, baseline: str) -> Callable[[Results], Finding]:
-    """Judges that a recipe ends at a loss that is at most :data:`MARGIN` above another's."""
-    return lambda results: compared(results, recipe, ("recipes", baseline), baseline, AS_GOOD, margin=MARGIN)
-
-
-def no_worse_than_variant(recipe: str, study: str) -> Callable[[Results], Finding]:
-    """The same for a recipe and its variant in another study."""
-    return lambda results: compared(results, recipe, (study, recipe), f"the variant {study}", AS_GOOD, margin=MARGIN)
-
-
-def compared(
-    results: Results, recipe: str, other: tuple[str, str], name: str, more: str = "", *, margin: float = 0.0
-) -> Finding:
-    """Judges that a recipe's final loss is less than a (study, recipe)'s plus a margin.
-
-    Args:
-        name: what the report calls the other.
-        more: what the report says after the difference.
-    """
-    difference = paired(results, ("recipes", recipe), other)
-    if difference is None:
-        return NO_INTERVAL
-    return Finding(
-        verdict=by_sign(difference.minus(margin)),
-        measured=f"Final loss of {recipe} minus that of {name}: {difference.shown('+.4f')}{more}.",
-        figures={"difference": difference},
-    )
-
-
-def fewer_tokens(recipe: str, baseline: str, published: float) -> Callable[[Results], Finding]:
-    """Judges that a recipe needs less than all of the baseline's tokens to its loss."""
-
-    def judge(results: Results) -> Finding:
-        shares = token_shares(results, recipe, baseline)
-        difference = paired(results, ("recipes", recipe), ("recipes", baseline))
-        if difference is None:
-            return NO_INTERVAL
-        tokens = sooner(shares, baseline)
-        told = f"Final loss of {recipe} minus {baseline}'s: {difference.shown('+.4f')}; {tokens}."
-        figures: dict[str, Any] = {"difference": difference}
-        if shares is None:
-            return Finding(verdict=by_sign(difference), measured=told, figures=figures)
-        saved = mean_interval([1 - share for share in shares])
-        verdict: Verdict = "holds" if saved.low > 0 else by_sign(difference)
-        reached = "reached" if saved.high >= published else "not reached"
-        return Finding(
-            verdict=verdict,
-            measured=f"{told} The published saving of {100 * published:.0f} % is {reached} within the interval.",
-            figures=figures | {"saved": saved},
-        )
-
-    return judge
-
-
-def smaller(recipe: str, baseline: str, key: str, name: str) -> Callable[[Results], Finding]:
-    """Judges that a number of the trained weights is smaller than the baseline's."""
-
-    def judge(results: Results) -> Finding:
-        left, right = runs_of(results, "recipes", recipe), runs_of(results, "recipes", baseline)
-        if any(run[key] is None for run in (*left.values(), *right.values())) or len(left) < 2:
-            return NO_INTERVAL
-        ratio = mean_interval([left[seed][key] / right[seed][key] for seed in left])
-        return Finding(
-            verdict=by_sign(ratio.minus(1)),
-            measured=f"{name} of {recipe} over {baseline}'s: {ratio.shown()}.",
-            figures={"ratio": ratio},
-        )
-
-    return judge
+def numbered(results: Results, prefix: str) -> list[tuple[float, str]]:
+    """The studies whose names are a prefix and a number: the number and the name, in the order of the numbers."""
+    return sorted((float(name.removeprefix(prefix)), name) for name in results if name.startswith(prefix))
 
 
 def safe_rates(recipe: str) -> Callable[[Results], Finding]:
@@ -155,23 +36,66 @@ def safe_rates(recipe: str) -> Callable[[Results], Finding]:
 
     def judge(results: Results) -> Finding:
         told, verdicts, figures = [], [], {}
-        for times in ROBUST_FACTORS:
-            study = f"rate-x{times}"
-            raised = {name: loss_differences(results, (study, name), ("recipes", name)) for name in (recipe, "adamw")}
-            own, other = raised[recipe], raised["adamw"]
-            if own is None or other is None:
-                diverged = [name for name, increase in raised.items() if increase is None]
-                told.append(f"at {times} times the rate {' and '.join(diverged)} diverged")
-                verdicts.append("holds" if diverged == ["adamw"] else "does not hold" if recipe in diverged else None)
-                continue
-            gap = figures[f"gap_x{times}"] = mean_interval([own[seed] - other[seed] for seed in own])
-            mine, theirs = (mean_interval(list(increase.values())).shown("+.3f") for increase in (own, other))
-            told.append(f"at {times} times the rate {recipe} loses {mine} and adamw {theirs}")
-            verdicts.append(by_sign(gap))
-        decided = [verdict for verdict in verdicts if verdict not in (None, "cannot be judged")]
-        agreed = set(decided)
-        verdict: Verdict = decided[0] if len(agreed) == 1 else "cannot be judged"  # type: ignore[assignment]
-        return Finding(verdict=verdict, measured=f"Against the tuned rate, {'; '.join(told)}.", figures=figures)
+        for times, study in numbered(results, "rate-x"):
+            verdict, harm, gap = less_harmed(results, study, recipe)
+            told.append(f"at {times:g} times the rate {harm}")
+            verdicts.append(verdict)
+            if gap is not None:
+                figures[f"gap_x{times:g}"] = gap
+        agreed = {verdict for verdict in verdicts if verdict not in (None, "cannot be judged")}
+        return Finding(
+            verdict=agreed.pop() if len(agreed) == 1 else "cannot be judged",
+            measured=f"Against the tuned rate, {'; '.join(told)}.",
+            figures=figures,
+        )
+
+    return judge
+
+
+def limits_damage(recipe: str) -> Callable[[Results], Finding]:
+    """Judges that corrupted batches raise a recipe's loss by less than AdamW's."""
+
+    def judge(results: Results) -> Finding:
+        verdict, harm, gap = less_harmed(results, "corrupted", recipe)
+        courses = "; ".join(f"{name}: {course_of(results, 'corrupted', name)}" for name in (recipe, "adamw"))
+        return Finding(
+            verdict=verdict or "cannot be judged",
+            measured=f"With {100 * CORRUPTED:g} % of the batches replaced by random tokens {harm}. {courses}.",
+            figures={} if gap is None else {"gap": gap},
+            caveat="The gradient's global norm is clipped to 1 in all runs.",
+        )
+
+    return judge
+
+
+def course_of(results: Results, study: str, recipe: str) -> str:
+    """Loss spikes of a recipe over all seeds, the steps that they last, and diverged runs, in words."""
+    courses = [run["dynamics"] for run in runs_of(results, study, recipe).values()]
+    if any(course is None or course.get("spike_steps") is None for course in courses):
+        return "loss spikes unknown"
+    spikes, steps = (sum(course[key] for course in courses) for key in ("loss_spikes", "spike_steps"))
+    diverged = sum(course["diverged"] for course in courses)
+    length = f" of {steps / spikes:.1f} steps" if spikes else ""
+    return f"{spikes} loss spikes{length}" + (f", {diverged} runs diverged" if diverged else "")
+
+
+def at_equal_time(recipe: str) -> Callable[[Results], Finding]:
+    """Judges that a recipe's loss is lower than AdamW's at the time when AdamW ends."""
+
+    def judge(results: Results) -> Finding:
+        found = results["recipes"]["recipes"][recipe]["equal_time"]
+        difference = found and found["difference"]
+        if not difference or difference["low"] is None:
+            return NO_INTERVAL
+        interval = Interval(**{key: difference[key] for key in ("mean", "low", "high")})
+        return Finding(
+            verdict=by_sign(interval),
+            measured=f"Loss of {recipe} when AdamW ends minus AdamW's: {interval.shown('+.4f')}, after "
+            f"{100 * found['share']:.0f} % of its steps.",
+            figures={"at_equal_time": interval},
+            caveat="Times of this machine, with whatever else ran on it. A recipe that is cut off has not lowered its "
+            "learning rate yet; spectrim compare --equal time gives each a schedule of its own.",
+        )
 
     return judge
 
@@ -205,8 +129,8 @@ def faster_than_muon(results: Results) -> Finding:
 def rank_matters_little(results: Results) -> Finding:
     """Judges the loss over rank ratios from 0.5 to 10 %."""
     told, worst, figures = [], [], {}
-    for rank in RANKS:
-        difference = paired(results, (f"rank-{rank:g}", "spectra"), ("recipes", "spectra"))
+    for rank, study in numbered(results, "rank-"):
+        difference = paired(results, (study, "spectra"), ("recipes", "spectra"))
         if difference is None:
             return NO_INTERVAL
         figures[f"rank_{rank:g}"] = difference
@@ -281,7 +205,11 @@ def spikes_hold_the_energy(results: Results) -> Finding:
             median(part) for part in (shares[: max(1, len(shares) // 3)], shares[-max(1, len(shares) // 3) :])
         )
         where = summary["config"]["model"]["preset"]
-        told.append(f"{where}: {100 * early:.0f} % in the first third of training and {100 * late:.0f} % in the last")
+        low, high = (f"{100 * end:.0f}" for end in summary["spike_range"])
+        told.append(
+            f"{where}: {100 * early:.0f} % in the first third of training and {100 * late:.0f} % in the last, where "
+            f"single matrices have {low} to {high} %"
+        )
         figures[where] = [early, late]
         lowest.append(min(early, late))
     if not told:
@@ -294,34 +222,100 @@ def spikes_hold_the_energy(results: Results) -> Finding:
     )
 
 
-MAIN = ("recipes",)
-RATES = (*MAIN, *(f"rate-x{times}" for times in ROBUST_FACTORS))
-RANKINGS = (*MAIN, *(f"rank-{rank:g}" for rank in RANKS))
-TREND = (*MAIN, "size-2m", "size-1m", "size-tiny", "python")
+def heavy_tails(results: Results) -> Finding:
+    """Judges that the tail index of a gradient's entries is below 2, at every batch and vocabulary measured."""
+    measured = {}
+    for study, summary in results.items():
+        if study == "recipes" or study.startswith(("batch-", "vocabulary-")):
+            data = summary["config"]["data"]
+            where = f"{data['batch_size']} sequences, vocabulary {data['vocabulary_size'] or 'default'}"
+            measured[where] = summary["tail_index"]
+    known = {where: index for where, index in measured.items() if index is not None}
+    if not known:
+        return Finding(verdict="cannot be judged", measured="The runs hold no measurements of gradients.")
+    indices = known.values()
+    return Finding(
+        verdict="holds" if max(indices) < 2 else "does not hold" if min(indices) > 2 else "cannot be judged",
+        measured="Tail index of a gradient's entries at the end of training, median of matrices: "
+        f"{'; '.join(f'{where}: {index:.2f}' for where, index in known.items())}.",
+        figures={"tail_index": list(indices)},
+        caveat="Hill's estimate of the gradient, not of its noise alone; below 2 the variance is infinite.",
+    )
+
+
+def needs(*recipes: str, studies: tuple[str, ...] = ("recipes",)) -> dict[str, tuple[str, ...]]:
+    """The same recipes in every study."""
+    return dict.fromkeys(studies, recipes)
+
+
+def versus(judge: Callable[[str, str], Callable[[Results], Finding]], recipe: str, baseline: str) -> Check:
+    """Compares two recipes."""
+    return Check(judge=judge(recipe, baseline), needs=needs(recipe, baseline))
+
+
+def variant(judge: Callable[[str, str], Callable[[Results], Finding]], recipe: str, study: str) -> Check:
+    """Compares a recipe with its variant in another study."""
+    return Check(judge=judge(recipe, study), needs=needs(recipe, studies=("recipes", study)))
+
+
+def corrupted_check(recipe: str) -> Check:
+    """Compares what corrupted batches do to a recipe and to AdamW."""
+    return Check(judge=limits_damage(recipe), needs=needs(recipe, "adamw", studies=("recipes", "corrupted")))
+
+
+def studies_by(prefix: str, key: str) -> tuple[str, ...]:
+    """The numbered studies of all budgets."""
+    return tuple(
+        f"{prefix}{number:g}" for number in sorted({n for each in BUDGETS.values() for n in getattr(each, key)})
+    )
+
+
+RATES = ("recipes", *studies_by("rate-x", "raised"))
+RANKINGS = ("recipes", *studies_by("rank-", "ranks"))
+TREND = ("recipes", "size-2m", "size-1m", "size-tiny", "python")
+TAILS = ("recipes", *studies_by("batch-", "batches"), *studies_by("vocabulary-", "vocabularies"))
 
 CHECKS = {
-    **{f"clip-{base}": Check(judge=better(f"{base}+clip", base), studies=MAIN) for base in CLIPPED},
-    "clip-muon": Check(judge=no_worse("adamw+clip", "muon"), studies=MAIN),
-    "clip-weights": Check(judge=smaller("adamw+clip", "adamw", "weight_norm", "Norm"), studies=MAIN),
-    "clip-spectral-norm": Check(
-        judge=smaller("adamw+clip", "adamw", "largest_singular_value", "Largest singular value"), studies=MAIN
+    **{f"clip-{base}": versus(better, f"{base}+clip", base) for base in CLIPPED},
+    "clip-muon": versus(no_worse, "adamw+clip", "muon"),
+    "clip-weights": Check(
+        judge=smaller("adamw+clip", "adamw", "weight_norm", "Norm"), needs=needs("adamw+clip", "adamw")
     ),
-    "clip-rates": Check(judge=safe_rates("adamw+clip"), studies=RATES),
-    "clip-hard": Check(judge=no_worse_than_variant("adamw+clip", "hard"), studies=(*MAIN, "hard")),
-    "clip-scope": Check(judge=better_than_variant("adamw+clip", "matrices"), studies=(*MAIN, "matrices")),
-    "pre-clip-training": Check(judge=better("adamw+preclip", "adamw"), studies=MAIN),
-    "clip-sizes": Check(judge=over_sizes("adamw+clip"), studies=TREND),
-    "spike-tokens": Check(judge=fewer_tokens("spectra", "adamw", 0.3), studies=MAIN),
-    "spike-share": Check(judge=spikes_hold_the_energy, studies=TREND),
-    "spike-state": Check(judge=half_the_state, studies=MAIN),
-    "spike-time": Check(judge=faster_than_muon, studies=MAIN),
-    "spike-rates": Check(judge=safe_rates("spectra"), studies=RATES),
-    "spike-rank": Check(judge=rank_matters_little, studies=RANKINGS),
-    "spike-rare": Check(judge=rare_tokens, studies=MAIN),
-    "spike-sizes": Check(judge=over_sizes("spectra"), studies=TREND),
-    "shrink-adamw": Check(judge=fewer_tokens("adamw+shrink", "adamw", 0.07), studies=MAIN),
-    "shrink-muon": Check(judge=fewer_tokens("muon+shrink", "muon", 0.02), studies=MAIN),
-    "mix-shrink-clip": Check(judge=better("adamw+shrink+clip", "adamw+clip"), studies=MAIN),
-    "mix-spectra-clip": Check(judge=better("spectra+clip", "spectra"), studies=MAIN),
-    "mix-average-clip": Check(judge=better("ademamix+clip", "adamw+clip"), studies=MAIN),
+    "clip-spectral-norm": Check(
+        judge=smaller("adamw+clip", "adamw", "largest_singular_value", "Largest singular value"),
+        needs=needs("adamw+clip", "adamw"),
+    ),
+    "clip-rates": Check(judge=safe_rates("adamw+clip"), needs=needs("adamw+clip", "adamw", studies=RATES)),
+    "clip-hard": variant(no_worse_than_variant, "adamw+clip", "hard"),
+    "clip-scope": variant(better_than_variant, "adamw+clip", "matrices"),
+    "clip-corrupted": corrupted_check("adamw+clip"),
+    "clip-time": Check(judge=at_equal_time("adamw+clip"), needs=needs("adamw+clip", "adamw")),
+    "pre-clip-training": versus(better, "adamw+preclip", "adamw"),
+    "pre-clip-corrupted": corrupted_check("adamw+preclip"),
+    "clip-sizes": Check(judge=over_sizes("adamw+clip"), needs=needs("adamw+clip", "adamw", studies=TREND)),
+    "spike-tokens": Check(judge=fewer_tokens("spectra", "adamw", 0.3), needs=needs("spectra", "adamw")),
+    "spike-share": Check(judge=spikes_hold_the_energy, needs=needs("adamw", studies=TREND)),
+    "spike-state": Check(judge=half_the_state, needs=needs("spectra", "adamw")),
+    "spike-time": Check(judge=faster_than_muon, needs=needs("spectra", "muon")),
+    "spike-seconds": Check(judge=at_equal_time("spectra"), needs=needs("spectra", "adamw")),
+    "spike-rates": Check(judge=safe_rates("spectra"), needs=needs("spectra", "adamw", studies=RATES)),
+    "spike-rank": Check(
+        judge=rank_matters_little, needs=needs("spectra", studies=RANKINGS) | needs("spectra", "adamw")
+    ),
+    "spike-shaping": variant(better_than_variant, "spectra", "unshaped"),
+    "spike-power": variant(no_worse_than_variant, "spectra", "power-5"),
+    "spike-rare": Check(judge=rare_tokens, needs=needs("spectra", "adamw")),
+    "spike-corrupted": corrupted_check("spectra"),
+    "spike-sizes": Check(judge=over_sizes("spectra"), needs=needs("spectra", "adamw", studies=TREND)),
+    "shrink-adamw": Check(judge=fewer_tokens("adamw+shrink", "adamw", 0.07), needs=needs("adamw+shrink", "adamw")),
+    "shrink-muon": Check(judge=fewer_tokens("muon+shrink", "muon", 0.02), needs=needs("muon+shrink", "muon")),
+    "shrink-tails": Check(judge=heavy_tails, needs=needs("adamw", studies=TAILS)),
+    "shrink-small-batch": Check(
+        judge=better_in("small-batch", "adamw+shrink", "adamw"),
+        needs=needs("adamw+shrink", "adamw", studies=("small-batch",)),
+    ),
+    "shrink-corrupted": corrupted_check("adamw+shrink"),
+    "mix-shrink-clip": versus(better, "adamw+shrink+clip", "adamw+clip"),
+    "mix-spectra-clip": versus(better, "spectra+clip", "spectra"),
+    "mix-average-clip": versus(better, "ademamix+clip", "adamw+clip"),
 }

@@ -24,8 +24,10 @@ def claims_command(
 
     Training that is done is not repeated, so an interrupted call goes on when it is given again.
     """
-    from spectrim.lab.claims.catalogue import Judged, judge_claims
+    from spectrim.lab.claims.catalogue import Judged, chosen, judge_claims, needs_of
     from spectrim.lab.claims.report import as_dict, write_claims
+    from spectrim.lab.claims.settings import BUDGETS
+    from spectrim.lab.claims.studies import planned_runs
     from spectrim.lab.experiments.settings import CompareConfig
     from spectrim.lab.logging.terminal import TerminalProgress
     from spectrim.lab.training.device import choose_device, environment
@@ -41,8 +43,10 @@ def claims_command(
     def told(one: Judged) -> None:
         print(f"{one.claim.name}: {one.finding.verdict}", file=sys.stderr)
 
-    judged = judge_claims(config, folder, cache_dir=cache_dir, listener=progress, on_finding=told)
-    write_claims(judged, config, environment(choose_device(config.device)), folder)
+    if runs := planned_runs(needs_of(chosen(config.only)), BUDGETS[config.budget]):
+        print(f"{runs} runs of {BUDGETS[config.budget].steps} steps, less those that are done", file=sys.stderr)
+    judged, rates = judge_claims(config, folder, cache_dir=cache_dir, listener=progress, on_finding=told)
+    write_claims(judged, rates, config, environment(choose_device(config.device)), folder)
     header = ["claim", "verdict", "measured"]
     rows = [header, *([one.claim.name, one.finding.verdict, one.finding.measured] for one in judged)]
     show([as_dict(one) for one in judged], as_json, lambda: TextTable(rows, words=("verdict", "measured")))

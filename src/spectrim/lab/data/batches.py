@@ -31,6 +31,8 @@ class Batches:
     stream visits each of its windows once, in an order drawn from (seed, epoch); a batch may reach into the next epoch.
 
     Where several processes share a batch, ``part`` is (which, of how many): equal parts of its rows, in their order.
+
+    A share ``corrupted`` of the batches, drawn from (seed, step), has random tokens of the vocabulary in place of text.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class Batches:
         sequence_length: int,
         seed: int,
         part: tuple[int, int] = (0, 1),
+        corrupted: float = 0.0,
+        vocabulary_size: int | None = None,
     ) -> None:
         self.streams = tuple(streams)
         self.batch_size = batch_size
@@ -48,6 +52,10 @@ class Batches:
         self.seed = seed
         self.rows = batch_size // part[1]
         self.first_row = part[0] * self.rows
+        if corrupted and vocabulary_size is None:
+            raise ValueError(f"corrupted={corrupted} needs vocabulary_size, got None")
+        self.corrupted = corrupted
+        self.vocabulary_size = vocabulary_size or 0
         self.windows = [stream.windows(sequence_length) for stream in self.streams]
         self.shares = shares([stream.weight for stream in self.streams])
         # A batch lies in at most two epochs of a stream, and in at most two blocks.
@@ -56,9 +64,20 @@ class Batches:
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the batch with index ``step`` (from 0), each (rows, sequence_length), int64."""
+        if self.corrupted and (noise := self._noise(step)) is not None:
+            return noise
         first = step * self.batch_size + self.first_row
         positions = range(first, first + self.rows)
         return gather(self.streams, [self._window(position) for position in positions], self.sequence_length)
+
+    def _noise(self, step: int) -> tuple[Tensor, Tensor] | None:
+        """A batch of random tokens if that of this step is corrupted."""
+        drawn = np.random.default_rng([self.seed, step, 0, 0])
+        if drawn.random() >= self.corrupted:
+            return None
+        rows = drawn.integers(self.vocabulary_size, size=(self.batch_size, self.sequence_length + 1))
+        batch = torch.from_numpy(rows[self.first_row : self.first_row + self.rows])
+        return batch[:, :-1], batch[:, 1:]
 
     def _window(self, position: int) -> Window:
         stream, ordinal = 0, position

@@ -10,7 +10,7 @@ from typing import Any
 
 from spectrim.lab.settings import Config
 
-__all__ = ["Dynamics", "count_spikes", "read_dynamics", "step_seconds"]
+__all__ = ["Dynamics", "find_spikes", "read_dynamics", "step_seconds"]
 
 SPIKE_WINDOW = 50
 """Losses before a step that it is compared with."""
@@ -33,7 +33,9 @@ class Dynamics(Config):
     diverged: bool
     """The last validation loss is not finite or above the loss that training began with, or most steps were skipped."""
     loss_spikes: int
-    """See :func:`count_spikes`."""
+    """See :func:`find_spikes`."""
+    spike_steps: int | None = None
+    """Steps of all loss spikes; None in results of earlier versions."""
     skipped: int = 0
     """Skipped steps, whose gradient was not finite."""
 
@@ -47,11 +49,13 @@ def read_dynamics(records: Sequence[dict[str, Any]]) -> Dynamics | None:
     total = list(accumulate(each))
     skipped = sum(record.get("grad_norm", 0.0) is None for record in records)
     final, start = records[evaluated[-1]]["val_loss"], records[0]["loss"]
+    spikes = find_spikes([record["loss"] for record in records])
     return Dynamics(
         seconds=tuple(round(total[index], 6) for index in evaluated),
         unevenness=total[-1] / (len(each) * median(each)),
         diverged=final is None or (start is not None and final > start) or 2 * skipped > len(records),
-        loss_spikes=count_spikes([record["loss"] for record in records]),
+        loss_spikes=len(spikes),
+        spike_steps=sum(spikes),
         skipped=skipped,
     )
 
@@ -65,13 +69,14 @@ def step_seconds(record: dict[str, Any]) -> float:
     return float(sum(record.get(key, 0.0) for key in STEP_PARTS)) / 1000
 
 
-def count_spikes(losses: Sequence[float | None]) -> int:
-    """Count jumps of the training loss; adjacent steps are one spike.
+def find_spikes(losses: Sequence[float | None]) -> list[int]:
+    """The lengths in steps of all jumps of the training loss; adjacent steps are one spike.
 
     A step spikes if its loss is not finite, or lies more than :data:`SPIKE_DEVIATIONS` robust standard deviations above
     the median of the :data:`SPIKE_WINDOW` finite losses before it that are no spikes themselves.
     """
-    spikes, spiking = 0, False
+    lengths: list[int] = []
+    spiking = False
     calm: list[float] = []
     for loss in losses:
         jumped = loss is None
@@ -80,8 +85,11 @@ def count_spikes(losses: Sequence[float | None]) -> int:
             middle = median(window)
             deviation = ROBUST * median(abs(value - middle) for value in window)
             jumped = loss > middle + SPIKE_DEVIATIONS * deviation
-        spikes += jumped and not spiking
+        if jumped and spiking:
+            lengths[-1] += 1
+        elif jumped:
+            lengths.append(1)
         spiking = jumped
         if loss is not None and not jumped:
             calm.append(loss)
-    return spikes
+    return lengths

@@ -53,7 +53,7 @@ OWN = {
     "signum": ("momentum", "nesterov"),
     "ademamix": ("alpha", "beta3"),
     "momentum": ("momentum", "nesterov"),
-    "spectra": ("momentum", "rank_ratio"),
+    "spectra": ("momentum", "rank_ratio", "power_steps"),
     "muon": ("momentum", "nesterov", "scale", "orthogonalize_steps"),
 }
 """Hyperparameters that only some bases have, by their names in the configuration."""

@@ -70,7 +70,10 @@ def run_steps(
     data, steps = config.data, config.steps
     shape = {"batch_size": data.batch_size, "sequence_length": data.sequence_length}
     part = (parallel.data_rank, parallel.data_ranks)
-    batches = Batches(tokens.train, seed=config.seed, part=part, **shape)
+    vocabulary = tokens.vocabulary_size
+    batches = Batches(
+        tokens.train, seed=config.seed, part=part, corrupted=data.corrupted, vocabulary_size=vocabulary, **shape
+    )
     held_out = validation_batches(tokens.validation, batches=config.evaluation.batches, **shape)
     validation = [(move(inputs, device), move(targets, device)) for inputs, targets in held_out]
     texts = [array for stream in tokens.train for array in stream.arrays]

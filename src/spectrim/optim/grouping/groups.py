@@ -27,7 +27,7 @@ __all__ = ["param_groups"]
 _GROUPING = ("role", "layout", "split", "lr_factor", "weight_decay")
 # The options of the named optimizers, which an override may set for some parameters.
 _OPTIONS = (
-    *("lr", "betas", "eps", "momentum", "nesterov", "alpha", "slow_warmup_steps", "rank_ratio", "scale"),
+    *("lr", "betas", "eps", "momentum", "nesterov", "alpha", "slow_warmup_steps", "rank_ratio", "power_steps", "scale"),
     *("orthogonalize_steps", "clip", "pre_clip", "shrink"),
     *SpectralOptions.__annotations__,
 )

@@ -220,6 +220,7 @@ _CHECKS: dict[str, _Check] = {
     "rank_ratio": (lambda v: _positive(v) and v <= 1, "a number above 0 and at most 1"),
     "clip_decay_fraction": (lambda v: _positive(v) and v <= 1, "a number above 0 and at most 1"),
     "clip_final": (lambda v: _positive(v) and v <= 1, "a number above 0 and at most 1"),
+    "power_steps": (lambda v: _is_whole(v) and v > 0, "a positive whole number"),
     "total_steps": (lambda v: v is None or (_is_whole(v) and v > 0), "a positive whole number or None"),
     "orthogonalize_steps": (lambda v: v is None or (_is_whole(v) and v > 0), "a positive whole number or None"),
     "slow_warmup_steps": (lambda v: v is None or (_is_whole(v) and v > 0), "a positive whole number or None"),

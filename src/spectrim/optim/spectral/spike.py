@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ShapeSpike", "spike_rank"]
 
-#: Power steps of the first step, which starts from a random basis; later steps take one.
+#: The fewest power steps of the first step, which starts from a random basis.
 FIRST_POWER_STEPS = 4
 
 
@@ -41,7 +41,7 @@ LEAST_SHARE = 0.25
 
 @dataclass(frozen=True)
 class ShapeSpike(SpectralOperator):
-    """Track the spike by one power step from its stored basis, and shrink it; the tail stays as it is.
+    """Track the spike by power steps from its stored basis, and shrink it; the tail stays as it is.
 
     The result is later divided by its norm. The norm is bounded below by a share of its recent maximum, so that a
     matrix without gradients, such as an expert without tokens, stops moving as its momentum decays.
@@ -49,6 +49,7 @@ class ShapeSpike(SpectralOperator):
 
     rank_ratio: float
     momentum: float
+    power_steps: int
 
     label: ClassVar[str] = "shape spike"
     keys: ClassVar[tuple[str, ...]] = ("spike_basis", "norm_record")
@@ -57,13 +58,16 @@ class ShapeSpike(SpectralOperator):
     @classmethod
     @override
     def of(cls, options: Mapping[str, Any]) -> Self:
-        return cls(options["rank_ratio"], options["momentum"])
+        return cls(options["rank_ratio"], options["momentum"], options["power_steps"])
+
+    def _steps(self, first: bool) -> int:
+        """The number of power steps in a step of the optimizer."""
+        return max(FIRST_POWER_STEPS, self.power_steps) if first else self.power_steps
 
     @override
     def whole(self, parts: Sequence[Part], context: StepContext) -> None:
-        steps = FIRST_POWER_STEPS if context.first else 1
         bases = [part.state["spike_basis"] for part in parts]
-        results = follow_and_shape_stacks([part.matrices for part in parts], bases, steps=steps)
+        results = follow_and_shape_stacks([part.matrices for part in parts], bases, steps=self._steps(context.first))
         counts = [len(part.matrices) for part in parts]
         norms = self._recorded([part.state for part in parts], [correction.norm for correction, _ in results], counts)
         for part, (correction, basis), norm in zip(parts, results, norms, strict=True):
@@ -121,7 +125,7 @@ class ShapeSpike(SpectralOperator):
             weight_decay=[entry.rule.weight_decay for entry in taken],
             decay=direction.decay,
             average=direction.average,
-            steps=FIRST_POWER_STEPS if rule.first else 1,
+            steps=self._steps(rule.first),
             rms=ADAMW_RMS,
             keep=self.momentum**RECORD_POWER,
             share=LEAST_SHARE,
@@ -165,7 +169,7 @@ class ShapeSpike(SpectralOperator):
         pieces = [
             Block(grid=grid, M=M, V=state["spike_basis"]) for grid, M, state in zip(grids, blocks, states, strict=True)
         ]
-        corrections = shape_spikes(team, pieces, steps=FIRST_POWER_STEPS if context.first else 1)
+        corrections = shape_spikes(team, pieces, steps=self._steps(context.first))
         for state, piece in zip(states, pieces, strict=True):
             state["spike_basis"] = piece.V
         norms = [norm for _, _, norm in corrections]
