@@ -146,10 +146,9 @@ def measured_gradients(study: Path) -> dict[str, Any]:
     shares = [[values_in(record, "gradient_spike_share") for record in run] for run in runs]
     last = [share for run in shares if run for share in run[-1]]
     tails = [values_in(run[-1], "gradient_tail_index") for run in runs if run]
+    medians = [[median(matrices) for matrices in run if matrices] for run in shares]
     return {
-        "spike_shares": [
-            fmean(column) for column in zip(*(map(median, filter(None, run)) for run in shares), strict=False)
-        ],
+        "spike_shares": [fmean(seeds) for seeds in zip(*medians, strict=False)],
         "spike_range": [min(last), max(last)] if last else None,
         "tail_index": fmean(map(median, tails)) if tails and all(tails) else None,
     }
