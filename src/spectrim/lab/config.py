@@ -152,7 +152,7 @@ class ScheduleConfig(Config):
 class EvaluationConfig(Config):
     """The number of evaluations and their size."""
 
-    times: PositiveInt = 24
+    times: PositiveInt = 16
     """Evaluations in a run, evenly spaced; the last one is at the end."""
     batches: PositiveInt = 8
 
