@@ -24,6 +24,7 @@ from spectrim.distributed.copies import Copy, copies_of_region
 from spectrim.distributed.intervals import Intervals, count, within
 from spectrim.distributed.routes import Route, RoutePlanner
 from spectrim.distributed.sharding import Sharding
+from spectrim.kernels.lists import grouped
 
 __all__ = ["Loads", "OwnerExchange", "OwnerPlan", "Unit", "exchange_rounds", "owners", "plan_owners"]
 
@@ -241,10 +242,7 @@ class OwnerExchange:
             function: see :data:`Work`. It may write to the units.
         """
         wholes = self.wholes()
-        alike: dict[tuple[int, ...], list[int]] = {}
-        for number in wholes:
-            alike.setdefault(self.units[number].shape, []).append(number)
-        for same in alike.values():
+        for same in grouped(wholes, lambda number: self.units[number].shape).values():
             done = function([self.units[n].tensor for n in same], [wholes[n] for n in same])
             wholes.update(zip(same, done, strict=True))
         self._under_way = self._post(self._plan.back, list(wholes.values()))

@@ -22,7 +22,7 @@ from spectrim.optim.rules.schedule import clip_threshold
 from spectrim.optim.spectral.base import SpectralOperator
 from spectrim.optim.spectral.clip import CLIPS, SoftClip
 
-__all__ = ["Applied", "Rule", "Shrink", "given_rule", "rule_of", "state_dtype_of"]
+__all__ = ["Applied", "Rule", "Shrink", "rule_of", "state_dtype_of"]
 
 #: Roles that are not shrunk. Their rows belong to tokens, whose frequencies differ by orders of magnitude, so rows of
 #: frequent tokens would count as outliers.
@@ -53,7 +53,7 @@ class Rule:
         maximize: negate the gradient.
         shrink: shrink large entries of the gradient or of the direction; None to leave them.
         pre_clip: threshold on the gradient's singular values, or None.
-        direction: the base direction.
+        direction: the base direction; by default one that something else computes.
         narrow_state: keep state in bfloat16.
         operator: changes the direction's singular values, or None.
         scale: how the operator's result is scaled.
@@ -64,11 +64,13 @@ class Rule:
         first: the group has taken no step yet.
         exchange: dtype in which sharded matrices are sent, or None for that of the direction.
         raises: a non-finite gradient is an error.
+        structure: equal for rules whose parameters may share a stack: all values but learning rate and decay.
+        one_pass: the numbers of a rule that AdamW's kernel can do in one pass; None for other rules.
     """
 
-    direction: Direction
     vector: bool
-    group: int
+    group: int = 0
+    direction: Direction = field(default_factory=Given)
     operator: SpectralOperator | None = None
     scale: Scale = "none"
     clip: SpectralOperator | None = None
@@ -84,6 +86,29 @@ class Rule:
     exchange: torch.dtype | None = None
     raises: bool = False
     steps_taken: int = 0
+    structure: tuple[Any, ...] = field(init=False, repr=False)
+    one_pass: tuple[Any, ...] | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Thresholds on the device cannot be compared, so each group with one has its own key.
+        structure = (
+            *self.direction.numbers,
+            None if self.operator is None else self.operator.numbers,
+            None if self.clip is None else self.clip.numbers,
+            ("group", self.group) if isinstance(self.threshold, Tensor) else self.threshold,
+            self.scale,
+            self.pre_clip,
+            self.shrink,
+            self.vector,
+            self.maximize,
+            self.narrow_state,
+            self.first,
+            str(self.exchange),
+            self.still,
+        )
+        in_one_pass = self.is_adamw and not self.maximize and not self.shrinks_direction
+        object.__setattr__(self, "structure", structure)
+        object.__setattr__(self, "one_pass", (*self.direction.numbers, self.shrink) if in_one_pass else None)
 
     @property
     def is_adamw(self) -> bool:
@@ -111,28 +136,6 @@ class Rule:
     def still(self) -> bool:
         """True if the learning rate is known to be zero, so that the step only updates state."""
         return not isinstance(self.lr, Tensor) and self.lr == 0
-
-    @property
-    def structure(self) -> tuple[Any, ...]:
-        """A key that is equal for rules whose parameters may share a stack: all values but learning rate and decay.
-
-        Thresholds on the device cannot be compared, so each group with one has its own key.
-        """
-        return (
-            *self.direction.numbers,
-            None if self.operator is None else self.operator.numbers,
-            None if self.clip is None else self.clip.numbers,
-            ("group", self.group) if isinstance(self.threshold, Tensor) else self.threshold,
-            self.scale,
-            self.pre_clip,
-            self.shrink,
-            self.vector,
-            self.maximize,
-            self.narrow_state,
-            self.first,
-            str(self.exchange),
-            self.still,
-        )
 
     @property
     def applied(self) -> Applied:
@@ -208,18 +211,6 @@ def rule_of(
         steps_taken=group["steps_taken"],
     )
     return rule if not vector else _without_decay(rule, group, recipe)
-
-
-def given_rule(
-    *,
-    vector: bool,
-    clip: SpectralOperator | None = None,
-    threshold: float | Tensor | None = None,
-    raises: bool = False,
-    group: int = 0,
-) -> Rule:
-    """The rule that only clips and subtracts a direction that something else computed."""
-    return Rule(direction=Given(), vector=vector, clip=clip, threshold=threshold, raises=raises, group=group)
 
 
 def state_dtype_of(rule: Rule, parameter: Tensor) -> torch.dtype:

@@ -91,7 +91,7 @@ def _described(groups: Sequence[Mapping[str, Any]], entries: Sequence[ShardedEnt
                 described.append((f"{key} of group {index}", value))
     for entry in entries:
         name = parameter_name(groups, entry.position)
-        layout = (entry.sharding, entry.role, entry.layout, str(entry.parameter.dtype))
+        layout = (entry.sharding, entry.layout, str(entry.parameter.dtype))
         described.append((f"parameter {name!r}", layout))
     return described
 

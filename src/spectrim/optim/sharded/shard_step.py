@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectrim.distributed.collectives import Team
 from spectrim.distributed.owners import Loads
+from spectrim.kernels.lists import grouped
 from spectrim.optim.grouping.layout import put_back
 from spectrim.optim.rules.rule import Shrink
 from spectrim.optim.sharded.entry import ShardedEntry
@@ -32,10 +32,7 @@ def step_shards(entries: Sequence[ShardedEntry], loads: Loads) -> None:
         entries: of any rules. Their state's "step" already counts this step.
         loads: the work assigned to each owner so far in this step.
     """
-    alike: dict[tuple[Any, ...], list[ShardedEntry]] = {}
-    for entry in entries:
-        alike.setdefault(kind_of(entry), []).append(entry)
-    for same in alike.values():
+    for same in grouped(entries, kind_of).values():
         run_rounds(same, lambda team, some: _round(team, some, loads))
 
 
@@ -78,7 +75,7 @@ def _prepared(entry: ShardedEntry) -> Tensor:
         return exact
     if not entry.shares_scales:
         entry.set_scales(entry.root_sums(exact))
-    return entry.shrunk(exact, rule.shrink.factor, rule.shrink.form)
+    return entry.shrunk(exact, rule.shrink)
 
 
 def _shrunk_directions(
@@ -89,8 +86,8 @@ def _shrunk_directions(
     team.sum(total, "scales")
     numbers = iter(torch.split(total, [number.numel() for found in sums for number in found]))
     for entry, found in zip(entries, sums, strict=True):
-        entry.set_scales([next(numbers).view(number.shape) for number in found])
-    return [entry.shrunk(d, shrink.factor, shrink.form) for entry, d in zip(entries, directions, strict=True)]
+        entry.set_scales([next(numbers) for _ in found])
+    return [entry.shrunk(d, shrink) for entry, d in zip(entries, directions, strict=True)]
 
 
 def _pre_clipped(entry: ShardedEntry, whole: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spectrim.kernels.adam import adamw_step, stepped_by
+from spectrim.kernels.lists import grouped
 from spectrim.kernels.update import apply_updates
 from spectrim.operators import entry_scale, smooth_shrink
 from spectrim.optim.grouping.layout import put_back
@@ -29,23 +30,12 @@ __all__ = ["apply_to", "directed", "step_adamw", "step_entries"]
 
 def step_entries(entries: Sequence[Entry]) -> None:
     """Step parameters that need no other rank. Their state's "step" already counts this step."""
-    plain: dict[tuple[Any, ...], list[Entry]] = {}
+    filled = [entry for entry in entries if entry.parameter.numel()]
     shaped: list[Entry] = []
-    # The numbers of every rule that AdamW's kernel can do in one pass; None for other rules.
-    numbers: dict[int, tuple[Any, ...] | None] = {}
-    for entry in entries:
-        rule = entry.rule
-        if not entry.parameter.numel():
+    for one_pass, same in grouped(filled, lambda entry: entry.rule.one_pass).items():
+        if one_pass is None:
+            shaped += same
             continue
-        if id(rule) not in numbers:
-            in_one_pass = rule.is_adamw and not rule.maximize and not rule.shrinks_direction
-            numbers[id(rule)] = (*rule.direction.numbers, rule.shrink) if in_one_pass else None
-        own = numbers[id(rule)]
-        if own is None:
-            shaped.append(entry)
-        else:
-            plain.setdefault(own, []).append(entry)
-    for same in plain.values():
         for some in by_flag(same):
             scaled = shrinkage_by_kernel(some)
             in_buckets = some[0].rule.shrink is not None and scaled is None
@@ -57,21 +47,12 @@ def step_entries(entries: Sequence[Entry]) -> None:
 
 def by_operators(entries: Sequence[Entry]) -> list[Entry]:
     """Step the entries for which an operator has a kernel of the whole step; returns the other entries."""
-    alike: dict[tuple[Any, ...], list[Entry]] = {}
-    structures: dict[int, tuple[Any, ...]] = {}
-    left = []
-    for entry in entries:
-        rule = entry.rule
-        if rule.operator is None:
-            left.append(entry)
-            continue
-        if id(rule) not in structures:
-            structures[id(rule)] = rule.structure
-        alike.setdefault(structures[id(rule)], []).append(entry)
-    for same in alike.values():
-        operator = same[0].rule.operator
-        assert operator is not None
+    left = [entry for entry in entries if entry.rule.operator is None]
+    operated = [entry for entry in entries if entry.rule.operator is not None]
+    for same in grouped(operated, lambda entry: entry.rule.structure).values():
         for some in by_flag(same):
+            operator = some[0].rule.operator
+            assert operator is not None
             left += operator.step_by_kernels(some)
     return left
 

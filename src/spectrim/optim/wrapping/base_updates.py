@@ -16,7 +16,7 @@ from spectrim.distributed.collectives import Team
 from spectrim.distributed.owners import Loads
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.grouping.options import is_zero
-from spectrim.optim.rules.rule import Rule, given_rule
+from spectrim.optim.rules.rule import Rule
 from spectrim.optim.rules.schedule import clip_threshold
 from spectrim.optim.sharded.entry import AnyShard
 from spectrim.optim.sharded.rounds import run_rounds
@@ -37,8 +37,7 @@ def rule_of_changes(group: Mapping[str, Any], role: str, *, vector: bool, index:
     """The rule that clips the base's changes of parameters of a role; its threshold is ηc."""
     limit = _limit(group, role)
     clip = None if limit is None else CLIPS[group["clip_form"]].of(group)
-    raises = group["on_nonfinite"] == "raise"
-    return given_rule(vector=vector, clip=clip, threshold=limit, raises=raises, group=index)
+    return Rule(vector=vector, group=index, clip=clip, threshold=limit, raises=group["on_nonfinite"] == "raise")
 
 
 def clip_changes(entries: Sequence[WrappedEntry], groups: Sequence[Mapping[str, Any]], loads: Loads) -> None:
