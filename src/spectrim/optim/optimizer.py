@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from spectrim.distributed.owners import Loads
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.grouping.flat_shards import check_group, count_matrices, warn_of_long_vectors
 from spectrim.optim.grouping.missing_roles import warn_of_missing_roles
@@ -163,9 +162,7 @@ class SpectralOptimizer(ScreenedOptimizer):
             elsewhere = set(across)
             step_entries([entry for entry in taken if entry not in elsewhere])
             if across:
-                # One account for all rules, so that the work of a whole step is spread evenly over the owners.
-                loads: Loads = {}
-                step_shards(across, loads)
+                step_shards(across)
         return bool(taken)
 
     def _rule_of_step(self, group: Mapping[str, Any], role: str, vector: bool, index: int) -> Rule:

@@ -106,25 +106,26 @@ class Rule:
             str(self.exchange),
             self.still,
         )
-        in_one_pass = self.is_adamw and not self.maximize and not self.shrinks_direction
+        in_one_pass = self.is_adamw and not self.maximize
         object.__setattr__(self, "structure", structure)
         object.__setattr__(self, "one_pass", (*self.direction.numbers, self.shrink) if in_one_pass else None)
 
     @property
     def is_adamw(self) -> bool:
-        """True if the step is torch's AdamW, except that entries may be shrunk."""
+        """True if the step is torch's AdamW, except that entries of the gradient may be shrunk."""
         plain = self.operator is None and self.clip is None and self.pre_clip is None and self.scale == "none"
-        return plain and isinstance(self.direction, Adam) and not self.narrow_state
+        plain = plain and self.shrink_direction is None and not self.narrow_state
+        return plain and isinstance(self.direction, Adam)
 
     @property
-    def shrinks_gradient(self) -> bool:
-        """True if entries of the gradient are shrunk."""
-        return self.shrink is not None and self.shrink.at == "gradient"
+    def shrink_gradient(self) -> Shrink | None:
+        """How entries of the gradient are shrunk."""
+        return self.shrink if self.shrink is not None and self.shrink.at == "gradient" else None
 
     @property
-    def shrinks_direction(self) -> bool:
-        """True if entries of the direction are shrunk."""
-        return self.shrink is not None and self.shrink.at == "direction"
+    def shrink_direction(self) -> Shrink | None:
+        """How entries of the direction are shrunk."""
+        return self.shrink if self.shrink is not None and self.shrink.at == "direction" else None
 
     @property
     def is_dense(self) -> bool:
@@ -187,25 +188,24 @@ def rule_of(
     if isinstance(lr, Tensor) and reading_is_free(lr):
         lr = float(lr)
     shrinks = follows and group["shrink"] is not None and role not in UNSHRUNK_ROLES
+    factor = DEFAULT_SHRINK_FACTOR if group["shrink"] == "auto" else group["shrink"]
     clips = follows and group["clip"] is not None
-    operator = None if taken.operator is None or vector else taken.operator.of(group)
-    exchange = torch.bfloat16 if group["exchange_dtype"] == "bfloat16" else None
     rule = Rule(
         direction=taken.direction.of(group),
-        operator=operator,
+        operator=None if taken.operator is None or vector else taken.operator.of(group),
         scale=group["scale"] if follows and not vector else "none",
         clip=CLIPS[group["clip_form"]].of(group) if clips else None,
         threshold=clip_threshold({**group, "lr": lr}, steps) if clips else None,
         pre_clip=group["pre_clip"] if follows and not vector else None,
         pre_clipper=SoftClip.of(group),
-        shrink=Shrink(_shrink_factor(group["shrink"]), group["shrink_form"], group["shrink_at"]) if shrinks else None,
+        shrink=Shrink(factor, group["shrink_form"], group["shrink_at"]) if shrinks else None,
         lr=lr,
         weight_decay=float(group["weight_decay"]),
         vector=vector,
         maximize=group["maximize"],
         narrow_state=group["state_dtype"] == "bfloat16",
         first=group["steps_taken"] == 0,
-        exchange=exchange,
+        exchange=torch.bfloat16 if group["exchange_dtype"] == "bfloat16" else None,
         raises=group["on_nonfinite"] == "raise",
         group=index,
         steps_taken=group["steps_taken"],
@@ -224,7 +224,3 @@ def _without_decay(rule: Rule, group: Mapping[str, Any], recipe: Recipe) -> Rule
     A plain list of parameters given to AdamW without any option also decays vectors, as torch's AdamW does."""
     torch_like = group.get("role") is None and recipe.direction is Adam and rule.is_adamw and rule.shrink is None
     return rule if torch_like or group["decays_vectors"] else replace(rule, weight_decay=0.0)
-
-
-def _shrink_factor(shrink: float | str) -> float:
-    return DEFAULT_SHRINK_FACTOR if shrink == "auto" else float(shrink)

@@ -201,7 +201,7 @@ def sharded_entry(
         team=team_of(parameter.device_mesh),
         has_gradient=found is not None,
     )
-    entry.shares_scales = rule.shrinks_gradient and not entry.is_served_locally(rule)
+    entry.shares_scales = rule.shrink_gradient is not None and not entry.is_served_locally(rule)
     return entry
 
 

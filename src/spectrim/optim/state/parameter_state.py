@@ -20,7 +20,7 @@ from spectrim.optim.grouping.layout import Layout, matrix_shapes
 from spectrim.optim.rules.rule import Rule, state_dtype_of
 from spectrim.optim.sharded.entry import sharded_basis, sharded_numbers
 
-__all__ = ["check_device", "check_parameter", "drop_orphans", "fit_state", "new_state"]
+__all__ = ["check_parameter", "drop_orphans", "fit_state", "new_state"]
 
 
 def check_parameter(parameter: Tensor, name: str) -> None:
@@ -28,20 +28,15 @@ def check_parameter(parameter: Tensor, name: str) -> None:
     if not parameter.requires_grad and parameter.grad is None:
         return
     check_whole(parameter, name)
-    check_device(parameter, name)
-    if not parameter.is_floating_point():
-        raise ValueError(f"{name} has dtype {parameter.dtype}: expected a real floating-point dtype")
-    if is_dtensor(parameter):
-        sharding_of(parameter, name)
-
-
-def check_device(parameter: Tensor, name: str) -> None:
-    """Raise ValueError for a parameter on a device that has no float64, naming both."""
     if parameter.device.type == "mps":
         raise ValueError(
             f"{name} is on {parameter.device}, which has no float64, in which recipes compute bias corrections and "
             f"norms: expected a device that has, such as a CPU or CUDA"
         )
+    if not parameter.is_floating_point():
+        raise ValueError(f"{name} has dtype {parameter.dtype}: expected a real floating-point dtype")
+    if is_dtensor(parameter):
+        sharding_of(parameter, name)
 
 
 def new_state(parameter: Tensor, rule: Rule, layout: Layout, split: Any, name: str) -> dict[str, Tensor]:

@@ -54,10 +54,6 @@ class Stack(Generic[AnyEntry]):
         """Write :meth:`parts` back to the stack if they are copies."""
         put_back([part.matrices for part in parts], self.tensor, self.layout, self.split, leading=1)
 
-    def free(self) -> None:
-        """Release the memory."""
-        self._tensor = None
-
 
 def parts_of(tensor: Tensor, layout: Layout, split: Split | None) -> list[Part]:
     """The logical matrices of whole parameters (E, *shape) as parts (E', m, n), where E' includes the experts.

@@ -7,6 +7,7 @@ The same code runs on every device, over lists and stacks of tensors, and never 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from spectrim.kernels.adam import adamw_step, stepped_by
 from spectrim.kernels.lists import grouped
 from spectrim.kernels.update import apply_updates
 from spectrim.operators import entry_scale, smooth_shrink
-from spectrim.optim.grouping.layout import put_back
-from spectrim.optim.rules.rule import Shrink
+from spectrim.optim.grouping.layout import Layout, Split, put_back
+from spectrim.optim.rules.rule import Rule, Shrink
 from spectrim.optim.spectral.base import StepContext
 from spectrim.optim.stepping.buckets import Stack, buckets, parts_of
 from spectrim.optim.stepping.entries import Entry, by_flag
@@ -25,7 +26,7 @@ from spectrim.optim.stepping.narrow_state import round_stochastically_
 from spectrim.optim.stepping.operate import operate
 from spectrim.optim.stepping.shrinkage import Shrinkage, shrinkage_by_kernel
 
-__all__ = ["apply_to", "directed", "step_adamw", "step_entries"]
+__all__ = ["apply_to", "directed", "pre_clip", "step_adamw", "step_entries"]
 
 
 def step_entries(entries: Sequence[Entry]) -> None:
@@ -62,13 +63,13 @@ def step_bucket(bucket: Sequence[Stack[Any]]) -> None:
     rule = bucket[0].rule
     entries = [entry for stack in bucket for entry in stack.entries]
     grads = [grad for stack in bucket for grad in prepared(stack)]
-    if rule.is_adamw and not rule.shrinks_direction and step_adamw(entries, grads):
+    if rule.is_adamw and step_adamw(entries, grads):
         return
     directed(entries, grads, [view for stack in bucket for view in stack.tensor.unbind()])
     del grads
-    if rule.shrink is not None and rule.shrinks_direction:
+    if rule.shrink_direction is not None:
         for stack in bucket:
-            shrink_stack(stack.tensor, stack, rule.shrink)
+            shrink_stack(stack.tensor, stack, rule.shrink_direction)
     if rule.still:
         return
     apply(bucket, operate(bucket))
@@ -113,36 +114,35 @@ def prepared(stack: Stack[Any]) -> list[Tensor]:
     Returns the gradients themselves if nothing has to be done."""
     rule = stack.rule
     grads = [entry.grad for entry in stack.entries]
-    shrinks = rule.shrink is not None and rule.shrinks_gradient
-    if not (rule.maximize or shrinks or rule.pre_clip is not None or grads[0].dtype != stack.dtype):
+    shrink = rule.shrink_gradient
+    if not (rule.maximize or shrink or rule.pre_clip is not None or grads[0].dtype != stack.dtype):
         return grads
     whole = torch.empty((len(grads), *stack.shape), dtype=stack.dtype, device=grads[0].device)
     targets = list(whole.unbind())
     torch._foreach_copy_(targets, grads)
     if rule.maximize:
         whole.neg_()
-    if rule.shrink is not None and shrinks:
-        shrink_stack(whole, stack, rule.shrink)
+    if shrink is not None:
+        shrink_stack(whole, stack, shrink)
     if rule.pre_clip is not None:
-        parts = parts_of(whole, stack.layout, stack.split)
-        rule.pre_clipper.whole(parts, StepContext(threshold=rule.pre_clip, first=rule.first))
-        put_back([part.matrices for part in parts], whole, stack.layout, stack.split, leading=1)
+        pre_clip(whole, rule, stack.layout, stack.split)
     return targets
+
+
+def pre_clip(whole: Tensor, rule: Rule, layout: Layout, split: Split | None) -> None:
+    """Clip, in place, the singular values of whole gradients (E, *shape)."""
+    parts = parts_of(whole, layout, split)
+    rule.pre_clipper.whole(parts, StepContext(threshold=rule.pre_clip))
+    put_back([part.matrices for part in parts], whole, layout, split, leading=1)
 
 
 def shrink_stack(whole: Tensor, stack: Stack[Any], shrink: Shrink) -> None:
     """Shrink, in place, entries that are large against the entry scale of their logical matrix or vector."""
-    units = _units(whole, stack)
-    for view in units:
+    # One entry scale per matrix: (E', m, n) for every logical matrix, (E, 1, n) for vectors.
+    views = [part.matrices for part in parts_of(whole, stack.layout, stack.split)]
+    for view in views or [whole.view(len(stack.entries), 1, -1)]:
         view.copy_(smooth_shrink(view, shrink.factor * entry_scale(view), form=shrink.form))
-    put_back(units, whole, stack.layout, stack.split, leading=1)
-
-
-def _units(whole: Tensor, stack: Stack[Any]) -> list[Tensor]:
-    """Views that have one entry scale per matrix: (E', m, n) for every logical matrix, (E, 1, n) for vectors."""
-    if stack.layout == "vector":
-        return [whole.view(len(stack.entries), 1, -1)]
-    return [part.matrices for part in parts_of(whole, stack.layout, stack.split)]
+    put_back(views, whole, stack.layout, stack.split, leading=1)
 
 
 def directed(entries: Sequence[Entry], grads: Sequence[Tensor], out: Sequence[Tensor]) -> None:
@@ -162,10 +162,7 @@ def directed(entries: Sequence[Entry], grads: Sequence[Tensor], out: Sequence[Te
 
 def _seed(*numbers: int) -> int:
     """A seed for stochastic rounding, from step, position and state tensor: a resumed run gets the same one."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 1_000_003 + number) % 2**63
-    return seed
+    return reduce(lambda seed, number: (seed * 1_000_003 + number) % 2**63, numbers, 0)
 
 
 # -- Apply -------------------------------------------------------------------------------------------------------------

@@ -14,23 +14,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from spectrim.distributed.dtensor import is_dtensor
-from spectrim.distributed.owners import Loads
-from spectrim.optim.grouping.flat_shards import check_group, check_whole, count_matrices
+from spectrim.optim.grouping.flat_shards import check_group, count_matrices
 from spectrim.optim.grouping.options import ClippingOptions
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.rules.rule import Applied, Rule
 from spectrim.optim.rules.schedule import clip_threshold
 from spectrim.optim.screened import Position, ScreenedOptimizer
 from spectrim.optim.screening.nonfinite import screen
-from spectrim.optim.sharded.entry import ShardedEntry
-from spectrim.optim.state.parameter_state import check_device
+from spectrim.optim.state.parameter_state import check_parameter
 from spectrim.optim.stepping.entries import Entry, role_and_layout
 from spectrim.optim.wrapping.base_updates import clip_changes, in_scope, rule_of_changes
 from spectrim.optim.wrapping.clipping_options import ADDED_KEYS, CLIPPING_KEYS, clipping_defaults, clipping_values
 from spectrim.optim.wrapping.probe import StepDecomposition, check_base, find_decomposition
 from spectrim.optim.wrapping.probe_shards import trial_of, try_shards
-from spectrim.optim.wrapping.wrapped_entry import WrappedEntry, values_of
-from spectrim.optim.wrapping.wrapped_shard import wrapped_shard
+from spectrim.optim.wrapping.wrapped_entry import WrappedEntry, wrapped
 
 __all__ = ["SpectralClipping"]
 
@@ -173,7 +170,10 @@ class SpectralClipping(ScreenedOptimizer):
         new = [i for i, group in enumerate(self.param_groups) if not all(key in group for key in ADDED_KEYS)]
         values = [clipping_values(base, index, self._clipping) for index in new]
         for index in new:
-            self._check_parameters(index)
+            for place, parameter in enumerate(self.param_groups[index]["params"]):
+                check_parameter(parameter, self._name((index, place)))
+                group = self.param_groups[index]
+                self._check_decomposition(group, _switches(group), parameter, (index, place))
         for index, added in zip(new, values, strict=True):
             group = self.param_groups[index]
             group.setdefault("matrices", count_matrices(group["params"]))
@@ -181,16 +181,6 @@ class SpectralClipping(ScreenedOptimizer):
             group.update(
                 added if "steps_taken" not in group else {key: added[key] for key in added if key not in group}
             )
-
-    def _check_parameters(self, index: int) -> None:
-        group = self.param_groups[index]
-        for position, parameter in enumerate(group["params"]):
-            check_whole(parameter, self._name((index, position)))
-            check_device(parameter, self._name((index, position)))
-            if not parameter.is_floating_point():
-                name, kind = self._name((index, position)), f"{type(parameter).__name__} of {parameter.dtype}"
-                raise ValueError(f"{name} is a {kind}: expected one of a real floating-point dtype")
-            self._check_decomposition(group, _switches(group), parameter, (index, position))
 
     def _check_decomposition(
         self, group: Mapping[str, Any], switches: str, parameter: Tensor, position: tuple[int, int]
@@ -242,7 +232,7 @@ class SpectralClipping(ScreenedOptimizer):
             entry.found = None
         resting = [entry for entry in entries if entry not in set(stepping)]
         switches = [_switches(group) for group in self.param_groups]
-        wrapped: list[WrappedEntry] = []
+        stepped: list[WrappedEntry] = []
         hidden: list[tuple[Tensor, Tensor | None]] = []
         try:
             for entry in resting:
@@ -250,13 +240,12 @@ class SpectralClipping(ScreenedOptimizer):
                 hidden.append((parameter, parameter.grad))
                 parameter.grad = None
             for entry in stepping:
-                wrapped.append(self._wrapped(entry, switches[entry.position[0]]))
+                stepped.append(self._wrapped(entry, switches[entry.position[0]]))
             self.base.step()
-            loads: Loads = {}
-            clip_changes(wrapped, self.param_groups, loads)
+            clip_changes(stepped, self.param_groups)
         finally:
             # Also after an exception, so that no weight stays zero.
-            for entry in wrapped:
+            for entry in stepped:
                 entry.restore()
             for parameter, grad in hidden:
                 parameter.grad = grad
@@ -266,10 +255,7 @@ class SpectralClipping(ScreenedOptimizer):
         """Save a weight, and prepare parameter and gradient for the base's step."""
         group, parameter = self.param_groups[entry.position[0]], self._parameter(entry)
         decomposition = self._check_decomposition(group, switches, parameter, entry.position)
-        weight_decay = float(group.get("weight_decay") or 0.0)
-        if isinstance(entry, ShardedEntry) and is_dtensor(parameter):
-            return wrapped_shard(entry, parameter, decomposition, weight_decay)
-        return WrappedEntry(**values_of(entry), decomposition=decomposition, weight_decay=weight_decay)
+        return wrapped(entry, parameter, decomposition, float(group.get("weight_decay") or 0.0))
 
     def _parameter(self, entry: Entry) -> Tensor:
         """The parameter in the base's groups; for a shard, the DTensor."""
