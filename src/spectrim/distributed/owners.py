@@ -21,7 +21,7 @@ from torch import Tensor
 
 from spectrim.distributed.collectives import Exchange, Team
 from spectrim.distributed.copies import Copy, copies_of_region
-from spectrim.distributed.intervals import Intervals, count, within
+from spectrim.distributed.intervals import Intervals, count, position, within
 from spectrim.distributed.routes import Route, RoutePlanner
 from spectrim.distributed.sharding import Sharding
 from spectrim.kernels.lists import grouped
@@ -133,7 +133,7 @@ def plan_owners(
     """
     units = tuple(_units(tensors))
     chosen, loads = owners([_work(unit.shape) for unit in units], before, len(order))
-    there, back = RoutePlanner(order, me), RoutePlanner(order, me)
+    there, back = RoutePlanner(order), RoutePlanner(order)
     owned: list[int] = []
     for number, (unit, owner) in enumerate(zip(units, chosen, strict=True)):
         sharding = tensors[unit.tensor][0]
@@ -188,11 +188,7 @@ def _local_copies(sharding: Sharding, unit: Unit, me: int) -> list[Copy] | None:
     if size == 0:
         return None
     # Matrices of a stack are consecutive in memory.
-    place = (
-        0
-        if unit.index is None
-        else sum(min(stop, unit.index) - start for start, stop in sharding.region(me)[0] if start < unit.index)
-    )
+    place = 0 if unit.index is None else position(sharding.region(me)[0], unit.index)
     return [Copy((size,), (1,), (1,), place * size, 0)]
 
 

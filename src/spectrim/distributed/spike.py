@@ -149,7 +149,7 @@ class _SpikeStep:
             depth = block.grid.depth
             slot = value.new_zeros((1, *value.shape) if depth is None else (depth, *value.shape[1:]))
             # Only one replica contributes, so that all replicas get the same bits.
-            if block.grid.replica(me) == 0:
+            if block.grid.sharding.replica(me) == 0:
                 if depth is None:
                     slot[0] = value
                 else:
@@ -202,7 +202,7 @@ def plan_rows(
     Returns:
         The route, and the shapes of its targets: (..., rows, columns), or (members, ..., rows, columns).
     """
-    planner = RoutePlanner(team.order, team.member)
+    planner = RoutePlanner(team.order)
     shapes: list[tuple[int, ...]] = []
     # Layers of a model have equal sizes.
     parcels = {size: _parcels(team.member, *size, have=have, want=want, summed=summed) for size in dict.fromkeys(sizes)}

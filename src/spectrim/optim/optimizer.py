@@ -103,19 +103,6 @@ class SpectralOptimizer(ScreenedOptimizer):
         role, layout = role_and_layout(group, parameter)
         return rule_of(group, self.recipe, role, vector=layout == "vector")
 
-    def skipped_steps(self) -> dict[str, int]:
-        """Count, for every parameter, the steps that were skipped because its gradient was not finite.
-
-        Reads the device. Parameters that caused no skip are left out.
-        """
-        counts: dict[str, int] = {}
-        for group_index, group in enumerate(self.param_groups):
-            for index, parameter in enumerate(group["params"]):
-                state = self.state.get(parameter, {})
-                if "skipped" in state and (count := int(state["skipped"])):
-                    counts[self._name((group_index, index))] = count
-        return counts
-
     def state_dict(self) -> dict[str, Any]:
         """Groups and state in torch's format, without state of parameters that are no longer in a group."""
         drop_orphans(self.state, self.param_groups)
@@ -172,6 +159,10 @@ class SpectralOptimizer(ScreenedOptimizer):
         state: dict[str, Tensor] = self.state[parameter]
         fit_state(state, rule, parameter, self._name, position)
         return state
+
+    def _counts_of(self, parameter: Tensor, position: Position) -> Mapping[str, Tensor]:
+        counts: Mapping[str, Tensor] = self.state.get(parameter, {})
+        return counts
 
     def _prepare(self) -> None:
         """Make missing state, and drop the state of parameters that are no longer in a group."""

@@ -141,14 +141,6 @@ class SpectralClipping(ScreenedOptimizer):
         key = (_switches(group), parameter.ndim, parameter.dtype)
         return self._decompositions.get(key) or find_decomposition(self.base, group, parameter.ndim)
 
-    def skipped_steps(self) -> dict[str, int]:
-        """Count, for every parameter, the steps that were skipped because its gradient was not finite.
-
-        Parameters that caused no skip are left out.
-        """
-        counts = {self._name(position): int(count["skipped"]) for position, count in self._counts.items()}
-        return {name: count for name, count in counts.items() if count}
-
     def __getstate__(self) -> dict[str, Any]:
         kept = {"base": self.base, "_clipping": self._clipping, "_counts": self._counts}
         return {**super().__getstate__(), **kept}
@@ -170,9 +162,13 @@ class SpectralClipping(ScreenedOptimizer):
         new = [i for i, group in enumerate(self.param_groups) if not all(key in group for key in ADDED_KEYS)]
         values = [clipping_values(base, index, self._clipping) for index in new]
         for index in new:
-            for place, parameter in enumerate(self.param_groups[index]["params"]):
-                check_parameter(parameter, self._name((index, place)))
-                group = self.param_groups[index]
+            group = self.param_groups[index]
+            for place, parameter in enumerate(group["params"]):
+                name = self._name((index, place))
+                if not parameter.is_floating_point():
+                    kind = f"{type(parameter).__name__} of {parameter.dtype}"
+                    raise ValueError(f"{name} is a {kind}: expected one of a real floating-point dtype")
+                check_parameter(parameter, name)
                 self._check_decomposition(group, _switches(group), parameter, (index, place))
         for index, added in zip(new, values, strict=True):
             group = self.param_groups[index]
@@ -219,6 +215,9 @@ class SpectralClipping(ScreenedOptimizer):
         if position not in self._counts or self._counts[position]["step"].device != parameter.device:
             self._counts[position] = {key: torch.zeros((), device=parameter.device) for key in ("step", "skipped")}
         return self._counts[position]
+
+    def _counts_of(self, parameter: Tensor, position: Position) -> Mapping[str, Tensor]:
+        return self._counts.get(position, {})
 
     def _take(self, entries: list[Entry]) -> bool:
         taken = screen(entries, self.param_groups, self._watch)
