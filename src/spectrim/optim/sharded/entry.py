@@ -24,7 +24,6 @@ from spectrim.optim.rules.rule import Rule, Shrink
 from spectrim.optim.stepping.entries import Entry, role_and_layout
 
 if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Placement
 
 __all__ = [
@@ -34,11 +33,9 @@ __all__ = [
     "by_team",
     "laid_like",
     "local_gradient",
-    "local_state",
     "rows_of_parts",
-    "sharded_basis",
     "sharded_entry",
-    "sharded_numbers",
+    "sharded_state",
     "take_rows",
 ]
 
@@ -192,7 +189,7 @@ def sharded_entry(
     entry = ShardedEntry(
         parameter=local,
         grad=torch.zeros_like(local, dtype=dtype) if found is None else found,
-        state=local_state(state),
+        state={key: value.to_local() if is_dtensor(value) else value for key, value in state.items()},
         layout=layout,
         split=group.get("split"),
         rule=rule,
@@ -240,44 +237,32 @@ def axes_of(layout: Layout, dimensions: int) -> Axes:
     return found.get(layout) or Axes((0,), tuple(range(1, dimensions)))
 
 
-def sharded_basis(parameter: DTensor, layout: Layout, whole: Tensor) -> Tensor:
-    """An operator's basis (..., n, k) as a DTensor, sharded like the columns of the parameter's matrices.
+def sharded_state(parameter: DTensor, layout: Layout, whole: Tensor) -> DTensor:
+    """An operator's state as a DTensor.
 
     Args:
-        whole: (n, k), the basis of one matrix, the same for every matrix of a stack.
+        whole: the state of one matrix, the same for every matrix of a stack: a basis (n, k), whose rows are sharded
+            like the matrix's columns; or numbers (parts,), replicated or sharded like the parameter's experts.
     """
-    mesh, axes = parameter.device_mesh, axes_of(layout, parameter.ndim)
-    kept = basis_sharding(sharding_of(parameter, ""), axes, whole.shape[-1])
-    local = take(whole.expand(kept.shape), kept.region(team_of(mesh).member))
     from torch.distributed.tensor import Replicate, Shard
 
-    placements = [Replicate() if split is None else Shard(split.dim) for split in kept.splits]
-    return _contiguous(local, kept.shape, mesh, placements)
-
-
-def sharded_numbers(parameter: DTensor, layout: Layout, whole: Tensor) -> Tensor:
-    """Numbers of every matrix as a DTensor: replicated, or sharded like the parameter's experts.
-
-    Args:
-        whole: (parts,), the numbers of one matrix, the same for every matrix of a stack.
-    """
     mesh, axes = parameter.device_mesh, axes_of(layout, parameter.ndim)
-    sharding = sharding_of(parameter, "")
-    from torch.distributed.tensor import Replicate
-
-    placements: list[Placement] = [Replicate()] * mesh.ndim
-    if axes.stack is not None:
+    sharding, member = sharding_of(parameter, ""), team_of(parameter.device_mesh).member
+    placements: list[Placement]
+    if whole.ndim == 2:
+        basis = basis_sharding(sharding, axes, whole.shape[-1])
+        shape, region = basis.shape, basis.region(member)
+        placements = [Replicate() if split is None else Shard(split.dim) for split in basis.splits]
+    else:
+        stack = () if axes.stack is None else (axes.stack,)
+        shape, region = (
+            (*(sharding.shape[dim] for dim in stack), *whole.shape),
+            tuple(sharding.region(member)[dim] for dim in stack),
+        )
         of_experts = zip(parameter.placements, sharding.splits, strict=True)
         placements = [p if split is not None and split.dim == axes.stack else Replicate() for p, split in of_experts]
-        whole = whole.expand(sharding.shape[axes.stack], *whole.shape)
-    local = take(whole, [sharding.region(team_of(mesh).member)[axes.stack]]) if axes.stack is not None else whole
-    return _contiguous(local, whole.shape, mesh, placements)
-
-
-def _contiguous(local: Tensor, shape: Sequence[int], mesh: DeviceMesh, placements: Sequence[Placement]) -> DTensor:
-    """A copy of this rank's shard as a contiguous DTensor of this whole shape."""
-    copy = local.clone(memory_format=torch.contiguous_format)
-    return dtensor_of(copy, torch.empty(tuple(shape), device="meta"), mesh, placements)
+    local = take(whole.expand(shape), region).clone(memory_format=torch.contiguous_format)
+    return dtensor_of(local, torch.empty(shape, device="meta"), mesh, placements)
 
 
 def local_gradient(parameter: DTensor, name: str) -> Tensor | None:
@@ -295,11 +280,6 @@ def local_gradient(parameter: DTensor, name: str) -> Tensor | None:
 def laid_like(parameter: DTensor, local: Tensor) -> DTensor:
     """This rank's shard as a DTensor with the parameter's mesh and placements."""
     return dtensor_of(local, parameter, parameter.device_mesh, parameter.placements)
-
-
-def local_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the state in which local tensors, which share memory, replace DTensors."""
-    return {key: value.to_local() if is_dtensor(value) else value for key, value in state.items()}
 
 
 def by_team(entries: Iterable[AnyShard]) -> list[tuple[Team, list[AnyShard]]]:

@@ -180,10 +180,6 @@ def in_place(
     for family in families.values():
         for stacks in [family] if workspace is None else packed(family, workspace, workspace_bytes()):
             for stack, result in zip(stacks, function(stacks), strict=True):
-                if torch.compiler.is_compiling() or not _share_memory(result, stack):
+                # A compiler cannot trace the comparison of memory.
+                if torch.compiler.is_compiling() or not torch._C._is_alias_of(result, stack):  # type: ignore[attr-defined]
                     stack.copy_(result)
-
-
-def _share_memory(result: Tensor, matrices: Tensor) -> bool:
-    alias: bool = torch._C._is_alias_of(result, matrices)  # type: ignore[attr-defined]
-    return alias

@@ -18,7 +18,7 @@ from spectrim.distributed.sharding import sharding_of
 from spectrim.optim.grouping.flat_shards import check_whole
 from spectrim.optim.grouping.layout import Layout, matrix_shapes
 from spectrim.optim.rules.rule import Rule, state_dtype_of
-from spectrim.optim.sharded.entry import sharded_basis, sharded_numbers
+from spectrim.optim.sharded.entry import sharded_state
 
 __all__ = ["check_parameter", "drop_orphans", "fit_state", "new_state"]
 
@@ -63,7 +63,7 @@ def new_state(parameter: Tensor, rule: Rule, layout: Layout, split: Any, name: s
             # Made whole, for one matrix of a stack, before it is sharded: a basis is small.
             started = operator.start([shape[-2:] for shape in shapes], device=parameter.device, dtype=dtype)
             for key, value in started.items():
-                state[key] = (sharded_basis if value.ndim == 2 else sharded_numbers)(parameter, layout, value)
+                state[key] = sharded_state(parameter, layout, value)
         else:
             state |= operator.start(shapes, device=parameter.device, dtype=dtype)
     return state
