@@ -137,9 +137,7 @@ class LearningRates(_InLogs):
         super().__init__(trainer)
         self._rates: dict[str, float | Tensor] = {}
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, *_: Any, **kwargs: Any) -> None:
         """Keep the rates of the step, before the scheduler changes them."""
         self._rates = _rates_by_role(kwargs["optimizer"].param_groups)
 
@@ -248,9 +246,7 @@ class SpectralMonitor(_InLogs):
         if self.monitor is not None and (control.should_save or args.save_strategy == "best"):
             state.stateful_callbacks[_STATE] |= self.monitor.state_dict()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *_: Any, **kwargs: Any) -> None:
         """Detach from the optimizer and close the files."""
         if self.monitor is not None:
             self.monitor.close()

@@ -236,14 +236,15 @@ class Spectra(SpectralOptimizer):
         eps: float = 1e-8,
         **options: Unpack[SpectralOptions],
     ) -> None:
-        own: dict[str, Any] = {
-            "lr": lr,
-            "momentum": momentum,
-            "nesterov": False,
-            "rank_ratio": rank_ratio,
+        own: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": False, "rank_ratio": rank_ratio}
+        own |= {
             "weight_decay": weight_decay,
+            "betas": betas,
+            "eps": eps,
+            "scale": "rms",
+            "clip": clip,
+            "shrink": shrink,
         }
-        own |= {"betas": betas, "eps": eps, "scale": "rms", "clip": clip, "shrink": shrink}
         super().__init__(params, own, options)
 
 
@@ -292,11 +293,5 @@ class Muon(SpectralOptimizer):
         **options: Unpack[SpectralOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        own |= {
-            "betas": betas,
-            "eps": eps,
-            "scale": scale,
-            "shrink": shrink,
-            "orthogonalize_steps": orthogonalize_steps,
-        }
-        super().__init__(params, own, options)
+        own |= {"betas": betas, "eps": eps, "scale": scale, "shrink": shrink}
+        super().__init__(params, {**own, "orthogonalize_steps": orthogonalize_steps}, options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypedDict, cast, get_args
 
 from torch import Tensor
@@ -110,13 +110,14 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def complete_options(options: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+def complete_options(
+    options: Mapping[str, Any], extra: Mapping[str, Any], allowed: Iterable[str] = SpectralOptions.__annotations__
+) -> dict[str, Any]:
     """The defaults of an optimizer: the library's, overridden by the recipe's, overridden by the caller's.
 
     Raises:
-        TypeError: a keyword is not an option.
+        TypeError: a caller's keyword is not allowed.
     """
-    allowed = SpectralOptions.__annotations__
     for key in extra:
         if key not in allowed:
             raise TypeError(f"unexpected option {key!r}: expected one of {', '.join(sorted(allowed))}")

@@ -92,9 +92,9 @@ class Rule:
     def __post_init__(self) -> None:
         # Thresholds on the device cannot be compared, so each group with one has its own key.
         structure = (
-            *self.direction.numbers,
-            None if self.operator is None else self.operator.numbers,
-            None if self.clip is None else self.clip.numbers,
+            self.direction,
+            self.operator,
+            self.clip,
             ("group", self.group) if isinstance(self.threshold, Tensor) else self.threshold,
             self.scale,
             self.pre_clip,
@@ -108,7 +108,7 @@ class Rule:
         )
         in_one_pass = self.is_adamw and not self.maximize
         object.__setattr__(self, "structure", structure)
-        object.__setattr__(self, "one_pass", (*self.direction.numbers, self.shrink) if in_one_pass else None)
+        object.__setattr__(self, "one_pass", (self.direction, self.shrink) if in_one_pass else None)
 
     @property
     def is_adamw(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -66,7 +66,8 @@ class StepContext:
 
 @dataclass(frozen=True)
 class SpectralOperator(ABC):
-    """An operation on the singular values of matrices. Its dataclass fields are its options.
+    """An operation on the singular values of matrices. Its dataclass fields are its options; operators with equal
+    options are equal.
 
     Attributes:
         label: its name for ``describe``.
@@ -130,11 +131,6 @@ class SpectralOperator(ABC):
             For every block the result, and the Frobenius norm of the whole result.
         """
         raise TypeError(f"{type(self).__name__} works on whole matrices only")
-
-    @property
-    def numbers(self) -> tuple[Any, ...]:
-        """The label and all options, equal for equal operators."""
-        return (self.label, *astuple(self))
 
 
 @cache

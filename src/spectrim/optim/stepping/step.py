@@ -7,6 +7,7 @@ The same code runs on every device, over lists and stacks of tensors, and never 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from functools import reduce
 from typing import Any
 
@@ -86,7 +87,7 @@ def step_adamw(entries: Sequence[Entry], grads: Sequence[Tensor], scaled: Shrink
     if by == "formula" and scaled is None:
         return False
     rules = [entry.rule for entry in entries]
-    _, beta1, beta2, eps = rules[0].direction.numbers
+    beta1, beta2, eps = astuple(rules[0].direction)
     adamw_step(
         params,
         grads,

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from spectrim.distributed.dtensor import is_dtensor
 from spectrim.optim.grouping.flat_shards import check_group, count_matrices
-from spectrim.optim.grouping.options import ClippingOptions
+from spectrim.optim.grouping.options import ClippingOptions, complete_options
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.rules.rule import Applied, Rule
 from spectrim.optim.rules.schedule import clip_threshold
@@ -24,7 +24,7 @@ from spectrim.optim.screening.nonfinite import screen
 from spectrim.optim.state.parameter_state import check_parameter
 from spectrim.optim.stepping.entries import Entry, role_and_layout
 from spectrim.optim.wrapping.base_updates import clip_changes, in_scope, rule_of_changes
-from spectrim.optim.wrapping.clipping_options import ADDED_KEYS, CLIPPING_KEYS, clipping_defaults, clipping_values
+from spectrim.optim.wrapping.clipping_options import ADDED_KEYS, CLIPPING_KEYS, clipping_values
 from spectrim.optim.wrapping.probe import StepDecomposition, check_base, find_decomposition
 from spectrim.optim.wrapping.probe_shards import trial_of, try_shards
 from spectrim.optim.wrapping.wrapped_entry import WrappedEntry, wrapped
@@ -79,7 +79,8 @@ class SpectralClipping(ScreenedOptimizer):
             name = type(optimizer).__name__
             raise TypeError(f"cannot wrap {name}: expected a torch.optim.Optimizer without a clip=... of its own")
         check_base(optimizer)
-        self._clipping = clipping_defaults(clip, options)
+        own = {"lr": 0.0, "weight_decay": 0.0, "clip_scope": "all", "clip": clip}
+        self._clipping = complete_options(own, options, CLIPPING_KEYS)
         self._counts: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._decompositions: dict[tuple[Any, ...], StepDecomposition] = {}
         self._tried: set[tuple[Any, ...]] = set()
@@ -239,7 +240,10 @@ class SpectralClipping(ScreenedOptimizer):
                 hidden.append((parameter, parameter.grad))
                 parameter.grad = None
             for entry in stepping:
-                stepped.append(self._wrapped(entry, switches[entry.position[0]]))
+                group, parameter = self.param_groups[entry.position[0]], self._parameter(entry)
+                kind = switches[entry.position[0]]
+                decomposition = self._check_decomposition(group, kind, parameter, entry.position)
+                stepped.append(wrapped(entry, parameter, decomposition, float(group.get("weight_decay") or 0.0)))
             self.base.step()
             clip_changes(stepped, self.param_groups)
         finally:
@@ -249,12 +253,6 @@ class SpectralClipping(ScreenedOptimizer):
             for parameter, grad in hidden:
                 parameter.grad = grad
         return True
-
-    def _wrapped(self, entry: Entry, switches: str) -> WrappedEntry:
-        """Save a weight, and prepare parameter and gradient for the base's step."""
-        group, parameter = self.param_groups[entry.position[0]], self._parameter(entry)
-        decomposition = self._check_decomposition(group, switches, parameter, entry.position)
-        return wrapped(entry, parameter, decomposition, float(group.get("weight_decay") or 0.0))
 
     def _parameter(self, entry: Entry) -> Tensor:
         """The parameter in the base's groups; for a shard, the DTensor."""
