@@ -20,8 +20,7 @@ from spectrim.optim.grouping.flat_shards import check_group, count_matrices, war
 from spectrim.optim.grouping.missing_roles import warn_of_missing_roles
 from spectrim.optim.grouping.options import complete_options, finish_group
 from spectrim.optim.grouping.plain import unwrapped
-from spectrim.optim.rules.recipe import Recipe
-from spectrim.optim.rules.rule import Applied, Rule, rule_of
+from spectrim.optim.rules.rule import Applied, Recipe, Rule, rule_of
 from spectrim.optim.rules.schedule import varies_with_steps
 from spectrim.optim.screened import Position, ScreenedOptimizer
 from spectrim.optim.screening.nonfinite import screen

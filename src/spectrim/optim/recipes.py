@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 from spectrim.optim import directions
 from spectrim.optim.grouping.options import SpectralOptions
 from spectrim.optim.optimizer import SpectralOptimizer
-from spectrim.optim.rules.recipe import Recipe
+from spectrim.optim.rules.rule import Recipe
 from spectrim.optim.spectral.orthogonalize import Orthogonalize
 from spectrim.optim.spectral.spike import ShapeSpike
 

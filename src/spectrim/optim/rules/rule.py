@@ -17,16 +17,37 @@ from spectrim.operators import DEFAULT_SHRINK_FACTOR, ShrinkForm
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.directions import Adam, Direction, Given
 from spectrim.optim.grouping.options import Scale
-from spectrim.optim.rules.recipe import PLAIN_ADAMW, Recipe
 from spectrim.optim.rules.schedule import clip_threshold
 from spectrim.optim.spectral.base import SpectralOperator
 from spectrim.optim.spectral.clip import CLIPS, SoftClip
 
-__all__ = ["Applied", "Rule", "Shrink", "rule_of", "state_dtype_of"]
+__all__ = ["Applied", "Recipe", "Rule", "Shrink", "rule_of", "state_dtype_of"]
 
 #: Roles that are not shrunk. Their rows belong to tokens, whose frequencies differ by orders of magnitude, so rows of
 #: frequent tokens would count as outliers.
 UNSHRUNK_ROLES = ("embedding", "head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """An optimizer as data. Shrinking, pre-clipping, clipping and scale are options of every recipe.
+
+    Attributes:
+        direction: the base direction, which plain optimizers subtract.
+        operator: changes the direction's singular values, before any clipping.
+    """
+
+    direction: type[Direction]
+    operator: type[SpectralOperator] | None = None
+
+    @property
+    def name(self) -> str:
+        """Direction and operator in words. A state dict stores it, so that another recipe refuses the state."""
+        return self.direction.name if self.operator is None else f"{self.direction.name} → {self.operator.label}"
+
+
+#: The recipe for the embeddings, heads and vectors of Muon and Spectra.
+PLAIN_ADAMW = Recipe(direction=Adam)
 
 
 class Shrink(NamedTuple):

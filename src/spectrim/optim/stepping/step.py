@@ -66,14 +66,14 @@ def step_bucket(bucket: Sequence[Stack[Any]]) -> None:
     grads = [grad for stack in bucket for grad in prepared(stack)]
     if rule.is_adamw and step_adamw(entries, grads):
         return
-    directed(entries, grads, [view for stack in bucket for view in stack.tensor.unbind()])
+    views = [view for stack in bucket for view in stack.tensor.unbind()]
+    directed(entries, grads, views)
     del grads
     if rule.shrink_direction is not None:
         for stack in bucket:
             shrink_stack(stack.tensor, stack, rule.shrink_direction)
-    if rule.still:
-        return
-    apply(bucket, operate(bucket))
+    if not rule.still:
+        apply_to(entries, views, operate(bucket))
 
 
 def step_adamw(entries: Sequence[Entry], grads: Sequence[Tensor], scaled: Shrinkage | None = None) -> bool:
@@ -167,14 +167,6 @@ def _seed(*numbers: int) -> int:
 
 
 # -- Apply -------------------------------------------------------------------------------------------------------------
-
-
-def apply(bucket: Sequence[Stack[Any]], scales: Sequence[float]) -> None:
-    """X ← (1 − ηλ)X − η · scale · U for all parameters of a bucket, whose stacks hold the updates U."""
-    entries = [entry for stack in bucket for entry in stack.entries]
-    updates = [view for stack in bucket for view in stack.tensor.unbind()]
-    factors = [scale for stack, scale in zip(bucket, scales, strict=True) for _ in stack.entries]
-    apply_to(entries, updates, factors)
 
 
 def apply_to(entries: Sequence[Entry], updates: Sequence[Tensor], factors: Sequence[float]) -> None:

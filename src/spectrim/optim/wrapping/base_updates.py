@@ -65,8 +65,7 @@ def clip_changes(entries: Sequence[WrappedEntry], groups: Sequence[Mapping[str, 
         for entry, view in zip(wrapped, views, strict=True):
             view.copy_(entry.direction())
             entry.restore()
-        factors = operate(bucket)
-        _subtract(wrapped, views, [f for f, stack in zip(factors, bucket, strict=True) for _ in stack.entries])
+        _subtract(wrapped, views, operate(bucket))
     loads: Loads = {}
     for shards in grouped(across, kind_of).values():
         run_rounds(shards, lambda team, some: _round(team, some, loads))
