@@ -1,7 +1,7 @@
 """spectrim: spectral control of LLM training.
 
 Optimizers that clip, flatten or reshape the singular values of gradients and updates, and the operators they are
-made of. This package needs torch alone, and imports what is asked of it when it is asked.
+made of. The package needs torch alone, and imports each name at its first use.
 """
 
 from importlib import import_module
@@ -40,20 +40,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-_HOMES = {
-    "spectrim.monitor": ("SpectralMonitor",),
-    "spectrim.operators": (
-        *("Spike", "bayes_shrink", "entry_scale", "hard_clip", "orthogonalize", "shape_spike", "smooth_shrink"),
-        *("soft_clip", "track_spike"),
-    ),
-    "spectrim.optim": (
-        *("AdEMAMix", "AdamW", "Momentum", "Muon", "Signum", "Spectra", "SpectralClipping", "SpectralOptimizer"),
-        *("clip_grad_spectral_", "create", "describe", "param_groups", "set_step_memory", "shrink_grad_"),
-    ),
-    "spectrim.optim.recipe_names": ("recipes",),
-}
 _PACKAGES = ("distributed", "kernels", "monitor", "operators", "optim")
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_OPERATORS = (
+    *("Spike", "bayes_shrink", "entry_scale", "hard_clip", "orthogonalize", "shape_spike", "smooth_shrink"),
+    *("soft_clip", "track_spike"),
+)
+#: Where names are; all others are in ``spectrim.optim``.
+_HOMES = {
+    "SpectralMonitor": "spectrim.monitor",
+    "recipes": "spectrim.optim.recipe_names",
+    **dict.fromkeys(_OPERATORS, "spectrim.operators"),
+}
 
 __all__ = [
     "AdEMAMix",
@@ -87,10 +84,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return import_module(f"spectrim.{name}")
-    home = _HOME_OF.get(name)
-    if home is None:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(home), name)
+    found = globals()[name] = getattr(import_module(_HOMES.get(name, "spectrim.optim")), name)
     return found
 
 

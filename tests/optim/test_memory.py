@@ -19,7 +19,7 @@ def restored():
 def entries(count, rule):
     with FakeTensorMode():
         weights = [torch.empty(1024, 1024, device="cuda") for _ in range(count)]
-    options = {"role": "matrix", "layout": "matrix", "split": None, "rule": rule, "position": (0, 0)}
+    options = {"layout": "matrix", "split": None, "rule": rule, "position": (0, 0)}
     return [Entry(parameter=weight, grad=weight, **options) for weight in weights]
 
 

@@ -7,6 +7,7 @@ message to each rank and without padding. A :class:`Team` caches its plans.
 from __future__ import annotations
 
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,16 +34,12 @@ Plan = TypeVar("Plan")
 class Recorder:
     """Bytes that this rank sent, by purpose."""
 
-    sent: dict[str, float] = field(default_factory=dict)
+    sent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @property
     def total(self) -> float:
         """Bytes sent for all purposes."""
         return sum(self.sent.values())
-
-    def add(self, purpose: str, size: float) -> None:
-        """Count a message."""
-        self.sent[purpose] = self.sent.get(purpose, 0.0) + size
 
 
 _recorders: list[Recorder] = []
@@ -64,7 +61,7 @@ def record() -> Iterator[Recorder]:
 
 def _count(purpose: str, size: float) -> None:
     for recorder in _recorders:
-        recorder.add(purpose, size)
+        recorder.sent[purpose] += size
 
 
 @dataclass(eq=False)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spectrim.distributed.intervals import Intervals, count
+from spectrim.kernels.lists import grouped
 
 __all__ = ["Copy", "copies_of_region", "copy_all", "is_plain", "merged"]
 
@@ -60,11 +61,8 @@ def merged(copies: Sequence[Copy]) -> list[Copy]:
 
 
 def _merged_once(copies: Sequence[Copy]) -> list[Copy]:
-    alike: dict[tuple[tuple[int, ...], ...], list[Copy]] = {}
-    for copy in copies:
-        alike.setdefault(copy[:3], []).append(copy)
     found = []
-    for same in alike.values():
+    for same in grouped(copies, lambda copy: copy[:3]).values():
         start = 0
         while start < len(same):
             stop, step = start + 1, (0, 0)

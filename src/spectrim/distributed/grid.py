@@ -65,10 +65,6 @@ class Grid:
         """E, or None if there is no stack."""
         return None if self.axes.stack is None else self.sharding.shape[self.axes.stack]
 
-    def replica(self, member: int) -> int:
-        """The number of a member's replica."""
-        return self.sharding.replica(member)
-
     def rows(self, member: int) -> Intervals:
         """The rows that a member holds."""
         pairs = overlaps(_held(self.sharding, self.axes.rows, member), self._part_runs)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Intervals", "chunk", "count", "flattened", "joined", "overlaps", "put", "take", "within"]
+__all__ = ["Intervals", "chunk", "count", "flattened", "joined", "overlaps", "position", "put", "take", "within"]
 
 #: Sorted, disjoint, non-empty (start, stop) pairs.
 Intervals = tuple[tuple[int, int], ...]
@@ -102,10 +102,10 @@ def put(tensor: Tensor, region: Sequence[Intervals], values: Tensor) -> None:
         target, source = tensor, values
         for dim, (start, stop) in enumerate(runs):
             target = target.narrow(dim, start, stop - start)
-            offset = count(pick(region[dim], 0, _position(region[dim], start)))
-            source = source.narrow(dim, offset, stop - start)
+            source = source.narrow(dim, position(region[dim], start), stop - start)
         target.copy_(source)
 
 
-def _position(runs: Intervals, index: int) -> int:
+def position(runs: Intervals, index: int) -> int:
+    """The number of indices before this one."""
     return sum(min(stop, index) - start for start, stop in runs if start < index)

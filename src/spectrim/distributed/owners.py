@@ -21,9 +21,10 @@ from torch import Tensor
 
 from spectrim.distributed.collectives import Exchange, Team
 from spectrim.distributed.copies import Copy, copies_of_region
-from spectrim.distributed.intervals import Intervals, count, within
+from spectrim.distributed.intervals import Intervals, count, position, within
 from spectrim.distributed.routes import Route, RoutePlanner
 from spectrim.distributed.sharding import Sharding
+from spectrim.kernels.lists import grouped
 
 __all__ = ["Loads", "OwnerExchange", "OwnerPlan", "Unit", "exchange_rounds", "owners", "plan_owners"]
 
@@ -132,7 +133,7 @@ def plan_owners(
     """
     units = tuple(_units(tensors))
     chosen, loads = owners([_work(unit.shape) for unit in units], before, len(order))
-    there, back = RoutePlanner(order, me), RoutePlanner(order, me)
+    there, back = RoutePlanner(order), RoutePlanner(order)
     owned: list[int] = []
     for number, (unit, owner) in enumerate(zip(units, chosen, strict=True)):
         sharding = tensors[unit.tensor][0]
@@ -187,11 +188,7 @@ def _local_copies(sharding: Sharding, unit: Unit, me: int) -> list[Copy] | None:
     if size == 0:
         return None
     # Matrices of a stack are consecutive in memory.
-    place = (
-        0
-        if unit.index is None
-        else sum(min(stop, unit.index) - start for start, stop in sharding.region(me)[0] if start < unit.index)
-    )
+    place = 0 if unit.index is None else position(sharding.region(me)[0], unit.index)
     return [Copy((size,), (1,), (1,), place * size, 0)]
 
 
@@ -241,10 +238,7 @@ class OwnerExchange:
             function: see :data:`Work`. It may write to the units.
         """
         wholes = self.wholes()
-        alike: dict[tuple[int, ...], list[int]] = {}
-        for number in wholes:
-            alike.setdefault(self.units[number].shape, []).append(number)
-        for same in alike.values():
+        for same in grouped(wholes, lambda number: self.units[number].shape).values():
             done = function([self.units[n].tensor for n in same], [wholes[n] for n in same])
             wholes.update(zip(same, done, strict=True))
         self._under_way = self._post(self._plan.back, list(wholes.values()))

@@ -6,6 +6,7 @@ shapes and layouts, not on tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,11 +61,10 @@ class RoutePlanner:
 
     Args:
         order: for every member its rank in the process group.
-        member: this rank's number in the team.
     """
 
-    def __init__(self, order: Sequence[int], member: int) -> None:
-        self._order, self._member = order, member
+    def __init__(self, order: Sequence[int]) -> None:
+        self._order = order
         self._out: dict[int, list[tuple[int, Sequence[Copy]]]] = {}
         self._in: dict[int, list[tuple[int, Sequence[Copy]]]] = {}
         self._kept: dict[tuple[int, int], list[Copy]] = {}
@@ -113,7 +113,4 @@ class RoutePlanner:
 
 
 def _size(copy: Copy) -> int:
-    size = 1
-    for length in copy.shape:
-        size *= length
-    return size
+    return math.prod(copy.shape)

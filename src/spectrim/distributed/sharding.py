@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
-from spectrim.distributed.intervals import Intervals, chunk, count, joined
+from spectrim.distributed.intervals import Intervals, chunk, joined
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor, Placement
@@ -66,7 +66,7 @@ class Sharding:
         """The indices that a member holds along each dimension."""
         found = self._regions.get(member)
         if found is None:
-            found = self._regions[member] = self._region_at(self.coordinate(member))
+            found = self._regions[member] = self._region(member)
         return found
 
     def coordinate(self, member: int) -> tuple[int, ...]:
@@ -79,11 +79,11 @@ class Sharding:
 
     def replica(self, member: int) -> int:
         """The number of a member's replica. The members of one replica together hold the tensor once."""
-        return self._number(self.coordinate(member), replicated=True)
+        return self._number(member, replicated=True)
 
     def shard(self, member: int) -> int:
         """The number of a member's shard, equal for members that hold the same shard."""
-        return self._number(self.coordinate(member), replicated=False)
+        return self._number(member, replicated=False)
 
     def varied(self, member: int, dims: Collection[int | None]) -> list[int]:
         """The members, in order, that differ from a member only along mesh dimensions that split one of ``dims``.
@@ -96,13 +96,9 @@ class Sharding:
             found = [number * size + each for number in found for each in places]
         return found
 
-    def local_shape(self, member: int) -> tuple[int, ...]:
-        """The shape of a member's shard."""
-        return tuple(count(runs) for runs in self.region(member))
-
-    def _number(self, coordinate: tuple[int, ...], *, replicated: bool) -> int:
+    def _number(self, member: int, *, replicated: bool) -> int:
         number = 0
-        for place, size, split in zip(coordinate, self.mesh_shape, self.splits, strict=True):
+        for place, size, split in zip(self.coordinate(member), self.mesh_shape, self.splits, strict=True):
             if (split is None) == replicated:
                 number = number * size + place
         return number
@@ -111,19 +107,16 @@ class Sharding:
     def _regions(self) -> dict[int, tuple[Intervals, ...]]:
         return {}
 
-    def _region_at(self, coordinate: tuple[int, ...]) -> tuple[Intervals, ...]:
+    def _region(self, member: int) -> tuple[Intervals, ...]:
         region: list[Intervals] = [((0, size),) if size else () for size in self.shape]
-        for axis in self._order():
-            split = self.splits[axis]
+        axes = list(zip(self.splits, self.mesh_shape, self.coordinate(member), strict=True))
+        # Plain splits from the left, then strided ones from the right.
+        plain = [axis for axis in axes if axis[0] and axis[0].factor == 1]
+        strided = [axis for axis in axes if axis[0] and axis[0].factor > 1]
+        for split, size, place in plain + strided[::-1]:
             assert split is not None
-            region[split.dim] = chunk(region[split.dim], self.mesh_shape[axis], coordinate[axis])
+            region[split.dim] = chunk(region[split.dim], size, place)
         return tuple(region)
-
-    def _order(self) -> list[int]:
-        """Mesh dimensions in the order of their splits: plain ones from the left, then strided ones from the right."""
-        plain = [axis for axis, split in enumerate(self.splits) if split is not None and split.factor == 1]
-        strided = [axis for axis, split in enumerate(self.splits) if split is not None and split.factor > 1]
-        return plain + strided[::-1]
 
 
 def sharding_of(tensor: DTensor, name: str) -> Sharding:

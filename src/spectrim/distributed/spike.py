@@ -118,18 +118,13 @@ class _SpikeStep:
         """‖M − U Wᵀ‖_F²: the difference of norms if it is not small, else the norm of the difference."""
         differences = [total - spike for total, spike in zip(whole, spikes, strict=True)]
         plain = [difference > PLAIN_TAIL * spike for difference, spike in zip(differences, spikes, strict=True)]
-        if self._readable() and not self._stacked() and all(bool(flags.all()) for flags in plain):
+        # Ranks that hold other matrices of a stack have other numbers, but must send the same messages.
+        stacked = any(block.grid.depth is not None for block in self.blocks)
+        if reading_is_free(self.blocks[0].M) and not stacked and all(bool(flags.all()) for flags in plain):
             return differences
         thins = zip(self.blocks, self.U, W, strict=True)
         formed = self._totals([energy(block.M - U @ columns.mT).double() for block, U, columns in thins])
         return [torch.where(*found) for found in zip(plain, differences, formed, strict=True)]
-
-    def _readable(self) -> bool:
-        return reading_is_free(self.blocks[0].M)
-
-    def _stacked(self) -> bool:
-        # Ranks that hold other matrices of a stack have other numbers, but must send the same messages.
-        return any(block.grid.depth is not None for block in self.blocks)
 
     def _orthonormal(self, Y: list[Tensor]) -> list[Tensor]:
         """Orthonormalise the columns of Y, whose rows are on many ranks, by Cholesky-QR in float64, twice.
@@ -149,7 +144,7 @@ class _SpikeStep:
             depth = block.grid.depth
             slot = value.new_zeros((1, *value.shape) if depth is None else (depth, *value.shape[1:]))
             # Only one replica contributes, so that all replicas get the same bits.
-            if block.grid.replica(me) == 0:
+            if block.grid.sharding.replica(me) == 0:
                 if depth is None:
                     slot[0] = value
                 else:
@@ -202,7 +197,7 @@ def plan_rows(
     Returns:
         The route, and the shapes of its targets: (..., rows, columns), or (members, ..., rows, columns).
     """
-    planner = RoutePlanner(team.order, team.member)
+    planner = RoutePlanner(team.order)
     shapes: list[tuple[int, ...]] = []
     # Layers of a model have equal sizes.
     parcels = {size: _parcels(team.member, *size, have=have, want=want, summed=summed) for size in dict.fromkeys(sizes)}

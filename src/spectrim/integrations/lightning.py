@@ -3,7 +3,7 @@
     trainer = Trainer(callbacks=[SpectralMonitor(every=100), LearningRateMonitor()], ...)
 
 The optimizer itself needs no adapter: ``return spectrim.create("adamw+clip", self, lr=...)`` in
-``configure_optimizers``, whose groups are named by role. Relies on :class:`spectrim.SpectralMonitor`.
+``configure_optimizers``, whose groups are named by role.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = ["SpectralMonitor"]
 class SpectralMonitor(pl.Callback):
     """A :class:`spectrim.SpectralMonitor` on every optimizer of a Trainer, which writes to the Trainer's loggers.
 
-    It is in the Trainer's checkpoints, so that a resumed run goes on with its steps and trends.
+    The Trainer's checkpoints have its state, so a resumed run continues its steps and trends.
 
     Args:
         every: optimizer steps between measurements.
-        out: where records go beside the loggers; see :class:`spectrim.SpectralMonitor`.
+        out: a further output of records; see :class:`spectrim.SpectralMonitor`.
         options: its other keywords, such as ``exact_every`` or ``kinds``.
 
     Raises:
-        ValueError: an option that is not allowed, when training starts; the message names it.
+        ValueError: when training starts, if an option is not allowed; the message names it.
     """
 
     def __init__(self, every: int = 100, *, out: Any = None, **options: Any) -> None:
@@ -62,7 +62,7 @@ class SpectralMonitor(pl.Callback):
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write what is left and detach."""
+        """Write the remaining records and detach."""
         self._saved = self._states()
         for one in self._monitors:
             one.close()
@@ -75,11 +75,11 @@ class SpectralMonitor(pl.Callback):
         self._monitors = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values, for the Trainer's checkpoints; on ranks of sharded parameters, called by all."""
+        """Plain values for the Trainer's checkpoints. If parameters are sharded, all ranks call it."""
         return {"monitors": self._states()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint when training starts."""
+        """Continue from a checkpoint when training starts."""
         self._saved = state_dict["monitors"]
 
     def _states(self) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ class SpectralMonitor(pl.Callback):
 
 
 def _log(trainer: pl.Trainer, prefix: str, record: Record) -> None:
-    """Hand a record's numbers to a Trainer's loggers."""
+    """Write a record's numbers to a Trainer's loggers."""
     numbers = {f"{prefix}{tag}": value for tag, value in scalars(record)}
     for logger in trainer.loggers:
         # The Trainer logs a step under the number of steps before it.

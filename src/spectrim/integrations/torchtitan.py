@@ -2,9 +2,8 @@
 
     config.optimizer = SpectralOptimizersContainer.Config(name="adamw+clip", lr=8e-4, options={"weight_decay": 0.1})
 
-torchtitan's container matches names by patterns and cannot tell what a parameter is; this one reads the model. All else
-is inherited: state under full names, so that pipeline stages and other numbers of ranks load it, hooks, and schedulers.
-Relies on :func:`spectrim.create`.
+torchtitan's container groups parameters by name patterns; this one reads the model. State under full names, which other
+pipeline stages and numbers of ranks can load, hooks and schedulers are inherited.
 """
 
 from __future__ import annotations
@@ -25,18 +24,17 @@ __all__ = ["SpectralOptimizersContainer"]
 
 
 class SpectralOptimizersContainer(OptimizersContainer[SpectralOptimizer]):
-    """One spectrim optimizer over all model parts of a rank, as torchtitan's trainer builds, steps and saves it.
+    """One spectrim optimizer over all model parts of a rank.
 
-    Stages of a pipeline skip a step together: where no mesh of the parameters holds all ranks, they agree on it through
-    the default process group.
+    All ranks skip a step together, also if they are stages of a pipeline without a common mesh.
 
     Raises:
-        ValueError: an unknown recipe or option, or a config that has torchtitan's ``param_groups``.
+        ValueError: an unknown recipe or option, or a config with torchtitan's ``param_groups``.
     """
 
     @dataclass(kw_only=True, slots=True)
     class Config(OptimizersContainer.Config):
-        """What :func:`spectrim.create` takes. ``implementation`` is torchtitan's, and means nothing here."""
+        """The arguments of :func:`spectrim.create`. torchtitan's ``implementation`` is ignored."""
 
         name: str = "adamw+clip"
         """One of ``spectrim.recipes()``."""
@@ -54,10 +52,10 @@ class SpectralOptimizersContainer(OptimizersContainer[SpectralOptimizer]):
         """Factor on the learning rate of the output head."""
 
         split: dict[str, Any] = field(default_factory=dict)
-        """Fused projections of models that are not known; see ``spectrim.param_groups``."""
+        """Fused projections of unknown models; see ``spectrim.param_groups``."""
 
         overrides: dict[str, Any] = field(default_factory=dict)
-        """Pattern of names -> values in place of what was read; see ``spectrim.param_groups``."""
+        """Name pattern -> values that replace the detected ones; see ``spectrim.param_groups``."""
 
     def __init__(self, config: Config, *, model_parts: list[nn.Module]) -> None:
         if config.param_groups:
@@ -87,12 +85,12 @@ class SpectralOptimizersContainer(OptimizersContainer[SpectralOptimizer]):
 
 
 def _with_canonical_names(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A group under the names of torchtitan's checkpoints, in which wrappers of activation checkpointing are absent."""
+    """A group with the names of torchtitan's checkpoints, without wrappers of activation checkpointing."""
     return {**group, "params": [(canonical_fqn(name), parameter) for name, parameter in group["params"]]}
 
 
 def _settling(parameters: Iterable[Tensor]) -> dict[str, Any]:
-    """Where the parameters' meshes leave out ranks, as stages of a pipeline do: all ranks, to skip a step together."""
+    """The process group of all ranks as an option, if no parameter's mesh has all ranks."""
     sizes = [parameter.device_mesh.size() for parameter in parameters if is_dtensor(parameter)]
     if not sizes or max(sizes) == dist.get_world_size():
         return {}

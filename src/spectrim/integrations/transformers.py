@@ -1,10 +1,10 @@
-"""Recipes, learning rates by role and spectra in the Trainer of transformers, and in what derives from it, as TRL's.
+"""Recipes, learning rates by role and spectra for the Trainer of transformers and its subclasses, such as TRL's.
 
     trainer = Trainer(..., optimizer_cls_and_kwargs=(OptimizerFactory, {"name": "adamw+clip", "lr": 1e-3}))
     LearningRates(trainer)
     SpectralMonitor(trainer, every=100)
 
-Both callbacks write into the Trainer's own log lines, so that whatever it reports to has their numbers.
+Both callbacks add their numbers to the Trainer's own log lines.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ __all__ = ["LearningRates", "OptimizerFactory", "SpectralMonitor"]
 
 
 class OptimizerFactory:
-    """Makes a recipe's optimizer from the Trainer's model, with every parameter's role.
+    """Makes a recipe's optimizer from the Trainer's model, whose parameters it groups by role.
 
         Trainer(..., optimizer_cls_and_kwargs=(OptimizerFactory, {"name": "adamw+clip", "lr": 1e-3}))
 
-    The Trainer calls ``OptimizerFactory()(model, **kwargs)``; the keywords are those of :func:`spectrim.create`. What
-    the Trainer's arguments say of the optimizer (``optim``, ``learning_rate``, ``weight_decay``, ...) does not count.
+    The keywords are those of :func:`spectrim.create`. The Trainer's own arguments for the optimizer (``optim``,
+    ``learning_rate``, ``weight_decay``, ...) are ignored.
 
-    A checkpoint of a run with ``optim="adamw_torch"`` loads: its moments go to the parameters that they are of, and
-    :class:`LearningRates` or :class:`SpectralMonitor` fits its scheduler.
+    A checkpoint of a run with ``optim="adamw_torch"`` loads: parameters get their moments by name, and
+    :class:`LearningRates` or :class:`SpectralMonitor` adapts its scheduler.
     """
 
     def __call__(self, model: nn.Module, *, name: str, lr: float | Tensor, **options: Any) -> SpectralOptimizer:
@@ -47,10 +47,8 @@ class OptimizerFactory:
 
 
 def _names_for(model: nn.Module) -> Callable[[Any, dict[str, Any]], dict[str, Any] | None]:
-    """A hook that names the parameters of a state dict that the Trainer's own optimizers saved, which have no names.
-
-    They are in two groups, with and without decay, each in the model's order.
-    """
+    """A hook that adds names to a state dict of the Trainer's own optimizers, which have two groups: with and without
+    decay, each in the model's order."""
     trainer: Any = Trainer
     decayed = frozenset(trainer.get_decay_parameter_names(None, model))
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -64,7 +62,7 @@ def _names_for(model: nn.Module) -> Callable[[Any, dict[str, Any]], dict[str, An
             return None
         warnings.warn(
             "moments, learning rates and weight decay are those of a checkpoint of the Trainer's own AdamW, as is the "
-            "scheduler, which has no rate for each role: LearningRates(trainer) or SpectralMonitor(trainer) fits it",
+            "scheduler, which has no rate for each role: LearningRates(trainer) or SpectralMonitor(trainer) adapts it",
             stacklevel=2,
         )
         return {**state_dict, "param_groups": [{**g, "param_names": n} for g, n in zip(groups, names, strict=True)]}
@@ -75,8 +73,7 @@ def _names_for(model: nn.Module) -> Callable[[Any, dict[str, Any]], dict[str, An
 class _InLogs(TrainerCallback):
     """A callback that adds numbers to the Trainer's log lines of training steps.
 
-    Once made it is one of the Trainer's callbacks: after the one that decides when to log and save, before those that
-    report.
+    It adds itself to the Trainer's callbacks, after the one that decides when to log and before those that report.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -88,13 +85,13 @@ class _InLogs(TrainerCallback):
         callbacks.insert(flow[0] + 1 if flow else 0, self)
 
     def numbers(self) -> dict[str, float]:
-        """What to add to the log line of the step that was just taken."""
+        """The numbers of the last step's log line."""
         raise NotImplementedError
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Fit a scheduler that was loaded from a run with other groups, as one with ``adamw_torch``, to these."""
+        """Adapt a scheduler that was loaded from a run with other groups, such as one with ``adamw_torch``."""
         if self._trainer.callback_handler.callbacks.count(self) > 1:
             raise ValueError(f"{type(self).__name__} was added twice: it adds itself, leave out add_callback")
         _fit_scheduler(kwargs["lr_scheduler"], kwargs["optimizer"].param_groups)
@@ -107,7 +104,7 @@ class _InLogs(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add the numbers to a line of training, not to one of evaluation or of the end."""
+        """Add the numbers to lines of training steps, not to those of evaluation or of the end."""
         if logs is not None and "learning_rate" in logs:
             numbers = self.numbers()
             logs |= numbers
@@ -116,7 +113,7 @@ class _InLogs(TrainerCallback):
 
 
 def _fit_scheduler(scheduler: Any, groups: Sequence[Mapping[str, Any]]) -> None:
-    """One rate for each group, where the scheduler's state had another number of groups; else nothing changes."""
+    """Give the scheduler one rate for each group if it has another number of rates."""
     if len(getattr(scheduler, "base_lrs", groups)) != len(groups):
         scheduler.base_lrs = [group["initial_lr"] for group in groups]
         scheduler._last_lr = [group["lr"] for group in groups]
@@ -129,8 +126,8 @@ class LearningRates(_InLogs):
 
         LearningRates(trainer)
 
-    Of a role whose groups were made with several rates each has its number: "learning_rate/matrix/0". The rates are
-    those of the step that the line is about, as is the Trainer's "learning_rate", which is the first group's.
+    If a role's groups were made with different rates, each rate has a number: "learning_rate/matrix/0". The rates are
+    those of the logged step.
 
     Args:
         trainer: any Trainer of transformers. The callback adds itself.
@@ -140,9 +137,7 @@ class LearningRates(_InLogs):
         super().__init__(trainer)
         self._rates: dict[str, float | Tensor] = {}
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, *_: Any, **kwargs: Any) -> None:
         """Keep the rates of the step, before the scheduler changes them."""
         self._rates = _rates_by_role(kwargs["optimizer"].param_groups)
 
@@ -152,7 +147,7 @@ class LearningRates(_InLogs):
 
 
 def _rates_by_role(groups: Iterable[Mapping[str, Any]]) -> dict[str, float | Tensor]:
-    """The rate of each role; groups that were made with one rate are one."""
+    """The rate of each role, or several with numbers if its groups were made with different rates."""
     found: dict[str, dict[float, float | Tensor]] = {}
     for index, group in enumerate(groups):
         made_with = float(group.get("first_lr", group.get("initial_lr", 0.0)))
@@ -167,8 +162,8 @@ def _rates_by_role(groups: Iterable[Mapping[str, Any]]) -> dict[str, float | Ten
     }
 
 
-#: Under which the monitor's state is in ``trainer_state.json``. No class has this name: the Trainer would make a new
-#: callback from the state alone where it is to restore callbacks.
+#: The key of the monitor's state in ``trainer_state.json``. No class has this name: the Trainer would make a new
+#: callback of such a class when it restores callbacks.
 _STATE = "spectrim.SpectralMonitor"
 
 
@@ -177,18 +172,16 @@ class SpectralMonitor(_InLogs):
 
         SpectralMonitor(trainer, every=100)
 
-    The log line of a measured step, which is always written, has for every metric its median over all matrices, as
-    "spectral/gradient_spike_share"; those of single matrices as "spectral/NAME/gradient_spike_share" for the ``names``
-    asked for, and all of them in the files of ``out``. A run that resumes from a checkpoint goes on with its trends,
-    counts and files. See :class:`spectrim.SpectralMonitor` for what is measured.
+    Every measured step has a log line with the median of each metric over all matrices, such as
+    "spectral/gradient_spike_share", and the metrics of matrices in ``names`` as "spectral/NAME/gradient_spike_share".
+    A resumed run continues trends, counts and files. See :class:`spectrim.SpectralMonitor` for the metrics.
 
     Args:
         trainer: any Trainer of transformers. The callback adds itself.
         every: optimizer steps between measurements.
-        out: where whole records go besides, such as a path of JSON lines, which a resumed run goes on with.
-        names: patterns of matrices whose numbers are logged one by one.
-        options: of :class:`spectrim.SpectralMonitor`: "exact_every", "exact", "kinds", "alarm" and so on, which are
-            checked where training begins.
+        out: further outputs of whole records, such as a path of JSON lines.
+        names: patterns of matrices whose metrics are logged one by one.
+        options: further options of :class:`spectrim.SpectralMonitor`, checked when training begins.
     """
 
     def __init__(
@@ -205,12 +198,12 @@ class SpectralMonitor(_InLogs):
         self._patterns = (names,) if isinstance(names, str) else tuple(names)
         self._records: list[Record] = []
         self.monitor: monitor.SpectralMonitor | None = None
-        """What measures, once training has begun."""
+        """The monitor, while the Trainer trains."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Attach to the optimizer, and go on from what a checkpoint says."""
+        """Attach to the optimizer, with the state of a checkpoint if there is one."""
         super().on_train_begin(args, state, control, **kwargs)
         if self.monitor is not None:
             self.monitor.close()
@@ -230,11 +223,14 @@ class SpectralMonitor(_InLogs):
         state.stateful_callbacks[_STATE] = self.monitor.state_dict()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Have a measured step logged, and the state in the checkpoint that comes. All ranks come to the same."""
+        """Ask for a log line if the step was measured, and update the state that a checkpoint will save.
+
+        All ranks decide the same.
+        """
         assert self.monitor is not None
         saved, step = state.stateful_callbacks[_STATE], self.monitor.steps_taken
         measured = step > saved["steps_taken"] and self.monitor.is_measured(step)
-        # Whoever else asks for a checkpoint gets the steps at least.
+        # A checkpoint that another callback asks for has at least the count of steps.
         saved["steps_taken"] = step
         # An evaluation may decide that this step is the best one, to be saved.
         if control.should_save or (args.save_strategy == "best" and control.should_evaluate):
@@ -246,20 +242,18 @@ class SpectralMonitor(_InLogs):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Have the state in the checkpoint of an epoch."""
+        """Update the state for the checkpoint of an epoch."""
         if self.monitor is not None and (control.should_save or args.save_strategy == "best"):
             state.stateful_callbacks[_STATE] |= self.monitor.state_dict()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *_: Any, **kwargs: Any) -> None:
         """Detach from the optimizer and close the files."""
         if self.monitor is not None:
             self.monitor.close()
             self.monitor = None
 
     def numbers(self) -> dict[str, float]:
-        """Medians over matrices of what was measured since the last line, and how many warnings there were."""
+        """Medians over matrices of the metrics since the last line, and the number of alarms."""
         records, self._records[:] = list(self._records), []
         numbers: dict[str, float] = {}
         for record in records:

@@ -1,8 +1,8 @@
-"""Lists of tensors: conditions of torch's fused kernels, skipping a step by its flag, learning rates."""
+"""Lists of tensors: grouping, conditions of torch's fused kernels, skipping a step by its flag, learning rates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -14,6 +14,7 @@ __all__ = [
     "clear_if_skipped",
     "fused_serves",
     "fused_sgd",
+    "grouped",
     "held",
     "like",
     "listed",
@@ -32,8 +33,17 @@ Found = Tensor | None
 
 N = TypeVar("N", float, Number)
 V = TypeVar("V")
+K = TypeVar("K", bound=Hashable)
 
 FUSED_DEVICES = ("cpu", "cuda")
+
+
+def grouped(items: Iterable[V], key: Callable[[V], K]) -> dict[K, list[V]]:
+    """Lists of the items with equal keys, in order."""
+    found: dict[K, list[V]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
 
 
 def fused_serves(*lists: Sequence[Tensor]) -> bool:

@@ -159,9 +159,8 @@ def _applied(
     optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: Tensor
 ) -> tuple[float, float, float | None]:
     """Learning rate, decay and threshold from the optimizer's method ``applied``, else from the group."""
-    applied = getattr(optimizer, "applied", None)
-    if callable(applied):
-        lr, weight_decay, threshold = applied(group, parameter)
+    if hasattr(optimizer, "applied"):
+        lr, weight_decay, threshold = optimizer.applied(group, parameter)
         return lr, weight_decay, threshold
     return float(group.get("lr", math.nan)), float(group.get("weight_decay") or 0.0), None
 

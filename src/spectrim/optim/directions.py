@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
@@ -27,7 +27,7 @@ State = Mapping[str, Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Direction(ABC):
-    """A base direction. Its dataclass fields are its options.
+    """A base direction. Its dataclass fields are its options; directions with equal options are equal.
 
     Attributes:
         name: its name for ``describe``.
@@ -57,11 +57,6 @@ class Direction(ABC):
             out: uninitialised tensors of the gradients' shapes and dtype.
             found: None, or a flag that is 1 if the step is skipped; see :mod:`spectrim.kernels`.
         """
-
-    @property
-    def numbers(self) -> tuple[Any, ...]:
-        """The name and all options, equal for equal directions."""
-        return (self.name, *astuple(self))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,13 @@
-"""The process-wide limit on the temporary memory of a step on a device."""
+"""The process-wide limit on the temporary memory of a step on a device, and lists of work that fit a limit."""
 
 from __future__ import annotations
 
-__all__ = ["set_step_memory", "stack_bytes", "workspace_bytes"]
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+__all__ = ["packed", "set_step_memory", "stack_bytes", "workspace_bytes"]
 
 DEFAULT = 512
 #: The share of the limit for the float32 matrices of a bucket; the rest is workspace of the operators.
@@ -35,3 +40,31 @@ def stack_bytes() -> int:
 def workspace_bytes() -> int:
     """The most bytes for an operator's workspace."""
     return _bytes - stack_bytes()
+
+
+Items = TypeVar("Items", list[Any], Tensor)
+
+
+def packed(groups: Iterable[Items], size: Callable[[Items], int], limit: int) -> Iterator[list[Items]]:
+    """Divide groups of equal items into lists that fit a limit; a list has at least one item.
+
+    Args:
+        groups: lists, or tensors that are stacks; slices of them go into the result.
+        size: the size of one item of a group.
+        limit: the largest total size of a list.
+    """
+    some: list[Items] = []
+    room = limit
+    for group in groups:
+        each = max(1, size(group))
+        while len(group):
+            count = min(len(group), room // each)
+            if count < 1 and some:
+                yield some
+                some, room = [], limit
+                continue
+            count = max(1, count)
+            some.append(group[:count])
+            group, room = group[count:], room - count * each
+    if some:
+        yield some

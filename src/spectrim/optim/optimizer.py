@@ -15,14 +15,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from spectrim.distributed.owners import Loads
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.grouping.flat_shards import check_group, count_matrices, warn_of_long_vectors
 from spectrim.optim.grouping.missing_roles import warn_of_missing_roles
 from spectrim.optim.grouping.options import complete_options, finish_group
 from spectrim.optim.grouping.plain import unwrapped
-from spectrim.optim.rules.recipe import Recipe
-from spectrim.optim.rules.rule import Applied, Rule, rule_of
+from spectrim.optim.rules.rule import Applied, Recipe, Rule, rule_of
 from spectrim.optim.rules.schedule import varies_with_steps
 from spectrim.optim.screened import Position, ScreenedOptimizer
 from spectrim.optim.screening.nonfinite import screen
@@ -104,19 +102,6 @@ class SpectralOptimizer(ScreenedOptimizer):
         role, layout = role_and_layout(group, parameter)
         return rule_of(group, self.recipe, role, vector=layout == "vector")
 
-    def skipped_steps(self) -> dict[str, int]:
-        """Count, for every parameter, the steps that were skipped because its gradient was not finite.
-
-        Reads the device. Parameters that caused no skip are left out.
-        """
-        counts: dict[str, int] = {}
-        for group_index, group in enumerate(self.param_groups):
-            for index, parameter in enumerate(group["params"]):
-                state = self.state.get(parameter, {})
-                if "skipped" in state and (count := int(state["skipped"])):
-                    counts[self._name((group_index, index))] = count
-        return counts
-
     def state_dict(self) -> dict[str, Any]:
         """Groups and state in torch's format, without state of parameters that are no longer in a group."""
         drop_orphans(self.state, self.param_groups)
@@ -163,9 +148,7 @@ class SpectralOptimizer(ScreenedOptimizer):
             elsewhere = set(across)
             step_entries([entry for entry in taken if entry not in elsewhere])
             if across:
-                # One account for all rules, so that the work of a whole step is spread evenly over the owners.
-                loads: Loads = {}
-                step_shards(across, loads)
+                step_shards(across)
         return bool(taken)
 
     def _rule_of_step(self, group: Mapping[str, Any], role: str, vector: bool, index: int) -> Rule:
@@ -175,6 +158,10 @@ class SpectralOptimizer(ScreenedOptimizer):
         state: dict[str, Tensor] = self.state[parameter]
         fit_state(state, rule, parameter, self._name, position)
         return state
+
+    def _counts_of(self, parameter: Tensor, position: Position) -> Mapping[str, Tensor]:
+        counts: Mapping[str, Tensor] = self.state.get(parameter, {})
+        return counts
 
     def _prepare(self) -> None:
         """Make missing state, and drop the state of parameters that are no longer in a group."""

@@ -110,20 +110,17 @@ def create(
                 raise ValueError(f"{option}=None: recipe {name!r} has +{modifier}")
         elif options.get(option) is not None:
             raise ValueError(f"{option}={options[option]!r}: recipe {name!r} has no +{modifier}")
-    if isinstance(model_or_params, nn.Module):
-        params: ParamsT = param_groups(
-            model_or_params, embedding_lr=embedding_lr, head_lr=head_lr, split=split, overrides=overrides
-        )
-    else:
-        for key, given in (
-            ("embedding_lr", embedding_lr != 1),
-            ("head_lr", head_lr != 1),
-            ("split", split),
-            ("overrides", overrides),
-        ):
-            if given:
-                raise ValueError(f"{key} is for a module; give param_groups(model, {key}=...) in place of parameters")
-        params = model_or_params
+    grouping: dict[str, Any] = {
+        "embedding_lr": embedding_lr,
+        "head_lr": head_lr,
+        "split": split,
+        "overrides": overrides,
+    }
+    params = model_or_params
+    if isinstance(params, nn.Module):
+        params = param_groups(params, **grouping)
+    elif given := [key for key, value in grouping.items() if value not in (1, None, {})]:
+        raise ValueError(f"{given[0]} is for a module; give param_groups(model, {given[0]}=...) in place of parameters")
     optimizer: Any = BASES[base].optimizer
     made: SpectralOptimizer = optimizer(params, lr=lr, **options)
     return made

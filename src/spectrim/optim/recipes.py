@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 from spectrim.optim import directions
 from spectrim.optim.grouping.options import SpectralOptions
 from spectrim.optim.optimizer import SpectralOptimizer
-from spectrim.optim.rules.recipe import Recipe
+from spectrim.optim.rules.rule import Recipe
 from spectrim.optim.spectral.orthogonalize import Orthogonalize
 from spectrim.optim.spectral.spike import ShapeSpike
 
@@ -238,15 +238,16 @@ class Spectra(SpectralOptimizer):
         eps: float = 1e-8,
         **options: Unpack[SpectralOptions],
     ) -> None:
-        own: dict[str, Any] = {
-            "lr": lr,
-            "momentum": momentum,
-            "nesterov": False,
-            "rank_ratio": rank_ratio,
+        own: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": False, "rank_ratio": rank_ratio}
+        own |= {
             "power_steps": power_steps,
             "weight_decay": weight_decay,
+            "betas": betas,
+            "eps": eps,
+            "scale": "rms",
+            "clip": clip,
+            "shrink": shrink,
         }
-        own |= {"betas": betas, "eps": eps, "scale": "rms", "clip": clip, "shrink": shrink}
         super().__init__(params, own, options)
 
 
@@ -295,11 +296,5 @@ class Muon(SpectralOptimizer):
         **options: Unpack[SpectralOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        own |= {
-            "betas": betas,
-            "eps": eps,
-            "scale": scale,
-            "shrink": shrink,
-            "orthogonalize_steps": orthogonalize_steps,
-        }
-        super().__init__(params, own, options)
+        own |= {"betas": betas, "eps": eps, "scale": scale, "shrink": shrink}
+        super().__init__(params, {**own, "orthogonalize_steps": orthogonalize_steps}, options)

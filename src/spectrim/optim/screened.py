@@ -68,6 +68,19 @@ class ScreenedOptimizer(Optimizer):
                     group["steps_taken"] += 1
         return loss
 
+    def skipped_steps(self) -> dict[str, int]:
+        """Count, for every parameter, the steps that were skipped because its gradient was not finite.
+
+        Reads the device. Parameters that caused no skip are left out.
+        """
+        counts: dict[str, int] = {}
+        for index, group in enumerate(self.param_groups):
+            for place, parameter in enumerate(group["params"]):
+                skipped = self._counts_of(parameter, (index, place)).get("skipped")
+                if skipped is not None and (count := int(skipped)):
+                    counts[self._name((index, place))] = count
+        return counts
+
     def _collect(self) -> list[Entry]:
         """The parameters with a gradient, and all shards: another rank may have a gradient for them."""
         self._prepare()
@@ -100,6 +113,10 @@ class ScreenedOptimizer(Optimizer):
     @abstractmethod
     def _state_of_step(self, parameter: Tensor, position: Position, rule: Rule) -> dict[str, Tensor]:
         """A parameter's state, with its counts of steps taken and skipped."""
+
+    @abstractmethod
+    def _counts_of(self, parameter: Tensor, position: Position) -> Mapping[str, Tensor]:
+        """A parameter's counts of steps taken and skipped; empty before its first step."""
 
     @abstractmethod
     def _take(self, entries: list[Entry]) -> bool:

@@ -11,33 +11,28 @@ same. Call them before the global norm is clipped, so that the norm is not domin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spectrim.distributed.dtensor import is_dtensor
-from spectrim.operators import DEFAULT_SHRINK_FACTOR, DEFAULT_SHRINK_FORM, ShrinkForm, entry_scale, hard_clip, soft_clip
-from spectrim.optim.gradients.matrices import clipped_vector, map_matrices, shrink_entries, squared_norm
-from spectrim.optim.gradients.norms import largest_singular_value
+from spectrim.operators import DEFAULT_SHRINK_FACTOR, DEFAULT_SHRINK_FORM, ShrinkForm, entry_scale
+from spectrim.optim.gradients.matrices import Clipping, shrink_entries, squared_norm
 from spectrim.optim.gradients.shard_gradients import clip_shards, shrink_shards
 from spectrim.optim.grouping.flat_shards import check_whole
 from spectrim.optim.grouping.groups import param_groups
-from spectrim.optim.grouping.layout import Layout, Split, matrices
-from spectrim.optim.rules.rule import given_rule
+from spectrim.optim.grouping.layout import matrices
+from spectrim.optim.rules.rule import UNSHRUNK_ROLES, Rule, Shrink
 from spectrim.optim.screening.agreement import any_rank
 from spectrim.optim.screening.shard_screening import screen_shards
 from spectrim.optim.sharded.entry import ShardedEntry, laid_like, sharded_entry
-from spectrim.optim.stepping.entries import role_and_layout
+from spectrim.optim.stepping.entries import Entry, parameter_name, role_and_layout, whole_entry
 
 __all__ = ["Parameters", "Shrunk", "clip_grad_spectral_", "shrink_grad_"]
 
 Parameters = Tensor | nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
-
-
-#: Roles that are not shrunk: their rows belong to tokens, whose frequencies differ by orders of magnitude.
-_UNSHRUNK = ("embedding", "head")
 
 
 class Shrunk(NamedTuple):
@@ -50,17 +45,6 @@ class Shrunk(NamedTuple):
 
     scales: Tensor
     removed: Tensor
-
-
-class _Gradient(NamedTuple):
-    """One gradient with its layout. For a sharded gradient, ``grad`` is this rank's shard and ``shard`` its entry."""
-
-    name: str
-    grad: Tensor
-    role: str
-    layout: Layout
-    split: Split | None
-    shard: ShardedEntry | None = None
 
 
 @torch.no_grad()
@@ -100,27 +84,23 @@ def clip_grad_spectral_(
         raise ValueError(f"threshold={threshold}: expected a positive number")
     if form not in ("soft", "hard"):
         raise ValueError(f"form={form!r}: expected one of 'soft', 'hard'")
-    clip = soft_clip if form == "soft" else hard_clip
-    gradients = list(_gradients(parameters))
-    shards = _screened(gradients)
-    finite = _finite(gradients, error_if_nonfinite)
-    found = clip_shards(shards, clip, threshold, form=form, vectors=vectors)
+    clipping = Clipping(form, threshold, vectors)
+    groups = _groups(parameters)
+    entries = _entries(groups)
+    shards = _screened(entries)
+    finite = _finite(groups, entries, error_if_nonfinite)
+    found = clip_shards(shards, clipping)
     norms = []
-    for gradient, flag in zip(gradients, finite, strict=True):
-        if gradient.shard is not None:
-            if gradient.shard.has_gradient:
-                norms.append(torch.where(flag, found[gradient.shard], torch.inf))
+    for entry, flag in zip(entries, finite, strict=True):
+        if isinstance(entry, ShardedEntry):
+            if entry.has_gradient:
+                norms.append(torch.where(flag, found[entry], torch.inf))
             continue
         # Operators get zeros instead of a gradient that is not finite.
-        exact = torch.where(flag, gradient.grad, 0)
-        norms.append(torch.where(flag, largest_singular_value(exact, gradient.layout, gradient.split), torch.inf))
-        if gradient.layout != "vector":
-            clipped = map_matrices(lambda G: clip(G, threshold), exact, gradient.layout, gradient.split)
-        elif vectors:
-            clipped = clipped_vector(exact, squared_norm(exact).sqrt(), threshold, form)
-        else:
-            continue
-        gradient.grad.copy_(torch.where(flag, clipped, gradient.grad))
+        norm, clipped = clipping.clipped(torch.where(flag, entry.grad, 0), entry.layout, entry.split)
+        norms.append(torch.where(flag, norm, torch.inf))
+        if clipped is not None:
+            entry.grad.copy_(torch.where(flag, clipped, entry.grad))
     return _gathered(norms)
 
 
@@ -153,71 +133,69 @@ def shrink_grad_(
     """
     if factor != "auto" and not factor > 0:
         raise ValueError(f'factor={factor}: expected a positive number or "auto"')
-    number = DEFAULT_SHRINK_FACTOR if factor == "auto" else float(factor)
-    gradients = list(_gradients(parameters))
-    for gradient in gradients:
-        if gradient.shard is not None:
-            gradient.shard.shares_scales = gradient.role not in _UNSHRUNK
-    shards = [shard for shard in _screened(gradients) if shard.shares_scales]
-    finite = _finite(gradients, error_if_nonfinite)
-    found = shrink_shards(shards, number, form)
-    scales: list[Tensor] = []
-    removed: list[Tensor] = []
-    for gradient, flag in zip(gradients, finite, strict=True):
-        if gradient.shard is not None and not gradient.shard.has_gradient:
-            continue
-        if gradient.shard in found:
-            for listed, of_shard in zip((scales, removed), found[gradient.shard], strict=True):
-                listed.append(torch.where(flag, of_shard, 0))
-            continue
-        if gradient.role in _UNSHRUNK:
-            scales.append(torch.zeros((), device=gradient.grad.device))
-            removed.append(scales[-1])
-            continue
-        exact = torch.where(flag, gradient.grad, 0)
-        wide = exact.to(torch.promote_types(exact.dtype, torch.float32))
-        shrunk = shrink_entries(wide, number, form, gradient.layout, gradient.split)
-        views = matrices(exact.contiguous(), gradient.layout, gradient.split) or [exact.reshape(-1)]
-        scales.append(torch.cat([entry_scale(view).reshape(-1) for view in views]).mean())
-        before, after = squared_norm(exact), squared_norm(shrunk)
-        removed.append(torch.where(before > 0, 1 - after / before, 0))
-        gradient.grad.copy_(torch.where(flag, shrunk, gradient.grad))
-    return Shrunk(_gathered(scales), _gathered(removed))
+    shrink = Shrink(DEFAULT_SHRINK_FACTOR if factor == "auto" else float(factor), form, "gradient")
+    groups = _groups(parameters)
+    entries = _entries(groups, shrink)
+    shards = [shard for shard in _screened(entries) if shard.shares_scales]
+    finite = _finite(groups, entries, error_if_nonfinite)
+    found = shrink_shards(shards, shrink)
+    for entry, flag in zip(entries, finite, strict=True):
+        if entry.rule.shrink is None:
+            zero = torch.zeros((), device=entry.grad.device)
+            found[entry] = zero, zero
+        elif not isinstance(entry, ShardedEntry):
+            found[entry] = _shrink_whole(entry, flag, shrink)
+    numbers = [
+        [torch.where(flag, number, 0) for number in found[entry]]
+        for entry, flag in zip(entries, finite, strict=True)
+        if not isinstance(entry, ShardedEntry) or entry.has_gradient
+    ]
+    return Shrunk(_gathered([scale for scale, _ in numbers]), _gathered([removed for _, removed in numbers]))
 
 
-def _gradients(parameters: Parameters) -> Iterator[_Gradient]:
-    """All gradients with their layouts."""
-    for group_index, group in enumerate(_groups(parameters)):
-        names = group.get("param_names")
-        for index, item in enumerate(group["params"]):
-            name = names[index] if names else f"group {group_index}, parameter {index}"
-            if isinstance(item, tuple):
-                name, item = item
-            check_whole(item, repr(name))
-            sharded = is_dtensor(item)
-            if item.grad is None and not (sharded and item.requires_grad):
+def _shrink_whole(entry: Entry, flag: Tensor, shrink: Shrink) -> tuple[Tensor, Tensor]:
+    """Shrink a gradient unless the flag is False; returns its mean entry scale and the share of energy removed."""
+    exact = torch.where(flag, entry.grad, 0)
+    wide = exact.to(torch.promote_types(exact.dtype, torch.float32))
+    shrunk = shrink_entries(wide, shrink, entry.layout, entry.split)
+    entry.grad.copy_(torch.where(flag, shrunk, entry.grad))
+    views = matrices(exact.contiguous(), entry.layout, entry.split) or [exact.reshape(-1)]
+    before, after = squared_norm(exact), squared_norm(shrunk)
+    scale = torch.cat([entry_scale(view).reshape(-1) for view in views]).mean()
+    return scale, torch.where(before > 0, 1 - after / before, 0)
+
+
+def _entries(groups: Sequence[Mapping[str, Any]], shrink: Shrink | None = None) -> list[Entry]:
+    """All gradients, whose rules have the shrinkage if they are shrunk; and all shards: other ranks may have more."""
+    entries: list[Entry] = []
+    for group_index, group in enumerate(groups):
+        for index, parameter in enumerate(group["params"]):
+            position = (group_index, index)
+            name = parameter_name(groups, position)
+            check_whole(parameter, repr(name))
+            grad, sharded = parameter.grad, is_dtensor(parameter)
+            if grad is None and not (sharded and parameter.requires_grad):
                 continue
-            if item.grad is not None and (item.grad.is_sparse or not item.grad.is_floating_point()):
+            if grad is not None and (grad.is_sparse or not grad.is_floating_point()):
                 raise ValueError(f"the gradient of {name!r} is sparse or not real: expected a dense, real one")
-            role, layout = role_and_layout(group, item)
+            role, layout = role_and_layout(group, parameter)
+            rule = Rule(vector=layout == "vector", shrink=None if role in UNSHRUNK_ROLES else shrink)
             if not sharded:
-                yield _Gradient(name, item.grad, role, layout, group.get("split"))
+                entries.append(whole_entry(parameter, group, position, name, {}, rule))
                 continue
-            # Also without a gradient on this rank: other ranks may have one, and every rank must take part.
-            rule = given_rule(vector=layout == "vector")
-            shard = sharded_entry(item, group, (group_index, index), name, {}, rule)
-            if shard.has_gradient and (item.grad.placements, item.grad.device_mesh) != (
-                item.placements,
-                item.device_mesh,
-            ):
+            shard = sharded_entry(parameter, group, position, name, {}, rule)
+            shard.shares_scales = rule.shrink is not None
+            laid = parameter.placements, parameter.device_mesh
+            if grad is not None and (grad.placements, grad.device_mesh) != laid:
                 # The entry holds a redistributed copy. Make it the gradient, so that writes reach the parameter.
-                item.grad = laid_like(item, shard.grad)
-            yield _Gradient(name, shard.grad, role, layout, shard.split, shard)
+                parameter.grad = laid_like(parameter, shard.grad)
+            entries.append(shard)
+    return entries
 
 
-def _screened(gradients: Sequence[_Gradient]) -> list[ShardedEntry]:
+def _screened(entries: Sequence[Entry]) -> list[ShardedEntry]:
     """The entries of sharded gradients, screened together with the other ranks."""
-    shards = [gradient.shard for gradient in gradients if gradient.shard is not None]
+    shards = [entry for entry in entries if isinstance(entry, ShardedEntry)]
     if shards:
         values = {shard: squared_norm(shard.grad) for shard in shards}
         screen_shards(shards, values, torch.zeros((), device=shards[0].grad.device), None)
@@ -225,34 +203,45 @@ def _screened(gradients: Sequence[_Gradient]) -> list[ShardedEntry]:
 
 
 def _groups(parameters: Parameters) -> Sequence[Mapping[str, Any]]:
+    """Groups with names apart from parameters."""
     if isinstance(parameters, nn.Module):
-        return param_groups(parameters)
-    if isinstance(parameters, Tensor):
-        return [{"params": [parameters]}]
-    items: list[Any] = list(parameters)
-    return items if items and isinstance(items[0], Mapping) else [{"params": items}]
+        groups: list[Any] = param_groups(parameters)
+    elif isinstance(parameters, Tensor):
+        groups = [{"params": [parameters]}]
+    else:
+        items: list[Any] = list(parameters)
+        groups = items if items and isinstance(items[0], Mapping) else [{"params": items}]
+    return [_with_names(group) for group in groups]
 
 
-def _finite(gradients: Sequence[_Gradient], error_if_nonfinite: bool) -> list[Tensor]:
+def _with_names(group: Mapping[str, Any]) -> Mapping[str, Any]:
+    items = list(group["params"])
+    if not any(isinstance(item, tuple) for item in items):
+        return group
+    return {**group, "params": [p for _, p in items], "param_names": [name for name, _ in items]}
+
+
+def _finite(groups: Sequence[Mapping[str, Any]], entries: Sequence[Entry], error_if_nonfinite: bool) -> list[Tensor]:
     """For each gradient a flag on the device: True if it is finite."""
-    finite = [_energy(gradient).isfinite() for gradient in gradients]
+    finite = [_energy(entry).isfinite() for entry in entries]
     if error_if_nonfinite:
-        bad = [gradient.name for gradient, flag in zip(gradients, finite, strict=True) if not flag]
+        bad = [entry for entry, flag in zip(entries, finite, strict=True) if not flag]
         # All ranks raise together; otherwise the others would wait for the one that raised.
-        elsewhere = any_rank([gradient.shard for gradient in gradients if gradient.shard is not None], bool(bad))
-        if bad or elsewhere:
-            which = f"the gradient of {bad[0]!r}" if bad else "a gradient of another rank"
+        if any_rank([entry for entry in entries if isinstance(entry, ShardedEntry)], bool(bad)):
+            which = (
+                f"the gradient of {parameter_name(groups, bad[0].position)!r}" if bad else "a gradient of another rank"
+            )
             raise RuntimeError(
                 f"{which} is not finite; no gradient was changed. error_if_nonfinite=False changes only the finite ones"
             )
     return finite
 
 
-def _energy(gradient: _Gradient) -> Tensor:
-    if gradient.shard is None:
-        return squared_norm(gradient.grad)
-    assert gradient.shard.total is not None
-    return gradient.shard.total
+def _energy(entry: Entry) -> Tensor:
+    if not isinstance(entry, ShardedEntry):
+        return squared_norm(entry.grad)
+    assert entry.total is not None
+    return entry.total
 
 
 def _gathered(numbers: Sequence[Tensor]) -> Tensor:

@@ -6,37 +6,26 @@ combines the results of all ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from spectrim.distributed.collectives import Team
 from spectrim.distributed.owners import Loads
-from spectrim.operators import ShrinkForm
+from spectrim.kernels.lists import grouped
 from spectrim.operators._stack import reading_is_free
-from spectrim.optim.gradients.matrices import clipped_vector, map_matrices, squared_norm
-from spectrim.optim.gradients.norms import largest_singular_value
+from spectrim.optim.gradients.matrices import Clipping, squared_norm
+from spectrim.optim.rules.rule import Shrink
 from spectrim.optim.sharded.entry import ShardedEntry, by_team
 from spectrim.optim.sharded.rounds import run_rounds, send_to_owners, unit_layout
+from spectrim.optim.stepping.entries import Entry
 
 __all__ = ["clip_shards", "shrink_shards"]
 
 
-def clip_shards(
-    entries: Sequence[ShardedEntry],
-    clip: Callable[[Tensor, float], Tensor],
-    threshold: float,
-    *,
-    form: str,
-    vectors: bool,
-) -> dict[ShardedEntry, Tensor]:
+def clip_shards(entries: Sequence[ShardedEntry], clipping: Clipping) -> dict[ShardedEntry, Tensor]:
     """Clip screened gradients.
-
-    Args:
-        clip: clips one matrix to a threshold.
-        form: "soft" or "hard", for vectors.
-        vectors: also clip vectors by their norm.
 
     Returns:
         For every entry the largest singular value before clipping, or the norm of a vector; zero without a gradient.
@@ -47,79 +36,60 @@ def clip_shards(
         if entry.layout == "vector":
             assert entry.total is not None
             found[entry] = entry.total.sqrt()
-            if vectors:
-                _write(entry, clipped_vector(_exact(entry), found[entry], threshold, form))
-    clipping = _Clipping(lambda matrix: clip(matrix, threshold), found)
-    by_dtype: dict[torch.dtype, list[ShardedEntry]] = {}
-    for entry in taking:
-        if entry.layout == "vector":
-            continue
-        if entry.is_alone():
-            found[entry], clipped = clipping.one(_exact(entry), entry)
+            _write(entry, clipping.clipped_vector(_exact(entry), found[entry]))
+        elif entry.is_alone():
+            found[entry], clipped = clipping.clipped(_exact(entry), entry.layout, entry.split)
             _write(entry, clipped)
-        else:
-            by_dtype.setdefault(entry.grad.dtype, []).append(entry)
-    for alike in by_dtype.values():
-        run_rounds(alike, clipping.step)
-    for team, some in by_team(entry for entry in taking if entry.layout != "vector"):
+    loads: Loads = {}
+    matrices = [entry for entry in taking if entry.layout != "vector"]
+    sent = [entry for entry in matrices if not entry.is_alone()]
+    for alike in grouped(sent, lambda entry: entry.grad.dtype).values():
+        run_rounds(alike, lambda team, some: _clip_round(team, some, clipping, found, loads))
+    for team, some in by_team(matrices):
         norms = torch.stack([found[entry] for entry in some])
         team.maximum(norms, "norms")
         found.update(zip(some, norms, strict=True))
     return found
 
 
-class _Clipping:
-    """Sends matrices to their owners, clips them there, and writes the results back to the shards.
+def _clip_round(
+    team: Team, entries: list[ShardedEntry], clipping: Clipping, found: dict[ShardedEntry, Tensor], loads: Loads
+) -> Iterator[None]:
+    """One round (:func:`~rounds.run_rounds`): send matrices to their owners, clip them there, write to the shards.
 
-    ``found`` gets the norms of the matrices that this rank owns.
-    """
+    ``found`` gets the norms of the matrices that this rank owns."""
 
-    def __init__(self, clip: Callable[[Tensor], Tensor], found: dict[ShardedEntry, Tensor]) -> None:
-        self._clip = clip
-        self._found = found
-        self._loads: Loads = {}
+    def work(indices: list[int], wholes: list[Tensor]) -> list[Tensor]:
+        results = []
+        for index, whole in zip(indices, wholes, strict=True):
+            entry, exact = entries[index], whole.to(torch.promote_types(whole.dtype, torch.float32))
+            norm, clipped = clipping.clipped(exact, unit_layout(entry.layout), entry.split)
+            assert clipped is not None
+            found[entry] = torch.maximum(found[entry], norm)
+            results.append(clipped)
+        return results
 
-    def one(self, matrix: Tensor, entry: ShardedEntry) -> tuple[Tensor, Tensor]:
-        """The largest singular value of a matrix (or stack), and the clipped matrix."""
-        layout = entry.layout if matrix.ndim == len(entry.sharding.shape) else unit_layout(entry.layout)
-        exact = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-        norm = largest_singular_value(exact, layout, entry.split)
-        return norm, map_matrices(self._clip, exact, layout, entry.split) if exact.numel() else exact
-
-    def step(self, team: Team, entries: list[ShardedEntry]) -> Iterator[None]:
-        """One round; see :func:`~rounds.run_rounds`."""
-
-        def work(indices: list[int], wholes: list[Tensor]) -> list[Tensor]:
-            results = []
-            for index, whole in zip(indices, wholes, strict=True):
-                norm, clipped = self.one(whole, entries[index])
-                self._found[entries[index]] = torch.maximum(self._found[entries[index]], norm)
-                results.append(clipped)
-            return results
-
-        # Sent in the gradients' own dtype, since the result is rounded to it anyway.
-        grads = [_served(entry) for entry in entries]
-        exchange = send_to_owners(team, entries, grads, dtype=grads[0].dtype, loads=self._loads)
-        yield
-        exchange.work(work)
-        yield
-        for entry, clipped in zip(entries, exchange.results(), strict=True):
-            _write(entry, clipped)
+    # Sent in the gradients' own dtype, since the result is rounded to it anyway.
+    grads = [_served(entry) for entry in entries]
+    exchange = send_to_owners(team, entries, grads, dtype=grads[0].dtype, loads=loads)
+    yield
+    exchange.work(work)
+    yield
+    for entry, clipped in zip(entries, exchange.results(), strict=True):
+        _write(entry, clipped)
 
 
-def shrink_shards(
-    entries: Sequence[ShardedEntry], factor: float, form: ShrinkForm
-) -> dict[ShardedEntry, tuple[Tensor, Tensor]]:
+def shrink_shards(entries: Sequence[ShardedEntry], shrink: Shrink) -> dict[Entry, tuple[Tensor, Tensor]]:
     """Shrink the entries of screened gradients.
 
     Returns:
         For every entry the mean entry scale and the share of energy removed; zeros without a gradient.
     """
-    found = {entry: (_zero(entry), _zero(entry)) for entry in entries}
+    found: dict[Entry, tuple[Tensor, Tensor]] = {entry: (_zero(entry), _zero(entry)) for entry in entries}
     for team, some in by_team(_taking(entries)):
         energies = []
         for entry in some:
-            shrunk = entry.shrunk(_exact(entry), factor, form)
+            shrunk = entry.shrunk(_exact(entry), shrink)
             # Count each shard once, not once per replica.
             energies.append(squared_norm(shrunk) * (entry.sharding.replica(team.member) == 0))
             _write(entry, shrunk)
@@ -161,8 +131,8 @@ def _exact(entry: ShardedEntry) -> Tensor:
     return grad.to(torch.promote_types(grad.dtype, torch.float32))
 
 
-def _write(entry: ShardedEntry, result: Tensor) -> None:
-    if entry.has_gradient:
+def _write(entry: ShardedEntry, result: Tensor | None) -> None:
+    if entry.has_gradient and result is not None:
         entry.grad.copy_(result if entry.found is None else torch.where(entry.found > 0, entry.grad, result))
 
 

@@ -29,8 +29,8 @@ def fused_sizes(site: Site, outputs: int) -> Sizes | None:
     """The sizes of the projections that a known model fuses in this layer, or None if it is one projection."""
     if site.around is None:
         return None
-    for class_pattern, attribute, rule in _FUSED_LAYERS:
-        if attribute == site.attribute and _any_matches(class_names(site.around), class_pattern):
+    for class_patterns, attributes, rule in _FUSED_LAYERS:
+        if site.attribute in attributes.split() and _any_matches(class_names(site.around), class_patterns):
             # Size 0 means that the model lacks this projection, such as rotary keys without rotary positions.
             split = tuple(size for size in rule(site.around, outputs) or () if size)
             sizes, interleaved = sizes_of(split)
@@ -61,9 +61,9 @@ def known_parameter(site: Site) -> Reading | None:
     return None
 
 
-def _any_matches(names: Iterable[str], pattern: str) -> bool:
-    """True if any of the names matches the pattern."""
-    return any(fnmatchcase(name, pattern) for name in names)
+def _any_matches(names: Iterable[str], patterns: str) -> bool:
+    """True if any of the names matches any of the patterns, which spaces separate."""
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns.split())
 
 
 def _equal(parts: int) -> SizeRule:
@@ -94,11 +94,8 @@ def _chunks_of(attribute: str) -> SizeRule:
 def _in_turns(*attributes: str) -> SizeRule:
     """The parts of one head, each of the size that an attribute of the module has, then those of the next head."""
 
-    def sizes(module: nn.Module, outputs: int) -> Sizes | None:
-        found = _named(*attributes)(module, outputs)
-        return (INTERLEAVED, *found) if found else None
-
-    return sizes
+    named = _named(*attributes)
+    return lambda module, outputs: (INTERLEAVED, *found) if (found := named(module, outputs)) else None
 
 
 def _per_head(width: str) -> SizeRule:
@@ -152,64 +149,41 @@ _halves, _thirds, _quarters = _equal(2), _equal(3), _equal(4)
 _ALTERNATING = (INTERLEAVED, 1, 1)
 _mamba_states = _named("time_step_rank", "ssm_state_size", "ssm_state_size")
 
-# (class around the layer, the layer's name in it, sizes along its outputs); the first match decides.
+# (classes around the layer, the layer's names in it, sizes along its outputs); the first match decides.
 _FUSED_LAYERS: tuple[tuple[str, str, SizeRule], ...] = (
-    # Queries, keys and values. Cross-attention of the GPT-2 family stores two parts, without the queries.
-    ("GPT2Attention", "c_attn", _chunks_of("split_size")),
-    ("DecisionTransformerGPT2Attention", "c_attn", _chunks_of("split_size")),
-    ("ImageGPTAttention", "c_attn", _chunks_of("split_size")),
-    ("Attention", "c_attn", _chunks_of("split_size")),  # openai-gpt
-    ("CausalSelfAttention", "c_attn", _chunks_of("n_embd")),  # nanoGPT
+    # Queries, keys and values. Cross-attention of the GPT-2 family stores two parts, without the queries. "Attention"
+    # is that of openai-gpt, "CausalSelfAttention" nanoGPT's.
+    ("GPT2Attention DecisionTransformerGPT2Attention ImageGPTAttention Attention", "c_attn", _chunks_of("split_size")),
+    ("CausalSelfAttention", "c_attn", _chunks_of("n_embd")),
     ("GPTBigCodeAttention", "c_attn", _multi_query),
     ("FalconAttention", "query_key_value", _multi_query),
     ("GPTNeoXAttention", "query_key_value", _per_head("head_size")),
-    ("BloomAttention", "query_key_value", _per_head("head_dim")),
-    ("PersimmonAttention", "query_key_value", _per_head("head_dim")),
+    ("BloomAttention PersimmonAttention", "query_key_value", _per_head("head_dim")),
     ("FusedQKVLinear", "wqkv", _per_group),  # torchtitan
-    ("Phi3Attention", "qkv_proj", _grouped_queries),
-    ("Phi4MultimodalAttention", "qkv_proj", _grouped_queries),
+    ("Phi3Attention Phi4MultimodalAttention", "qkv_proj", _grouped_queries),
     ("DbrxAttention", "Wqkv", _dbrx_attention),
-    ("MptAttention", "Wqkv", _thirds),
-    ("ModernBertAttention", "Wqkv", _thirds),
+    ("MptAttention ModernBertAttention", "Wqkv", _thirds),
     ("LayoutLMv2SelfAttention", "qkv_linear", _thirds),
     ("Exaone4_5_VisionAttention", "qkv", _named("q_dim", "kv_dim", "kv_dim")),
-    ("*Vision*Attention", "qkv", _thirds),  # Qwen-VL, GLM-V, SAM and others that follow them
-    ("*Blip*Attention", "qkv", _thirds),
-    ("HieraMaskUnitAttention", "qkv", _thirds),
-    ("MgpstrAttention", "qkv", _thirds),
-    ("PPOCR*Attention", "qkv", _thirds),
-    ("Sam2MultiScaleAttention", "qkv", _thirds),
-    ("SegGptAttention", "qkv", _thirds),
-    ("TimesformerSelfAttention", "qkv", _thirds),
-    ("VitDetAttention", "qkv", _thirds),
+    # Qwen-VL, GLM-V, SAM and others that follow them.
+    ("*Vision*Attention *Blip*Attention HieraMaskUnitAttention MgpstrAttention PPOCR*Attention", "qkv", _thirds),
+    ("Sam2MultiScaleAttention SegGptAttention TimesformerSelfAttention VitDetAttention", "qkv", _thirds),
     ("JetMoeAttention", "kv_proj", _halves),
-    ("GraniteSpeech*Attention", "to_kv", _halves),
-    ("EvollaSequenceCompressorAttention", "to_kv", _halves),
-    # Multi-head latent attention: the compressed keys and values, then the shared rotary key.
-    ("*", "kv_a_proj_with_mqa", _named("kv_lora_rank", "qk_rope_head_dim")),
-    ("*", "wkv_a", _named("kv_lora_rank", "qk_rope_head_dim")),  # torchtitan
+    ("GraniteSpeech*Attention EvollaSequenceCompressorAttention", "to_kv", _halves),
+    # Multi-head latent attention: the compressed keys and values, then the shared rotary key. torchtitan's names are
+    # the second ones.
+    ("*", "kv_a_proj_with_mqa wkv_a", _named("kv_lora_rank", "qk_rope_head_dim")),
     # ... and what keys and values are made of from these, head by head.
-    ("*", "kv_b_proj", _in_turns("qk_nope_head_dim", "v_head_dim")),
-    ("*", "wkv_b", _in_turns("qk_nope_head_dim", "v_head_dim")),  # torchtitan
+    ("*", "kv_b_proj wkv_b", _in_turns("qk_nope_head_dim", "v_head_dim")),
     # Gate and up projections.
-    ("*MLP", "gate_up_proj", _halves),
-    ("EsmFold2SwiGLU", "gate_up_proj", _halves),
-    ("GraniteMoe*MLP", "input_linear", _halves),
-    ("JetMoeMoE", "input_linear", _halves),
+    ("*MLP EsmFold2SwiGLU", "gate_up_proj", _halves),
+    ("GraniteMoe*MLP JetMoeMoE", "input_linear", _halves),
     ("ModernBert*MLP", "Wi", _halves),
     # State-space models, gated convolutions and linear attention.
-    ("MambaMixer", "in_proj", _halves),
-    ("MambaMixer", "x_proj", _mamba_states),
-    ("FalconMambaMixer", "in_proj", _halves),
-    ("FalconMambaMixer", "x_proj", _mamba_states),
-    ("JambaMambaMixer", "in_proj", _halves),
-    ("JambaMambaMixer", "x_proj", _mamba_states),
-    ("Mamba2Mixer", "in_proj", _mamba2_input),
-    ("BambaMixer", "in_proj", _mamba2_input),
-    ("FalconH1Mixer", "in_proj", _mamba2_input),
-    ("GraniteMoeHybridMambaLayer", "in_proj", _mamba2_input),
-    ("NemotronHMamba2Mixer", "in_proj", _mamba2_input),
-    ("Zamba2MambaMixer", "in_proj", _mamba2_input),
+    ("MambaMixer FalconMambaMixer JambaMambaMixer", "in_proj", _halves),
+    ("MambaMixer FalconMambaMixer JambaMambaMixer", "x_proj", _mamba_states),
+    ("Mamba2Mixer BambaMixer FalconH1Mixer GraniteMoeHybridMambaLayer", "in_proj", _mamba2_input),
+    ("NemotronHMamba2Mixer Zamba2MambaMixer", "in_proj", _mamba2_input),
     ("Lfm*ShortConv", "in_proj", _thirds),
     ("*GatedDeltaNet", "in_proj_qkv", _named("key_dim", "key_dim", "value_dim")),
 )

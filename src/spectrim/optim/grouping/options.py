@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypedDict, cast, get_args
 
 from torch import Tensor
@@ -109,29 +109,15 @@ _DEFAULTS: dict[str, Any] = {
     "precision": "auto",
 }
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "role": ROLES,
-    "layout": LAYOUTS,
-    "scale": get_args(Scale),
-    "clip_scope": ("all", "matrices"),
-    "clip_form": ("soft", "hard"),
-    "clip_decay": get_args(ClipDecay),
-    "shrink_at": ("gradient", "direction"),
-    "shrink_form": get_args(ShrinkForm),
-    "state_dtype": ("float32", "bfloat16"),
-    "on_nonfinite": ("skip", "raise"),
-    "precision": get_args(Precision),
-    "exchange_dtype": ("float32", "bfloat16"),
-}
 
-
-def complete_options(options: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+def complete_options(
+    options: Mapping[str, Any], extra: Mapping[str, Any], allowed: Iterable[str] = SpectralOptions.__annotations__
+) -> dict[str, Any]:
     """The defaults of an optimizer: the library's, overridden by the recipe's, overridden by the caller's.
 
     Raises:
-        TypeError: a keyword is not an option.
+        TypeError: a caller's keyword is not allowed.
     """
-    allowed = SpectralOptions.__annotations__
     for key in extra:
         if key not in allowed:
             raise TypeError(f"unexpected option {key!r}: expected one of {', '.join(sorted(allowed))}")
@@ -210,27 +196,64 @@ def _decay(value: Any) -> bool:
     return _is_number(value) and 0 <= value < 1
 
 
+def _one_of(*choices: str, none: bool = False) -> _Check:
+    return lambda v: v in choices or (none and v is None), f"one of {', '.join(map(repr, choices))}"
+
+
+_FACTOR: _Check = (lambda v: v is None or v == "auto" or _positive(v), 'a positive number, "auto" or None')
+_SHARE: _Check = (lambda v: _positive(v) and v <= 1, "a number above 0 and at most 1")
+_COUNT: _Check = (lambda v: v is None or (_is_whole(v) and v > 0), "a positive whole number or None")
+_AT_LEAST_0: _Check = (lambda v: _is_number(v) and v >= 0, "a number of at least 0")
+_FLAG: _Check = (lambda v: isinstance(v, bool), "True or False")
+
 _CHECKS: dict[str, _Check] = {
-    "clip": (lambda v: v is None or v == "auto" or _positive(v), 'a positive number, "auto" or None'),
-    "shrink": (lambda v: v is None or v == "auto" or _positive(v), 'a positive number, "auto" or None'),
+    "role": _one_of(*ROLES, none=True),
+    "layout": _one_of(*LAYOUTS, none=True),
+    "scale": _one_of(*get_args(Scale)),
+    "clip_scope": _one_of(*get_args(ClipScope)),
+    "clip_form": _one_of("soft", "hard"),
+    "clip_decay": _one_of(*get_args(ClipDecay)),
+    "shrink_at": _one_of("gradient", "direction"),
+    "shrink_form": _one_of(*get_args(ShrinkForm)),
+    "state_dtype": _one_of("float32", "bfloat16", none=True),
+    "on_nonfinite": _one_of("skip", "raise"),
+    "precision": _one_of(*get_args(Precision)),
+    "exchange_dtype": _one_of("float32", "bfloat16"),
+    **dict.fromkeys(("clip", "shrink"), _FACTOR),
     "pre_clip": (lambda v: v is None or _positive(v), "a positive number or None"),
     "peak_lr": (lambda v: v is None or (_is_number(v) and v >= 0), "a number of at least 0, or None"),
     "momentum": (_decay, "a number from 0 up to, but not including, 1"),
     "alpha": (_is_number, "a finite number"),
-    "rank_ratio": (lambda v: _positive(v) and v <= 1, "a number above 0 and at most 1"),
-    "clip_decay_fraction": (lambda v: _positive(v) and v <= 1, "a number above 0 and at most 1"),
-    "clip_final": (lambda v: _positive(v) and v <= 1, "a number above 0 and at most 1"),
     "power_steps": (lambda v: _is_whole(v) and v > 0, "a positive whole number"),
-    "total_steps": (lambda v: v is None or (_is_whole(v) and v > 0), "a positive whole number or None"),
-    "orthogonalize_steps": (lambda v: v is None or (_is_whole(v) and v > 0), "a positive whole number or None"),
-    "slow_warmup_steps": (lambda v: v is None or (_is_whole(v) and v > 0), "a positive whole number or None"),
+    **dict.fromkeys(("rank_ratio", "clip_decay_fraction", "clip_final"), _SHARE),
+    **dict.fromkeys(("total_steps", "orthogonalize_steps", "slow_warmup_steps"), _COUNT),
     "warmup_steps": (lambda v: _is_whole(v) and v >= 0, "a whole number of at least 0"),
-    "weight_decay": (lambda v: _is_number(v) and v >= 0, "a number of at least 0"),
-    "eps": (lambda v: _is_number(v) and v >= 0, "a number of at least 0"),
-    "lr_factor": (lambda v: _is_number(v) and v >= 0, "a number of at least 0"),
-    "nesterov": (lambda v: isinstance(v, bool), "True or False"),
-    "maximize": (lambda v: isinstance(v, bool), "True or False"),
+    **dict.fromkeys(("weight_decay", "eps", "lr_factor"), _AT_LEAST_0),
+    **dict.fromkeys(("nesterov", "maximize"), _FLAG),
+    "lr": (lambda v: isinstance(v, Tensor) or (_is_number(v) and v >= 0), "a number of at least 0"),
+    "betas": (
+        lambda v: isinstance(v, tuple) and all(map(_decay, v)),
+        "numbers from 0 up to, but not including, 1",
+    ),
 }
+
+
+def _check(group: Mapping[str, Any], where: str) -> None:
+    def refuse(key: str, expected: str) -> None:
+        # YAML, forms and environment variables give 2e-3 as a string.
+        text = "; this is text, not a number" if _spells_number(group[key]) else ""
+        raise ValueError(f"{key}={group[key]!r} for {where}: expected {expected}{text}")
+
+    for key, (passes, expected) in _CHECKS.items():
+        if key in group and not passes(group[key]):
+            refuse(key, expected)
+    lr, count = group["lr"], 3 if "alpha" in group else 2
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr of shape {tuple(lr.shape)} for {where}: expected one number")
+    if len(group["betas"]) != count:
+        refuse("betas", f"{count} numbers")
+    if group["clip_decay"] != "constant" and group["total_steps"] is None:
+        refuse("total_steps", f"the number of training steps, which clip_decay={group['clip_decay']!r} needs")
 
 
 def _spells_number(value: object) -> bool:
@@ -240,38 +263,6 @@ def _spells_number(value: object) -> bool:
         return math.isfinite(float(value))
     except ValueError:
         return False
-
-
-def _check(group: Mapping[str, Any], where: str) -> None:
-    def refuse(key: str, expected: str) -> None:
-        # YAML, forms and environment variables give 2e-3 as a string.
-        text = "; this is text, not a number" if _spells_number(group[key]) else ""
-        raise ValueError(f"{key}={group[key]!r} for {where}: expected {expected}{text}")
-
-    for key, choices in _CHOICES.items():
-        value = group.get(key)
-        if not (value is None and key in _MAY_BE_NONE) and key in group and value not in choices:
-            refuse(key, f"one of {', '.join(map(repr, choices))}")
-    for key, (passes, expected) in _CHECKS.items():
-        if key in group and not passes(group[key]):
-            refuse(key, expected)
-    lr = group["lr"]
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise ValueError(f"lr of shape {tuple(lr.shape)} for {where}: expected one number")
-    elif not (_is_number(lr) and lr >= 0):
-        refuse("lr", "a number of at least 0")
-    betas, count = group["betas"], 3 if "alpha" in group else 2
-    if not (isinstance(betas, tuple) and all(map(_decay, betas))):
-        refuse("betas", "numbers from 0 up to, but not including, 1")
-    if len(betas) != count:
-        refuse("betas", f"{count} numbers")
-    if group["clip_decay"] != "constant" and group["total_steps"] is None:
-        refuse("total_steps", f"the number of training steps, which clip_decay={group['clip_decay']!r} needs")
-
-
-#: Options with choices that may also be None.
-_MAY_BE_NONE = ("role", "layout", "state_dtype")
 
 
 def _first_names(group: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Rules: the options of a param group, read once per step.
 
-``recipe`` combines a base direction and a spectral operator, ``schedule`` computes clip thresholds over time, ``rule``
-combines both with a group's options.
+``schedule`` computes clip thresholds over time, ``rule`` combines a recipe, a base direction and a spectral operator,
+with a group's options.
 
 Imports ``grouping``, ``directions`` and ``spectral``.
 """

@@ -17,16 +17,37 @@ from spectrim.operators import DEFAULT_SHRINK_FACTOR, ShrinkForm
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.directions import Adam, Direction, Given
 from spectrim.optim.grouping.options import Scale
-from spectrim.optim.rules.recipe import PLAIN_ADAMW, Recipe
 from spectrim.optim.rules.schedule import clip_threshold
 from spectrim.optim.spectral.base import SpectralOperator
 from spectrim.optim.spectral.clip import CLIPS, SoftClip
 
-__all__ = ["Applied", "Rule", "Shrink", "given_rule", "rule_of", "state_dtype_of"]
+__all__ = ["Applied", "Recipe", "Rule", "Shrink", "rule_of", "state_dtype_of"]
 
 #: Roles that are not shrunk. Their rows belong to tokens, whose frequencies differ by orders of magnitude, so rows of
 #: frequent tokens would count as outliers.
 UNSHRUNK_ROLES = ("embedding", "head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """An optimizer as data. Shrinking, pre-clipping, clipping and scale are options of every recipe.
+
+    Attributes:
+        direction: the base direction, which plain optimizers subtract.
+        operator: changes the direction's singular values, before any clipping.
+    """
+
+    direction: type[Direction]
+    operator: type[SpectralOperator] | None = None
+
+    @property
+    def name(self) -> str:
+        """Direction and operator in words. A state dict stores it, so that another recipe refuses the state."""
+        return self.direction.name if self.operator is None else f"{self.direction.name} → {self.operator.label}"
+
+
+#: The recipe for the embeddings, heads and vectors of Muon and Spectra.
+PLAIN_ADAMW = Recipe(direction=Adam)
 
 
 class Shrink(NamedTuple):
@@ -53,7 +74,7 @@ class Rule:
         maximize: negate the gradient.
         shrink: shrink large entries of the gradient or of the direction; None to leave them.
         pre_clip: threshold on the gradient's singular values, or None.
-        direction: the base direction.
+        direction: the base direction; by default one that something else computes.
         narrow_state: keep state in bfloat16.
         operator: changes the direction's singular values, or None.
         scale: how the operator's result is scaled.
@@ -64,11 +85,13 @@ class Rule:
         first: the group has taken no step yet.
         exchange: dtype in which sharded matrices are sent, or None for that of the direction.
         raises: a non-finite gradient is an error.
+        structure: equal for rules whose parameters may share a stack: all values but learning rate and decay.
+        one_pass: the numbers of a rule that AdamW's kernel can do in one pass; None for other rules.
     """
 
-    direction: Direction
     vector: bool
-    group: int
+    group: int = 0
+    direction: Direction = field(default_factory=Given)
     operator: SpectralOperator | None = None
     scale: Scale = "none"
     clip: SpectralOperator | None = None
@@ -84,44 +107,15 @@ class Rule:
     exchange: torch.dtype | None = None
     raises: bool = False
     steps_taken: int = 0
+    structure: tuple[Any, ...] = field(init=False, repr=False)
+    one_pass: tuple[Any, ...] | None = field(init=False, repr=False)
 
-    @property
-    def is_adamw(self) -> bool:
-        """True if the step is torch's AdamW, except that entries may be shrunk."""
-        plain = self.operator is None and self.clip is None and self.pre_clip is None and self.scale == "none"
-        return plain and isinstance(self.direction, Adam) and not self.narrow_state
-
-    @property
-    def shrinks_gradient(self) -> bool:
-        """True if entries of the gradient are shrunk."""
-        return self.shrink is not None and self.shrink.at == "gradient"
-
-    @property
-    def shrinks_direction(self) -> bool:
-        """True if entries of the direction are shrunk."""
-        return self.shrink is not None and self.shrink.at == "direction"
-
-    @property
-    def is_dense(self) -> bool:
-        """True if the step needs whole matrices, which must be gathered if they are sharded."""
-        gathers = self.operator is not None and self.operator.gathers
-        return not self.vector and (gathers or self.clip is not None or self.pre_clip is not None)
-
-    @property
-    def still(self) -> bool:
-        """True if the learning rate is known to be zero, so that the step only updates state."""
-        return not isinstance(self.lr, Tensor) and self.lr == 0
-
-    @property
-    def structure(self) -> tuple[Any, ...]:
-        """A key that is equal for rules whose parameters may share a stack: all values but learning rate and decay.
-
-        Thresholds on the device cannot be compared, so each group with one has its own key.
-        """
-        return (
-            *self.direction.numbers,
-            None if self.operator is None else self.operator.numbers,
-            None if self.clip is None else self.clip.numbers,
+    def __post_init__(self) -> None:
+        # Thresholds on the device cannot be compared, so each group with one has its own key.
+        structure = (
+            self.direction,
+            self.operator,
+            self.clip,
             ("group", self.group) if isinstance(self.threshold, Tensor) else self.threshold,
             self.scale,
             self.pre_clip,
@@ -133,6 +127,37 @@ class Rule:
             str(self.exchange),
             self.still,
         )
+        in_one_pass = self.is_adamw and not self.maximize
+        object.__setattr__(self, "structure", structure)
+        object.__setattr__(self, "one_pass", (self.direction, self.shrink) if in_one_pass else None)
+
+    @property
+    def is_adamw(self) -> bool:
+        """True if the step is torch's AdamW, except that entries of the gradient may be shrunk."""
+        plain = self.operator is None and self.clip is None and self.pre_clip is None and self.scale == "none"
+        plain = plain and self.shrink_direction is None and not self.narrow_state
+        return plain and isinstance(self.direction, Adam)
+
+    @property
+    def shrink_gradient(self) -> Shrink | None:
+        """How entries of the gradient are shrunk."""
+        return self.shrink if self.shrink is not None and self.shrink.at == "gradient" else None
+
+    @property
+    def shrink_direction(self) -> Shrink | None:
+        """How entries of the direction are shrunk."""
+        return self.shrink if self.shrink is not None and self.shrink.at == "direction" else None
+
+    @property
+    def is_dense(self) -> bool:
+        """True if the step needs whole matrices, which must be gathered if they are sharded."""
+        gathers = self.operator is not None and self.operator.gathers
+        return not self.vector and (gathers or self.clip is not None or self.pre_clip is not None)
+
+    @property
+    def still(self) -> bool:
+        """True if the learning rate is known to be zero, so that the step only updates state."""
+        return not isinstance(self.lr, Tensor) and self.lr == 0
 
     @property
     def applied(self) -> Applied:
@@ -184,42 +209,29 @@ def rule_of(
     if isinstance(lr, Tensor) and reading_is_free(lr):
         lr = float(lr)
     shrinks = follows and group["shrink"] is not None and role not in UNSHRUNK_ROLES
+    factor = DEFAULT_SHRINK_FACTOR if group["shrink"] == "auto" else group["shrink"]
     clips = follows and group["clip"] is not None
-    operator = None if taken.operator is None or vector else taken.operator.of(group)
-    exchange = torch.bfloat16 if group["exchange_dtype"] == "bfloat16" else None
     rule = Rule(
         direction=taken.direction.of(group),
-        operator=operator,
+        operator=None if taken.operator is None or vector else taken.operator.of(group),
         scale=group["scale"] if follows and not vector else "none",
         clip=CLIPS[group["clip_form"]].of(group) if clips else None,
         threshold=clip_threshold({**group, "lr": lr}, steps) if clips else None,
         pre_clip=group["pre_clip"] if follows and not vector else None,
         pre_clipper=SoftClip.of(group),
-        shrink=Shrink(_shrink_factor(group["shrink"]), group["shrink_form"], group["shrink_at"]) if shrinks else None,
+        shrink=Shrink(factor, group["shrink_form"], group["shrink_at"]) if shrinks else None,
         lr=lr,
         weight_decay=float(group["weight_decay"]),
         vector=vector,
         maximize=group["maximize"],
         narrow_state=group["state_dtype"] == "bfloat16",
         first=group["steps_taken"] == 0,
-        exchange=exchange,
+        exchange=torch.bfloat16 if group["exchange_dtype"] == "bfloat16" else None,
         raises=group["on_nonfinite"] == "raise",
         group=index,
         steps_taken=group["steps_taken"],
     )
     return rule if not vector else _without_decay(rule, group, recipe)
-
-
-def given_rule(
-    *,
-    vector: bool,
-    clip: SpectralOperator | None = None,
-    threshold: float | Tensor | None = None,
-    raises: bool = False,
-    group: int = 0,
-) -> Rule:
-    """The rule that only clips and subtracts a direction that something else computed."""
-    return Rule(direction=Given(), vector=vector, clip=clip, threshold=threshold, raises=raises, group=group)
 
 
 def state_dtype_of(rule: Rule, parameter: Tensor) -> torch.dtype:
@@ -233,7 +245,3 @@ def _without_decay(rule: Rule, group: Mapping[str, Any], recipe: Recipe) -> Rule
     A plain list of parameters given to AdamW without any option also decays vectors, as torch's AdamW does."""
     torch_like = group.get("role") is None and recipe.direction is Adam and rule.is_adamw and rule.shrink is None
     return rule if torch_like or group["decays_vectors"] else replace(rule, weight_decay=0.0)
-
-
-def _shrink_factor(shrink: float | str) -> float:
-    return DEFAULT_SHRINK_FACTOR if shrink == "auto" else float(shrink)

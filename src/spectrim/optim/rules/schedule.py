@@ -111,13 +111,10 @@ def clip_threshold(group: Mapping[str, Any], steps: int | Tensor | None = None) 
         fraction=group["clip_decay_fraction"],
         final=group["clip_final"],
     )
-    warmup = group["warmup_steps"]
-    if isinstance(count, Tensor):
-        early = threshold * peak / (lr.clamp_min(LEAST_LR) if isinstance(lr, Tensor) else lr)
-        return torch.where(count < warmup, early, later)
-    if count < warmup:
-        return threshold * peak / (lr.clamp_min(LEAST_LR) if isinstance(lr, Tensor) else lr)
-    return later
+    if not isinstance(count, Tensor) and count >= group["warmup_steps"]:
+        return later
+    early = threshold * peak / (lr.clamp_min(LEAST_LR) if isinstance(lr, Tensor) else lr)
+    return torch.where(count < group["warmup_steps"], early, later) if isinstance(count, Tensor) else early
 
 
 def decay_factor(
@@ -127,23 +124,18 @@ def decay_factor(
     if decay == "constant" or total_steps is None:
         return 1.0
     length = max(total_steps * fraction, 1.0)
-    start = total_steps - length
-    if isinstance(steps, Tensor):
-        x = ((steps - start) / length).clamp(0.0, 1.0)
-        shares = {
-            "linear": lambda: x,
-            "cosine": lambda: (1 - torch.cos(math.pi * x)) / 2,
-            "sqrt": lambda: x.sqrt(),
-            "square": lambda: x.square(),
-        }
-        return torch.pow(final, x) if decay == "exponential" else 1 - (1 - final) * shares[decay]()
-    progress = min(max((steps - start) / length, 0.0), 1.0)
-    if decay == "exponential":
-        return float(final**progress)
-    numbers = {
-        "linear": progress,
-        "cosine": (1 - math.cos(math.pi * progress)) / 2,
-        "sqrt": math.sqrt(progress),
-        "square": progress**2,
+    progress = (steps - (total_steps - length)) / length
+    x: Any
+    functions: Any
+    if isinstance(progress, Tensor):
+        x, functions = progress.clamp(0.0, 1.0), torch
+    else:
+        x, functions = min(max(progress, 0.0), 1.0), math
+    share = {
+        "linear": lambda: x,
+        "cosine": lambda: (1 - functions.cos(math.pi * x)) / 2,
+        "sqrt": lambda: functions.sqrt(x),
+        "square": lambda: x**2,
     }
-    return 1 - (1 - final) * numbers[decay]
+    factor: float | Tensor = final**x if decay == "exponential" else 1 - (1 - final) * share[decay]()
+    return factor

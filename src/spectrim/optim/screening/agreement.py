@@ -20,10 +20,6 @@ from spectrim.optim.stepping.entries import parameter_name
 
 __all__ = ["Agreement", "any_rank", "raise_nonfinite"]
 
-#: Digests are compared as three 12-bit numbers, whose sums of squares over all ranks are exact in float64.
-DIGITS = 3
-DIGIT_BITS = 12
-
 
 class Agreement:
     """Compares the options and parameters of one optimizer between its ranks."""
@@ -91,7 +87,7 @@ def _described(groups: Sequence[Mapping[str, Any]], entries: Sequence[ShardedEnt
                 described.append((f"{key} of group {index}", value))
     for entry in entries:
         name = parameter_name(groups, entry.position)
-        layout = (entry.sharding, entry.role, entry.layout, str(entry.parameter.dtype))
+        layout = (entry.sharding, entry.layout, str(entry.parameter.dtype))
         described.append((f"parameter {name!r}", layout))
     return described
 
@@ -108,13 +104,11 @@ def _digest(described: Sequence[tuple[str, Any]]) -> bytes:
 
 
 def _agrees(team: Team, described: Sequence[tuple[str, Any]], like: Tensor) -> bool:
-    """True if all P ranks have the same digest d: exactly then P Σd² = (Σd)²."""
-    whole = int.from_bytes(_digest(described)[:8], "big")
-    digits = [whole >> (DIGIT_BITS * place) & ((1 << DIGIT_BITS) - 1) for place in range(DIGITS)]
-    numbers = torch.tensor([*digits, *(digit**2 for digit in digits)], dtype=torch.float64, device=like.device)
-    team.sum(numbers, "agreement")
-    found = numbers.tolist()
-    return all(team.size * square == total**2 for total, square in zip(found[:DIGITS], found[DIGITS:], strict=True))
+    """True if all ranks have the same digest: its first 48 bits, which float64 holds exactly, are equal."""
+    digest = int.from_bytes(_digest(described)[:6], "big")
+    largest = torch.tensor([digest, -digest], dtype=torch.float64, device=like.device)
+    team.maximum(largest, "agreement")
+    return bool(largest.sum() == 0)
 
 
 def _raise_difference(team: Team, groups: Sequence[Mapping[str, Any]], entries: Sequence[ShardedEntry]) -> None:

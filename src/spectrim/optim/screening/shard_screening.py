@@ -41,10 +41,9 @@ def screen_shards(
     carried = carried.double().reshape(1)
     for team, found in teams:
         pieces = [carried]
+        sums = {entry: entry.root_sums(entry.grad) for entry in found if entry.shares_scales}
         for entry in found:
-            pieces.append(_flags(entry, values[entry]))
-            if entry.shares_scales:
-                pieces += [sums.reshape(-1) for sums in entry.root_sums(entry.grad)]
+            pieces += [_flags(entry, values[entry]), *(numbers.reshape(-1) for numbers in sums.get(entry, ()))]
         total = torch.cat(pieces)
         team.sum(total, "screening")
         numbers = iter(torch.split(total, [len(piece) for piece in pieces]))
@@ -56,8 +55,8 @@ def screen_shards(
             entry.total = torch.where(parted == 0, value / entry.sharding.replicas, torch.nan)
             entry.present = present > 0
             carried = carried + torch.where(parted == 0, 0.0, torch.nan)
-            if entry.shares_scales:
-                entry.set_scales([_as_scalar(next(numbers), entry) for _ in entry.views(entry.grad)])
+            if entry in sums:
+                entry.set_scales([next(numbers) for _ in sums[entry]])
     return settle([team for team, _ in teams[:-1]], carried, group)
 
 
@@ -76,10 +75,6 @@ def flag_absent(entries: Sequence[Entry], found: Tensor) -> None:
         if isinstance(entry, ShardedEntry) and not entry.has_gradient:
             assert entry.present is not None
             entry.found = torch.maximum(found, (~entry.present).float())
-
-
-def _as_scalar(numbers: Tensor, entry: ShardedEntry) -> Tensor:
-    return numbers if entry.layout != "vector" and entry.axes.stack is not None else numbers[0]
 
 
 def _flags(entry: ShardedEntry, value: Tensor) -> Tensor:

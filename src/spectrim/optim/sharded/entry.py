@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from spectrim.distributed.collectives import Team, team_of
-from spectrim.distributed.dtensor import is_dtensor
+from spectrim.distributed.dtensor import dtensor_of, is_dtensor
 from spectrim.distributed.grid import Axes, Grid, Rows, basis_sharding, grid_of, local_rows
 from spectrim.distributed.intervals import Intervals, put, take
 from spectrim.distributed.sharding import Sharding, sharding_of
-from spectrim.operators import ShrinkForm, entry_scale, smooth_shrink
+from spectrim.kernels.lists import grouped
+from spectrim.operators import entry_scale, smooth_shrink
 from spectrim.optim.grouping.layout import Layout, Split, matrices, matrix_shapes, sizes_of
-from spectrim.optim.rules.rule import Rule
+from spectrim.optim.rules.rule import Rule, Shrink
 from spectrim.optim.stepping.entries import Entry, role_and_layout
 
 if TYPE_CHECKING:
@@ -32,11 +33,9 @@ __all__ = [
     "by_team",
     "laid_like",
     "local_gradient",
-    "local_state",
     "rows_of_parts",
-    "sharded_basis",
     "sharded_entry",
-    "sharded_numbers",
+    "sharded_state",
     "take_rows",
 ]
 
@@ -140,7 +139,7 @@ class ShardedEntry(Entry):
                 view = view.reshape(-1)
             count_here = math.prod(view.shape[-2:])
             found = entry_scale(view).double().sqrt() * count_here
-            if self.layout != "vector" and self.axes.stack is not None:
+            if self.axes.stack is not None:
                 whole = found.new_zeros(self.sharding.shape[self.axes.stack])
                 put(whole, [self.sharding.region(self.team.member)[self.axes.stack]], found)
                 found = whole
@@ -158,16 +157,16 @@ class ShardedEntry(Entry):
         for total, size in zip(sums, sizes, strict=True):
             scale = (total / max(size, 1)).square().to(torch.promote_types(self.grad.dtype, torch.float32))
             everywhere.append(scale.reshape(-1))
-            if self.layout != "vector" and self.axes.stack is not None:
-                scale = take(scale, [self.sharding.region(self.team.member)[self.axes.stack]])
-            self.scales.append(scale)
+            stack = self.axes.stack
+            own = [] if stack is None else [self.sharding.region(self.team.member)[stack]]
+            self.scales.append(scale.reshape(()) if stack is None else take(scale, own))
         self.mean_scale = torch.cat(everywhere).mean()
 
-    def shrunk(self, tensor: Tensor, factor: float, form: ShrinkForm) -> Tensor:
+    def shrunk(self, tensor: Tensor, shrink: Shrink) -> Tensor:
         """A new local tensor, with entries shrunk that are large against the scales."""
         result = torch.empty_like(tensor)
         blocks = zip(self.views(tensor), self.scales, strict=True)
-        self.fill(result, [smooth_shrink(block, factor * scale, form=form) for block, scale in blocks])
+        self.fill(result, [smooth_shrink(block, shrink.factor * scale, form=shrink.form) for block, scale in blocks])
         return result
 
 
@@ -183,15 +182,14 @@ def sharded_entry(
     rule: Rule,
 ) -> ShardedEntry:
     """The entry of a DTensor parameter. Without a gradient on this rank, its ``grad`` is zeros."""
-    role, layout = role_and_layout(group, parameter)
+    _, layout = role_and_layout(group, parameter)
     local, found = parameter.to_local(), local_gradient(parameter, name)
     # torch allows gradients of another dtype than the parameter's; all ranks must use the same.
     dtype = getattr(parameter, "grad_dtype", None)
     entry = ShardedEntry(
         parameter=local,
         grad=torch.zeros_like(local, dtype=dtype) if found is None else found,
-        state=local_state(state),
-        role=role,
+        state={key: value.to_local() if is_dtensor(value) else value for key, value in state.items()},
         layout=layout,
         split=group.get("split"),
         rule=rule,
@@ -200,7 +198,7 @@ def sharded_entry(
         team=team_of(parameter.device_mesh),
         has_gradient=found is not None,
     )
-    entry.shares_scales = rule.shrinks_gradient and not entry.is_served_locally(rule)
+    entry.shares_scales = rule.shrink_gradient is not None and not entry.is_served_locally(rule)
     return entry
 
 
@@ -239,43 +237,32 @@ def axes_of(layout: Layout, dimensions: int) -> Axes:
     return found.get(layout) or Axes((0,), tuple(range(1, dimensions)))
 
 
-def sharded_basis(parameter: DTensor, layout: Layout, whole: Tensor) -> Tensor:
-    """An operator's basis (..., n, k) as a DTensor, sharded like the columns of the parameter's matrices.
+def sharded_state(parameter: DTensor, layout: Layout, whole: Tensor) -> DTensor:
+    """An operator's state as a DTensor.
 
     Args:
-        whole: (n, k), the basis of one matrix, the same for every matrix of a stack.
+        whole: the state of one matrix, the same for every matrix of a stack: a basis (n, k), whose rows are sharded
+            like the matrix's columns; or numbers (parts,), replicated or sharded like the parameter's experts.
     """
+    from torch.distributed.tensor import Replicate, Shard
+
     mesh, axes = parameter.device_mesh, axes_of(layout, parameter.ndim)
-    kept = basis_sharding(sharding_of(parameter, ""), axes, whole.shape[-1])
-    local = take(whole.expand(kept.shape), kept.region(team_of(mesh).member))
-    local = local.clone(memory_format=torch.contiguous_format)
-    from torch.distributed.tensor import DTensor, Replicate, Shard
-
-    placements = [Replicate() if split is None else Shard(split.dim) for split in kept.splits]
-    stride = torch.empty(kept.shape, device="meta").stride()
-    return DTensor.from_local(local, mesh, placements, run_check=False, shape=torch.Size(kept.shape), stride=stride)
-
-
-def sharded_numbers(parameter: DTensor, layout: Layout, whole: Tensor) -> Tensor:
-    """Numbers of every matrix as a DTensor: replicated, or sharded like the parameter's experts.
-
-    Args:
-        whole: (parts,), the numbers of one matrix, the same for every matrix of a stack.
-    """
-    mesh, axes = parameter.device_mesh, axes_of(layout, parameter.ndim)
-    sharding = sharding_of(parameter, "")
-    from torch.distributed.tensor import DTensor, Replicate
-
-    placements: list[Placement] = [Replicate()] * mesh.ndim
-    if axes.stack is not None:
+    sharding, member = sharding_of(parameter, ""), team_of(parameter.device_mesh).member
+    placements: list[Placement]
+    if whole.ndim == 2:
+        basis = basis_sharding(sharding, axes, whole.shape[-1])
+        shape, region = basis.shape, basis.region(member)
+        placements = [Replicate() if split is None else Shard(split.dim) for split in basis.splits]
+    else:
+        stack = () if axes.stack is None else (axes.stack,)
+        shape, region = (
+            (*(sharding.shape[dim] for dim in stack), *whole.shape),
+            tuple(sharding.region(member)[dim] for dim in stack),
+        )
         of_experts = zip(parameter.placements, sharding.splits, strict=True)
         placements = [p if split is not None and split.dim == axes.stack else Replicate() for p, split in of_experts]
-        whole = whole.expand(sharding.shape[axes.stack], *whole.shape)
-    local = take(whole, [sharding.region(team_of(mesh).member)[axes.stack]]) if axes.stack is not None else whole
-    shape = whole.shape
-    local = local.clone(memory_format=torch.contiguous_format)
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)
+    local = take(whole.expand(shape), region).clone(memory_format=torch.contiguous_format)
+    return dtensor_of(local, torch.empty(shape, device="meta"), mesh, placements)
 
 
 def local_gradient(parameter: DTensor, name: str) -> Tensor | None:
@@ -292,22 +279,9 @@ def local_gradient(parameter: DTensor, name: str) -> Tensor | None:
 
 def laid_like(parameter: DTensor, local: Tensor) -> DTensor:
     """This rank's shard as a DTensor with the parameter's mesh and placements."""
-    mesh, placements = parameter.device_mesh, parameter.placements
-    from torch.distributed.tensor import DTensor
-
-    return DTensor.from_local(
-        local, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
-    )
-
-
-def local_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the state in which local tensors, which share memory, replace DTensors."""
-    return {key: value.to_local() if is_dtensor(value) else value for key, value in state.items()}
+    return dtensor_of(local, parameter, parameter.device_mesh, parameter.placements)
 
 
 def by_team(entries: Iterable[AnyShard]) -> list[tuple[Team, list[AnyShard]]]:
     """Group entries by their team of ranks, in order."""
-    found: dict[Team, list[AnyShard]] = {}
-    for entry in entries:
-        found.setdefault(entry.team, []).append(entry)
-    return list(found.items())
+    return list(grouped(entries, lambda entry: entry.team).items())

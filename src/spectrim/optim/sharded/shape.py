@@ -34,25 +34,19 @@ def shape_round(
     """Shape and apply one round's directions, which may be overwritten; see :func:`~.rounds.run_rounds`."""
     rule = entries[0].rule
     results = list(directions)
-    if rule.vector:
-        if rule.clip is not None:
-            results = _clipped_vectors(team, entries, results, rule)
-        apply(entries, results)
-        return
-    in_place = rule.operator is not None and not rule.operator.gathers
-    if in_place:
+    operated = rule.operator is not None and not rule.operator.gathers
+    scaled = rule.operator is not None or rule.scale != "none"
+    if rule.vector and rule.clip is not None:
+        results = _clipped_vectors(team, entries, results, rule)
+    elif operated:
         results = _shaped_in_place(team, entries, results, rule)
-    elif rule.operator is None and rule.scale == "none" and rule.clip is None:
-        apply(entries, results)
-        return
-    if in_place and rule.clip is None:
-        apply(entries, results)
-        return
-    exchange = send_to_owners(team, entries, results, dtype=rule.exchange or results[0].dtype, loads=loads)
-    yield
-    exchange.work(lambda _, found: _shaped(entries[0], found, operated=in_place))
-    yield
-    apply(entries, exchange.results())
+    if not rule.vector and (rule.clip is not None or (scaled and not operated)):
+        exchange = send_to_owners(team, entries, results, dtype=rule.exchange or results[0].dtype, loads=loads)
+        yield
+        exchange.work(lambda _, found: _shaped(entries[0], found, operated=operated))
+        yield
+        results = exchange.results()
+    apply(entries, results)
 
 
 def apply_updates_to(entries: Sequence[ShardedEntry], updates: Sequence[Tensor]) -> None:

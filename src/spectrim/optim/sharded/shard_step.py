@@ -5,37 +5,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectrim.distributed.collectives import Team
 from spectrim.distributed.owners import Loads
-from spectrim.optim.grouping.layout import put_back
+from spectrim.kernels.lists import grouped
 from spectrim.optim.rules.rule import Shrink
 from spectrim.optim.sharded.entry import ShardedEntry
 from spectrim.optim.sharded.rounds import run_rounds, send_to_owners, unit_layout
 from spectrim.optim.sharded.shape import apply_updates_to, shape_round
-from spectrim.optim.spectral.base import StepContext
-from spectrim.optim.stepping.buckets import parts_of
 from spectrim.optim.stepping.entries import by_flag, kind_of
-from spectrim.optim.stepping.step import directed, step_adamw
+from spectrim.optim.stepping.step import directed, pre_clip, step_adamw
 
 __all__ = ["step_shards"]
 
 
-def step_shards(entries: Sequence[ShardedEntry], loads: Loads) -> None:
+def step_shards(entries: Sequence[ShardedEntry]) -> None:
     """Step all entries. Every rank calls this with its shards of the same parameters, in the same order.
 
     Args:
         entries: of any rules. Their state's "step" already counts this step.
-        loads: the work assigned to each owner so far in this step.
     """
-    alike: dict[tuple[Any, ...], list[ShardedEntry]] = {}
-    for entry in entries:
-        alike.setdefault(kind_of(entry), []).append(entry)
-    for same in alike.values():
+    # One account for all rules, so that the work of a whole step is spread evenly over the owners.
+    loads: Loads = {}
+    for same in grouped(entries, kind_of).values():
         run_rounds(same, lambda team, some: _round(team, some, loads))
 
 
@@ -51,19 +46,19 @@ def _round(team: Team, entries: list[ShardedEntry], loads: Loads) -> Iterator[No
     filled = [(entry, grad) for entry, grad in zip(entries, grads, strict=True) if entry.parameter.numel()]
     given = dict(filled)
     some = by_flag([entry for entry, _ in filled])
-    if rule.is_adamw and not rule.shrinks_direction:
+    if rule.is_adamw:
         some = [alike for alike in some if not step_adamw(alike, [given[entry] for entry in alike])]
     directions = {entry: torch.empty_like(grad, memory_format=torch.contiguous_format) for entry, grad in filled}
     for alike in some:
         directed(alike, [given[entry] for entry in alike], [directions[entry] for entry in alike])
-    if rule.is_adamw and not rule.shrinks_direction:
+    if rule.is_adamw:
         for alike in some:
             apply_updates_to(alike, [directions[entry] for entry in alike])
         return
     results = [directions.get(entry, grad) for entry, grad in zip(entries, grads, strict=True)]
     del grads, given, filled, directions
-    if rule.shrink is not None and rule.shrinks_direction:
-        results = _shrunk_directions(team, entries, results, rule.shrink)
+    if rule.shrink_direction is not None:
+        results = _shrunk_directions(team, entries, results, rule.shrink_direction)
     if not rule.still:
         yield from shape_round(team, entries, results, loads, apply_updates_to)
 
@@ -74,11 +69,11 @@ def _prepared(entry: ShardedEntry) -> Tensor:
     exact = entry.grad.to(torch.promote_types(entry.parameter.dtype, torch.float32))
     if rule.maximize:
         exact = -exact
-    if rule.shrink is None or not rule.shrinks_gradient:
+    if rule.shrink_gradient is None:
         return exact
     if not entry.shares_scales:
         entry.set_scales(entry.root_sums(exact))
-    return entry.shrunk(exact, rule.shrink.factor, rule.shrink.form)
+    return entry.shrunk(exact, rule.shrink_gradient)
 
 
 def _shrunk_directions(
@@ -89,15 +84,12 @@ def _shrunk_directions(
     team.sum(total, "scales")
     numbers = iter(torch.split(total, [number.numel() for found in sums for number in found]))
     for entry, found in zip(entries, sums, strict=True):
-        entry.set_scales([next(numbers).view(number.shape) for number in found])
-    return [entry.shrunk(d, shrink.factor, shrink.form) for entry, d in zip(entries, directions, strict=True)]
+        entry.set_scales([next(numbers) for _ in found])
+    return [entry.shrunk(d, shrink) for entry, d in zip(entries, directions, strict=True)]
 
 
 def _pre_clipped(entry: ShardedEntry, whole: Tensor) -> Tensor:
     """Pre-clip one whole gradient at its owner."""
-    rule = entry.rule
     clipped = whole.unsqueeze(0).clone()
-    parts = parts_of(clipped, unit_layout(entry.layout), entry.split)
-    rule.pre_clipper.whole(parts, StepContext(threshold=rule.pre_clip))
-    put_back([part.matrices for part in parts], clipped, unit_layout(entry.layout), entry.split, leading=1)
+    pre_clip(clipped, entry.rule, unit_layout(entry.layout), entry.split)
     return clipped[0]

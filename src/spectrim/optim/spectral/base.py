@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from spectrim.kernels.lists import grouped
 from spectrim.operators.clip import Precision
 from spectrim.operators.half import half_workspace
-from spectrim.optim.memory import workspace_bytes
+from spectrim.optim.memory import packed, workspace_bytes
 
 if TYPE_CHECKING:
     from spectrim.distributed.collectives import Team
@@ -65,7 +66,8 @@ class StepContext:
 
 @dataclass(frozen=True)
 class SpectralOperator(ABC):
-    """An operation on the singular values of matrices. Its dataclass fields are its options.
+    """An operation on the singular values of matrices. Its dataclass fields are its options; operators with equal
+    options are equal.
 
     Attributes:
         label: its name for ``describe``.
@@ -130,11 +132,6 @@ class SpectralOperator(ABC):
         """
         raise TypeError(f"{type(self).__name__} works on whole matrices only")
 
-    @property
-    def numbers(self) -> tuple[Any, ...]:
-        """The label and all options, equal for equal operators."""
-        return (self.label, *astuple(self))
-
 
 @cache
 def _counted_flops(operator: SpectralOperator, m: int, n: int) -> float:
@@ -155,54 +152,30 @@ def runs_in_half(precision: Precision, device: torch.device) -> bool:
     return precision == "half" or (precision == "auto" and device.type in HALF_DEVICES)
 
 
-def workspace_of(precision: Precision, device: torch.device) -> Callable[[int, int], int] | None:
-    """Bytes of workspace for an m x n matrix, as a function of m and n; None on the host, where buckets are small."""
+def workspace_of(precision: Precision, device: torch.device) -> Callable[[Tensor], int] | None:
+    """Bytes of workspace for one matrix of a stack; None on the host, where buckets are small."""
     if runs_in_half(precision, device):
-        return half_workspace
+        return lambda stack: half_workspace(*stack.shape[-2:])
     # In float64: the matrix, the result, and four matrices of the smaller side.
-    return None if device.type == "cpu" else lambda m, n: 8 * (2 * m * n + 4 * min(m, n) ** 2)
+    double = torch.float64.itemsize
+    return None if device.type == "cpu" else lambda X: double * (2 * X[0].numel() + 4 * min(X.shape[-2:]) ** 2)
 
 
 def in_place(
     parts: Sequence[Part],
     function: Callable[[list[Tensor]], Sequence[Tensor]],
-    workspace: Callable[[int, int], int] | None = None,
+    workspace: Callable[[Tensor], int] | None = None,
 ) -> None:
     """Replace matrices by a function's results, in calls with stacks of one smaller side.
 
     Args:
-        workspace: bytes of workspace for one m x n matrix. A call takes as many matrices as fit in
+        workspace: see :func:`workspace_of`. A call takes as many matrices as fit in
             :func:`~spectrim.optim.memory.workspace_bytes`, at least one.
     """
-    families: dict[int, list[Tensor]] = {}
-    for part in parts:
-        families.setdefault(min(part.matrices.shape[-2:]), []).append(part.matrices)
+    families = grouped([part.matrices for part in parts], lambda stack: min(stack.shape[-2:]))
     for family in families.values():
-        calls = [family] if workspace is None else _within(family, workspace)
-        for stacks in calls:
+        for stacks in [family] if workspace is None else packed(family, workspace, workspace_bytes()):
             for stack, result in zip(stacks, function(stacks), strict=True):
-                if torch.compiler.is_compiling() or not _share_memory(result, stack):
+                # A compiler cannot trace the comparison of memory.
+                if torch.compiler.is_compiling() or not torch._C._is_alias_of(result, stack):  # type: ignore[attr-defined]
                     stack.copy_(result)
-
-
-def _within(stacks: Sequence[Tensor], workspace: Callable[[int, int], int]) -> list[list[Tensor]]:
-    """Divide stacks into lists whose matrices fit in the workspace."""
-    calls: list[list[Tensor]] = [[]]
-    room = workspace_bytes()
-    for stack in stacks:
-        each = max(1, workspace(stack.shape[-2], stack.shape[-1]))
-        while len(stack):
-            count = min(len(stack), room // each)
-            if count < 1 and calls[-1]:
-                calls.append([])
-                room = workspace_bytes()
-                continue
-            count = max(1, count)
-            calls[-1].append(stack[:count])
-            stack, room = stack[count:], room - count * each
-    return calls
-
-
-def _share_memory(result: Tensor, matrices: Tensor) -> bool:
-    alias: bool = torch._C._is_alias_of(result, matrices)  # type: ignore[attr-defined]
-    return alias

@@ -76,10 +76,5 @@ class HardClip(SpectralOperator):
         small, large = sorted((m, n))
         return 4.0 * small * small * large + 9.0 * small**3
 
-    @property
-    @override
-    def numbers(self) -> tuple[Any, ...]:
-        return ("hard clip",)
-
 
 CLIPS: Mapping[str, type[SpectralOperator]] = {"soft": SoftClip, "hard": HardClip}

@@ -6,6 +6,7 @@ Everything is checked and converted before the optimizer changes. Hooks run as t
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +45,18 @@ def load_state(optimizer: SpectralOptimizer, state_dict: dict[str, Any]) -> None
     state: dict[Any, Any] = {key: value for key, value in state_dict["state"].items() if not isinstance(key, int)}
     for group, indices, saved in zip(optimizer.param_groups, *sources, strict=True):
         completed = _completed(group, saved, state_dict["state"], indices)
-        _check_recipe(optimizer, group, saved)
+        theirs, mine = saved.get("recipe", group["recipe"]), group["recipe"]
+        if theirs not in (mine, Adam.name):
+            kind = type(optimizer).__name__
+            raise ValueError(f"a state dict of the recipe {theirs!r} for {kind}, which is {mine!r}")
         groups.append(completed)
         for place, (parameter, index) in enumerate(zip(group["params"], indices, strict=True)):
             if found := state_dict["state"].get(index):
                 name = parameter_name([{**completed, "param_names": group.get("param_names")}], (0, place))
                 state[parameter] = _converted(optimizer, completed, parameter, found, name)
-    optimizer.__setstate__({"state": _as_default(optimizer, state), "param_groups": groups})
+    # As torch's optimizers keep it: in a defaultdict, if the optimizer has one.
+    kept = defaultdict(dict, state) if hasattr(optimizer.state, "default_factory") else state
+    optimizer.__setstate__({"state": kept, "param_groups": groups})
     for after in optimizer._optimizer_load_state_dict_post_hooks.values():
         after(optimizer)
 
@@ -117,19 +123,12 @@ def _completed(
     return completed
 
 
-def _check_recipe(optimizer: SpectralOptimizer, group: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    theirs, mine = saved.get("recipe", group["recipe"]), group["recipe"]
-    if theirs != mine and theirs != Adam.name:
-        raise ValueError(f"a state dict of the recipe {theirs!r} for {type(optimizer).__name__}, which is {mine!r}")
-
-
 def _converted(
     optimizer: SpectralOptimizer, group: Mapping[str, Any], parameter: Tensor, saved: Mapping[str, Any], name: str
 ) -> dict[str, Any]:
     """A parameter's saved state, converted to its device and the optimizer's dtypes."""
     rule = optimizer.rule_of(group, parameter)
-    _, layout = role_and_layout(group, parameter)
-    shapes = _expected_shapes(rule, parameter, () if layout == "vector" else _matrices(group, parameter))
+    shapes = _expected_shapes(rule, group, parameter)
     for key in saved:
         if key not in shapes and key not in _COUNTS:
             raise ValueError(
@@ -161,21 +160,11 @@ def _converted(
     return state
 
 
-def _matrices(group: Mapping[str, Any], parameter: Tensor) -> Sequence[Sequence[int]]:
-    _, layout = role_and_layout(group, parameter)
-    return matrix_shapes(parameter.shape, layout, group.get("split"))
-
-
-def _expected_shapes(rule: Rule, parameter: Tensor, matrices: Sequence[Sequence[int]]) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(rule: Rule, group: Mapping[str, Any], parameter: Tensor) -> dict[str, tuple[int, ...]]:
     shapes = {key: tuple(parameter.shape) for key in rule.direction.keys}
-    if rule.operator is not None and rule.operator.keys:
+    if rule.operator is not None:
+        _, layout = role_and_layout(group, parameter)
+        matrices = matrix_shapes(parameter.shape, layout, group.get("split"))
         started = rule.operator.start(matrices, device=torch.device("meta"), dtype=torch.float32)
         shapes |= {key: tuple(value.shape) for key, value in started.items()}
     return shapes
-
-
-def _as_default(optimizer: SpectralOptimizer, state: dict[Any, Any]) -> Any:
-    """The state as torch's optimizers keep it: in a defaultdict if the optimizer has one."""
-    kept = type(optimizer.state)(dict) if hasattr(optimizer.state, "default_factory") else {}
-    kept.update(state)
-    return kept

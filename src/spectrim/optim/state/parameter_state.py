@@ -18,9 +18,9 @@ from spectrim.distributed.sharding import sharding_of
 from spectrim.optim.grouping.flat_shards import check_whole
 from spectrim.optim.grouping.layout import Layout, matrix_shapes
 from spectrim.optim.rules.rule import Rule, state_dtype_of
-from spectrim.optim.sharded.entry import sharded_basis, sharded_numbers
+from spectrim.optim.sharded.entry import sharded_state
 
-__all__ = ["check_device", "check_parameter", "drop_orphans", "fit_state", "new_state"]
+__all__ = ["check_parameter", "drop_orphans", "fit_state", "new_state"]
 
 
 def check_parameter(parameter: Tensor, name: str) -> None:
@@ -28,20 +28,15 @@ def check_parameter(parameter: Tensor, name: str) -> None:
     if not parameter.requires_grad and parameter.grad is None:
         return
     check_whole(parameter, name)
-    check_device(parameter, name)
-    if not parameter.is_floating_point():
-        raise ValueError(f"{name} has dtype {parameter.dtype}: expected a real floating-point dtype")
-    if is_dtensor(parameter):
-        sharding_of(parameter, name)
-
-
-def check_device(parameter: Tensor, name: str) -> None:
-    """Raise ValueError for a parameter on a device that has no float64, naming both."""
     if parameter.device.type == "mps":
         raise ValueError(
             f"{name} is on {parameter.device}, which has no float64, in which recipes compute bias corrections and "
             f"norms: expected a device that has, such as a CPU or CUDA"
         )
+    if not parameter.is_floating_point():
+        raise ValueError(f"{name} has dtype {parameter.dtype}: expected a real floating-point dtype")
+    if is_dtensor(parameter):
+        sharding_of(parameter, name)
 
 
 def new_state(parameter: Tensor, rule: Rule, layout: Layout, split: Any, name: str) -> dict[str, Tensor]:
@@ -68,7 +63,7 @@ def new_state(parameter: Tensor, rule: Rule, layout: Layout, split: Any, name: s
             # Made whole, for one matrix of a stack, before it is sharded: a basis is small.
             started = operator.start([shape[-2:] for shape in shapes], device=parameter.device, dtype=dtype)
             for key, value in started.items():
-                state[key] = (sharded_basis if value.ndim == 2 else sharded_numbers)(parameter, layout, value)
+                state[key] = sharded_state(parameter, layout, value)
         else:
             state |= operator.start(shapes, device=parameter.device, dtype=dtype)
     return state

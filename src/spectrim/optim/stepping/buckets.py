@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
+from spectrim.kernels.lists import grouped
 from spectrim.optim.grouping.layout import Layout, Split, matrices, put_back
-from spectrim.optim.memory import stack_bytes
+from spectrim.optim.memory import packed, stack_bytes
 from spectrim.optim.spectral.base import Part
 from spectrim.optim.stepping.entries import AnyEntry, Entry
 
@@ -19,8 +20,6 @@ __all__ = ["BUCKET_BYTES", "Stack", "bucket_bytes", "buckets", "parts_of"]
 #: The most bytes of matrices, in float32, in one bucket; a single matrix may exceed it. On the host only small matrices
 #: gain from batching, since a large one fills the cores. Devices not listed use :mod:`~spectrim.optim.memory`.
 BUCKET_BYTES = {"cpu": 4 * 2**20}
-
-T = TypeVar("T")
 
 
 class Stack(Generic[AnyEntry]):
@@ -55,10 +54,6 @@ class Stack(Generic[AnyEntry]):
         """Write :meth:`parts` back to the stack if they are copies."""
         put_back([part.matrices for part in parts], self.tensor, self.layout, self.split, leading=1)
 
-    def free(self) -> None:
-        """Release the memory."""
-        self._tensor = None
-
 
 def parts_of(tensor: Tensor, layout: Layout, split: Split | None) -> list[Part]:
     """The logical matrices of whole parameters (E, *shape) as parts (E', m, n), where E' includes the experts.
@@ -76,44 +71,23 @@ def buckets(entries: Sequence[AnyEntry], limit: int | None = None) -> Iterator[l
 
     Stacks are sorted by their matrices' smaller side, so that an operator can iterate on equal sides together.
     """
-    alike: dict[tuple[Any, ...], dict[tuple[Any, ...], list[AnyEntry]]] = {}
-    structures: dict[int, tuple[Any, ...]] = {}
-    for entry in entries:
-        rule = entry.rule
-        if id(rule) not in structures:
-            structures[id(rule)] = rule.structure
-        parameter = entry.parameter
-        key = (entry.layout, None if entry.split is None else tuple(entry.split), tuple(parameter.shape))
-        memory = (parameter.dtype, parameter.device, id(entry.found))
-        same = alike.setdefault((*structures[id(rule)], *memory), {})
-        same.setdefault(key, []).append(entry)
-    for shapes in alike.values():
-        some = sorted(shapes.values(), key=lambda found: _small_side(found[0]))
-        most = bucket_bytes(some[0][0].parameter) if limit is None else limit
-        yield from _packed(some, most)
+
+    def structure(entry: AnyEntry) -> tuple[Any, ...]:
+        return (*entry.rule.structure, entry.parameter.dtype, entry.parameter.device, id(entry.found))
+
+    def shape(entry: AnyEntry) -> tuple[Any, ...]:
+        return entry.layout, None if entry.split is None else tuple(entry.split), tuple(entry.parameter.shape)
+
+    for alike in grouped(entries, structure).values():
+        shapes = sorted(grouped(alike, shape).values(), key=lambda same: _small_side(same[0]))
+        most = bucket_bytes(alike[0].parameter) if limit is None else limit
+        for bucket in packed(shapes, lambda same: 4 * same[0].parameter.numel(), most):
+            yield [Stack(same) for same in bucket]
 
 
 def bucket_bytes(tensor: Tensor) -> int:
     """The most bytes in a bucket on a tensor's device."""
     return BUCKET_BYTES.get(tensor.device.type, stack_bytes())
-
-
-def _packed(shapes: Sequence[list[AnyEntry]], limit: int) -> Iterator[list[Stack[AnyEntry]]]:
-    bucket: list[Stack[AnyEntry]] = []
-    room = limit
-    for same in shapes:
-        size = max(1, 4 * same[0].parameter.numel())
-        while same:
-            count = min(len(same), room // size)
-            if count < 1 and bucket:
-                yield bucket
-                bucket, room = [], limit
-                continue
-            count = max(1, count)
-            bucket.append(Stack(same[:count]))
-            same, room = same[count:], room - count * size
-    if bucket:
-        yield bucket
 
 
 def _small_side(entry: Entry) -> int:

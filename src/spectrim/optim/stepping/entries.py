@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from spectrim.kernels.lists import grouped
 from spectrim.optim.grouping.layout import Layout, Split, default_layout
 from spectrim.optim.grouping.roles import Role
 from spectrim.optim.rules.rule import Rule
@@ -27,7 +28,6 @@ class Entry:
 
     parameter: Tensor
     grad: Tensor
-    role: Role
     layout: Layout
     split: Split | None
     rule: Rule
@@ -56,17 +56,9 @@ def whole_entry(
         raise RuntimeError(
             f"the gradient of {name} has shape {tuple(grad.shape)}: expected the parameter's, {tuple(parameter.shape)}"
         )
-    role, layout = role_and_layout(group, parameter)
-    return Entry(
-        parameter=parameter,
-        grad=grad,
-        role=role,
-        layout=layout,
-        split=group.get("split"),
-        rule=rule,
-        position=position,
-        state=state,
-    )
+    _, layout = role_and_layout(group, parameter)
+    split = group.get("split")
+    return Entry(parameter=parameter, grad=grad, layout=layout, split=split, rule=rule, position=position, state=state)
 
 
 def kind_of(entry: Entry) -> tuple[Any, ...]:
@@ -94,9 +86,9 @@ def by_flag(entries: Iterable[AnyEntry]) -> list[list[AnyEntry]]:
 
     A step has one flag, except for shards that have no gradient on this rank: each of those has its own.
     """
-    alike: dict[tuple[Any, ...], list[AnyEntry]] = {}
-    for entry in entries:
+
+    def key(entry: AnyEntry) -> tuple[Any, ...]:
         weight = entry.parameter
-        key = (id(entry.found), weight.device, weight.dtype, entry.grad.dtype, weight.is_contiguous())
-        alike.setdefault(key, []).append(entry)
-    return list(alike.values())
+        return id(entry.found), weight.device, weight.dtype, entry.grad.dtype, weight.is_contiguous()
+
+    return list(grouped(entries, key).values())

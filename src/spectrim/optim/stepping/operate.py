@@ -22,13 +22,13 @@ def operate(bucket: Sequence[Stack[Any]]) -> list[float]:
     """Apply operator, scale and clip to the directions in the stacks, in place.
 
     Returns:
-        One factor per stack, by which the caller must multiply its update.
+        One factor per entry, by which the caller must multiply its update.
     """
     rule = bucket[0].rule
     if rule.vector:
         for stack in bucket:
             _clip_vectors(stack, rule)
-        return [1.0] * len(bucket)
+        return [1.0 for stack in bucket for _ in stack.entries]
     parts = [stack.parts() for stack in bucket]
     keeps = rule.operator is not None and bool(rule.operator.keys)
     if keeps:
@@ -39,7 +39,7 @@ def operate(bucket: Sequence[Stack[Any]]) -> list[float]:
         _store_state(bucket, parts, olds)
     for stack, some in zip(bucket, parts, strict=True):
         stack.put_back(some)
-    return factors
+    return [factor for factor, stack in zip(factors, bucket, strict=True) for _ in stack.entries]
 
 
 def shape(rule: Rule, stacks: Sequence[Sequence[Part]], *, operated: bool = False) -> list[float]:
@@ -57,11 +57,13 @@ def shape(rule: Rule, stacks: Sequence[Sequence[Part]], *, operated: bool = Fals
     if not operated:
         if rule.operator is not None:
             rule.operator.whole(everything, context)
-        factors = [_scaled(some, rule, last=rule.clip is None) for some in stacks]
+        scales = ([scale_factor(rule, part.matrices.shape, _norm(part, rule)) for part in some] for some in stacks)
+        last = rule.clip is None
+        factors = [_multiplied(some, own, last=last) for some, own in zip(stacks, scales, strict=True)]
     if rule.clip is None:
         return factors
     rule.clip.whole(everything, context)
-    return [_common_scale(some, [clip_scale(part.matrices.shape) for part in some]) for some in stacks]
+    return [_multiplied(some, [clip_scale(part.matrices.shape) for part in some], last=True) for some in stacks]
 
 
 def _clip_vectors(stack: Stack[Any], rule: Rule) -> None:
@@ -94,37 +96,25 @@ def scale_factor(rule: Rule, shape: Sequence[int], norm: Tensor | None) -> float
     return 1.0
 
 
-def _scaled(parts: Sequence[Part], rule: Rule, *, last: bool) -> float:
-    """Scale the parts of one stack. If this is the ``last`` operation on them, return a factor common to all instead of
-    multiplying by it."""
-    factors: list[float] = []
-    for part in parts:
-        norm = part.norm
-        if rule.scale == "rms" and norm is None:
-            norm = torch.linalg.matrix_norm(part.matrices)
-        factor = scale_factor(rule, part.matrices.shape, norm)
+def _norm(part: Part, rule: Rule) -> Tensor | None:
+    if rule.scale == "rms" and part.norm is None:
+        norm: Tensor = torch.linalg.matrix_norm(part.matrices)
+        return norm
+    return part.norm
+
+
+def _multiplied(parts: Sequence[Part], factors: Sequence[float | Tensor], *, last: bool) -> float:
+    """Multiply parts by their factors. If this is the ``last`` operation on them, return a number common to all instead
+    of multiplying by it."""
+    first = factors[0]
+    if last and not isinstance(first, Tensor) and len(set(factors)) == 1:
+        return first
+    for part, factor in zip(parts, factors, strict=True):
         if isinstance(factor, Tensor):
             part.matrices.mul_(factor.to(part.matrices.dtype)[:, None, None])
-            factor = 1.0
-        factors.append(factor)
-    if last:
-        return _common_scale(parts, factors)
-    _multiply(parts, factors)
-    return 1.0
-
-
-def _common_scale(parts: Sequence[Part], factors: Sequence[float]) -> float:
-    """The factor if all parts have the same one; otherwise multiply the parts by theirs and return 1."""
-    if len(set(factors)) == 1:
-        return factors[0]
-    _multiply(parts, factors)
-    return 1.0
-
-
-def _multiply(parts: Sequence[Part], factors: Sequence[float]) -> None:
-    for part, factor in zip(parts, factors, strict=True):
-        if factor != 1.0:
+        elif factor != 1.0:
             part.matrices.mul_(factor)
+    return 1.0
 
 
 def _gather_state(bucket: Sequence[Stack[Any]], parts: Sequence[Sequence[Part]]) -> None:

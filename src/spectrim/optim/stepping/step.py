@@ -7,16 +7,19 @@ The same code runs on every device, over lists and stacks of tensors, and never 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectrim.kernels.adam import adamw_step, stepped_by
+from spectrim.kernels.lists import grouped
 from spectrim.kernels.update import apply_updates
 from spectrim.operators import entry_scale, smooth_shrink
-from spectrim.optim.grouping.layout import put_back
-from spectrim.optim.rules.rule import Shrink
+from spectrim.optim.grouping.layout import Layout, Split, put_back
+from spectrim.optim.rules.rule import Rule, Shrink
 from spectrim.optim.spectral.base import StepContext
 from spectrim.optim.stepping.buckets import Stack, buckets, parts_of
 from spectrim.optim.stepping.entries import Entry, by_flag
@@ -24,28 +27,17 @@ from spectrim.optim.stepping.narrow_state import round_stochastically_
 from spectrim.optim.stepping.operate import operate
 from spectrim.optim.stepping.shrinkage import Shrinkage, shrinkage_by_kernel
 
-__all__ = ["apply_to", "directed", "step_adamw", "step_entries"]
+__all__ = ["apply_to", "directed", "pre_clip", "step_adamw", "step_entries"]
 
 
 def step_entries(entries: Sequence[Entry]) -> None:
     """Step parameters that need no other rank. Their state's "step" already counts this step."""
-    plain: dict[tuple[Any, ...], list[Entry]] = {}
+    filled = [entry for entry in entries if entry.parameter.numel()]
     shaped: list[Entry] = []
-    # The numbers of every rule that AdamW's kernel can do in one pass; None for other rules.
-    numbers: dict[int, tuple[Any, ...] | None] = {}
-    for entry in entries:
-        rule = entry.rule
-        if not entry.parameter.numel():
+    for one_pass, same in grouped(filled, lambda entry: entry.rule.one_pass).items():
+        if one_pass is None:
+            shaped += same
             continue
-        if id(rule) not in numbers:
-            in_one_pass = rule.is_adamw and not rule.maximize and not rule.shrinks_direction
-            numbers[id(rule)] = (*rule.direction.numbers, rule.shrink) if in_one_pass else None
-        own = numbers[id(rule)]
-        if own is None:
-            shaped.append(entry)
-        else:
-            plain.setdefault(own, []).append(entry)
-    for same in plain.values():
         for some in by_flag(same):
             scaled = shrinkage_by_kernel(some)
             in_buckets = some[0].rule.shrink is not None and scaled is None
@@ -57,21 +49,12 @@ def step_entries(entries: Sequence[Entry]) -> None:
 
 def by_operators(entries: Sequence[Entry]) -> list[Entry]:
     """Step the entries for which an operator has a kernel of the whole step; returns the other entries."""
-    alike: dict[tuple[Any, ...], list[Entry]] = {}
-    structures: dict[int, tuple[Any, ...]] = {}
-    left = []
-    for entry in entries:
-        rule = entry.rule
-        if rule.operator is None:
-            left.append(entry)
-            continue
-        if id(rule) not in structures:
-            structures[id(rule)] = rule.structure
-        alike.setdefault(structures[id(rule)], []).append(entry)
-    for same in alike.values():
-        operator = same[0].rule.operator
-        assert operator is not None
+    left = [entry for entry in entries if entry.rule.operator is None]
+    operated = [entry for entry in entries if entry.rule.operator is not None]
+    for same in grouped(operated, lambda entry: entry.rule.structure).values():
         for some in by_flag(same):
+            operator = some[0].rule.operator
+            assert operator is not None
             left += operator.step_by_kernels(some)
     return left
 
@@ -81,16 +64,16 @@ def step_bucket(bucket: Sequence[Stack[Any]]) -> None:
     rule = bucket[0].rule
     entries = [entry for stack in bucket for entry in stack.entries]
     grads = [grad for stack in bucket for grad in prepared(stack)]
-    if rule.is_adamw and not rule.shrinks_direction and step_adamw(entries, grads):
+    if rule.is_adamw and step_adamw(entries, grads):
         return
-    directed(entries, grads, [view for stack in bucket for view in stack.tensor.unbind()])
+    views = [view for stack in bucket for view in stack.tensor.unbind()]
+    directed(entries, grads, views)
     del grads
-    if rule.shrink is not None and rule.shrinks_direction:
+    if rule.shrink_direction is not None:
         for stack in bucket:
-            shrink_stack(stack.tensor, stack, rule.shrink)
-    if rule.still:
-        return
-    apply(bucket, operate(bucket))
+            shrink_stack(stack.tensor, stack, rule.shrink_direction)
+    if not rule.still:
+        apply_to(entries, views, operate(bucket))
 
 
 def step_adamw(entries: Sequence[Entry], grads: Sequence[Tensor], scaled: Shrinkage | None = None) -> bool:
@@ -104,7 +87,7 @@ def step_adamw(entries: Sequence[Entry], grads: Sequence[Tensor], scaled: Shrink
     if by == "formula" and scaled is None:
         return False
     rules = [entry.rule for entry in entries]
-    _, beta1, beta2, eps = rules[0].direction.numbers
+    beta1, beta2, eps = astuple(rules[0].direction)
     adamw_step(
         params,
         grads,
@@ -132,36 +115,35 @@ def prepared(stack: Stack[Any]) -> list[Tensor]:
     Returns the gradients themselves if nothing has to be done."""
     rule = stack.rule
     grads = [entry.grad for entry in stack.entries]
-    shrinks = rule.shrink is not None and rule.shrinks_gradient
-    if not (rule.maximize or shrinks or rule.pre_clip is not None or grads[0].dtype != stack.dtype):
+    shrink = rule.shrink_gradient
+    if not (rule.maximize or shrink or rule.pre_clip is not None or grads[0].dtype != stack.dtype):
         return grads
     whole = torch.empty((len(grads), *stack.shape), dtype=stack.dtype, device=grads[0].device)
     targets = list(whole.unbind())
     torch._foreach_copy_(targets, grads)
     if rule.maximize:
         whole.neg_()
-    if rule.shrink is not None and shrinks:
-        shrink_stack(whole, stack, rule.shrink)
+    if shrink is not None:
+        shrink_stack(whole, stack, shrink)
     if rule.pre_clip is not None:
-        parts = parts_of(whole, stack.layout, stack.split)
-        rule.pre_clipper.whole(parts, StepContext(threshold=rule.pre_clip, first=rule.first))
-        put_back([part.matrices for part in parts], whole, stack.layout, stack.split, leading=1)
+        pre_clip(whole, rule, stack.layout, stack.split)
     return targets
+
+
+def pre_clip(whole: Tensor, rule: Rule, layout: Layout, split: Split | None) -> None:
+    """Clip, in place, the singular values of whole gradients (E, *shape)."""
+    parts = parts_of(whole, layout, split)
+    rule.pre_clipper.whole(parts, StepContext(threshold=rule.pre_clip))
+    put_back([part.matrices for part in parts], whole, layout, split, leading=1)
 
 
 def shrink_stack(whole: Tensor, stack: Stack[Any], shrink: Shrink) -> None:
     """Shrink, in place, entries that are large against the entry scale of their logical matrix or vector."""
-    units = _units(whole, stack)
-    for view in units:
+    # One entry scale per matrix: (E', m, n) for every logical matrix, (E, 1, n) for vectors.
+    views = [part.matrices for part in parts_of(whole, stack.layout, stack.split)]
+    for view in views or [whole.view(len(stack.entries), 1, -1)]:
         view.copy_(smooth_shrink(view, shrink.factor * entry_scale(view), form=shrink.form))
-    put_back(units, whole, stack.layout, stack.split, leading=1)
-
-
-def _units(whole: Tensor, stack: Stack[Any]) -> list[Tensor]:
-    """Views that have one entry scale per matrix: (E', m, n) for every logical matrix, (E, 1, n) for vectors."""
-    if stack.layout == "vector":
-        return [whole.view(len(stack.entries), 1, -1)]
-    return [part.matrices for part in parts_of(whole, stack.layout, stack.split)]
+    put_back(views, whole, stack.layout, stack.split, leading=1)
 
 
 def directed(entries: Sequence[Entry], grads: Sequence[Tensor], out: Sequence[Tensor]) -> None:
@@ -181,21 +163,10 @@ def directed(entries: Sequence[Entry], grads: Sequence[Tensor], out: Sequence[Te
 
 def _seed(*numbers: int) -> int:
     """A seed for stochastic rounding, from step, position and state tensor: a resumed run gets the same one."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 1_000_003 + number) % 2**63
-    return seed
+    return reduce(lambda seed, number: (seed * 1_000_003 + number) % 2**63, numbers, 0)
 
 
 # -- Apply -------------------------------------------------------------------------------------------------------------
-
-
-def apply(bucket: Sequence[Stack[Any]], scales: Sequence[float]) -> None:
-    """X ← (1 − ηλ)X − η · scale · U for all parameters of a bucket, whose stacks hold the updates U."""
-    entries = [entry for stack in bucket for entry in stack.entries]
-    updates = [view for stack in bucket for view in stack.tensor.unbind()]
-    factors = [scale for stack, scale in zip(bucket, scales, strict=True) for _ in stack.entries]
-    apply_to(entries, updates, factors)
 
 
 def apply_to(entries: Sequence[Entry], updates: Sequence[Tensor], factors: Sequence[float]) -> None:

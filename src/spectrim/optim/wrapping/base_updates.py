@@ -14,9 +14,10 @@ from torch import Tensor
 
 from spectrim.distributed.collectives import Team
 from spectrim.distributed.owners import Loads
+from spectrim.kernels.lists import grouped
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.grouping.options import is_zero
-from spectrim.optim.rules.rule import Rule, given_rule
+from spectrim.optim.rules.rule import Rule
 from spectrim.optim.rules.schedule import clip_threshold
 from spectrim.optim.sharded.entry import AnyShard
 from spectrim.optim.sharded.rounds import run_rounds
@@ -27,8 +28,7 @@ from spectrim.optim.stepping.entries import by_flag, kind_of
 from spectrim.optim.stepping.operate import operate
 from spectrim.optim.stepping.step import apply_to
 from spectrim.optim.wrapping.probe import StepDecomposition
-from spectrim.optim.wrapping.wrapped_entry import WrappedEntry
-from spectrim.optim.wrapping.wrapped_shard import WrappedShard, idle
+from spectrim.optim.wrapping.wrapped_entry import WrappedEntry, WrappedShard, idle
 
 __all__ = ["clip_changes", "in_scope", "keep_and_limit", "rule_of_changes"]
 
@@ -37,15 +37,14 @@ def rule_of_changes(group: Mapping[str, Any], role: str, *, vector: bool, index:
     """The rule that clips the base's changes of parameters of a role; its threshold is ηc."""
     limit = _limit(group, role)
     clip = None if limit is None else CLIPS[group["clip_form"]].of(group)
-    raises = group["on_nonfinite"] == "raise"
-    return given_rule(vector=vector, clip=clip, threshold=limit, raises=raises, group=index)
+    return Rule(vector=vector, group=index, clip=clip, threshold=limit, raises=group["on_nonfinite"] == "raise")
 
 
-def clip_changes(entries: Sequence[WrappedEntry], groups: Sequence[Mapping[str, Any]], loads: Loads) -> None:
+def clip_changes(entries: Sequence[WrappedEntry], groups: Sequence[Mapping[str, Any]]) -> None:
     """Clip and apply the base's changes. Parameters that it did not step stay as they are."""
     resting = idle(entries)
     here: list[WrappedEntry] = []
-    across: dict[tuple[Any, ...], list[WrappedShard]] = {}
+    across: list[WrappedShard] = []
     decaying: dict[tuple[int, float], Rule] = {}
     for entry in entries:
         lr = groups[entry.position[0]]["lr"]
@@ -57,7 +56,7 @@ def clip_changes(entries: Sequence[WrappedEntry], groups: Sequence[Mapping[str, 
             key = (id(entry.rule), entry.keep)
             entry.rule = decaying.setdefault(key, replace(entry.rule, weight_decay=1 - entry.keep))
         if isinstance(entry, WrappedShard) and not entry.is_alone():
-            across.setdefault(kind_of(entry), []).append(entry)
+            across.append(entry)
         elif entry.parameter.numel():
             here.append(entry)
     for bucket in buckets(here):
@@ -66,9 +65,9 @@ def clip_changes(entries: Sequence[WrappedEntry], groups: Sequence[Mapping[str, 
         for entry, view in zip(wrapped, views, strict=True):
             view.copy_(entry.direction())
             entry.restore()
-        factors = operate(bucket)
-        _subtract(wrapped, views, [f for f, stack in zip(factors, bucket, strict=True) for _ in stack.entries])
-    for shards in across.values():
+        _subtract(wrapped, views, operate(bucket))
+    loads: Loads = {}
+    for shards in grouped(across, kind_of).values():
         run_rounds(shards, lambda team, some: _round(team, some, loads))
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from spectrim.optim.grouping.options import ClippingOptions, complete_options, finish_group
+from spectrim.optim.grouping.options import ClippingOptions, finish_group
 from spectrim.optim.rules.schedule import peak_lr_of
 
-__all__ = ["ADDED_KEYS", "CLIPPING_KEYS", "clipping_defaults", "clipping_values"]
+__all__ = ["ADDED_KEYS", "CLIPPING_KEYS", "clipping_values"]
 
 
 #: The options of the clip.
@@ -18,18 +18,6 @@ CLIPPING_KEYS = ("clip", *ClippingOptions.__annotations__)
 #: Keys that the wrapper adds to every group of its base.
 ADDED_KEYS = (*CLIPPING_KEYS, "split", "lr_factor", "steps_taken", "first_lr", "largest_lr")
 _STRUCTURE = ("params", "param_names", "role", "layout", "split", "lr", "lr_factor")
-
-
-def clipping_defaults(clip: float | str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The default options of groups.
-
-    Raises:
-        TypeError: a keyword is not an option.
-    """
-    for key in options:
-        if key not in CLIPPING_KEYS:
-            raise TypeError(f"unexpected option {key!r}: expected one of {', '.join(sorted(CLIPPING_KEYS))}")
-    return complete_options({"lr": 0.0, "weight_decay": 0.0, "clip_scope": "all", "clip": clip}, options)
 
 
 def clipping_values(base: Optimizer, index: int, defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,8 @@ TOLERANCE = 1e-10
 # The sizes of a probe's parameter, as many as the real one has dimensions. They differ, so that no matrix is square.
 SIZES = (6, 4, 3, 2)
 
+Way = Literal["zeroed", "coupled", "direct"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepDecomposition:
@@ -55,7 +57,7 @@ class StepDecomposition:
         writes_gradients: a step writes to the gradient.
     """
 
-    way: Literal["zeroed", "coupled", "direct"]
+    way: Way
     decay: float = 0.0
     fixed_decay: float = 0.0
     coupling: float = 0.0
@@ -192,17 +194,8 @@ def _zeroed(
         if keep is None or real.remembers_other_weights_than(mirror):
             return None
         keeps.append(keep)
-    decays = _decays(keeps)
-    if decays is None or (coupling != 0 and decays != (0.0, 0.0)):
-        return None
-    return StepDecomposition(
-        way="zeroed" if coupling == 0 else "coupled",
-        decay=decays[0],
-        fixed_decay=decays[1],
-        coupling=coupling,
-        idles=real.idled,
-        writes_gradients=real.wrote_gradient,
-    )
+    found = _decomposition("zeroed" if coupling == 0 else "coupled", keeps, real, coupling)
+    return found if coupling == 0 or (found and (found.decay, found.fixed_decay) == (0.0, 0.0)) else None
 
 
 def _coupled(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, ...]) -> StepDecomposition | None:
@@ -236,11 +229,26 @@ def _direct(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, 
         if keep is None or real.remembers_other_weights_than(wandering):
             return None
         keeps.append(keep)
-    decays = _decays(keeps)
-    if decays is None:
+    return _decomposition("direct", keeps, real)
+
+
+def _decomposition(
+    way: Way, keeps: Sequence[float], stepped: Miniature, coupling: float = 0.0
+) -> StepDecomposition | None:
+    """The decomposition by the factors on the weights at :data:`RATES`, or None if they are not 1 − ηλ − φ."""
+    decay = (keeps[0] - keeps[1]) / (RATES[1] - RATES[0])
+    fixed_decay = 1 - keeps[0] - RATES[0] * decay
+    if abs(1 - RATES[2] * decay - fixed_decay - keeps[2]) > TOLERANCE:
         return None
     return StepDecomposition(
-        way="direct", decay=decays[0], fixed_decay=decays[1], idles=real.idled, writes_gradients=real.wrote_gradient
+        way=way,
+        # Rounded to the digits that float64 resolves here, so that no decay gives exactly 0. Adding zero turns
+        # −0 into 0.
+        decay=round(decay, 10) + 0.0,
+        fixed_decay=round(fixed_decay, 12) + 0.0,
+        coupling=coupling,
+        idles=stepped.idled,
+        writes_gradients=stepped.wrote_gradient,
     )
 
 
@@ -273,13 +281,3 @@ def _common(values: Sequence[float | None]) -> float | None:
     if not numbers or len(numbers) < len(values) or max(numbers) - min(numbers) > TOLERANCE:
         return None
     return sum(numbers) / len(numbers)
-
-
-def _decays(keeps: Sequence[float]) -> tuple[float, float] | None:
-    """λ and φ of keep = 1 − ηλ − φ from its values at the rates η, or None if they do not have this form."""
-    decay = (keeps[0] - keeps[1]) / (RATES[1] - RATES[0])
-    fixed_decay = 1 - keeps[0] - RATES[0] * decay
-    if abs(1 - RATES[2] * decay - fixed_decay - keeps[2]) > TOLERANCE:
-        return None
-    # Rounded to the digits that float64 resolves here, so that no decay gives exactly 0. Adding zero turns −0 into 0.
-    return round(decay, 10) + 0.0, round(fixed_decay, 12) + 0.0

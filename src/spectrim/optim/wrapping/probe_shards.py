@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from spectrim.distributed.collectives import team_of
-from spectrim.distributed.dtensor import is_dtensor
+from spectrim.distributed.dtensor import dtensor_of, is_dtensor
 from spectrim.distributed.intervals import take
 from spectrim.distributed.sharding import Sharding, sharding_from, sharding_of
 from spectrim.optim.wrapping.probe import Miniature, gradients, numbers, options_of, refusal
@@ -54,8 +54,6 @@ def try_shards(optimizer: Optimizer, group: Mapping[str, Any], parameter: DTenso
     Raises:
         ValueError: on every rank, if the steps fail or differ from those on the whole tensor on any rank.
     """
-    from torch.distributed.tensor import DTensor
-
     mesh = parameter.device_mesh
     sharding = _small(sharding_of(parameter, name), parameter, name)
     team = team_of(mesh)
@@ -63,9 +61,7 @@ def try_shards(optimizer: Optimizer, group: Mapping[str, Any], parameter: DTenso
 
     def placed(whole: Tensor) -> DTensor:
         local = take(whole, region).clone(memory_format=torch.contiguous_format).to(mesh.device_type)
-        return DTensor.from_local(
-            local, mesh, parameter.placements, run_check=False, shape=whole.shape, stride=whole.stride()
-        )
+        return dtensor_of(local, whole, mesh, parameter.placements)
 
     reason = None
     try:

@@ -6,16 +6,22 @@ is returned as a direction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from spectrim.distributed.dtensor import is_dtensor
+from spectrim.optim.sharded.entry import ShardedEntry, by_team, laid_like
 from spectrim.optim.stepping.entries import Entry
 from spectrim.optim.wrapping.probe import StepDecomposition
 
-__all__ = ["WrappedEntry", "values_of"]
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+__all__ = ["WrappedEntry", "WrappedShard", "idle", "wrapped"]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -73,6 +79,42 @@ class WrappedEntry(Entry):
         return self._weight.to(dtype) * self.keep - left
 
 
-def values_of(entry: Entry) -> dict[str, Any]:
-    """The fields of an entry, from which to make a :class:`WrappedEntry`."""
-    return {each.name: getattr(entry, each.name) for each in fields(entry)}
+@dataclass(kw_only=True, eq=False)
+class WrappedShard(WrappedEntry, ShardedEntry):
+    """A :class:`WrappedEntry` of this rank's shard; the base steps on the DTensor.
+
+    Attributes:
+        whole: the DTensor. It gets a gradient on every rank, zeros if this rank has none, so that a base that exchanges
+            messages does so on all ranks.
+    """
+
+    whole: DTensor
+    _given: Tensor | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._given = self.whole.grad
+        if not is_dtensor(self._given) or self._given.placements != self.whole.placements:
+            self.show(self.grad)
+        super().__post_init__()
+
+    def show(self, grad: Tensor | None) -> None:
+        """Set the gradient that the base sees from this rank's shard; None restores the original."""
+        self.whole.grad = self._given if grad is None else laid_like(self.whole, grad)
+
+
+def wrapped(entry: Entry, parameter: Tensor, decomposition: StepDecomposition, weight_decay: float) -> WrappedEntry:
+    """Save the weight of a screened entry, and prepare its parameter in the base's groups for the base's step."""
+    values: dict[str, Any] = {each.name: getattr(entry, each.name) for each in fields(entry)}
+    values |= {"decomposition": decomposition, "weight_decay": weight_decay}
+    return WrappedShard(**values, whole=parameter) if is_dtensor(parameter) else WrappedEntry(**values)
+
+
+def idle(entries: Sequence[WrappedEntry]) -> set[WrappedEntry]:
+    """The entries that the base did not step; for shards, all ranks get the same answer."""
+    found = {entry for entry in entries if not isinstance(entry, WrappedShard) and entry.idled()}
+    shards = [entry for entry in entries if isinstance(entry, WrappedShard) and entry.decomposition.idles]
+    for team, some in by_team(shards):
+        moved = torch.tensor([not entry.idled() for entry in some], dtype=torch.float32, device=some[0].grad.device)
+        team.maximum(moved, "agreement")
+        found.update(entry for entry, number in zip(some, moved.tolist(), strict=True) if number == 0)
+    return found

@@ -14,23 +14,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from spectrim.distributed.dtensor import is_dtensor
-from spectrim.distributed.owners import Loads
-from spectrim.optim.grouping.flat_shards import check_group, check_whole, count_matrices
-from spectrim.optim.grouping.options import ClippingOptions
+from spectrim.optim.grouping.flat_shards import check_group, count_matrices
+from spectrim.optim.grouping.options import ClippingOptions, complete_options
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.rules.rule import Applied, Rule
 from spectrim.optim.rules.schedule import clip_threshold
 from spectrim.optim.screened import Position, ScreenedOptimizer
 from spectrim.optim.screening.nonfinite import screen
-from spectrim.optim.sharded.entry import ShardedEntry
-from spectrim.optim.state.parameter_state import check_device
+from spectrim.optim.state.parameter_state import check_parameter
 from spectrim.optim.stepping.entries import Entry, role_and_layout
 from spectrim.optim.wrapping.base_updates import clip_changes, in_scope, rule_of_changes
-from spectrim.optim.wrapping.clipping_options import ADDED_KEYS, CLIPPING_KEYS, clipping_defaults, clipping_values
+from spectrim.optim.wrapping.clipping_options import ADDED_KEYS, CLIPPING_KEYS, clipping_values
 from spectrim.optim.wrapping.probe import StepDecomposition, check_base, find_decomposition
 from spectrim.optim.wrapping.probe_shards import trial_of, try_shards
-from spectrim.optim.wrapping.wrapped_entry import WrappedEntry, values_of
-from spectrim.optim.wrapping.wrapped_shard import wrapped_shard
+from spectrim.optim.wrapping.wrapped_entry import WrappedEntry, wrapped
 
 __all__ = ["SpectralClipping"]
 
@@ -82,7 +79,8 @@ class SpectralClipping(ScreenedOptimizer):
             name = type(optimizer).__name__
             raise TypeError(f"cannot wrap {name}: expected a torch.optim.Optimizer without a clip=... of its own")
         check_base(optimizer)
-        self._clipping = clipping_defaults(clip, options)
+        own = {"lr": 0.0, "weight_decay": 0.0, "clip_scope": "all", "clip": clip}
+        self._clipping = complete_options(own, options, CLIPPING_KEYS)
         self._counts: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._decompositions: dict[tuple[Any, ...], StepDecomposition] = {}
         self._tried: set[tuple[Any, ...]] = set()
@@ -144,14 +142,6 @@ class SpectralClipping(ScreenedOptimizer):
         key = (_switches(group), parameter.ndim, parameter.dtype)
         return self._decompositions.get(key) or find_decomposition(self.base, group, parameter.ndim)
 
-    def skipped_steps(self) -> dict[str, int]:
-        """Count, for every parameter, the steps that were skipped because its gradient was not finite.
-
-        Parameters that caused no skip are left out.
-        """
-        counts = {self._name(position): int(count["skipped"]) for position, count in self._counts.items()}
-        return {name: count for name, count in counts.items() if count}
-
     def __getstate__(self) -> dict[str, Any]:
         kept = {"base": self.base, "_clipping": self._clipping, "_counts": self._counts}
         return {**super().__getstate__(), **kept}
@@ -173,7 +163,14 @@ class SpectralClipping(ScreenedOptimizer):
         new = [i for i, group in enumerate(self.param_groups) if not all(key in group for key in ADDED_KEYS)]
         values = [clipping_values(base, index, self._clipping) for index in new]
         for index in new:
-            self._check_parameters(index)
+            group = self.param_groups[index]
+            for place, parameter in enumerate(group["params"]):
+                name = self._name((index, place))
+                if not parameter.is_floating_point():
+                    kind = f"{type(parameter).__name__} of {parameter.dtype}"
+                    raise ValueError(f"{name} is a {kind}: expected one of a real floating-point dtype")
+                check_parameter(parameter, name)
+                self._check_decomposition(group, _switches(group), parameter, (index, place))
         for index, added in zip(new, values, strict=True):
             group = self.param_groups[index]
             group.setdefault("matrices", count_matrices(group["params"]))
@@ -181,16 +178,6 @@ class SpectralClipping(ScreenedOptimizer):
             group.update(
                 added if "steps_taken" not in group else {key: added[key] for key in added if key not in group}
             )
-
-    def _check_parameters(self, index: int) -> None:
-        group = self.param_groups[index]
-        for position, parameter in enumerate(group["params"]):
-            check_whole(parameter, self._name((index, position)))
-            check_device(parameter, self._name((index, position)))
-            if not parameter.is_floating_point():
-                name, kind = self._name((index, position)), f"{type(parameter).__name__} of {parameter.dtype}"
-                raise ValueError(f"{name} is a {kind}: expected one of a real floating-point dtype")
-            self._check_decomposition(group, _switches(group), parameter, (index, position))
 
     def _check_decomposition(
         self, group: Mapping[str, Any], switches: str, parameter: Tensor, position: tuple[int, int]
@@ -230,6 +217,9 @@ class SpectralClipping(ScreenedOptimizer):
             self._counts[position] = {key: torch.zeros((), device=parameter.device) for key in ("step", "skipped")}
         return self._counts[position]
 
+    def _counts_of(self, parameter: Tensor, position: Position) -> Mapping[str, Tensor]:
+        return self._counts.get(position, {})
+
     def _take(self, entries: list[Entry]) -> bool:
         taken = screen(entries, self.param_groups, self._watch)
         # The base does not support skip flags, so they are read from the device.
@@ -242,7 +232,7 @@ class SpectralClipping(ScreenedOptimizer):
             entry.found = None
         resting = [entry for entry in entries if entry not in set(stepping)]
         switches = [_switches(group) for group in self.param_groups]
-        wrapped: list[WrappedEntry] = []
+        stepped: list[WrappedEntry] = []
         hidden: list[tuple[Tensor, Tensor | None]] = []
         try:
             for entry in resting:
@@ -250,26 +240,19 @@ class SpectralClipping(ScreenedOptimizer):
                 hidden.append((parameter, parameter.grad))
                 parameter.grad = None
             for entry in stepping:
-                wrapped.append(self._wrapped(entry, switches[entry.position[0]]))
+                group, parameter = self.param_groups[entry.position[0]], self._parameter(entry)
+                kind = switches[entry.position[0]]
+                decomposition = self._check_decomposition(group, kind, parameter, entry.position)
+                stepped.append(wrapped(entry, parameter, decomposition, float(group.get("weight_decay") or 0.0)))
             self.base.step()
-            loads: Loads = {}
-            clip_changes(wrapped, self.param_groups, loads)
+            clip_changes(stepped, self.param_groups)
         finally:
             # Also after an exception, so that no weight stays zero.
-            for entry in wrapped:
+            for entry in stepped:
                 entry.restore()
             for parameter, grad in hidden:
                 parameter.grad = grad
         return True
-
-    def _wrapped(self, entry: Entry, switches: str) -> WrappedEntry:
-        """Save a weight, and prepare parameter and gradient for the base's step."""
-        group, parameter = self.param_groups[entry.position[0]], self._parameter(entry)
-        decomposition = self._check_decomposition(group, switches, parameter, entry.position)
-        weight_decay = float(group.get("weight_decay") or 0.0)
-        if isinstance(entry, ShardedEntry) and is_dtensor(parameter):
-            return wrapped_shard(entry, parameter, decomposition, weight_decay)
-        return WrappedEntry(**values_of(entry), decomposition=decomposition, weight_decay=weight_decay)
 
     def _parameter(self, entry: Entry) -> Tensor:
         """The parameter in the base's groups; for a shard, the DTensor."""
