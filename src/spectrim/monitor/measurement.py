@@ -151,7 +151,7 @@ class Measurement:
             if any(isinstance(keep, Tensor) for keep in keeps):
                 before = [weight * keep for weight, keep in zip(before, keeps, strict=True)]
             else:
-                before = torch._foreach_mul(before, keeps)
+                before = list(torch._foreach_mul(before, keeps))
         return torch._foreach_sub([as_float(weight) for weight in weights], before)
 
     def _momentum(self, subject: Subject) -> Tensor | None:
