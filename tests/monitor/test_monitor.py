@@ -214,6 +214,30 @@ def test_the_share_above_the_threshold_is_that_of_the_direction_before_its_clip(
         assert entry["update_limit"] == pytest.approx(limit, rel=1e-5)
 
 
+def test_the_limit_of_a_schedule_counts_steps_as_the_device_does_which_leaves_out_skipped_ones(monkeypatch):
+    """As on an accelerator, where the host does not know that a step was skipped."""
+    for module in (spectrim.optim.screening.nonfinite, spectrim.optim.optimizer):
+        monkeypatch.setattr(module, "reading_is_free", lambda tensor: False)
+    used = []
+    original = spectrim.optim.spectral.clip.soft_clip
+
+    def spied(X, threshold, **options):
+        used.append(float(threshold))
+        return original(X, threshold, **options)
+
+    monkeypatch.setattr(spectrim.optim.spectral.clip, "soft_clip", spied)
+    weight = nn.Parameter(torch.randn(20, 30))
+    options = {"clip": 3.0, "clip_decay": "linear", "clip_decay_fraction": 1.0, "total_steps": 10}
+    optimizer = spectrim.AdamW([weight], lr=1e-2, **options)
+    model = nn.ParameterList([weight])
+    with spectrim.SpectralMonitor(model, optimizer, 4, out=None, kinds="update") as monitor:
+        for step in range(4):
+            weight.grad = torch.full_like(weight, math.nan) if step == 1 else torch.randn_like(weight)
+            optimizer.step()
+    assert optimizer.state[weight]["step"] == 3
+    assert monitor.last["parameters"]["0"]["update_limit"] == pytest.approx(1e-2 * used[-1], rel=1e-5)
+
+
 def test_where_nothing_is_clipped_there_is_no_share_above_a_threshold():
     for make in (None, lambda params: spectrim.Muon(params), lambda params: torch.optim.SGD(params, lr=0.1)):
         model, optimizer = setup(make)

@@ -64,7 +64,7 @@ def momentum_directions(
         from .device import momentum as device
 
         lists, options = map(list, (grads, buffers, out)), (decay, average, nesterov, sign)
-        device.momentum_directions(*lists, *options, found, taus, flat(runs), form, listed(seeds), listed(steps))
+        device.momentum_directions(*lists, *options, found, taus, flat(runs), form, listed(seeds), list(steps or ()))
         return
     if taus is not None:
         grads = shrunk(grads, taus, runs, form, working(out[0]))

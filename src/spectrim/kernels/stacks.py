@@ -43,7 +43,7 @@ def combine(out: Stacks, x: Stacks, a: Tensor, y: Stacks | None = None, b: Tenso
     if _kernel_takes("combine", out, x, *(() if y is None else (y,))):
         from .device import stacks as device
 
-        device.combine(list(out), list(x), a.contiguous(), None if y is None else list(y), b)
+        device.combine(list(out), list(x), a.contiguous(), list(y or ()), b)
         return
     counts = [len(stack) for stack in out]
     lefts = torch.split(a.view(-1, 1, 1), counts)

@@ -50,7 +50,7 @@ def apply_updates(
         from .device import update as device
 
         scales = (1.0, scale) if isinstance(scale, Tensor) else (scale, None)
-        options = (*scales, flat(runs), found, listed(seeds), listed(steps))
+        options = (*scales, flat(runs), found, listed(seeds), list(steps or ()))
         device.apply_updates(list(weights), list(updates), *rates(lrs), decays, *options)
         return
     if not isinstance(scale, Tensor) and fused_serves(weights, updates):

@@ -1,6 +1,6 @@
 """One flat buffer for all numbers of a measurement, for the subjects of one team.
 
-A row holds the numbers of a :class:`~spectrim.monitor.measure.MatrixRequest` for one matrix. Each rank fills the rows
+A row holds the numbers of a :class:`~spectrim.monitor.metrics.MatrixRequest` for one matrix. Each rank fills the rows
 of the matrices that it owns; one sum over ranks completes the buffer on all.
 """
 
@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectrim.distributed.collectives import Team
-from spectrim.monitor.measure import KINDS, Kind, MatrixRequest, read
+from spectrim.monitor.metrics import KINDS, Kind, MatrixRequest, read
 from spectrim.monitor.subjects import Subject
 
-__all__ = ["Lists", "MeasurementBuffer", "PartMeasurement", "Requests", "Slot", "buffers_of"]
+__all__ = ["MeasurementBuffer", "PartMeasurement", "Reading", "Requests", "Slot"]
 
 #: Two flags precede a subject's squared norms: it has a gradient, and a hook saw the gradient being accumulated.
 HEAD = 2
@@ -25,8 +26,8 @@ HEAD = 2
 #: The requests for all parts of a subject, by kind.
 Requests = dict[Kind, list[MatrixRequest]]
 
-#: A :data:`~spectrim.monitor.measure.Reading` as plain lists, one value for each matrix of a part.
-Lists = dict[str, list[float]]
+#: The metrics of :func:`~spectrim.monitor.metrics.read` as lists, with one value for each matrix of a part.
+Reading = dict[str, list[Any]]
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Slot:
     rows: int
 
     @property
-    def stop(self) -> int:
-        """The index after the last number."""
-        return self.start + self.rows * self.request.length
+    def size(self) -> int:
+        """The number of numbers."""
+        return self.rows * self.request.length
 
     def row(self, index: int) -> Slot:
         """The slot of one matrix of a stack."""
@@ -53,20 +54,16 @@ class PartMeasurement:
 
     Attributes:
         readings: the metrics, by kind.
-        spectra: all singular values, descending, of each matrix that was measured exactly, by kind.
         before: the squared norm of the gradient when it was accumulated, or None if no hook saw it.
-        limit: the limit of its clip, see :class:`~spectrim.monitor.step_clip.Clip`; None without one.
-        mark: the threshold on the direction's singular values that corresponds to the limit.
+        limit: the largest singular value that its clip allows for an update, or None without a clip.
     """
 
     subject: Subject
     name: str
     shape: tuple[int, ...]
-    readings: dict[Kind, Lists] = field(default_factory=dict)
-    spectra: dict[Kind, list[list[float]]] = field(default_factory=dict)
-    before: float | None = None
-    limit: float | None = None
-    mark: float | None = None
+    before: float | None
+    limit: float | None
+    readings: dict[Kind, Reading] = field(default_factory=dict)
 
 
 class MeasurementBuffer:
@@ -81,20 +78,20 @@ class MeasurementBuffer:
     def __init__(
         self, team: Team | None, subjects: Sequence[Subject], requests_of: Callable[[Subject], Requests]
     ) -> None:
-        self.team, self.subjects = team, list(subjects)
-        self._device = self.subjects[0].parameter.device
+        self.team, self.subjects = team, subjects
+        self._device = subjects[0].parameter.device
         self._heads: dict[Subject, int] = {}
         self._slots: dict[tuple[Subject, Kind], list[Slot]] = {}
         self._pieces: dict[int, Tensor] = {}
         place = 0
-        for subject in self.subjects:
+        for subject in subjects:
             self._heads[subject] = place
             place += HEAD + len(subject.names)
             for kind, requests in requests_of(subject).items():
                 slots = self._slots[subject, kind] = []
                 for request, shape in zip(requests, subject.shapes, strict=True):
                     slots.append(Slot(request, place, math.prod(shape[:-2])))
-                    place = slots[-1].stop
+                    place += slots[-1].size
         self._length = place
 
     def slots(self, subject: Subject, kind: Kind) -> list[Slot]:
@@ -109,13 +106,12 @@ class MeasurementBuffer:
         """Set the subjects' flags, and the squared norms (parts) of those in ``norms``."""
         one = torch.ones(1, dtype=torch.float64, device=self._device)
         for subject, place in self._heads.items():
-            norm = norms.get(subject)
             if subject.parameter.grad is not None:
                 self._pieces[place] = one
-            if norm is not None:
+            if subject in norms:
                 self._pieces[place + 1] = one
                 if subject.counts:
-                    self._pieces[place + HEAD] = norm
+                    self._pieces[place + HEAD] = norms[subject]
 
     def complete(self) -> Tensor:
         """The buffer, summed over the team, all of whose ranks call this; numbers that no rank set are zero."""
@@ -134,54 +130,35 @@ class MeasurementBuffer:
             self.team.sum(numbers, "monitor")
         return numbers
 
-    def read(self, numbers: Tensor, marks: Mapping[Subject, Sequence[float]]) -> list[PartMeasurement]:
+    def read(self, numbers: Tensor, limits: Mapping[Subject, tuple[float, float]]) -> list[PartMeasurement]:
         """The measurements of the parts of every subject that had a gradient.
 
         Args:
             numbers: the result of :meth:`complete`, copied to the host.
-            marks: see :attr:`PartMeasurement.mark`, for the parts of subjects that are clipped.
+            limits: limit and share of the subjects' clips, see :class:`~spectrim.monitor.step_clip.Clip`.
         """
         found: list[PartMeasurement] = []
-        asked: dict[MatrixRequest, list[tuple[PartMeasurement, Slot]]] = {}
-        heads = {
-            subject: numbers[place : place + HEAD + len(subject.names)].tolist()
-            for subject, place in self._heads.items()
-        }
-        for subject, (has_gradient, was_seen, *norms) in heads.items():
+        alike: dict[MatrixRequest, list[tuple[PartMeasurement, Slot, float]]] = {}
+        for subject, place in self._heads.items():
+            has_gradient, was_seen, *norms = numbers[place : place + HEAD + len(subject.names)].tolist()
             if not has_gradient > 0:
                 continue
+            clip, share = limits.get(subject, (None, math.nan))
             for index, (name, shape) in enumerate(zip(subject.names, subject.shapes, strict=True)):
-                part = PartMeasurement(subject, name, shape)
-                part.before = norms[index] if was_seen > 0 else None
-                part.mark = marks[subject][index] if subject in marks else None
+                limit = None if clip is None else clip * math.sqrt(max(1.0, shape[-2] / shape[-1]))
+                part = PartMeasurement(subject, name, shape, norms[index] if was_seen > 0 else None, limit)
+                found.append(part)
+                mark = math.nan if limit is None else limit * share
                 for kind in KINDS:
                     for slot in self.slots(subject, kind)[index : index + 1]:
-                        asked.setdefault(slot.request, []).append((part, slot))
-                found.append(part)
-        for request, parts in asked.items():
-            _read_together(request, parts, numbers)
+                        alike.setdefault(slot.request, []).append((part, slot, mark))
+        for request, some in alike.items():
+            rows = torch.cat([numbers[slot.start : slot.start + slot.size].view(slot.rows, -1) for _, slot, _ in some])
+            marks = torch.tensor([mark for _, slot, mark in some for _ in range(slot.rows)], dtype=torch.float64)
+            lists = {name: values.tolist() for name, values in read(request, rows, limit=marks).items()}
+            start = 0
+            for part, slot, _ in some:
+                stop = start + slot.rows
+                part.readings[request.kind] = {name: values[start:stop] for name, values in lists.items()}
+                start = stop
         return found
-
-
-def _read_together(request: MatrixRequest, parts: Sequence[tuple[PartMeasurement, Slot]], numbers: Tensor) -> None:
-    """Read the rows of all parts with the same request at once."""
-    rows = torch.cat([numbers[slot.start : slot.stop].view(slot.rows, request.length) for _, slot in parts])
-    marks = [math.nan if part.mark is None else part.mark for part, slot in parts for _ in range(slot.rows)]
-    reading = read(request, rows, limit=torch.tensor(marks, dtype=torch.float64))
-    spectra = reading.pop("singular_values", None)
-    lists = {name: values.tolist() for name, values in reading.items()}
-    start = 0
-    for part, slot in parts:
-        stop = start + slot.rows
-        part.readings[request.kind] = {name: values[start:stop] for name, values in lists.items()}
-        if spectra is not None:
-            part.spectra[request.kind] = spectra[start:stop].tolist()
-        start = stop
-
-
-def buffers_of(subjects: Sequence[Subject], requests_of: Callable[[Subject], Requests]) -> list[MeasurementBuffer]:
-    """One buffer for each team."""
-    teams: dict[object, list[Subject]] = {}
-    for subject in subjects:
-        teams.setdefault(subject.team, []).append(subject)
-    return [MeasurementBuffer(same[0].team, same, requests_of) for same in teams.values()]

@@ -26,7 +26,7 @@ from spectrim.monitor.alarm import Alarm, Rule, alerts_of
 from spectrim.monitor.arguments import KINDS, check_arguments, check_patterns
 from spectrim.monitor.fetch import Fetch
 from spectrim.monitor.gradient_norms import GradientNorms, is_distributed
-from spectrim.monitor.measurement import Measurement, MeasurementRequest
+from spectrim.monitor.measurement import Measurement
 from spectrim.monitor.metrics import RANK_RATIO
 from spectrim.monitor.record import Alert, Record, record_of, rounded
 from spectrim.monitor.sinks import Out, sinks_of
@@ -247,8 +247,15 @@ class SpectralMonitor:
         if self.is_measured(step):
             exact = self._exact if self._is_exact(step) else frozenset[str]()
             scale = 1.0 if self._loss_scale is None else self._loss_scale()
-            wanted = MeasurementRequest(kinds=self.kinds, exact=exact, rank_ratio=self.rank_ratio, loss_scale=scale)
-            self._measurement = Measurement(self._mine, optimizer, wanted, self._gradients.norms)
+            self._measurement = Measurement(
+                self._mine,
+                optimizer,
+                self._gradients.norms,
+                kinds=self.kinds,
+                exact=exact,
+                rank_ratio=self.rank_ratio,
+                loss_scale=scale,
+            )
             # With a closure, the step itself computes the gradients.
             self._closure = any(value is not None for value in (*args[1:], kwargs.get("closure")))
             if not self._closure:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NotRequired, TypedDict
 
-from spectrim.monitor.buffer import Lists, PartMeasurement
+from spectrim.monitor.buffer import PartMeasurement, Reading
 
 __all__ = ["Alert", "Record", "entry_of", "record_of", "rounded", "spectra_of"]
 
@@ -88,10 +88,10 @@ def entry_of(found: PartMeasurement, skipped: int) -> dict[str, float | int | No
 def spectra_of(found: PartMeasurement) -> dict[str, list[float | None]]:
     """Kind -> singular values, for kinds that were measured exactly; those of a stack are merged."""
     spectra: dict[str, list[float | None]] = {}
-    for kind, matrices in found.spectra.items():
-        if kind != "direction":
+    for kind, reading in found.readings.items():
+        if "singular_values" in reading:
             scale = gradient_scale(found) if kind == "gradient" else 1.0
-            values = [scale * value for matrix in matrices for value in matrix]
+            values = [scale * value for matrix in reading["singular_values"] for value in matrix]
             # NaN first, as torch sorts.
             values.sort(key=lambda value: math.inf if math.isnan(value) else value, reverse=True)
             spectra[kind] = [rounded(value) for value in values]
@@ -113,7 +113,7 @@ def rounded(value: float | None) -> float | None:
     return float(f"{value:.{DIGITS}g}")
 
 
-def _spectrum(kind: str, reading: Lists) -> dict[str, float]:
+def _spectrum(kind: str, reading: Reading) -> dict[str, float]:
     energy, norms = reading["energy"], reading["norm"]
     share = _ratio(sum(reading["spike"]), sum(energy))
     return {

@@ -8,25 +8,21 @@ changes and a resumed run measures the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from spectrim.operators._stack import energy
+from spectrim.operators._constants import cached
 from spectrim.operators.spike import start_basis
 
 __all__ = [
-    "Entries",
     "entry_statistics",
     "gram_of_singular_values",
     "krylov_columns",
-    "krylov_gram",
     "krylov_grams",
-    "krylov_size",
     "lanczos_coefficients",
-    "lanczos_shape",
+    "sample_stride",
     "wide",
 ]
 
@@ -53,37 +49,30 @@ SHIFT = 1e-14
 TAIL_SAMPLE, TAIL_FRACTION = 2**16, 0.01
 
 
-class Entries(NamedTuple):
-    """For every matrix: the squared norm, the largest absolute entry, and Hill's tail index of the entries."""
-
-    energy: Tensor
-    largest: Tensor
-    tail_index: Tensor
-
-
 def wide(X: Tensor) -> Tensor:
     """X or its transpose, whichever has no more rows than columns; singular values and entries are the same."""
     return X.mT if X.shape[-2] > X.shape[-1] else X
 
 
-def entry_statistics(X: Tensor, *, fraction: float = TAIL_FRACTION, sample: int | None = TAIL_SAMPLE) -> Entries:
-    """Statistics of the entries of (..., m, n), each of shape (...) and in float64.
+def entry_statistics(X: Tensor, sample: int | None) -> tuple[Tensor, Tensor]:
+    """The largest absolute entry of every matrix of (E, m, n), and Hill's tail index of its entries, in float64.
+
+    The tail index is Hill's estimate of α in P(|x| > t) ~ t^−α from the largest 1 % of the entries: 1 for a Cauchy
+    distribution, about 8 for a Gaussian; NaN for a single entry.
 
     Args:
         X: in float32 or float64.
-        fraction: the share of entries that form the tail.
         sample: number of entries for the tail index; None for all.
     """
     flat = (X.mT if X.mT.is_contiguous() else X).flatten(-2)
     # aminmax is ten times slower on the host.
-    low, high = flat.amin(-1), flat.amax(-1)
+    largest = torch.maximum(-flat.amin(-1), flat.amax(-1)).double()
     some = flat if sample is None else flat[..., :: sample_stride(flat.shape[-1], X.shape[-1], sample)]
-    count = max(1, math.floor(fraction * some.shape[-1]))
     if some.shape[-1] < 2:
-        return Entries(energy(X), torch.maximum(-low, high).double(), torch.full_like(low, math.nan).double())
+        return largest, torch.full_like(largest, math.nan)
+    count = max(1, math.floor(TAIL_FRACTION * some.shape[-1]))
     ranked = torch.topk(some.abs(), min(count + 1, some.shape[-1]), dim=-1).values.double()
-    excess = (ranked[..., :-1] / ranked[..., -1:]).log().mean(-1)
-    return Entries(energy(X), torch.maximum(-low, high).double(), 1 / excess)
+    return largest, 1 / (ranked[..., :-1] / ranked[..., -1:]).log().mean(-1)
 
 
 def sample_stride(entries: int, columns: int, sample: int) -> int:
@@ -94,7 +83,7 @@ def sample_stride(entries: int, columns: int, sample: int) -> int:
     return stride
 
 
-def krylov_size(rows: int, rank: int) -> tuple[int, int]:
+def _krylov_size(rows: int, rank: int) -> tuple[int, int]:
     """Columns of a block, and number of blocks, of the Krylov space of a wide matrix.
 
     It is one block of all rows if the space would be as large.
@@ -104,37 +93,29 @@ def krylov_size(rows: int, rank: int) -> tuple[int, int]:
     return (rows, 1) if block * depth >= rows else (block, depth)
 
 
-def krylov_gram(X: Tensor, rank: int) -> Tensor:
-    """A small symmetric matrix whose leading eigenvalues are nearly the squares of the leading singular values of X.
-
-    It is the Gram matrix of X projected on a block Krylov space [Q₁, …, Q_q] of XXᵀ, Qᵢ = orth(X Xᵀ Qᵢ₋₁). Its
-    eigenvalues never exceed the squares that they approximate. For a small matrix it is XXᵀ itself.
-
-    Args:
-        X: (..., m, n), m ≤ n, in float32 or float64.
-        rank: number of leading singular values.
-
-    Returns:
-        (..., s, s) in float64, with s from :func:`krylov_columns`.
-    """
-    stack = X.reshape(-1, *X.shape[-2:])
-    found = krylov_grams([stack], rank, energy(stack))
-    return found.view(*X.shape[:-2], *found.shape[-2:])
+def krylov_columns(rows: int, rank: int) -> int:
+    """The size of the matrices of :func:`krylov_grams`."""
+    block, depth = _krylov_size(rows, rank)
+    return min(block * depth, max(SMALL, 2 * block))
 
 
 def krylov_grams(stacks: Sequence[Tensor], rank: int, energies: Tensor) -> Tensor:
-    """:func:`krylov_gram` for stacks (Eᵢ, m, nᵢ): separate products with each stack, all else in one batch.
+    """Small symmetric matrices whose leading eigenvalues are nearly the squares of the leading singular values.
+
+    Each is the Gram matrix of a matrix X projected on a block Krylov space [Q₁, …, Q_q] of XXᵀ, Qᵢ = orth(X Xᵀ Qᵢ₋₁).
+    Its eigenvalues never exceed the squares that they approximate. For a small matrix it is XXᵀ itself. Only the
+    products with X are computed for each stack, all else in one batch.
 
     Args:
-        stacks: of one dtype.
+        stacks: (Eᵢ, m, nᵢ), m ≤ nᵢ, all in float32 or all in float64.
         rank: number of leading singular values.
         energies: ‖X‖_F² of every matrix, (ΣEᵢ), in float64.
 
     Returns:
-        (ΣEᵢ, s, s), in float64.
+        (ΣEᵢ, s, s) in float64, with s from :func:`krylov_columns`.
     """
     rows = stacks[0].shape[-2]
-    block, depth = krylov_size(rows, rank)
+    block, depth = _krylov_size(rows, rank)
     if block == rows:
         return torch.cat([gram_of_singular_values(X) for X in stacks])
     counts = [len(X) for X in stacks]
@@ -158,12 +139,6 @@ def krylov_grams(stacks: Sequence[Tensor], rank: int, energies: Tensor) -> Tenso
     return found if size == found.shape[-1] else _leading_part(found, size)
 
 
-def krylov_columns(rows: int, rank: int) -> int:
-    """The size of the result of :func:`krylov_gram` for a wide matrix."""
-    block, depth = krylov_size(rows, rank)
-    return min(block * depth, max(SMALL, 2 * block))
-
-
 def _leading_part(T: Tensor, size: int) -> Tensor:
     """Reduce T, (..., s, s) in float64, to a matrix of this size with its leading eigenvalues, by subspace iterations.
 
@@ -172,10 +147,11 @@ def _leading_part(T: Tensor, size: int) -> Tensor:
     """
     # The fourth power of small gradients would underflow.
     unit = T / T.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(1e-300)[..., None, None]
+    square = unit @ unit
     # Rows equal columns, since T is symmetric.
     Z = unit[..., -size:, :]
     for _ in range(SHRINKING):
-        Z = _orthonormal_rows(Z @ unit @ unit)
+        Z = _orthonormal_rows(Z @ square)
     found: Tensor = Z @ T @ Z.mT
     return found
 
@@ -198,37 +174,27 @@ def gram_of_singular_values(X: Tensor) -> Tensor:
     return exact @ exact.mT
 
 
-def lanczos_shape(rows: int) -> tuple[int, int]:
-    """Probes and steps of :func:`lanczos_coefficients` for a wide matrix."""
-    return min(PROBES, rows), min(LANCZOS_STEPS, rows)
-
-
-def lanczos_coefficients(*stacks: Tensor) -> Tensor:
+def lanczos_coefficients(stacks: Sequence[Tensor]) -> Tensor:
     """Lanczos iterations of XXᵀ from several orthonormal starts, for the distribution of singular values.
 
     Args:
-        stacks: one (..., m, n), m ≤ n, in float32 or float64; or several (Eᵢ, m, nᵢ) of one dtype.
+        stacks: (Eᵢ, m, nᵢ), m ≤ nᵢ, all in float32 or all in float64; m is at least the number of steps.
 
     Returns:
-        (..., p, 2, K) or (ΣEᵢ, p, 2, K) in float64: for each start, the diagonal and the off-diagonal of its K x K
-        tridiagonal matrix. The last entry of the off-diagonal has no meaning.
+        (ΣEᵢ, p, 2, K) in float64: for each start, the diagonal and the off-diagonal of its K x K tridiagonal matrix.
+        The last entry of the off-diagonal has no meaning.
     """
-    leading, rows = stacks[0].shape[:-2], stacks[0].shape[-2]
-    if len(stacks) > 1:
-        leading = torch.Size([sum(map(len, stacks))])
-    probes, steps = lanczos_shape(rows)
+    counts, rows = [len(X) for X in stacks], stacks[0].shape[-2]
     # Vectors are rows, so that one product advances all starts.
-    v = _orthonormal_start(rows, probes, stacks[0]).expand(*leading, probes, rows)
+    v = _orthonormal_start(rows, PROBES, stacks[0]).expand(sum(counts), PROBES, rows)
     before: Tensor | None = None
-    beta: Tensor | None = None
-    alphas, betas = [], []
-    for _ in range(steps):
-        each = list(torch.split(v, [len(X) for X in stacks])) if len(stacks) > 1 else [v]
+    alphas: list[Tensor] = []
+    betas: list[Tensor] = []
+    for _ in range(LANCZOS_STEPS):
         # Not reorthogonalised: converged eigenvalues reappear, but share their weight with the copies.
-        products = [(of_one @ X) @ X.mT for of_one, X in zip(each, stacks, strict=True)]
-        w = torch.cat(products) if len(products) > 1 else products[0]
-        if before is not None and beta is not None:
-            w = torch.addcmul(w, beta, before, value=-1)
+        w = torch.cat([(of_one @ X) @ X.mT for of_one, X in zip(torch.split(v, counts), stacks, strict=True)])
+        if before is not None:
+            w = torch.addcmul(w, betas[-1], before, value=-1)
         alpha = (v * w).sum(-1, keepdim=True)
         w = torch.addcmul(w, alpha, v, value=-1)
         beta = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
@@ -240,26 +206,16 @@ def lanczos_coefficients(*stacks: Tensor) -> Tensor:
 
 # -- Constants, cached by size, dtype and device ------------------------------------------------------------------
 
-_CONSTANTS: dict[tuple[object, ...], Tensor] = {}
-
-
-def _once(make: Callable[[], Tensor], X: Tensor, *key: object) -> Tensor:
-    key = (*key, X.dtype, X.device)
-    if key not in _CONSTANTS:
-        made = make()
-        if type(made) is not Tensor:
-            return made  # a fake tensor of a traced step must not be cached
-        _CONSTANTS[key] = made
-    return _CONSTANTS[key]
-
 
 def _start(n: int, k: int, X: Tensor) -> Tensor:
     """k fixed starting rows."""
-    return _once(lambda: start_basis(n, k, device=X.device, dtype=X.dtype).mT.contiguous(), X, "start", n, k)
+    name = ("start", n, k, X.dtype)
+    return cached(name, X, lambda: start_basis(n, k, device=X.device, dtype=X.dtype).mT.contiguous())
 
 
 def _orthonormal_start(n: int, k: int, X: Tensor) -> Tensor:
-    return _once(lambda: _orthonormal_rows(_orthonormal_rows(_start(n, k, X))), X, "orthonormal start", n, k)
+    name = ("orthonormal start", n, k, X.dtype)
+    return cached(name, X, lambda: _orthonormal_rows(_orthonormal_rows(_start(n, k, X))))
 
 
 def _constant(name: str, k: int, X: Tensor) -> Tensor:
@@ -269,4 +225,4 @@ def _constant(name: str, k: int, X: Tensor) -> Tensor:
         eye = torch.eye(k, dtype=torch.float64, device=X.device)
         return {"independent": INDEPENDENT * eye, "tiny": 1e-300 * eye, "shift": 1 + SHIFT * eye}[name]
 
-    return _once(make, X, name, k)
+    return cached((name, k), X, make)

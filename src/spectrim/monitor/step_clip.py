@@ -1,22 +1,23 @@
-"""The clip of a parameter in the current step of an optimizer of this library."""
+"""The clips of parameters in the current step of an optimizer of this library."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from spectrim.monitor.subjects import Subject
 from spectrim.optim.grouping.options import is_zero
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.stepping.entries import role_and_layout
 from spectrim.optim.wrapping.base_updates import keep_and_limit
 from spectrim.optim.wrapping.wrapper import SpectralClipping
 
-__all__ = ["Clip", "clip_of"]
+__all__ = ["Clip", "clips_of"]
 
 #: Relative tolerance for singular values that the hard clip set to c, up to rounding.
 HARD_TOLERANCE = 1e-2
@@ -24,11 +25,11 @@ HARD_TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class Clip:
-    """X ← keep · X − limit · U, for a direction U clipped to threshold 1.
+    """X ← keep · X − limit · √max(1, m/n) · U, for a direction U clipped to threshold 1.
 
     Attributes:
         keep: the factor of the decay on the weights.
-        limit: the largest singular value of a clipped update: lr · c · √max(1, m/n).
+        limit: lr · c.
         form: "soft" or "hard".
     """
 
@@ -45,22 +46,36 @@ class Clip:
         return 1 / math.sqrt(2) if self.form == "soft" else 1 - HARD_TOLERANCE
 
 
-def clip_of(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, shape: tuple[int, ...]) -> Clip | None:
-    """The clip of one logical matrix of this shape, or None if its singular values are not clipped.
+def clips_of(optimizer: Optimizer, subjects: Sequence[Subject]) -> dict[Subject, Clip]:
+    """The clips of those subjects whose singular values are clipped.
 
     Call it before the step, which advances the schedule.
     """
+    found: dict[Subject, Clip] = {}
+    known: dict[tuple[Any, ...], Clip | None] = {}
+    for subject in subjects:
+        group, parameter = optimizer.param_groups[subject.position[0]], subject.parameter
+        # Parameters that agree in this have one clip, whose tensors are computed once.
+        key = (subject.position[0], *role_and_layout(group, parameter), parameter.ndim, parameter.dtype)
+        if key not in known:
+            known[key] = _clip_of(optimizer, group, parameter)
+        if (clip := known[key]) is not None:
+            found[subject] = clip
+    return found
+
+
+def _clip_of(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor) -> Clip | None:
     if group.get("clip") is None or is_zero(group["lr"]):
         return None
     role, layout = role_and_layout(group, parameter)
     if layout == "vector":
         return None
-    scale = math.sqrt(max(1.0, shape[-2] / shape[-1]))
     if isinstance(optimizer, SpectralClipping):
         keep, limit = keep_and_limit(group, role, optimizer.decomposition(group, parameter))
-        return None if limit is None else Clip(keep, limit * scale, group["clip_form"])
+        return None if limit is None else Clip(keep, limit, group["clip_form"])
     if isinstance(optimizer, SpectralOptimizer):
-        rule = optimizer.rule_of(group, parameter)
+        # With a schedule the device counts the steps, since the host does not know of skipped ones.
+        rule = optimizer.rule_of(group, parameter, optimizer.steps_on_device(group))
         keep = 1 - rule.lr * rule.weight_decay
-        return None if rule.threshold is None else Clip(keep, rule.threshold * rule.lr * scale, group["clip_form"])
+        return None if rule.threshold is None else Clip(keep, rule.threshold * rule.lr, group["clip_form"])
     return None

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["constant"]
+__all__ = ["cached", "constant"]
 
 _kept: dict[Hashable, Tensor] = {}
 
 
-def constant(name: Hashable, like: Tensor, make: Callable[[], Sequence[Any]]) -> Tensor:
-    """The numbers of ``make`` as a float32 tensor on the device of ``like``, cached under ``name``.
+def cached(name: Hashable, like: Tensor, make: Callable[[], Tensor]) -> Tensor:
+    """The tensor of ``make`` on the device of ``like``, cached under ``name``.
 
     Tensors made for fake tensors are cached in their mode. Do not call this in code that a compiler traces.
     """
@@ -23,5 +23,10 @@ def constant(name: Hashable, like: Tensor, make: Callable[[], Sequence[Any]]) ->
     key = (name, like.device)
     if key not in kept:
         with torch.inference_mode(False):
-            kept[key] = torch.tensor(make(), dtype=torch.float32, device=like.device)
+            kept[key] = make()
     return kept[key]
+
+
+def constant(name: Hashable, like: Tensor, make: Callable[[], Sequence[Any]]) -> Tensor:
+    """The numbers of ``make`` as a cached float32 tensor, see :func:`cached`."""
+    return cached(name, like, lambda: torch.tensor(make(), dtype=torch.float32, device=like.device))

@@ -58,7 +58,7 @@ def product_added(C: Tensor, A: Tensor, B: Tensor) -> Tensor:
 
 def symmetric_product(A: Tensor, B: Tensor) -> Tensor:
     """A @ B, which is symmetric, of commuting symmetric matrices (E, m, m), such as polynomials in one matrix."""
-    return kernels.product_by_halves(A, B) if by_kernel(A, B) else half_product(A, B)
+    return kernels.symmetric_product(A, B) if by_kernel(A, B) else half_product(A, B)
 
 
 def gram(A: Tensor, out: Tensor, plus: Tensor | None = None) -> None:
@@ -77,7 +77,7 @@ def gram(A: Tensor, out: Tensor, plus: Tensor | None = None) -> None:
 def square_plus_scaled(B: Tensor, R: Tensor, factor: Tensor) -> Tensor:
     """(B² + R) times a factor (E,) per matrix. May overwrite R."""
     if by_kernel(B, R):
-        return kernels.product_by_halves(B, B, R, factor, factor)
+        return kernels.symmetric_product(B, B, R, factor, factor)
     return product_added(R, B, B).mul_(factor.view(-1, 1, 1))
 
 
@@ -90,7 +90,7 @@ def square_plus(R: Tensor, beta: Tensor, alpha: Tensor, square: Tensor | None = 
         square: R² if it is known; it is overwritten.
     """
     if square is None and by_kernel(R):
-        return kernels.product_by_halves(R, R, R, 1.0, beta, alpha)
+        return kernels.symmetric_product(R, R, R, 1.0, beta, alpha)
     Q = (symmetric_product(R, R) if square is None else square).addcmul_(R, beta.view(-1, 1, 1))
     Q.diagonal(dim1=-2, dim2=-1).add_(alpha[:, None])
     return Q

@@ -93,14 +93,12 @@ class SpectralOptimizer(ScreenedOptimizer):
 
     def applied(self, group: Mapping[str, Any], parameter: Tensor) -> Applied:
         """Learning rate, decay and clip threshold of a parameter's next step, for ``describe``. May read the device."""
-        role, layout = role_and_layout(group, parameter)
-        steps = self._steps_on_device(group)
-        return rule_of(group, self.recipe, role, vector=layout == "vector", steps=steps).applied
+        return self.rule_of(group, parameter, self.steps_on_device(group)).applied
 
-    def rule_of(self, group: Mapping[str, Any], parameter: Tensor) -> Rule:
-        """The rule of the next step of a parameter of this group."""
+    def rule_of(self, group: Mapping[str, Any], parameter: Tensor, steps: Tensor | None = None) -> Rule:
+        """The rule of the next step of a parameter; its threshold is exact only with :meth:`steps_on_device`."""
         role, layout = role_and_layout(group, parameter)
-        return rule_of(group, self.recipe, role, vector=layout == "vector")
+        return rule_of(group, self.recipe, role, vector=layout == "vector", steps=steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Groups and state in torch's format, without state of parameters that are no longer in a group."""
@@ -152,7 +150,7 @@ class SpectralOptimizer(ScreenedOptimizer):
         return bool(taken)
 
     def _rule_of_step(self, group: Mapping[str, Any], role: str, vector: bool, index: int) -> Rule:
-        return rule_of(group, self.recipe, role, vector=vector, index=index, steps=self._steps_on_device(group))
+        return rule_of(group, self.recipe, role, vector=vector, index=index, steps=self.steps_on_device(group))
 
     def _state_of_step(self, parameter: Tensor, position: Position, rule: Rule) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]
@@ -178,7 +176,7 @@ class SpectralOptimizer(ScreenedOptimizer):
             if self.recipe.operator is not None or any(group["clip"] is not None for group in self.param_groups):
                 warn_of_long_vectors(self.param_groups)
 
-    def _steps_on_device(self, group: Mapping[str, Any]) -> Tensor | None:
+    def steps_on_device(self, group: Mapping[str, Any]) -> Tensor | None:
         """The group's count of steps as a device scalar, if its threshold needs it and reading it would block."""
         if not varies_with_steps(group):
             return None

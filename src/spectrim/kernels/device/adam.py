@@ -1,17 +1,15 @@
 """Adam's directions and AdamW's step over lists, in Triton."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..costs import Cost, entrywise_cost
+from ..costs import entrywise_cost
 from ..table import upload
 from .common import entries, mean_of, minus_expm1, noise, number, number_or_tensor, pointer, put, shrink, work_of
-from .operators import addresses, form_number, launches_of, operator
+from .operators import addresses, addresses_at, form_number, launches_of, operator
 
 __all__ = ["adam_directions", "adamw_step"]
 
@@ -118,29 +116,17 @@ def _step_kernel(
 
 def _numbers(beta1: float, beta2: float, eps: float) -> tuple[float, ...]:
     """The coefficients of both kernels."""
-    return 1 - beta1, beta2, 1 - beta2, _log(beta1), _log(beta2), eps
+    return 1 - beta1, beta2, 1 - beta2, log_of(beta1), log_of(beta2), eps
 
 
-def _log(beta: float) -> float:
+def log_of(beta: float) -> float:
+    """ln β; −∞ for zero."""
     return math.log(beta) if beta > 0 else -math.inf
 
 
-def _directions_cost(
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    out: Sequence[Tensor],
-    *rest: Any,
-) -> Cost:
-    return entrywise_cost([grads, exp_avgs, exp_avg_sqs], [exp_avgs, exp_avg_sqs, out])
-
-
 @operator(
-    "(Tensor[] grads, Tensor(a!)[] exp_avgs, Tensor(b!)[] exp_avg_sqs, Tensor[] steps, Tensor(c!)[] out, float beta1, "
-    "float beta2, float eps, Tensor? found, Tensor? taus, int[]? runs, str form, int[]? seeds) -> ()",
     mutates=("exp_avgs", "exp_avg_sqs", "out"),
-    cost=_directions_cost,
+    cost=lambda g, m, v, steps, out, *rest: entrywise_cost([g, m, v], [m, v, out]),
 )
 def adam_directions(
     grads: list[Tensor],
@@ -173,22 +159,9 @@ def adam_directions(
         )
 
 
-def _step_cost(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    *rest: Any,
-) -> Cost:
-    return entrywise_cost([params, grads, exp_avgs, exp_avg_sqs], [params, exp_avgs, exp_avg_sqs])
-
-
 @operator(
-    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor[] steps, "
-    "float[] lrs, Tensor[] lr_tensors, int[] lr_places, float[] weight_decays, float beta1, float beta2, float eps, "
-    "Tensor? found, Tensor? taus, int[]? runs, str form, int[]? seeds) -> ()",
     mutates=("params", "exp_avgs", "exp_avg_sqs"),
-    cost=_step_cost,
+    cost=lambda p, g, m, v, *rest: entrywise_cost([p, g, m, v], [p, m, v]),
 )
 def adamw_step(
     params: list[Tensor],
@@ -211,7 +184,7 @@ def adamw_step(
 ) -> None:
     """:func:`~spectrim.kernels.adam.adamw_step` as an operator."""
     counts = addresses(steps)
-    rates = [lr_tensors[place].data_ptr() if place >= 0 else 0 for place in lr_places]
+    rates = addresses_at(lr_tensors, lr_places)
     for part in launches_of(runs, params, grads, exp_avgs, exp_avg_sqs):
         rows = [*part.rows, part.of(counts, 0), part.of(seeds, 0), part.of(rates, 0)]
         part.launch(

@@ -1,15 +1,14 @@
 """AdEMAMix over lists in Triton."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..costs import Cost, entrywise_cost
+from ..costs import entrywise_cost
 from ..table import upload
+from .adam import log_of
 from .common import entries, mean_of, minus_expm1, noise, pointer, put, shrink, work_of
 from .operators import addresses, form_number, launches_of, operator
 
@@ -85,25 +84,9 @@ def _kernel(
             )  # fmt: skip
 
 
-def _cost(
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avgs_slow: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    out: Sequence[Tensor],
-    *rest: Any,
-) -> Cost:
-    moments = [exp_avgs, exp_avgs_slow, exp_avg_sqs]
-    return entrywise_cost([grads, *moments], [*moments, out])
-
-
 @operator(
-    "(Tensor[] grads, Tensor(a!)[] exp_avgs, Tensor(b!)[] exp_avgs_slow, Tensor(c!)[] exp_avg_sqs, Tensor[] steps, "
-    "Tensor(d!)[] out, float[] betas, float alpha, float eps, int? warmup_steps, Tensor? found, Tensor? taus, "
-    "int[]? runs, str form, int[]? seeds) -> ()",
     mutates=("exp_avgs", "exp_avgs_slow", "exp_avg_sqs", "out"),
-    cost=_cost,
+    cost=lambda g, m, s, v, steps, out, *rest: entrywise_cost([g, m, s, v], [m, s, v, out]),
 )
 def ademamix_directions(
     grads: list[Tensor],
@@ -124,7 +107,7 @@ def ademamix_directions(
 ) -> None:
     """:func:`~spectrim.kernels.ademamix.ademamix_directions` as an operator."""
     beta1, beta2, beta3 = betas
-    numbers = (1 - beta1, beta2, 1 - beta2, _log(beta1), _log(beta2), _half_life(beta1), _half_life(beta3), alpha)
+    numbers = (1 - beta1, beta2, 1 - beta2, log_of(beta1), log_of(beta2), _half_life(beta1), _half_life(beta3), alpha)
     # Without warm-up, progress is 1 in every step.
     warmup = 0.5 if warmup_steps is None else float(warmup_steps)
     counts = addresses(steps)
@@ -142,10 +125,6 @@ def ademamix_directions(
             seeds is not None,
             found is not None,
         )
-
-
-def _log(beta: float) -> float:
-    return math.log(beta) if beta > 0 else -math.inf
 
 
 def _half_life(beta: float) -> float:

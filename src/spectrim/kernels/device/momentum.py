@@ -1,13 +1,10 @@
 """Momentum over lists in Triton."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..costs import Cost, entrywise_cost
+from ..costs import entrywise_cost
 from ..table import upload
 from .common import entries, mean_of, noise, pointer, put, shrink, work_of
 from .operators import addresses, form_number, launches_of, operator
@@ -74,15 +71,9 @@ def _kernel(
             )
 
 
-def _cost(grads: Sequence[Tensor], buffers: Sequence[Tensor], out: Sequence[Tensor], *rest: Any) -> Cost:
-    return entrywise_cost([grads, buffers], [buffers, out])
-
-
 @operator(
-    "(Tensor[] grads, Tensor(a!)[] buffers, Tensor(b!)[] out, float decay, bool average, bool nesterov, bool sign, "
-    "Tensor? found, Tensor? taus, int[]? runs, str form, int[]? seeds, Tensor[]? steps) -> ()",
     mutates=("buffers", "out"),
-    cost=_cost,
+    cost=lambda g, m, out, *rest: entrywise_cost([g, m], [m, out]),
 )
 def momentum_directions(
     grads: list[Tensor],
@@ -97,10 +88,10 @@ def momentum_directions(
     runs: list[int] | None,
     form: str,
     seeds: list[int] | None,
-    steps: list[Tensor] | None,
+    steps: list[Tensor],
 ) -> None:
     """:func:`~spectrim.kernels.momentum.momentum_directions` as an operator."""
-    counts = None if steps is None else addresses(steps)
+    counts = addresses(steps) or None
     for part in launches_of(runs, grads, buffers, out):
         part.launch(
             _kernel,
@@ -113,7 +104,7 @@ def momentum_directions(
             average,
             nesterov,
             sign,
-            steps is not None,
+            bool(steps),
             form_number(taus, form),
             seeds is not None,
             found is not None,

@@ -15,7 +15,7 @@ from ..runs import triples
 from ..shrinking import FORMS
 from ..table import BLOCK, BlockMap, block_map, by_dtypes, map_of_pieces, pieces_of
 
-__all__ = ["Launch", "addresses", "aligned", "form_number", "launch", "launches_of", "operator"]
+__all__ = ["Launch", "addresses", "addresses_at", "aligned", "form_number", "launch", "launches_of", "operator"]
 
 V = TypeVar("V")
 
@@ -25,7 +25,7 @@ TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: 
 
 
 def operator(
-    schema: str, *, mutates: tuple[str, ...] = (), cost: Callable[..., Cost], fake: Callable[..., Any] | None = None
+    *, mutates: tuple[str, ...] = (), cost: Callable[..., Cost], fake: Callable[..., Any] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as the operator ``spectrim::<name>``, with a fake form and a cost.
 
@@ -34,7 +34,6 @@ def operator(
     operator.
 
     Args:
-        schema: schema of arguments and results.
         mutates: names of the arguments, tensors or lists, that it overwrites.
         cost: computes the cost from the arguments; the entry in :data:`~spectrim.kernels.costs.COSTS`.
         fake: makes empty results from the arguments; None if there are no results.
@@ -52,6 +51,7 @@ def operator(
                 torch.autograd.graph.increment_version(args[place])
             return result
 
+        schema = torch.library.infer_schema(function, mutates_args=mutates)
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"spectrim::{name}", fake or (lambda *args: None), lib=_library)
@@ -138,6 +138,11 @@ def aligned(rows: Sequence[Sequence[int]]) -> bool:
 def addresses(tensors: Sequence[Tensor]) -> list[int]:
     """The addresses of tensors."""
     return [tensor.data_ptr() for tensor in tensors]
+
+
+def addresses_at(tensors: Sequence[Tensor], places: Sequence[int]) -> list[int]:
+    """The address of the tensor at each place, 0 for a negative place."""
+    return [tensors[place].data_ptr() if place >= 0 else 0 for place in places]
 
 
 class Launch(NamedTuple):

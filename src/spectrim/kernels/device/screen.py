@@ -90,14 +90,9 @@ def _fake(
     )
 
 
-def _cost(tensors: list[Tensor], runs: list[int] | None, counts: list[int] | None, largest: bool, roots: bool) -> Cost:
-    return Cost(2 + roots, size(tensors), {})
-
-
 @operator(
-    "(Tensor[] tensors, int[]? runs, int[]? counts, bool largest, bool roots) -> (Tensor, Tensor)",
     fake=_fake,
-    cost=_cost,
+    cost=lambda tensors, runs, counts, largest, roots: Cost(2 + roots, size(tensors), {}),
 )
 def screen(
     tensors: list[Tensor], runs: list[int] | None, counts: list[int] | None, largest: bool, roots: bool

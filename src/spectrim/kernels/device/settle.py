@@ -45,19 +45,10 @@ def _kernel(
         tl.store(at, tl.load(at, mask=mask, other=0.0) + tl.where(skip, 0.0, 1.0), mask=mask)
 
 
-def _fake(magnitudes: Tensor, steps: list[Tensor], skipped: list[Tensor], found_inf: Tensor | None) -> Tensor:
-    return magnitudes.new_empty(())
-
-
-def _cost(magnitudes: Tensor, steps: list[Tensor], skipped: list[Tensor], found_inf: Tensor | None) -> Cost:
-    return Cost(2, size([magnitudes]) + 2 * size(steps, skipped), {})
-
-
 @operator(
-    "(Tensor magnitudes, Tensor(a!)[] steps, Tensor(b!)[] skipped, Tensor? found_inf) -> Tensor",
     mutates=("steps", "skipped"),
-    fake=_fake,
-    cost=_cost,
+    fake=lambda magnitudes, *rest: magnitudes.new_empty(()),
+    cost=lambda magnitudes, steps, skipped, *rest: Cost(2, size([magnitudes]) + 2 * size(steps, skipped), {}),
 )
 def settle(magnitudes: Tensor, steps: list[Tensor], skipped: list[Tensor], found_inf: Tensor | None) -> Tensor:
     """:func:`~spectrim.kernels.settling.settle` as an operator."""

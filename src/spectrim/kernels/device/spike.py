@@ -12,7 +12,7 @@ from ..spike import SpikeMatrix
 from ..table import upload
 from . import spike_kernels as kernels
 from . import thin
-from .operators import TYPES, launch, operator
+from .operators import TYPES, addresses_at, launch, operator
 from .thin import blocks_of
 from .thin_kernels import FIELDS, NUMBERS
 
@@ -107,9 +107,6 @@ def _cost(
 
 
 @operator(
-    "(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] buffers, Tensor(c!)[] bases, Tensor(d!)[] records, "
-    "float[] lrs, Tensor[] lr_tensors, int[] lr_places, float[] weight_decays, int[] matrices, float decay, "
-    "bool average, int steps, float[] scaling, Tensor? found) -> ()",
     mutates=("weights", "buffers", "bases", "records"),
     cost=_cost,
 )
@@ -136,7 +133,7 @@ def spike_step(
     k = _width(listed)
     rms, *floors = scaling
     calls = list(_calls(listed, k))
-    rates = [lr_tensors[at].data_ptr() if at >= 0 else 0 for at in lr_places]
+    rates = addresses_at(lr_tensors, lr_places)
     rows, extents, aligned = _rows((weights, grads, buffers, bases, records), rates, listed, calls)
     numbers = [[lrs[own.tensor], weight_decays[own.tensor], rms * (own.rows * own.columns) ** 0.5] for own in listed]
     table = upload(device, rows, numbers)

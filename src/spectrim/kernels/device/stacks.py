@@ -127,16 +127,10 @@ def _numbers_kernel(
     tl.store(out + offsets * matrices + matrix, number * tl.exp2(power * tl.log2(size)), mask=mask)
 
 
-def _combine_cost(out: Sequence[Tensor], x: Sequence[Tensor], a: Tensor, y: Any, b: Any) -> Cost:
-    return Cost(1, size(out, x) + size(y or []), {})
-
-
-@operator(
-    "(Tensor(a!)[] out, Tensor[] x, Tensor a, Tensor[]? y, Tensor? b) -> ()", mutates=("out",), cost=_combine_cost
-)
-def combine(out: list[Tensor], x: list[Tensor], a: Tensor, y: list[Tensor] | None, b: Tensor | None) -> None:
+@operator(mutates=("out",), cost=lambda out, x, a, y, b: Cost(1, size(out, x, y), {}))
+def combine(out: list[Tensor], x: list[Tensor], a: Tensor, y: list[Tensor], b: Tensor | None) -> None:
     """:func:`~spectrim.kernels.stacks.combine` as an operator."""
-    lists = [out, x] if y is None else [out, x, y]
+    lists = [out, x, y] if y else [out, x]
     if any(stack.dtype != stacks[0].dtype for stacks in lists for stack in stacks):
         raise ValueError("stacks of one list have different dtypes: expected one dtype")
     rows = [_matrix_addresses(stacks) for stacks in lists]
@@ -150,8 +144,8 @@ def combine(out: list[Tensor], x: list[Tensor], a: Tensor, y: list[Tensor] | Non
         len(rows[0]),
         a,
         a if b is None else b,
-        *(TYPES[stacks[0].dtype] for stacks in (out, x, x if y is None else y)),
-        y is not None,
+        *(TYPES[stacks[0].dtype] for stacks in (out, x, y or x)),
+        bool(y),
         b is not None,
         ALIGNED=map_.aligned and aligned(rows),
         BLOCK=BLOCK,
@@ -163,7 +157,7 @@ def _sums_fake(stacks: list[Tensor]) -> Tensor:
     return stacks[0].new_empty(sum(len(stack) for stack in stacks), dtype=torch.float64)
 
 
-@operator("(Tensor[] stacks) -> Tensor", fake=_sums_fake, cost=lambda stacks: Cost(2, size(stacks), {}))
+@operator(fake=_sums_fake, cost=lambda stacks: Cost(2, size(stacks), {}))
 def square_sums(stacks: list[Tensor]) -> Tensor:
     """The sum of squares of every matrix in float64; deterministic."""
     sums, map_, count = _partial_sums(stacks)
@@ -203,8 +197,6 @@ def _scales_fake(stacks: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tens
 
 
 @operator(
-    "(Tensor[] stacks, Tensor? threshold, float number, float size, float most, float least, float smallest) "
-    "-> (Tensor, Tensor, Tensor)",
     fake=_scales_fake,
     cost=lambda stacks, *rest: Cost(2, size(stacks), {}),
 )
@@ -247,7 +239,6 @@ def clip_scales(
 
 
 @operator(
-    "(Tensor stack, Tensor? low, Tensor table, Tensor powers, Tensor? ends, float smallest) -> Tensor",
     fake=lambda stack, low, table, *rest: table.new_empty(table.shape[0], len(stack)),
     cost=lambda stack, *rest: Cost(2, size([stack]), {}),
 )

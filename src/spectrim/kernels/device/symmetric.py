@@ -124,8 +124,6 @@ def _cost(a: Tensor, b: Tensor | None, c: Tensor | None, *rest: Any) -> Cost:
 
 
 @operator(
-    "(Tensor a, Tensor? b, Tensor? c, Tensor? alphas, Tensor? betas, Tensor? gammas, float alpha, float beta, "
-    "float gamma) -> Tensor",
     fake=_fake,
     cost=_cost,
 )
@@ -147,7 +145,6 @@ def symmetric_product(
 
 
 @operator(
-    "(Tensor a, Tensor? gammas, Tensor(a!) out) -> ()",
     mutates=("out",),
     cost=lambda a, gammas, out: _cost(a, None, None),
 )
@@ -250,7 +247,6 @@ def _remainder_cost(s: Tensor, y: Tensor, x: Tensor, factors: Tensor) -> Cost:
 
 
 @operator(
-    "(Tensor s, Tensor y, Tensor x, Tensor factors) -> Tensor",
     fake=lambda s, y, x, factors: torch.empty_like(y),
     cost=_remainder_cost,
 )

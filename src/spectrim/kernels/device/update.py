@@ -1,16 +1,13 @@
 """The update over lists in Triton."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..costs import Cost, entrywise_cost
+from ..costs import entrywise_cost
 from ..table import upload
 from .common import entries, noise, number, number_or_tensor, pointer, put, work_of
-from .operators import addresses, launches_of, operator
+from .operators import addresses, addresses_at, launches_of, operator
 
 __all__ = ["apply_updates"]
 
@@ -48,16 +45,9 @@ def _kernel(
             put(x_at, offsets, left, x, random, CHANCE, True)
 
 
-def _cost(weights: Sequence[Tensor], updates: Sequence[Tensor], *rest: Any) -> Cost:
-    return entrywise_cost([weights, updates], [weights])
-
-
 @operator(
-    "(Tensor(a!)[] weights, Tensor[] updates, float[] lrs, Tensor[] lr_tensors, int[] lr_places, "
-    "float[] weight_decays, float scale, Tensor? scales, int[]? runs, Tensor? found, int[]? seeds, "
-    "Tensor[]? steps) -> ()",
     mutates=("weights",),
-    cost=_cost,
+    cost=lambda x, u, *rest: entrywise_cost([x, u], [x]),
 )
 def apply_updates(
     weights: list[Tensor],
@@ -71,11 +61,11 @@ def apply_updates(
     runs: list[int] | None,
     found: Tensor | None,
     seeds: list[int] | None,
-    steps: list[Tensor] | None,
+    steps: list[Tensor],
 ) -> None:
     """:func:`~spectrim.kernels.update.apply_updates` as an operator."""
-    counts = None if steps is None else addresses(steps)
-    rates = [lr_tensors[place].data_ptr() if place >= 0 else 0 for place in lr_places]
+    counts = addresses(steps) or None
+    rates = addresses_at(lr_tensors, lr_places)
     for part in launches_of(runs, weights, updates):
         rows = [*part.rows, part.of(seeds, 0), part.of(rates, 0), part.of(counts, 0)]
         part.launch(
@@ -86,7 +76,7 @@ def apply_updates(
             scale,
             *part.types,
             scales is not None,
-            steps is not None,
+            bool(steps),
             seeds is not None,
             found is not None,
         )
