@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["PIPE_WIDTH", "TextTable", "markdown_table"]
+__all__ = ["PIPE_WIDTH", "TextTable", "markdown_table", "value_of"]
 
 PIPE_WIDTH = 160
 """The width of output to a file or a pipe."""
@@ -22,6 +22,13 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
         f"|{'---|' + '---:|' * (len(header) - 1)}",
         *(f"| {' | '.join([f'`{row[0]}`', *row[1:]])} |" for row in rest),
     ]
+
+
+def value_of(entry: Any, key: str) -> Any:
+    """The value of a nested dictionary by its dotted key, None if it is missing."""
+    for part in key.split("."):
+        entry = entry and entry.get(part)
+    return entry
 
 
 class TextTable:

@@ -16,6 +16,7 @@ from spectrim.lab.reports.comparison_report import (
     heading,
     table_rows,
     uneven_notes,
+    verdict_rows,
 )
 from spectrim.lab.reports.markdown import markdown
 from spectrim.lab.reports.page.figures import cost_figures, swatches, target_figure
@@ -23,7 +24,7 @@ from spectrim.lab.reports.page.html import Note, PagePart, Section, Table
 from spectrim.lab.reports.page.loss_figure import Over, loss_figure
 from spectrim.lab.reports.page.sections import Study, configuration, plan, provenance, reproduction, spectra
 from spectrim.lab.reports.pictures import save_figure
-from spectrim.lab.reports.words import comparison_headline, verdict_rows
+from spectrim.lab.reports.words import comparison_headline
 
 __all__ = ["comparison_part", "write_report"]
 

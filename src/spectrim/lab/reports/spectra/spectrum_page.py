@@ -17,19 +17,15 @@ from spectrim.lab.reports.spectra.spectrum_figures import (
     spectrum_figure,
     tail_figure,
 )
-from spectrim.lab.reports.words import (
-    HOW,
-    reading_notes,
-    reading_rows,
-    side_by_side_rows,
-    spectrum_headline,
-)
+from spectrim.lab.reports.words import reading_notes, reading_rows, side_by_side_rows, spectrum_headline
 from spectrim.lab.training.folder import RunFolder
 
 if TYPE_CHECKING:
     from spectrim.lab.reports.page.sections import Study
 
 __all__ = ["reading_text", "spectrum_part"]
+
+HOW = "Medians and ranges are over matrices. docs/spectrum.md says what each number means, and how it is debiased."
 
 
 def reading_text(study: "Study") -> str:
