@@ -145,7 +145,7 @@ def spectrum_headline(summary: Summary) -> str:
         rows = {row[0]: row for row in reading_rows(subject)}
         if SPIKE in rows:
             share, tails = rows[SPIKE][1], rows[TAIL][-1]
-            return f"Spike's share of a batch's gradient energy in {name}: {share}; tails of its noise: {tails}."
+            return f"In {name}'s median matrix the spike holds {share} of a batch's gradient energy; noise: {tails}."
     return "Weights alone were measured."
 
 

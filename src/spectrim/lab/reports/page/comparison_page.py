@@ -35,7 +35,7 @@ def write_report(summary: dict[str, Any], out: Path) -> None:
     if has_times(summary):
         curves["time"] = "loss_over_time"
     pictures = {save_loss(summary, out, stem, over=over): f"{stem}.svg" for over, stem in curves.items()}
-    study = Study(kind="compare", name=out.name, folder=out, summary=summary)
+    study = Study(kind="compare", folder=out, summary=summary)
     write_text(out / "summary.md", markdown(comparison_part(study), pictures))
     write_json(out / "results.json", summary)
 
