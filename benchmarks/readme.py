@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 
 from spectrim.lab.files import write_text
-from spectrim.lab.reports.comparison_report import NOTE, heading, table_rows
-from spectrim.lab.reports.words import verdict_rows
+from spectrim.lab.reports.comparison_report import NOTE, heading, table_rows, verdict_rows
 from spectrim.lab.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["PIPE_WIDTH", "TextTable", "markdown_table"]
+__all__ = ["PIPE_WIDTH", "TextTable", "markdown_table", "value_of"]
 
 PIPE_WIDTH = 160
 """The width of output to a file or a pipe."""
@@ -14,14 +14,22 @@ PIPE_WIDTH = 160
 GAP = 2
 
 
-def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table in Markdown; first cells are code, and other cells are aligned to the right."""
+def markdown_table(rows: Sequence[Sequence[str]], *, words: bool = False) -> list[str]:
+    """A table in Markdown: first cells are code and others stand at the right, or, with ``words``, all hold text."""
     header, *rest = rows
-    return [
-        f"| {' | '.join(header)} |",
-        f"|{'---|' + '---:|' * (len(header) - 1)}",
-        *(f"| {' | '.join([f'`{row[0]}`', *row[1:]])} |" for row in rest),
-    ]
+    if words:
+        rest = [[cell.replace("|", "\\|") for cell in row] for row in rest]
+    else:
+        rest = [[f"`{row[0]}`", *row[1:]] for row in rest]
+    columns = "---|" * len(header) if words else "---|" + "---:|" * (len(header) - 1)
+    return [f"| {' | '.join(header)} |", f"|{columns}", *(f"| {' | '.join(row)} |" for row in rest)]
+
+
+def value_of(entry: Any, key: str) -> Any:
+    """The value of a nested dictionary by its dotted key, None if it is missing."""
+    for part in key.split("."):
+        entry = entry and entry.get(part)
+    return entry
 
 
 class TextTable:

@@ -163,7 +163,7 @@ def test_a_diverged_recipe_is_reported_as_such(tmp_path: Path) -> None:
     summary = stored_results(
         {"adamw": stored_entry([5.0, 4.0], tokens_to_adamw=1.0), "muon": stored_entry([5.0, None])}
     )
-    page = markdown(comparison_part(Study(kind="compare", name="x", folder=tmp_path, summary=summary)), {})
+    page = markdown(comparison_part(Study(kind="compare", folder=tmp_path, summary=summary)), {})
     assert "| diverged | never |" in page
     [verdict] = [line for line in page.splitlines() if line.endswith("| diverged |")]
     assert verdict.startswith("| `muon` |")

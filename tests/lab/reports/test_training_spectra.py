@@ -10,8 +10,9 @@ import pytest
 from monitor_records import parameter_names, record
 from spectrim.lab.logging.monitor_log import MonitoredRun, layer_of, short_names
 from spectrim.lab.reports.page.html import Figure
+from spectrim.lab.reports.page.menu_figures import POINTS, thinned
 from spectrim.lab.reports.page.quantities import axis_of
-from spectrim.lab.reports.page.training_spectra import POINTS, spectra_section, thinned
+from spectrim.lab.reports.page.training_spectra import spectra_section
 
 NAMES = parameter_names(2)
 EXACT = ["model.layers.1.mlp.up_proj.weight"]

@@ -5,6 +5,7 @@ import pytest
 from report_results import entry, paired, results
 from spectrim.lab.experiments.results import summarise
 from spectrim.lab.logging.run_result import Curve, RunResult
+from spectrim.lab.reports.comparison_report import verdict_rows
 from spectrim.lab.reports.words import (
     comparison_headline,
     reading_notes,
@@ -12,11 +13,11 @@ from spectrim.lab.reports.words import (
     side_by_side_rows,
     spectrum_headline,
     sweep_headline,
-    verdict_rows,
 )
 
-BELOW = "muon ends 0.1000 nats per token below AdamW's 4.0000 and reaches that loss after 80% of the tokens"
+ENDS = "muon ends at 3.9000, AdamW at 4.0000"
 INTERVAL = "95\u00a0% interval"
+REACHED = "AdamW's loss after 80% of the tokens"
 
 
 @pytest.mark.parametrize(
@@ -24,20 +25,19 @@ INTERVAL = "95\u00a0% interval"
     [
         (
             entry([5.0, 3.9], tokens_to_adamw=0.8, difference_to_adamw=paired(-0.1, -0.12, -0.08)),
-            f"{BELOW} ({INTERVAL} -0.1200 to -0.0800, 3 seeds).",
+            f"{ENDS}: lower; -0.1000; {INTERVAL} -0.1200 to -0.0800, 3 seeds; {REACHED}.",
         ),
         (
             entry([5.0, 3.9], tokens_to_adamw=0.8, difference_to_adamw=paired(-0.1, -0.3, 0.1)),
-            f"{BELOW} (not significant; {INTERVAL} -0.3000 to +0.1000, 3 seeds).",
+            f"{ENDS}: lower, not significant; -0.1000; {INTERVAL} -0.3000 to +0.1000, 3 seeds; {REACHED}.",
         ),
         (
             entry([5.0, 3.9], tokens_to_adamw=0.8, difference_to_adamw=paired(-0.1, None, None)),
-            f"{BELOW} (one seed).",
+            f"{ENDS}: lower, one seed; -0.1000; {REACHED}.",
         ),
         (
             entry([5.0, 4.2], difference_to_adamw=paired(0.2, 0.1, 0.3)),
-            "No recipe ends below AdamW: muon ends 0.2000 nats per token above AdamW's 4.0000 "
-            f"({INTERVAL} +0.1000 to +0.3000, 3 seeds).",
+            f"muon ends at 4.2000, AdamW at 4.0000: higher; +0.2000; {INTERVAL} +0.1000 to +0.3000, 3 seeds.",
         ),
         (entry([5.0, None]), "AdamW ends at 4.0000; no other recipe ended."),
     ],
@@ -52,7 +52,7 @@ def test_the_headline_prefers_a_sure_gain_to_a_larger_one() -> None:
         "muon": entry([5.0, 3.8], tokens_to_adamw=0.7, difference_to_adamw=paired(-0.2, -0.5, 0.1)),
         "adamw+clip": entry([5.0, 3.9], tokens_to_adamw=0.9, difference_to_adamw=paired(-0.1, -0.2, -0.05)),
     }
-    assert comparison_headline(results(recipes)).startswith("adamw+clip ends 0.1000 nats per token below")
+    assert comparison_headline(results(recipes)).startswith("adamw+clip ends at 3.9000")
 
 
 def test_headlines_without_something_to_hold_against() -> None:
@@ -123,7 +123,7 @@ def test_a_reading_has_median_range_and_verdict_of_every_quantity() -> None:
     assert rows["variance over mean², last known direction"][0] == "3"
     assert rows["overlap of N and G, times chance"] == ["3.0", "3.0", "3.0", "directions shared"]
     assert rows["overlap of N between batches, times chance"][-1] == "fresh on every batch"
-    assert rows["excess kurtosis of an entry over batches"][-1] == "entries only differ in variance"
+    assert rows["excess kurtosis of an entry over batches"][-1] == "unlike variances"
     assert rows["soft clip at half energy, G² over N"][-1] == "G 80%, N 40%: better than scaling, up to 1.20"
     assert rows["soft clip at c = 0.05, energy left"] == ["60.0%"] * 3 + ["2.0% of singular values above c"]
     assert rows["stable rank of weights"][0] == "9"
@@ -137,8 +137,10 @@ def test_subjects_stand_side_by_side_and_missing_numbers_are_dashes() -> None:
     assert rows[-1] == ["stable rank of weights", "9", "5"] or ["stable rank of weights", "9", "5"] in rows
     assert spectrum_headline({"subjects": {"untrained": weights_alone}}) == "Weights alone were measured."
     headline = spectrum_headline({"subjects": {"a": weights_alone, "b": subject(matrix(0.2))}})
-    assert "hold 20% of a batch's gradient energy in the median matrix of b" in headline
-    assert headline.endswith("the tails of its noise are heavier than Gaussian.")
+    assert (
+        headline
+        == "In b's median matrix the spike holds 20% of a batch's gradient energy; noise: heavier than Gaussian."
+    )
 
 
 def test_notes_tell_what_limits_the_numbers() -> None:

@@ -11,6 +11,7 @@ from spectrim.lab.files import parse_json, write_json, write_text
 from spectrim.lab.reports.page.figures import colour, layout
 from spectrim.lab.reports.page.html import Figure, Note, PagePart, Section, Table, write_page
 from spectrim.lab.reports.pictures import save_figure
+from spectrim.lab.tables import markdown_table
 
 __all__ = ["as_dict", "rows_of", "write_claims"]
 
@@ -155,12 +156,9 @@ def markdown(
         lines += ["![Differences of final loss with 95 % intervals](effects.svg)", ""]
     for paper, title in PAPERS.items():
         if rows := rows_of(judged, config, paper):
-            lines += [f"## {title}", "", f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
-            lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows[1:]] + [""]
+            lines += [f"## {title}", "", *markdown_table(rows, words=True), ""]
     if rates:
-        head, *rows = rates_table(rates)
-        lines += ["## Learning rates that were tried", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-        lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
+        lines += ["## Learning rates that were tried", "", *markdown_table(rates_table(rates), words=True), ""]
     lines += ["## Where", "", *(f"- {key}: {value}" for key, value in environment.items())]
     return "\n".join(lines) + "\n"
 

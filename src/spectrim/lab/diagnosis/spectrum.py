@@ -235,7 +235,7 @@ def write_spectrum(summary: dict[str, Any], out: Path) -> None:
     def fill(folder: Path) -> None:
         write_json(folder / NUMBERS, summary)
         save_pictures(summary, folder)
-        write_text(folder / READING, reading_text(Study(kind="spectrum", name=out.name, folder=out, summary=summary)))
+        write_text(folder / READING, reading_text(Study(kind="spectrum", folder=out, summary=summary)))
 
     write_folder_atomically(out, fill)
     report([out], out / PAGE)

@@ -4,13 +4,14 @@ They are made from the dictionary that :func:`spectrim.lab.experiments.compariso
 ``results.json`` holds.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from spectrim.lab.models.architecture import name_of
-from spectrim.lab.reports.words import value_of
-from spectrim.lab.tables import TextTable
+from spectrim.lab.recipes.names import BASELINE
+from spectrim.lab.reports.words import verdict
+from spectrim.lab.tables import TextTable, value_of
 
 __all__ = [
     "COLUMNS",
@@ -27,6 +28,7 @@ __all__ = [
     "table_rows",
     "terminal_tables",
     "uneven_notes",
+    "verdict_rows",
 ]
 
 Summary = dict[str, Any]
@@ -39,13 +41,19 @@ class Column:
     heading: str
     short: str
     """Heading in the terminal; empty if the column is left out there."""
-    show: Callable[[Any], str]
+    format: Callable[[Any], str]
+    absent: str = "-"
+    """The text for a missing number."""
+
+    def show(self, value: Any) -> str:
+        """The text of a cell."""
+        return self.absent if value is None else self.format(value)
 
 
 COLUMNS = {
     "lr": Column("learning rate", "", "{:.2g}".format),
-    "final_loss": Column("final loss", "final loss", "{:.4f}".format),
-    "tokens_to_adamw": Column("tokens to AdamW's loss", "tokens to AdamW", "{:.0%}".format),
+    "final_loss": Column("final loss", "final loss", "{:.4f}".format, "diverged"),
+    "tokens_to_adamw": Column("tokens to AdamW's loss", "tokens to AdamW", "{:.0%}".format, "never"),
     "step_ms": Column("step ms", "step ms", "{:.1f}".format),
     "forward_backward_ms": Column("forward+backward ms", "fwd+bwd ms", "{:.1f}".format),
     "optimizer_ms": Column("optimizer ms", "optim. ms", "{:.1f}".format),
@@ -78,21 +86,6 @@ EQUAL_COLUMNS = {
 def has_times(summary: Summary) -> bool:
     """True if the time of every evaluation is known; results of earlier versions lack it."""
     return all(entry.get("curve_seconds") for entry in summary["recipes"].values())
-
-
-def cells(entry: dict[str, Any], keys: Iterable[str]) -> list[str]:
-    """A recipe's row of a table."""
-    values = {key: value_of(entry, key) for key in keys}
-    return [absent(key) if value is None else column(key).show(value) for key, value in values.items()]
-
-
-def column(key: str) -> Column:
-    return COLUMNS[key] if key in COLUMNS else EQUAL_COLUMNS[key]
-
-
-def absent(key: str) -> str:
-    """The text for a missing number."""
-    return {"final_loss": "diverged", "tokens_to_adamw": "never"}.get(key, "-")
 
 
 def terminal_tables(summary: Summary) -> list[TextTable]:
@@ -138,7 +131,46 @@ def table_rows(summary: Summary, columns: dict[str, Column] = COLUMNS, *, short:
         key: column for key, column in columns.items() if key.partition(".")[0] in known and (column.short or not short)
     }
     header = ["recipe", *(column.short if short else column.heading for column in columns.values())]
-    return [header, *([recipe, *cells(entry, columns)] for recipe, entry in summary["recipes"].items())]
+    return [
+        header,
+        *(
+            [recipe, *(column.show(value_of(entry, key)) for key, column in columns.items())]
+            for recipe, entry in summary["recipes"].items()
+        ),
+    ]
+
+
+def verdict_rows(summary: Summary) -> list[list[str]]:
+    """A row for each recipe but AdamW, which they are compared with; empty if AdamW has no final loss."""
+    recipes = summary["recipes"]
+    base = recipes.get(BASELINE, {})
+    target = base.get("final_loss")
+
+    def show(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    def times(entry: Summary, key: str) -> str:
+        return f"x{entry[key] / base[key]:.2f}" if entry.get(key) and base.get(key) else "-"
+
+    rows = []
+    for name, entry in recipes.items():
+        if target is not None and name != BASELINE:
+            loss, paired = entry["final_loss"], entry.get("difference_to_adamw") or {}
+            known = paired.get("low") is not None
+            rows.append(
+                {
+                    "recipe": name,
+                    "final loss": show(loss, ".4f"),
+                    "difference to AdamW": show(None if loss is None else loss - target, "+.4f"),
+                    "95 % interval": f"{paired['low']:+.4f} to {paired['high']:+.4f}" if known else "-",
+                    "tokens to AdamW's loss": COLUMNS["tokens_to_adamw"].show(entry["tokens_to_adamw"]),
+                    "step time": times(entry, "step_ms"),
+                    "optimizer state": times(entry, "state_bytes"),
+                    "difference at AdamW's time": show(value_of(entry, "equal_time.difference.mean"), "+.4f"),
+                    "verdict": verdict(entry, target),
+                }
+            )
+    return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
 
 
 def budget_note(summary: Summary) -> str:

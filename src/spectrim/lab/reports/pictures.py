@@ -93,16 +93,14 @@ Panels = Mapping[str, Sequence[Trace]]
 """Traces by the matrix's name in a menu, such as "layer 1 · mlp.up_proj"."""
 
 
-def choice_panels(figure: Figure | None, overlays: Sequence[tuple[tuple[int, ...], int, Trace]]) -> Panels:
-    """The curves of a figure with menus as panels, one for every option of its first menu.
+Overlay = tuple[tuple[int, ...], int, Trace]
+"""A curve of every panel: the options of the further menus, its place in their frame, and its name and look."""
 
-    Args:
-        figure: with menus; None has no panels.
-        overlays: the curves of a panel: the options of the other menus, the curve's place in the frame, and its name
-        and look.
-    """
+
+def choice_panels(figure: Figure, overlays: Sequence[Overlay]) -> Panels:
+    """The curves of a figure with menus as panels, one for every option of its first menu."""
     panels: dict[str, list[Trace]] = {}
-    if figure is None or figure.choices is None:
+    if figure.choices is None:
         return panels
     for place, option in enumerate(figure.choices.controls[0].options):
         for rest, index, look in overlays:

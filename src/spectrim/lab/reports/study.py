@@ -16,6 +16,8 @@ __all__ = ["PAGE", "report"]
 PAGE = "report.html"
 """The page's name beside ``summary.md``."""
 
+WRITERS = "compare, sweep and spectrum"
+
 
 def report(folders: Sequence[Path], out: Path) -> None:
     """Write one page on all of these comparisons, sweeps and spectra.
@@ -32,14 +34,45 @@ def report(folders: Sequence[Path], out: Path) -> None:
 
     if out.is_dir() or (out.exists() and MARK not in head(out)):
         raise LabError(f"--out {str(out)!r} exists and is no page of spectrim's; choose another name")
-    parts = []
-    for study in map(read_study, folders):
-        try:
-            parts.append(part_of(study))
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            file = "spectrum.json" if study.kind == "spectrum" else "results.json"
-            raise LabError(f"{str(study.folder / file)!r} is not what {WRITERS} write: {error!r}") from error
-    write_page(parts, out)
+    write_page([read_part(folder) for folder in folders], out)
+
+
+def head(file: Path) -> str:
+    """The first characters of a file, which hold the page's head."""
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        return stream.read(4096)
+
+
+def read_part(folder: Path) -> "PagePart":
+    """The page's part on the results in a folder.
+
+    Raises:
+        LabError: it holds no results of a comparison, a sweep or spectra.
+    """
+    from spectrim.lab.reports.page.sections import Study
+
+    file, spectra = folder / "results.json", folder / "spectrum.json"
+    if not file.is_file():
+        file = spectra
+    if not file.is_file():
+        found = "a single run" if (folder / "result.json").is_file() else "nothing of the kind"
+        raise LabError(
+            f"{str(folder)!r} holds {found}; expected the folder of a finished comparison or sweep, with results.json, "
+            f"or of spectra, with spectrum.json"
+        )
+    summary: Any = parse_json(file.read_bytes(), repr(str(file)))
+    parts = ("subjects" if file is spectra else "recipes", "config", "environment")
+    if (
+        not isinstance(summary, dict)
+        or not all(isinstance(summary.get(part), dict) for part in parts)
+        or not summary[parts[0]]
+    ):
+        raise LabError(f"{str(file)!r} is not what {WRITERS} write")
+    kind: Any = "spectrum" if file is spectra else "compare" if "seeds" in summary["config"] else "sweep"
+    try:
+        return part_of(Study(kind=kind, folder=folder, summary=summary))
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise LabError(f"{str(file)!r} is not what {WRITERS} write: {error!r}") from error
 
 
 def part_of(study: "Study") -> "PagePart":
@@ -51,57 +84,3 @@ def part_of(study: "Study") -> "PagePart":
     else:
         from spectrim.lab.reports.page.comparison_page import comparison_part as make
     return make(study)
-
-
-def head(file: Path) -> str:
-    """The first characters of a file, which hold the page's head."""
-    with file.open(encoding="utf-8", errors="replace") as stream:
-        return stream.read(4096)
-
-
-def read_study(folder: Path) -> "Study":
-    """Read the results in a folder.
-
-    Raises:
-        LabError: it holds no results of a comparison, a sweep or spectra.
-    """
-    from spectrim.lab.reports.page.sections import Study
-
-    file = folder / "results.json"
-    spectra = folder / "spectrum.json"
-    if spectra.is_file() and not file.is_file():
-        summary = read_object(spectra)
-        if summary.get("kind") != "spectrum" or not all(
-            isinstance(summary.get(key), dict) for key in ("subjects", "config", "environment")
-        ):
-            raise LabError(f"{str(spectra)!r} is not what {WRITERS} write")
-        return Study(kind="spectrum", name=folder.resolve().name, folder=folder, summary=summary)
-    if not file.is_file():
-        kind = "a single run" if (folder / "result.json").is_file() else "nothing of the kind"
-        raise LabError(
-            f"{str(folder)!r} holds {kind}; expected the folder of a finished comparison or sweep, with results.json, "
-            f"or of spectra, with spectrum.json"
-        )
-    summary = read_object(file)
-    parts = [summary.get(key) for key in ("recipes", "config", "environment")]
-    if not all(isinstance(part, dict) for part in parts) or not summary["recipes"]:
-        raise LabError(f"{str(file)!r} is not what {WRITERS} write")
-    return Study(
-        kind="compare" if "seeds" in summary["config"] else "sweep",
-        name=folder.resolve().name,
-        folder=folder,
-        summary=summary,
-    )
-
-
-WRITERS = "compare, sweep and spectrum"
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object; other values count as an empty object.
-
-    Raises:
-        LabError: it is not JSON.
-    """
-    value = parse_json(file.read_bytes(), repr(str(file)))
-    return value if isinstance(value, dict) else {}

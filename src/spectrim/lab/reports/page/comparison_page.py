@@ -16,6 +16,7 @@ from spectrim.lab.reports.comparison_report import (
     heading,
     table_rows,
     uneven_notes,
+    verdict_rows,
 )
 from spectrim.lab.reports.markdown import markdown
 from spectrim.lab.reports.page.figures import cost_figures, swatches, target_figure
@@ -23,7 +24,7 @@ from spectrim.lab.reports.page.html import Note, PagePart, Section, Table
 from spectrim.lab.reports.page.loss_figure import Over, loss_figure
 from spectrim.lab.reports.page.sections import Study, configuration, plan, provenance, reproduction, spectra
 from spectrim.lab.reports.pictures import save_figure
-from spectrim.lab.reports.words import comparison_headline, verdict_rows
+from spectrim.lab.reports.words import comparison_headline
 
 __all__ = ["comparison_part", "write_report"]
 
@@ -34,7 +35,7 @@ def write_report(summary: dict[str, Any], out: Path) -> None:
     if has_times(summary):
         curves["time"] = "loss_over_time"
     pictures = {save_loss(summary, out, stem, over=over): f"{stem}.svg" for over, stem in curves.items()}
-    study = Study(kind="compare", name=out.name, folder=out, summary=summary)
+    study = Study(kind="compare", folder=out, summary=summary)
     write_text(out / "summary.md", markdown(comparison_part(study), pictures))
     write_json(out / "results.json", summary)
 

@@ -34,6 +34,10 @@ class Quantity:
         """A value in a table."""
         return f"{value:.1%}" if self.percent else f"{value:.3g}"
 
+    def axis(self, known: Sequence[float], *, shown: Sequence[float] | None = None, title: str = "") -> dict[str, Any]:
+        """The vertical axis of a figure, see :func:`axis_of`."""
+        return axis_of(known, log=self.log, percent=self.percent, shown=shown, title=title)
+
 
 QUANTITIES: dict[str, Quantity] = {
     "update_to_weight": Quantity(name="Update over weight", summary="largest"),
@@ -58,7 +62,12 @@ QUANTITIES: dict[str, Quantity] = {
 
 
 def axis_of(
-    known: Sequence[float], *, log: bool, percent: bool = False, shown: Sequence[float] | None = None
+    known: Sequence[float],
+    *,
+    log: bool,
+    percent: bool = False,
+    shown: Sequence[float] | None = None,
+    title: str = "",
 ) -> dict[str, Any]:
     """Scale and ticks of a vertical axis, by plotly's dotted keys, the same for every axis.
 
@@ -69,13 +78,14 @@ def axis_of(
         log: whether it may be.
         percent: whether values are shares.
         shown: the values of one stage, which decide its ticks; ``known`` unless given.
+        title: of the axis.
     """
     positive = [value for value in known if value > 0]
     wide = log and bool(positive) and max(positive) >= NEAR * min(positive)
     now = [value for value in (known if shown is None else shown) if value > 0] or positive
     decades = math.log10(max(now) / min(now)) if wide else 0.0
     return {
-        "title.text": "",
+        "title.text": title,
         "type": "log" if wide else "linear",
         "autorange": True,
         "rangemode": "normal" if log else "tozero",

@@ -3,7 +3,7 @@ returns None without data.
 """
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from spectrim.lab.reports.shareable import SHORTENED, shareable
 from spectrim.lab.settings import toml
 from spectrim.lab.training.folder import RunFolder
 
-__all__ = ["Study", "configuration", "plan", "provenance", "reproduction", "spectra"]
+__all__ = ["Study", "configuration", "measurements", "plan", "provenance", "reproduction", "spectra"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,14 @@ class Study:
 
     kind: Literal["compare", "sweep", "spectrum"]
     """The command that wrote it."""
-    name: str
     folder: Path
     summary: dict[str, Any]
     """The content of ``results.json`` or ``spectrum.json``."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
 
     def sections(self, makers: "Sequence[Callable[[Study], Section | None]]") -> list[Section]:
         """The sections that the study has data for."""
@@ -45,11 +49,15 @@ class Study:
 
 def spectra(study: Study) -> Section | None:
     """The measurements of the runs' monitors; None without a monitor."""
-    runs = {recipe: study.run(recipe) for recipe in study.summary["recipes"]}
+    return measurements({recipe: study.run(recipe) for recipe in study.summary["recipes"]})
+
+
+def measurements(runs: Mapping[str, RunFolder | None]) -> Section | None:
+    """The measurements of the monitors of these runs, if the runs still exist."""
     return spectra_section(
         [
-            MonitoredRun(name=recipe, index=index, records=read_measurements(run.monitor_file) if run else ())
-            for index, (recipe, run) in enumerate(runs.items())
+            MonitoredRun(name=name, index=index, records=read_measurements(run.monitor_file) if run else ())
+            for index, (name, run) in enumerate(runs.items())
         ]
     )
 

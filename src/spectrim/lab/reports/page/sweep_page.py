@@ -20,7 +20,7 @@ def write_report(summary: dict[str, Any], out: Path) -> None:
     """Write results.json, summary.md and the picture into the sweep's folder."""
     figure = rate_figure(summary)
     save_figure(figure, out, "learning_rates")
-    study = Study(kind="sweep", name=out.name, folder=out, summary=summary)
+    study = Study(kind="sweep", folder=out, summary=summary)
     write_text(out / "summary.md", markdown(sweep_part(study), {figure.title: "learning_rates.svg"}))
     write_json(out / "results.json", summary)
 

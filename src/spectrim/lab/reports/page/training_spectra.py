@@ -2,24 +2,19 @@
 :class:`spectrim.lab.logging.monitor_log.MonitoredRun`. Runs without a monitor have no section.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from statistics import median
 from typing import Any
 
-from spectrim.lab.logging.monitor_log import MonitoredRun, MonitorRecord, layer_of, short_names
+from spectrim.lab.logging.monitor_log import MonitoredRun, MonitorRecord, layer_of
 from spectrim.lab.reports.page.figures import layout
-from spectrim.lab.reports.page.html import Control, Figure, Frame, Menus, Note, Section, Table
-from spectrim.lab.reports.page.menu_figures import chosen_figure, looks_of, stages_of
+from spectrim.lab.reports.page.html import Control, Figure, Frame, Note, Section, Table
+from spectrim.lab.reports.page.menu_figures import looks_of, matrix_menu, menu_figure, rounded, stages_of, thinned
 from spectrim.lab.reports.page.quantities import QUANTITIES, Quantity, axis_of
 
 __all__ = ["spectra_section"]
-
-Frames = dict[tuple[int, ...], Frame]
-
-POINTS = 32
-"""The most points of a spectrum that are drawn, evenly spread on a logarithmic axis of ranks."""
 
 KINDS = {
     "gradient": "the gradient",
@@ -27,9 +22,6 @@ KINDS = {
     "update": "the update",
     "weight": "the weights",
 }
-
-FLOOR = 1e-6
-"""Singular values below this share of the largest one are rounding errors, and are not drawn."""
 
 MATRICES = 64
 """The most matrices that a menu offers."""
@@ -65,80 +57,57 @@ SUMMARY_NOTE = (
 
 def spectrum_figure(runs: Sequence[MonitoredRun]) -> Figure | None:
     """Singular values of a matrix at a stage of training, a line a recipe; None without exact spectra."""
-    exact = {run.name: [record for record in run.records if record.get("spectra")] for run in runs}
-    names = ordered({name for records in exact.values() for record in records for name in record["spectra"]})
+    exact = [[record for record in run.records if record.get("spectra")] for run in runs]
+    held = [record["spectra"] for records in exact for record in records]
+    names = ordered({name for spectra in held for name in spectra})
     if not names:
         return None
-    kinds = [kind for kind in KINDS if any_has(exact, names, kind)]
-    stages, at = stages_of([exact[run.name] for run in runs])
-    frames: Frames = {}
-    for matrix, name in enumerate(names):
-        for kind_index, kind in enumerate(kinds):
-            spectra = [[(record or {}).get("spectra", {}).get(name, {}).get(kind) for record in stage] for stage in at]
-            limits = [[limit_of(record, name) if kind == "update" else None for record in stage] for stage in at]
-            known = [value for stage in spectra for spectrum in stage if spectrum for value in spectrum if value]
-            known += [limit for stage in limits for limit in stage if limit]
-            if not known:
-                continue
-            for stage, (values, bounds) in enumerate(zip(spectra, limits, strict=True)):
-                curves = [thinned(spectrum) if spectrum else None for spectrum in values]
-                ends = [(1, len(spectrum)) if spectrum else (1, 2) for spectrum in values]
-                lines = [(end, (bound, bound)) if bound else None for end, bound in zip(ends, bounds, strict=True)]
-                now = [value for curve in (*curves, *lines) if curve for value in curve[1] if value]
-                axis = axis_of(known, log=True, shown=now) | {"title.text": f"singular values of {KINDS[kind]}"}
-                frames[matrix, kind_index, stage] = Frame(curves=[*curves, *lines], axis=axis)
-    short = short_names(names)
-    choices = Menus(
-        controls=[
-            Control(label="Matrix", options=[short[name] for name in names], start=busiest(names)),
-            # Recipes differ most in their updates.
-            Control(label="Spectrum of", options=kinds, start=kinds.index("update") if "update" in kinds else 0),
-            Control(label="Stage", options=stages, start=len(stages) - 1, slider=True),
-        ],
-        frames=frames,
-        tabled=len(runs),
-    )
-    bounded = any(limit for frame in frames.values() for limit in frame.curves[len(runs) :])
-    return chosen_figure(
+    kinds = [kind for kind in KINDS if any(kind in each for spectra in held for each in spectra.values())]
+    slider, at = stages_of(exact)
+
+    @cache
+    def measured(matrix: int, kind: int) -> tuple[list[Any], list[Any], list[float]]:
+        """Spectra and bounds of all runs at every stage, and all values that are not zero."""
+        name, key = names[matrix], kinds[kind]
+        spectra = [[(record or {}).get("spectra", {}).get(name, {}).get(key) for record in stage] for stage in at]
+        limits = [[limit_of(record, name) if key == "update" else None for record in stage] for stage in at]
+        known = [value for stage in spectra for spectrum in stage for value in spectrum or () if value]
+        return spectra, limits, known + [limit for stage in limits for limit in stage if limit]
+
+    def frame(matrix: int, kind: int, stage: int) -> Frame | None:
+        spectra, limits, known = measured(matrix, kind)
+        if not known:
+            return None
+        curves: list[Any] = [thinned(spectrum) if spectrum else None for spectrum in spectra[stage]]
+        ends = [(1, len(spectrum)) if spectrum else (1, 2) for spectrum in spectra[stage]]
+        curves += [(end, (limit, limit)) if limit else None for end, limit in zip(ends, limits[stage], strict=True)]
+        now = [value for curve in curves if curve for value in curve[1] if value]
+        axis = axis_of(known, log=True, shown=now, title=f"singular values of {KINDS[kinds[kind]]}")
+        return Frame(curves=curves, axis=axis)
+
+    # Recipes differ most in their updates.
+    start = kinds.index("update") if "update" in kinds else 0
+    bounded = "update" in kinds and any(limit_of(each, name) for records in exact for each in records for name in names)
+    return menu_figure(
         looks_of(runs, limits=True),
-        choices,
+        [matrix_menu(names), Control(label="Spectrum of", options=kinds, start=start), slider],
+        frame,
+        tabled=len(runs),
         title="Singular values through training",
         alt="Lines of the singular values of one matrix from the largest to the smallest, one for each recipe, at a "
         "stage of training that the slider chooses.",
-        x={"title": "rank of the singular value", "type": "log", **rank_ticks(frames)},
+        x={"title": "rank of the singular value"},
         first="rank",
+        ranks=True,
         note="Both axes are logarithmic; the vertical one follows the slider."
         + (" Dotted: the most that the recipe's clip lets a step move the matrix, before weight decay." * bounded),
     )
-
-
-def any_has(exact: Mapping[str, Sequence[MonitorRecord]], names: Sequence[str], kind: str) -> bool:
-    return any(kind in record["spectra"].get(name, {}) for each in exact.values() for record in each for name in names)
 
 
 def limit_of(record: MonitorRecord | None, name: str) -> float | None:
     """The bound of clipping on the update's largest singular value, if the record has it."""
     limit: float | None = (record or {}).get("parameters", {}).get(name, {}).get("update_limit")
     return limit
-
-
-def thinned(spectrum: Sequence[float | None]) -> tuple[list[int], list[float | None]]:
-    """At most :data:`POINTS` ranks of a spectrum with their singular values; None for those that are rounding alone."""
-    count, floor = len(spectrum), FLOOR * max(value or 0.0 for value in spectrum)
-    places = sorted({round(count ** (index / (POINTS - 1))) for index in range(POINTS)})
-    chosen = [spectrum[place - 1] for place in places]
-    return places, [rounded(value) if value and value >= floor else None for value in chosen]
-
-
-def rounded(value: float | None) -> float | None:
-    """Round to four digits; a logarithmic axis shows positive values only."""
-    return float(f"{value:.4g}") if value is not None and value > 0 else None
-
-
-def rank_ticks(frames: Mapping[tuple[int, ...], Frame]) -> dict[str, Any]:
-    last = max(int(curve[0][-1]) for frame in frames.values() for curve in frame.curves if curve)
-    ticks = [digit * 10**power for power in range(len(str(last))) for digit in (1, 2, 5)]
-    return {"tickvals": ticks, "ticktext": list(map(str, ticks)), "range": [-0.02, math.log10(last) + 0.02]}
 
 
 # -- Quantities over time ----------------------------------------------------------------------------------------------
@@ -166,8 +135,8 @@ def summary_figure(runs: Sequence[MonitoredRun], key: str, quantity: Quantity) -
             x, y = zip(*curve, strict=True)
             mode = "lines+markers" if len(x) < 12 else "lines"
             traces.append({**look, "x": x, "y": y, "mode": mode, "hovertemplate": quantity.hover})
-    axis = axis_of(known, log=quantity.log, percent=quantity.percent)
-    # What the title says already.
+    axis = quantity.axis(known)
+    # The figure's title names the quantity.
     del axis["title.text"]
     shape = layout(x={"title": "step", "rangemode": "tozero"}, y={"title": "", **axis}, hovermode="x unified")
     words = [
@@ -199,30 +168,32 @@ def values_in(record: MonitorRecord, key: str) -> list[float]:
 
 def layer_figure(runs: Sequence[MonitoredRun]) -> Figure | None:
     """The largest value of a quantity in each layer, at a stage of training."""
-    layers = sorted({layer for run in runs for layer in layers_of(run) if layer is not None})
+    found = {layer_of(name)[0] for run in runs for record in run.records for name in record["parameters"]}
+    layers = sorted(layer for layer in found if layer is not None)
     if len(layers) < 2:
         return None
-    stages, at = stages_of([run.records for run in runs])
+    slider, at = stages_of([run.records for run in runs])
     keys = present(runs)
-    frames: Frames = {}
-    for key_index, key in enumerate(keys):
-        tables = [[largest_by_layer(record, key) if record else {} for record in stage] for stage in at]
-        known = [value for stage in tables for table in stage for value in table.values()]
-        for stage, values in enumerate(tables):
-            curves = [(layers, [rounded(table.get(layer)) for layer in layers]) if table else None for table in values]
-            now = [value for table in values for value in table.values()]
-            frames[key_index, stage] = Frame(curves=curves, axis=axis_for(key, known, "largest in the layer", now))
-    choices = Menus(
-        controls=[
-            Control(label="Quantity", options=[QUANTITIES[key].name for key in keys], start=starting(keys)),
-            Control(label="Stage", options=stages, start=len(stages) - 1, slider=True),
-        ],
-        frames=frames,
-        tabled=len(runs),
-    )
-    return chosen_figure(
+
+    @cache
+    def tables(key: str) -> list[list[dict[int, float]]]:
+        return [[largest_by_layer(record, key) if record else {} for record in stage] for stage in at]
+
+    def frame(key: int, stage: int) -> Frame:
+        quantity, values = QUANTITIES[keys[key]], tables(keys[key])
+        known = [value for stage in values for table in stage for value in table.values()]
+        now = [value for table in values[stage] for value in table.values()]
+        curves = [
+            (layers, [rounded(table.get(layer)) for layer in layers]) if table else None for table in values[stage]
+        ]
+        axis = quantity.axis(known, shown=now, title=f"{quantity.name.lower()}, largest in the layer")
+        return Frame(curves=curves, axis=axis)
+
+    return menu_figure(
         looks_of(runs),
-        choices,
+        [quantity_menu(keys), slider],
+        frame,
+        tabled=len(runs),
         title="Largest value in each layer",
         alt="Lines over the layers of the model, one for each recipe, of the largest value among a layer's matrices.",
         x={"title": "layer", "tickmode": "auto" if len(layers) > 12 else "linear", "dtick": 1},
@@ -239,41 +210,27 @@ def largest_by_layer(record: MonitorRecord, key: str) -> dict[int, float]:
     return found
 
 
-def layers_of(run: MonitoredRun) -> set[int | None]:
-    return {layer_of(name)[0] for record in run.records for name in record["parameters"]}
-
-
 def matrix_figure(runs: Sequence[MonitoredRun]) -> Figure | None:
     """Any quantity of any matrix over training."""
     names = ordered({name for run in runs for record in run.records for name in record["parameters"]})
     if len(names) > MATRICES:
         names = [names[round(index * (len(names) - 1) / (MATRICES - 1))] for index in range(MATRICES)]
     keys = present(runs)
-    frames: Frames = {}
-    for matrix, name in enumerate(names):
-        for key_index, key in enumerate(keys):
-            curves: list[Any] = []
-            for run in runs:
-                steps = [record["step"] for record in run.records]
-                values = [rounded(record["parameters"].get(name, {}).get(key)) for record in run.records]
-                curves.append((steps, values) if any(values) else None)
-            known = [value for curve in curves if curve for value in curve[1] if value is not None]
-            if known:
-                frames[matrix, key_index] = Frame(curves=curves, axis=axis_for(key, known, ""))
-    if not frames:
-        return None
-    short = short_names(names)
-    choices = Menus(
-        controls=[
-            Control(label="Matrix", options=[short[name] for name in names], start=busiest(names)),
-            Control(label="Quantity", options=[QUANTITIES[key].name for key in keys], start=starting(keys)),
-        ],
-        frames=frames,
-        tabled=len(runs),
-    )
-    return chosen_figure(
+
+    def frame(matrix: int, key: int) -> Frame | None:
+        quantity, curves = QUANTITIES[keys[key]], []
+        for run in runs:
+            held = [record["parameters"].get(names[matrix], {}) for record in run.records]
+            values = [rounded(each.get(keys[key])) for each in held]
+            curves.append(([record["step"] for record in run.records], values) if any(values) else None)
+        known = [value for curve in curves if curve for value in curve[1] if value is not None]
+        return Frame(curves=curves, axis=quantity.axis(known, title=quantity.name.lower())) if known else None
+
+    return menu_figure(
         looks_of(runs),
-        choices,
+        [matrix_menu(names), quantity_menu(keys)],
+        frame,
+        tabled=len(runs),
         title="One matrix over training",
         alt="Lines over training, one for each recipe, of a quantity of one matrix.",
         x={"title": "step", "rangemode": "tozero"},
@@ -289,15 +246,6 @@ def ordered(names: set[str]) -> list[str]:
     return sorted(names, key=lambda name: (layer_of(name)[0] is None, layer_of(name)[0] or 0, name))
 
 
-def busiest(names: Sequence[str]) -> int:
-    """The matrix that is shown first: the feed-forward one of the middle layer, which is the largest."""
-    layers = sorted({layer for name in names if (layer := layer_of(name)[0]) is not None})
-    if not layers:
-        return 0
-    middle = [index for index, name in enumerate(names) if layer_of(name)[0] == layers[len(layers) // 2]]
-    return next((index for index in middle if "up" in names[index] or "fc" in names[index]), middle[0])
-
-
 def present(runs: Sequence[MonitoredRun]) -> list[str]:
     """The quantities that any matrix of any run has."""
     found = {
@@ -311,11 +259,6 @@ def present(runs: Sequence[MonitoredRun]) -> list[str]:
     return [key for key in QUANTITIES if key in found]
 
 
-def starting(keys: Sequence[str]) -> int:
-    return keys.index("update_to_weight") if "update_to_weight" in keys else 0
-
-
-def axis_for(key: str, known: Sequence[float], of: str, shown: Sequence[float] | None = None) -> dict[str, Any]:
-    quantity = QUANTITIES[key]
-    axis = axis_of(known, log=quantity.log, percent=quantity.percent, shown=shown)
-    return {**axis, "title.text": f"{quantity.name.lower()}, {of}" if of else quantity.name.lower()}
+def quantity_menu(keys: Sequence[str]) -> Control:
+    start = keys.index("update_to_weight") if "update_to_weight" in keys else 0
+    return Control(label="Quantity", options=[QUANTITIES[key].name for key in keys], start=start)

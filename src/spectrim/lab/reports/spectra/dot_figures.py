@@ -24,6 +24,10 @@ KINDS = {
 """Kinds of spectra: name, and colour and dashes for figures that show several kinds."""
 
 
+SYMBOLS = ("circle", "square-open", "diamond-open", "x-thin")
+"""Plotly's symbols of the series, in their order."""
+
+
 def names_of(subjects: Subjects, having: str = "weight") -> list[str]:
     """Names of the matrices that have this measurement in any subject, in the models' order."""
     return list(
@@ -43,7 +47,6 @@ def dot_figure(
     reference: tuple[str, Callable[[Matrix], float]] | None = None,
     share: bool = False,
     note: str = "",
-    small: bool = False,
 ) -> Figure | None:
     """A row for each matrix, and on it a dot for every subject and series; ``reference`` is a tick for all subjects.
 
@@ -53,72 +56,41 @@ def dot_figure(
     if not names:
         return None
     short = short_names(names)
-    traces = []
-    symbols = ("circle", "square-open", "diamond-open", "x-thin")
-    rows = [
-        [
-            "matrix",
-            *(
-                f"{name}: {label}" if len(subjects) > 1 and label else label or name
-                for name in subjects
-                for label in series
-            ),
-        ]
-    ]
-    table = {name: [short[name]] for name in names}
-    words = []
-    for index, (subject_name, subject) in enumerate(subjects.items()):
-        stroke = {"color": colour(index)}
-        for (label, read), symbol in zip(series.items(), symbols, strict=False):
-            found = {
-                name: read(subject["matrices"][name])
-                for name in names
-                if (subject["matrices"].get(name) or {}).get(having)
-            }
-            known = {name: value for name, value in found.items() if value is not None}
+    traces, words = [], []
+    columns = [["matrix", *short.values()]]
+    every: dict[str, Matrix] = {}
+
+    def draw(index: int | None, name: str, heading: str, known: Mapping[str, float], marker: Any, hover: str) -> None:
+        x, y = list(known.values()), [short[each] for each in known]
+        traces.append(scatter(index, name, x, y, hover=hover, mode="markers", marker=marker))
+        columns.append([heading, *(f"{known[each]:.3g}" if each in known else "-" for each in names)])
+
+    for index, (name, subject) in enumerate(subjects.items()):
+        measured = {key: each for key in names if (each := subject["matrices"].get(key) or {}).get(having)}
+        every = measured | every
+        for (label, read), symbol in zip(series.items(), SYMBOLS, strict=False):
+            known = {key: value for key, each in measured.items() if (value := read(each)) is not None}
+            stroke = {"color": colour(index)}
             marker = {**stroke, "symbol": symbol, "size": 9, "line": {**stroke, "width": 1.8}}
-            traces.append(
-                scatter(
-                    index,
-                    f"{subject_name}: {label}" if label else subject_name,
-                    list(known.values()),
-                    [short[name] for name in known],
-                    hover="%{y}: %{x:.3g}",
-                    mode="markers",
-                    marker=marker,
-                )
-            )
-            for name in names:
-                table[name].append(f"{known[name]:.3g}" if name in known else "-")
+            whole = f"{name}: {label}" if label else name
+            draw(index, whole, whole if len(subjects) > 1 else label or name, known, marker, "%{y}: %{x:.3g}")
             if known:
-                of = f"{subject_name}, {label}" if label else subject_name
+                of = f"{name}, {label}" if label else name
                 words.append(f"{of}: from {min(known.values()):.3g} to {max(known.values()):.3g}.")
     if reference is not None:
         label, at = reference
-        marks = {
-            name: at(next(each["matrices"][name] for each in subjects.values() if name in each["matrices"]))
-            for name in names
-        }
         marker = {"symbol": "line-ns", "size": 12, "color": GREY, "line": {"width": 2, "color": GREY}}
-        rows_at, hover = [short[name] for name in names], f"{shown(label)}: %{{x:.3g}}<extra></extra>"
-        traces.append(scatter(None, label, list(marks.values()), rows_at, hover=hover, mode="markers", marker=marker))
-        rows[0].append(label)
-        for name in names:
-            table[name].append(f"{marks[name]:.3g}")
-    axis: dict[str, Any] = {"title": x, "rangemode": "tozero"}
-    if share:
-        axis |= {"range": [-0.01, 1.03], "tickformat": ".0%"}
-    shape = layout(x=axis, bars=True, hovermode="closest", margin={"l": 8, "r": 16, "t": 16, "b": 8})
-    shape["yaxis"] |= {
-        **{"showgrid": True, "categoryorder": "array", "categoryarray": [short[name] for name in names]},
-    }
+        hover = f"{shown(label)}: %{{x:.3g}}<extra></extra>"
+        draw(None, label, label, {name: at(every[name]) for name in names}, marker, hover)
+    axis = {"title": x, "rangemode": "tozero", **({"range": [-0.01, 1.03], "tickformat": ".0%"} if share else {})}
+    shape = layout(x=axis, bars=True, hovermode="closest")
+    shape["yaxis"] |= {"showgrid": True, "categoryorder": "array", "categoryarray": list(short.values())}
     return Figure(
         title=title,
         alt=f"Dots for every matrix: {title}. {' '.join(words)}",
         drawing={"data": traces, "layout": shape},
-        numbers=Table(caption=title, rows=[*rows, *table.values()]),
+        numbers=Table(caption=title, rows=list(zip(*columns, strict=True))),
         note=note,
-        small=small,
         height=90 + 20 * len(names),
     )
 

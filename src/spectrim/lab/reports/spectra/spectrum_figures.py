@@ -3,12 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from spectrim.lab.logging.monitor_log import MonitoredRun, short_names
+from spectrim.lab.logging.monitor_log import MonitoredRun
 from spectrim.lab.reports.page.figures import scatter
-from spectrim.lab.reports.page.html import Control, Figure, Frame, Menus
-from spectrim.lab.reports.page.menu_figures import chosen_figure, looks_of
+from spectrim.lab.reports.page.html import Control, Figure, Frame
+from spectrim.lab.reports.page.menu_figures import looks_of, matrix_menu, menu_figure, thinned
 from spectrim.lab.reports.page.quantities import axis_of
-from spectrim.lab.reports.page.training_spectra import busiest, rank_ticks, thinned
 from spectrim.lab.reports.spectra.dot_figures import GREY, KINDS, Matrix, Subjects, names_of
 
 __all__ = [
@@ -21,32 +20,53 @@ __all__ = [
 Curve = tuple[Sequence[float], Sequence[float | None]] | None
 
 
-def runs_of(subjects: Subjects) -> list[MonitoredRun]:
-    """The subjects as runs, for figures that draw runs."""
-    return [MonitoredRun(name=name, index=index, records=()) for index, name in enumerate(subjects)]
+def matrix_figure(
+    names: Sequence[str],
+    menu: Control | None,
+    looks: Sequence[dict[str, Any]],
+    curves: Callable[[str, int], list[Curve]],
+    *,
+    y: str,
+    **more: Any,
+) -> Figure | None:
+    """A figure with a menu of matrices and perhaps another; ``curves`` returns those of a matrix at an option."""
+
+    def frame(matrix: int, option: int = 0) -> Frame | None:
+        found = curves(names[matrix], option)
+        known = [value for curve in found if curve for value in curve[1] if value]
+        return Frame(curves=found, axis=axis_of(known, log=True, title=y)) if known else None
+
+    controls = [matrix_menu(names), menu] if menu else [matrix_menu(names)]
+    return menu_figure(looks, controls, frame, **more)
 
 
-def spectrum_figure(subjects: Subjects) -> Figure:
+def subject_looks(subjects: Subjects) -> list[dict[str, Any]]:
+    """A line for every subject, and a dotted one for its bound."""
+    runs = [MonitoredRun(name=name, index=index, records=()) for index, name in enumerate(subjects)]
+    return looks_of(runs, limits=True)
+
+
+def spectrum_figure(subjects: Subjects) -> Figure | None:
     """Singular values of any matrix and kind; for a mean gradient also those that noise alone would give."""
-    names = names_of(subjects)
     every = [each for subject in subjects.values() for each in subject["matrices"].values()]
     kinds = [kind for kind in KINDS if any(each.get(kind) for each in every)]
 
     def curves(name: str, kind: int) -> list[Curve]:
-        found = [(subject["matrices"].get(name) or {}).get(kinds[kind]) for subject in subjects.values()]
-        spectra = [thinned(each["spectrum"]) if each else None for each in found]
-        return [*spectra, *(thinned(each["floor"]) if each and "floor" in each else None for each in found)]
+        found = [(subject["matrices"].get(name) or {}).get(kinds[kind]) or {} for subject in subjects.values()]
+        return [thinned(each[key]) if key in each else None for key in ("spectrum", "floor") for each in found]
 
-    menu = Control(label="Spectrum of", options=[KINDS[kind][0] for kind in kinds])
-    choices = menus_of(names, menu, curves, "singular value", tabled=len(subjects))
-    assert choices is not None
-    return chosen_figure(
-        looks_of(runs_of(subjects), limits=True),
-        choices,
+    return matrix_figure(
+        names_of(subjects),
+        Control(label="Spectrum of", options=[KINDS[kind][0] for kind in kinds]),
+        subject_looks(subjects),
+        curves,
+        y="singular value",
+        tabled=len(subjects),
         title="Singular values",
         alt="Lines of the singular values of one matrix from the largest to the smallest, one for each model.",
-        x={"title": "rank of the singular value", "type": "log", **rank_ticks(choices.frames)},
+        x={"title": "rank of the singular value"},
         first="rank",
+        ranks=True,
         note="Both axes are logarithmic. Dotted, under a mean gradient: what noise alone would give there at this "
         "number of batches.",
     )
@@ -56,47 +76,30 @@ def direction_figure(subjects: Subjects) -> Figure | None:
     """Relative variance of the singular directions of any matrix."""
 
     def curves(name: str, _: int) -> list[Curve]:
-        found = [(subject["matrices"].get(name) or {}).get("directions") for subject in subjects.values()]
+        found = [(subject["matrices"].get(name) or {}).get("directions") or () for subject in subjects.values()]
         return [groups_of(each, key) for key in ("relative", "at_least") for each in found]
 
-    choices = menus_of(
-        names_of(subjects, "directions"), None, curves, "variance over squared mean", tabled=len(subjects)
-    )
-    if choices is None:
-        return None
-    return chosen_figure(
-        looks_of(runs_of(subjects), limits=True),
-        choices,
+    return matrix_figure(
+        names_of(subjects, "directions"),
+        None,
+        subject_looks(subjects),
+        curves,
+        y="variance over squared mean",
+        tabled=len(subjects),
         title="Relative variance of singular directions over batches",
         alt="Lines of the variance over batches of the gradient along a singular direction over its squared mean, "
         "against the rank of the direction.",
-        x={"title": "rank of the direction (middle of a group)", "type": "log", **rank_ticks(choices.frames)},
+        x={"title": "rank of the direction (middle of a group)"},
         first="rank",
+        ranks=True,
         note="Directions from one half of the batches, measured on the other. Dotted: bounds from below, where the "
         "mean is lost in noise.",
     )
 
 
-def menus_of(
-    names: Sequence[str], menu: Control | None, curves: Callable[[str, int], list[Curve]], y: str, *, tabled: int
-) -> Menus | None:
-    """A menu of matrices, and optionally another; ``curves`` returns the curves of a matrix at an option."""
-    frames: dict[tuple[int, ...], Frame] = {}
-    for place, name in enumerate(names):
-        for option in range(len(menu.options) if menu else 1):
-            found = curves(name, option)
-            if axis := log_axis(found):
-                frames[(place, option) if menu else (place,)] = Frame(curves=found, axis={**axis, "title.text": y})
-    if not frames:
-        return None
-    short = short_names(names)
-    matrices = Control(label="Matrix", options=[short[name] for name in names], start=busiest(names))
-    return Menus(controls=[matrices, menu] if menu else [matrices], frames=frames, tabled=tabled)
-
-
-def groups_of(groups: Sequence[Mapping[str, Any]] | None, key: str) -> Curve:
+def groups_of(groups: Sequence[Mapping[str, Any]], key: str) -> Curve:
     """Middles of the groups of ranks, and their values; None without values."""
-    if not groups or not any(group[key] for group in groups):
+    if not any(group[key] for group in groups):
         return None
     return [round((group["first"] * group["last"]) ** 0.5, 2) for group in groups], [group[key] for group in groups]
 
@@ -176,10 +179,8 @@ def line_figure(
     *,
     title: str,
     lines: Mapping[str, Mapping[str, Any]],
-    x: dict[str, Any],
-    y: str,
     floor: float,
-    note: str,
+    **more: Any,
 ) -> Figure | None:
     """Named lines of one matrix of one model, which menus choose; values below ``floor`` are left out."""
 
@@ -187,18 +188,16 @@ def line_figure(
         matrix = list(subjects.values())[model]["matrices"].get(name) or {}
         return [above(curve, floor) for curve in curves(matrix)] if matrix.get(having) else []
 
-    menu = Control(label="Model", options=list(subjects)) if len(subjects) > 1 else None
-    choices = menus_of(names_of(subjects, having), menu, of_model, y, tabled=len(lines))
-    if choices is None:
-        return None
-    return chosen_figure(
+    return matrix_figure(
+        names_of(subjects, having),
+        Control(label="Model", options=list(subjects)) if len(subjects) > 1 else None,
         [scatter(None, label, (), (), hover="%{y:.3g}", **look) for label, look in lines.items()],
-        choices,
+        of_model,
+        tabled=len(lines),
         title=title,
         alt=f"{title}: lines of {', '.join(lines)}.",
-        x=x,
         first="at",
-        note=note,
+        **more,
     )
 
 
@@ -209,9 +208,3 @@ def above(curve: Curve, floor: float) -> Curve:
     places, values = curve
     kept = [None if value is None or value < floor else float(f"{value:.4g}") for value in values]
     return [float(f"{place:.4g}") for place in places], kept
-
-
-def log_axis(curves: Sequence[Curve]) -> dict[str, Any] | None:
-    """The axis for these curves; None if they are empty."""
-    known = [value for curve in curves if curve for value in curve[1] if value]
-    return axis_of(known, log=True) if known else None

@@ -1,13 +1,13 @@
 """The page's part on ``spectrim spectrum``: the reading, figures, all numbers and the command."""
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from spectrim.lab.logging.monitor_log import MonitoredRun, read_measurements
 from spectrim.lab.reports.markdown import markdown
 from spectrim.lab.reports.page.figures import swatches
 from spectrim.lab.reports.page.html import Listing, Note, PagePart, Section, Table
-from spectrim.lab.reports.page.training_spectra import spectra_section
+from spectrim.lab.reports.page.sections import Study, measurements
 from spectrim.lab.reports.shareable import SHORTENED, shareable, short
 from spectrim.lab.reports.spectra.dot_figures import spike_figures, structure_figures, weight_figures
 from spectrim.lab.reports.spectra.matrix_table import CAPTION, WEIGHTS_CAPTION, gradient_rows, weight_rows
@@ -17,22 +17,15 @@ from spectrim.lab.reports.spectra.spectrum_figures import (
     spectrum_figure,
     tail_figure,
 )
-from spectrim.lab.reports.words import (
-    HOW,
-    reading_notes,
-    reading_rows,
-    side_by_side_rows,
-    spectrum_headline,
-)
+from spectrim.lab.reports.words import reading_notes, reading_rows, side_by_side_rows, spectrum_headline
 from spectrim.lab.training.folder import RunFolder
-
-if TYPE_CHECKING:
-    from spectrim.lab.reports.page.sections import Study
 
 __all__ = ["reading_text", "spectrum_part"]
 
+HOW = "Medians and ranges are over matrices. docs/spectrum.md says what each number means, and how it is debiased."
 
-def reading_text(study: "Study") -> str:
+
+def reading_text(study: Study) -> str:
     """The reading of all subjects as Markdown."""
     sections = study.sections((reading, reading_of_each))
     headline = spectrum_headline(study.summary)
@@ -40,7 +33,7 @@ def reading_text(study: "Study") -> str:
     return markdown(part, {}, files="The numbers are in `spectrum.json`, pictures beside it.")
 
 
-def spectrum_part(study: "Study") -> PagePart:
+def spectrum_part(study: Study) -> PagePart:
     """The page's part on spectra."""
     return PagePart(
         title=f"Spectra {study.name}",
@@ -51,7 +44,7 @@ def spectrum_part(study: "Study") -> PagePart:
     )
 
 
-def reading(study: "Study") -> Section:
+def reading(study: Study) -> Section:
     """Medians of one subject with verdicts, or medians of several subjects side by side."""
     subjects = study.summary["subjects"]
     if len(subjects) > 1:
@@ -68,7 +61,7 @@ def reading_of(name: str, subject: dict[str, Any]) -> list[Table | Note]:
     return [Table(caption=f"What was measured of {name}", rows=reading_rows(subject)), *notes, Note(lines=[HOW])]
 
 
-def reading_of_each(study: "Study") -> Section | None:
+def reading_of_each(study: Study) -> Section | None:
     """The whole reading of each of several subjects, below the figures."""
     subjects = study.summary["subjects"]
     if len(subjects) == 1:
@@ -77,20 +70,20 @@ def reading_of_each(study: "Study") -> Section | None:
     return Section(title="Reading of each", items=items)
 
 
-def spike_and_tail(study: "Study") -> Section:
+def spike_and_tail(study: Study) -> Section:
     subjects = study.summary["subjects"]
     made = [*spike_figures(subjects), spectrum_figure(subjects), direction_figure(subjects)]
     return Section(title="Spike and tail", items=[figure for figure in made if figure])
 
 
-def noise(study: "Study") -> Section | None:
+def noise(study: Study) -> Section | None:
     subjects = study.summary["subjects"]
     made = [*structure_figures(subjects), tail_figure(subjects), operator_figure(subjects)]
     items = [figure for figure in made if figure]
     return Section(title="Structure of the noise", items=items) if items else None
 
 
-def weights(study: "Study") -> Section:
+def weights(study: Study) -> Section:
     subjects = study.summary["subjects"]
     totals = [["model", "norm of all weights"]]
     totals += [[name, f"{subject['weight_norm']:.4g}"] for name, subject in subjects.items()]
@@ -99,25 +92,16 @@ def weights(study: "Study") -> Section:
     )
 
 
-def through_training(study: "Study") -> Section | None:
-    """The measurements of the runs' monitors, if the runs still exist."""
-    runs = []
-    for index, (name, subject) in enumerate(study.summary["subjects"].items()):
-        folder = run_of(subject)
-        runs.append(
-            MonitoredRun(name=name, index=index, records=read_measurements(folder.monitor_file) if folder else ())
-        )
-    return spectra_section(runs)
+def through_training(study: Study) -> Section | None:
+    return measurements({name: run_of(subject) for name, subject in study.summary["subjects"].items()})
 
 
 def run_of(subject: dict[str, Any]) -> RunFolder | None:
-    from pathlib import Path
-
-    path: Path = Path(subject["path"])
+    path = Path(subject["path"])
     return {"run": RunFolder(path), "checkpoint": RunFolder(path.parent.parent)}.get(subject["kind"])
 
 
-def numbers(study: "Study") -> Section:
+def numbers(study: Study) -> Section:
     tables = [
         Table(caption=f"Gradients of {name}", rows=rows)
         for name, subject in study.summary["subjects"].items()
@@ -128,21 +112,18 @@ def numbers(study: "Study") -> Section:
     return Section(title="All numbers", items=[*tables, weights, Note(lines=[*notes, "spectrum.json holds the rest."])])
 
 
-def configuration(study: "Study") -> Section:
-    config, environment = shareable(study.summary["config"]), study.summary["environment"]
-    facts: list[tuple[str, str]] = []
+def configuration(study: Study) -> Section:
+    """What was measured, and the command that measures it again."""
+    config = shareable(study.summary["config"])
+    facts = [["setting", "value"]]
     for name, subject in study.summary["subjects"].items():
-        text = subject["text"]
-        facts.append((name, f"{subject['kind']} {short(subject['path'])}" + step_of(subject)))
-        if text:
-            facts.append(
-                (
-                    f"batches of {name}",
-                    f"{text['batches']} of {text['batch_size']} x {text['sequence_length']} tokens, from batch "
-                    f"{text['first_batch']}, seed {text['seed']}",
-                )
-            )
-    facts += [(key, str(value)) for key, value in environment.items()]
+        step = "" if subject["step"] is None else f", step {subject['step']:,} of {subject['steps']:,}"
+        facts.append([name, f"{subject['kind']} {short(subject['path'])}{step}"])
+        if text := subject["text"]:
+            size = f"{text['batches']} of {text['batch_size']} x {text['sequence_length']} tokens"
+            where = f"from batch {text['first_batch']}, seed {text['seed']}"
+            facts.append([f"batches of {name}", f"{size}, {where}"])
+    facts += [[key, str(value)] for key, value in study.summary["environment"].items()]
     command = ["spectrim", "spectrum", *config["paths"], "--batches", str(config["batches"])]
     for flag, key in (("--parameters", "parameters"), ("--threshold", "thresholds"), ("--data", "data")):
         for value in config[key]:
@@ -152,24 +133,15 @@ def configuration(study: "Study") -> Section:
     if config["seed"] is not None:
         command += ["--seed", str(config["seed"])]
     command += ["--out", f"{study.name}-again"]
+    same = f"The same command gives the same numbers where torch, threads and device are the same. {SHORTENED}"
     return Section(
         title="Configuration",
         items=[
-            Table(caption="What was measured, and where", rows=[["setting", "value"], *map(list, facts)], words=True),
-            Note(
-                lines=[
-                    f"The same command gives the same numbers where torch, threads and device are the same. {SHORTENED}"
-                ]
-            ),
+            Table(caption="What was measured, and where", rows=facts, words=True),
+            Note(lines=[same]),
             Listing(title="Command", text=shlex.join(command)),
         ],
     )
-
-
-def step_of(subject: dict[str, Any]) -> str:
-    if subject["step"] is None:
-        return ""
-    return f", step {subject['step']:,} of {subject['steps']:,}"
 
 
 SECTIONS = (reading, spike_and_tail, noise, weights, through_training, reading_of_each, numbers, configuration)
