@@ -1,10 +1,12 @@
 """What the interpreted tests share: both forms of an operation, and lists of tensors of awkward sizes."""
 
 from collections.abc import Callable, Iterator
+from types import FunctionType
 
 import pytest
 import torch
 from torch import Tensor
+from triton.runtime import interpreter
 from triton.runtime.interpreter import GridExecutor
 
 from spectrim.kernels import use
@@ -26,13 +28,24 @@ def _launches(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, launching: dict[str, bool]
 ) -> Iterator[None]:
     names: list[str] = []
-    launch = GridExecutor.__call__
+    launch, patch = GridExecutor.__call__, interpreter._patch_lang
+    patched: set[int] = set()
 
     def counted(executor: GridExecutor, *args: object, **options: object) -> object:
         names.append(executor.fn.__name__)
+        patched.clear()
         return launch(executor, *args, **options)
 
+    def once(fn: FunctionType) -> object:
+        # The interpreter replaces the language's functions at every call of a function, which takes a third of the
+        # time of these tests: once for each module and launch is enough.
+        if id(fn.__globals__) in patched:
+            return None
+        patched.add(id(fn.__globals__))
+        return patch(fn)
+
     monkeypatch.setattr(GridExecutor, "__call__", counted)
+    monkeypatch.setattr(interpreter, "_patch_lang", once)
     yield
     given = getattr(request.node, "callspec", None)
     if given is None or given.params.get("form", True):

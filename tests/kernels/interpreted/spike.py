@@ -108,11 +108,16 @@ def test_the_first_step_takes_more_power_steps(stacked):
 
 @pytest.mark.parametrize(
     "options",
-    [{"layout": "stack"}, {"layout": "stack", "split": (8, 4, 8)}, {"layout": "flatten", "split": (16, 4)}],
-    ids=["experts", "split experts", "flattened"],
+    [
+        {"layout": "stack"},
+        {"layout": "stack", "split": (8, 4, 8)},
+        {"layout": "flatten", "split": (16, 4)},
+        {"split": (8, 8, 8)},
+    ],
+    ids=["experts", "split experts", "flattened", "split"],
 )
 def test_experts_splits_and_kernels_of_convolutions_are_runs_of_rows(stacked, options):
-    shapes = [(3, 20, 16), (2, 20, 5)] if options["layout"] == "stack" else [(20, 4, 3)]
+    shapes = {"stack": [(3, 20, 16), (2, 20, 5)], "flatten": [(20, 4, 3)]}.get(options.get("layout"), [(24, 16)])
     both(warm(group(*shapes, **options), rank_ratio=0.2))
     assert len(stacked) == 2
 
