@@ -186,7 +186,7 @@ class SpectralClipping(ScreenedOptimizer):
         key = (switches, parameter.ndim, parameter.dtype)
         if key not in self._decompositions:
             decomposition = find_decomposition(self.base, group, parameter.ndim)
-            if decomposition.way == "direct" and parameter.dtype.itemsize < 4:
+            if not decomposition.zeroed and parameter.dtype.itemsize < 4:
                 raise ValueError(
                     f"SpectralClipping cannot wrap {type(self.base).__name__} for parameters of {parameter.dtype}: its "
                     f"update depends on the weights, so it must be computed as a difference of weights, for which that "
