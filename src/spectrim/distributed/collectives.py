@@ -149,7 +149,7 @@ class Team:
         """
         own = [tensor.to(dtype).contiguous() for tensor in tensors]
         message = route.pack(own, dtype, device)
-        received = torch.empty(route.total_received, dtype=dtype, device=device)
+        received = torch.empty(sum(route.received), dtype=dtype, device=device)
         work = None
         if self.size > 1:
             _count(purpose, message.nbytes)

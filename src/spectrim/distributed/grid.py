@@ -103,7 +103,8 @@ class Grid:
 
     def share(self, which: Share) -> Callable[[int], Intervals]:
         """The function from member to indices for one way to divide the matrix."""
-        return {"rows": self.rows, "columns": self.columns, "basis": self.basis, "frame": self.frame}[which]
+        function: Callable[[int], Intervals] = getattr(self, which)
+        return function
 
     @cached_property
     def _part_runs(self) -> Intervals:

@@ -24,7 +24,6 @@ class Route:
 
     Attributes:
         sent, received: numbers of entries to and from every rank of the process group.
-        total_sent, total_received: their sums.
         packing: (index of a tensor, copy from it to the message).
         unpacking: (index of a target, copy from the received message to it).
         keeping: (index of a tensor, index of a target, copy between them) on this rank.
@@ -33,12 +32,15 @@ class Route:
 
     sent: list[int]
     received: list[int]
-    total_sent: int
-    total_received: int
     packing: tuple[tuple[int, Copy], ...]
     unpacking: tuple[tuple[int, Copy], ...]
     keeping: tuple[tuple[int, int, Copy], ...]
     is_concatenation: bool
+
+    @property
+    def total_sent(self) -> int:
+        """The number of entries that this rank sends."""
+        return sum(self.sent)
 
     def pack(self, tensors: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Pack contiguous tensors of this dtype into the message."""
@@ -91,9 +93,7 @@ class RoutePlanner:
             in_turn = in_turn and copy.target == end and is_plain(copy)
             end += _size(copy)
         keeping = [(*slots, copy) for slots, copies in self._kept.items() for copy in merged(copies)]
-        return Route(
-            sent, received, sum(sent), sum(received), tuple(packing), tuple(unpacking), tuple(keeping), in_turn
-        )
+        return Route(sent, received, tuple(packing), tuple(unpacking), tuple(keeping), in_turn)
 
     def _laid_out(
         self, parcels: dict[int, list[tuple[int, Sequence[Copy]]]], *, incoming: bool

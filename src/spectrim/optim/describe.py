@@ -57,7 +57,7 @@ class Description:
     @property
     def parameters(self) -> int:
         """The number of entries of all parameters."""
-        return sum(_count(row.shape) for row in self.rows)
+        return sum(math.prod(row.shape) for row in self.rows)
 
     @property
     def state_bytes(self) -> int:
@@ -210,7 +210,3 @@ def _bytes(state: Any) -> int:
     if isinstance(state, Sequence) and not isinstance(state, str | bytes):
         return sum(map(_bytes, state))
     return 0
-
-
-def _count(shape: Sequence[int]) -> int:
-    return torch.Size(shape).numel()

@@ -90,11 +90,16 @@ def param_groups(
         values = _values(reading, override, lr_factors)
         groups.setdefault(repr(sorted(values.items())), {"params": [], **values})["params"].append((name, parameter))
     if unread:
-        example = f'overrides={{"{unread[0].split()[0]}": {{"role": "matrix"}}}}'
-        choices = f"Declare it, for example by {example}; roles: {_listed(ROLES)}"
-        raise ValueError(f"unknown role of the parameters {', '.join(unread)}. {choices}")
+        raise _unknown_roles(unread)
     _name(groups.values())
     return list(groups.values())
+
+
+def _unknown_roles(unread: Sequence[str]) -> ValueError:
+    """The error that lists parameters, each with its shape, whose roles must be declared."""
+    example = f'overrides={{"{unread[0].split()[0]}": {{"role": "matrix"}}}}'
+    choices = f"Declare it, for example by {example}; roles: {_listed(ROLES)}"
+    return ValueError(f"unknown role of the parameters {', '.join(unread)}. {choices}")
 
 
 def _name(groups: Iterable[dict[str, Any]]) -> None:

@@ -1,7 +1,4 @@
-"""Values as plain Python, so that checkpoints load with ``weights_only=True``: configs and numpy leave none of theirs.
-
-Nothing is imported to tell what a value is. Relied on by the optimizer and its options.
-"""
+"""Converts values of configs and of numpy to plain Python, so that checkpoints load with ``weights_only=True``."""
 
 from __future__ import annotations
 
@@ -15,9 +12,9 @@ __all__ = ["as_option", "unwrapped"]
 
 
 def unwrapped(value: Any) -> Any:
-    """A value with containers of other kinds, as OmegaConf's, as dictionaries and lists, and numpy's numbers as ours.
+    """Convert containers such as OmegaConf's to dictionaries and lists, and numpy's numbers to Python's.
 
-    Tensors, and objects that are no containers, stay what they are.
+    Tensors and other objects stay as they are.
     """
     if value is None or isinstance(value, bool | str | bytes | Tensor):
         return value
@@ -29,14 +26,14 @@ def unwrapped(value: Any) -> Any:
         return tuple(map(unwrapped, value))
     if isinstance(value, Sequence) and (type(value) is list or not isinstance(value, list | tuple)):
         items = list(map(unwrapped, value))
-        # torch knows a named parameter as a tuple.
+        # torch expects a named parameter as a tuple.
         is_named = len(items) == 2 and isinstance(items[0], str) and isinstance(items[1], Tensor)
         return tuple(items) if is_named else items
     return value
 
 
 def as_option(value: Any) -> Any:
-    """A value of an option: plain, numbers of any kind as ``int`` or ``float``, and lists of any kind as tuples."""
+    """An option's value in plain Python: numbers as ``int`` or ``float``, and lists as tuples."""
     value = unwrapped(value)
     if value is None or isinstance(value, bool | str | Tensor):
         return value

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from spectrim.operators import DEFAULT_SHRINK_FACTOR, ShrinkForm
-from spectrim.operators._stack import reading_is_free
 from spectrim.optim.directions import Adam, Direction, Given
-from spectrim.optim.grouping.options import Scale
-from spectrim.optim.rules.schedule import clip_threshold
+from spectrim.optim.grouping.options import Scale, is_zero
+from spectrim.optim.rules.schedule import clip_threshold, number_if_free
 from spectrim.optim.spectral.base import SpectralOperator
 from spectrim.optim.spectral.clip import CLIPS, SoftClip
 
-__all__ = ["Applied", "Recipe", "Rule", "Shrink", "rule_of", "state_dtype_of"]
+__all__ = ["Applied", "Recipe", "Rule", "Shrink", "in_scope", "rule_of", "state_dtype_of"]
 
 #: Roles that are not shrunk. Their rows belong to tokens, whose frequencies differ by orders of magnitude, so rows of
 #: frequent tokens would count as outliers.
@@ -157,7 +156,7 @@ class Rule:
     @property
     def still(self) -> bool:
         """True if the learning rate is known to be zero, so that the step only updates state."""
-        return not isinstance(self.lr, Tensor) and self.lr == 0
+        return is_zero(self.lr)
 
     @property
     def applied(self) -> Applied:
@@ -203,11 +202,9 @@ def rule_of(
         index: the group's index, part of :attr:`Rule.structure`.
         steps: the group's steps so far, if the device counts them; see :func:`~.schedule.clip_threshold`.
     """
-    follows = group["clip_scope"] == "all" or role == "matrix"
+    follows = in_scope(group, role)
     taken = recipe if follows else PLAIN_ADAMW
-    lr = group["lr"]
-    if isinstance(lr, Tensor) and reading_is_free(lr):
-        lr = float(lr)
+    lr = number_if_free(group["lr"])
     shrinks = follows and group["shrink"] is not None and role not in UNSHRUNK_ROLES
     factor = DEFAULT_SHRINK_FACTOR if group["shrink"] == "auto" else group["shrink"]
     clips = follows and group["clip"] is not None
@@ -232,6 +229,11 @@ def rule_of(
         steps_taken=group["steps_taken"],
     )
     return rule if not vector else _without_decay(rule, group, recipe)
+
+
+def in_scope(group: Mapping[str, Any], role: str) -> bool:
+    """True if parameters of a role follow the recipe and are clipped."""
+    return bool(group["clip_scope"] == "all" or role == "matrix")
 
 
 def state_dtype_of(rule: Rule, parameter: Tensor) -> torch.dtype:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from spectrim.operators._stack import reading_is_free
-from spectrim.optim.grouping.options import ClipDecay
+from spectrim.optim.grouping.options import ClipDecay, is_zero
 
-__all__ = ["AUTO_CLIP", "clip_threshold", "peak_lr_of", "remember_rates", "varies_with_steps"]
+__all__ = ["AUTO_CLIP", "clip_threshold", "number_if_free", "peak_lr_of", "remember_rates", "varies_with_steps"]
 
 
 #: c times the peak learning rate for ``clip="auto"``: an update changes a weight matrix by at most this times
@@ -36,24 +36,23 @@ def peak_lr_of(group: Mapping[str, Any]) -> float:
     """
     if group.get("peak_lr") is not None:
         return float(group["peak_lr"])
-    lr = group["lr"]
-    coming = 0.0 if isinstance(lr, Tensor) and not reading_is_free(lr) else float(lr)
-    return max(_known_peak(group), float(group["largest_lr"]), coming)
+    lr = number_if_free(group["lr"])
+    return max(_known_peak(group), float(group["largest_lr"]), 0.0 if isinstance(lr, Tensor) else lr)
 
 
 def remember_rates(groups: Sequence[dict[str, Any]]) -> None:
     """Update every group's ``largest_lr``, and warn when it first exceeds the peak. Rates on a device are ignored."""
     beyond: list[str] = []
     for index, group in enumerate(groups):
-        lr = group["lr"]
-        if isinstance(lr, Tensor) and not reading_is_free(lr):
+        lr = number_if_free(group["lr"])
+        if isinstance(lr, Tensor):
             continue
         peak, before = _known_peak(group), group["largest_lr"]
-        group["largest_lr"] = max(float(lr), before)
+        group["largest_lr"] = max(lr, before)
         depends = group["clip"] == "auto" or (group["clip"] is not None and group["warmup_steps"] > 0)
         # The tolerance allows for rounding in the schedule. Warn only at the first step beyond the peak.
         if depends and lr > peak * (1 + 1e-6) and before <= peak * (1 + 1e-6):
-            beyond.append(f"{float(lr):g} in group {index}, beyond {peak:g}")
+            beyond.append(f"{lr:g} in group {index}, beyond {peak:g}")
     if beyond:
         warnings.warn(
             f"the learning rate rose above the peak that clipping thresholds refer to ({'; '.join(beyond)}). With a "
@@ -61,6 +60,11 @@ def remember_rates(groups: Sequence[dict[str, Any]]) -> None:
             f"Set peak_lr= to the largest rate of the schedule.",
             stacklevel=4,
         )
+
+
+def number_if_free(lr: float | Tensor) -> float | Tensor:
+    """A learning rate as a number, unless it is a tensor whose reading would block or which a compiler traces."""
+    return lr if isinstance(lr, Tensor) and not reading_is_free(lr) else float(lr)
 
 
 def _known_peak(group: Mapping[str, Any]) -> float:
@@ -92,7 +96,7 @@ def clip_threshold(group: Mapping[str, Any], steps: int | Tensor | None = None) 
     """
     clip = group["clip"]
     lr: float | Tensor = group["lr"]
-    if clip is None or (isinstance(lr, float | int) and lr == 0):
+    if clip is None or is_zero(lr):
         return None
     peak = peak_lr_of(group)
     if clip == "auto" and peak == 0:

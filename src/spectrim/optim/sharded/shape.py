@@ -14,24 +14,23 @@ from spectrim.distributed.collectives import Team
 from spectrim.distributed.owners import Loads
 from spectrim.optim.grouping.layout import put_back
 from spectrim.optim.rules.rule import Rule
-from spectrim.optim.sharded.entry import AnyShard, ShardedEntry
+from spectrim.optim.sharded.entry import ShardedEntry
 from spectrim.optim.sharded.rounds import send_to_owners, unit_layout
 from spectrim.optim.spectral.base import StepContext
 from spectrim.optim.stepping.buckets import bucket_bytes, parts_of
-from spectrim.optim.stepping.entries import by_flag
 from spectrim.optim.stepping.operate import keep, scale_factor, shape
-from spectrim.optim.stepping.step import apply_to
 
-__all__ = ["Apply", "apply_updates_to", "shape_round"]
-
-#: Applies updates to the shards of entries.
-Apply = Callable[[Sequence[AnyShard], Sequence[Tensor]], None]
+__all__ = ["shape_round"]
 
 
 def shape_round(
-    team: Team, entries: Sequence[AnyShard], directions: Sequence[Tensor], loads: Loads, apply: Apply[AnyShard]
+    team: Team,
+    entries: Sequence[ShardedEntry],
+    directions: Sequence[Tensor],
+    loads: Loads,
+    apply: Callable[[Sequence[Tensor]], None],
 ) -> Iterator[None]:
-    """Shape and apply one round's directions, which may be overwritten; see :func:`~.rounds.run_rounds`."""
+    """Shape one round's directions, which may be overwritten, and apply them; see :func:`~.rounds.run_rounds`."""
     rule = entries[0].rule
     results = list(directions)
     operated = rule.operator is not None and not rule.operator.gathers
@@ -46,14 +45,7 @@ def shape_round(
         exchange.work(lambda _, found: _shaped(entries[0], found, operated=operated))
         yield
         results = exchange.results()
-    apply(entries, results)
-
-
-def apply_updates_to(entries: Sequence[ShardedEntry], updates: Sequence[Tensor]) -> None:
-    """X ← (1 − ηλ)X − ηU for this rank's shards."""
-    given = dict(zip(entries, updates, strict=True))
-    for some in by_flag(entry for entry in entries if entry.parameter.numel()):
-        apply_to(some, [given[entry] for entry in some], [1.0] * len(some))
+    apply(results)
 
 
 def _shaped(entry: ShardedEntry, found: list[Tensor], *, operated: bool) -> list[Tensor]:

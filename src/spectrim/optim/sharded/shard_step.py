@@ -15,9 +15,9 @@ from spectrim.kernels.lists import grouped
 from spectrim.optim.rules.rule import Shrink
 from spectrim.optim.sharded.entry import ShardedEntry
 from spectrim.optim.sharded.rounds import run_rounds, send_to_owners, unit_layout
-from spectrim.optim.sharded.shape import apply_updates_to, shape_round
+from spectrim.optim.sharded.shape import shape_round
 from spectrim.optim.stepping.entries import by_flag, kind_of
-from spectrim.optim.stepping.step import directed, pre_clip, step_adamw
+from spectrim.optim.stepping.step import apply_to, directed, pre_clip, step_adamw
 
 __all__ = ["step_shards"]
 
@@ -53,14 +53,14 @@ def _round(team: Team, entries: list[ShardedEntry], loads: Loads) -> Iterator[No
         directed(alike, [given[entry] for entry in alike], [directions[entry] for entry in alike])
     if rule.is_adamw:
         for alike in some:
-            apply_updates_to(alike, [directions[entry] for entry in alike])
+            apply_to(alike, [directions[entry] for entry in alike])
         return
     results = [directions.get(entry, grad) for entry, grad in zip(entries, grads, strict=True)]
     del grads, given, filled, directions
     if rule.shrink_direction is not None:
         results = _shrunk_directions(team, entries, results, rule.shrink_direction)
     if not rule.still:
-        yield from shape_round(team, entries, results, loads, apply_updates_to)
+        yield from shape_round(team, entries, results, loads, lambda updates: apply_to(entries, updates))
 
 
 def _prepared(entry: ShardedEntry) -> Tensor:

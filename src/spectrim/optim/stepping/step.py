@@ -49,13 +49,10 @@ def step_entries(entries: Sequence[Entry]) -> None:
 
 def by_operators(entries: Sequence[Entry]) -> list[Entry]:
     """Step the entries for which an operator has a kernel of the whole step; returns the other entries."""
-    left = [entry for entry in entries if entry.rule.operator is None]
-    operated = [entry for entry in entries if entry.rule.operator is not None]
-    for same in grouped(operated, lambda entry: entry.rule.structure).values():
-        for some in by_flag(same):
-            operator = some[0].rule.operator
-            assert operator is not None
-            left += operator.step_by_kernels(some)
+    left: list[Entry] = []
+    for same in grouped(entries, lambda entry: entry.rule.operator and entry.rule.structure).values():
+        operator = same[0].rule.operator
+        left += same if operator is None else [e for some in by_flag(same) for e in operator.step_by_kernels(some)]
     return left
 
 
@@ -169,15 +166,20 @@ def _seed(*numbers: int) -> int:
 # -- Apply -------------------------------------------------------------------------------------------------------------
 
 
-def apply_to(entries: Sequence[Entry], updates: Sequence[Tensor], factors: Sequence[float]) -> None:
-    """X ← (1 − ηλ)X − η · factor · U for parameters of one skip flag, dtype and device."""
-    for factor in dict.fromkeys(factors):
-        some = [index for index, own in enumerate(factors) if own == factor]
+def apply_to(entries: Sequence[Entry], updates: Sequence[Tensor], factors: Sequence[float] | None = None) -> None:
+    """X ← (1 − ηλ)X − η · factor · U for parameters of any kinds; without ``factors``, they are 1."""
+
+    def kind(index: int) -> tuple[Any, ...]:
+        found, weight = entries[index].found, entries[index].parameter
+        return id(found), weight.device, weight.dtype, weight.is_contiguous(), factors[index] if factors else 1.0
+
+    filled = [index for index, entry in enumerate(entries) if entry.parameter.numel()]
+    for (*_, factor), some in grouped(filled, kind).items():
         apply_updates(
             [entries[i].parameter for i in some],
             [updates[i] for i in some],
             lr=[entries[i].rule.lr for i in some],
             weight_decay=[entries[i].rule.weight_decay for i in some],
             scale=factor,
-            found=entries[0].found,
+            found=entries[some[0]].found,
         )

@@ -15,22 +15,20 @@ from torch import Tensor
 from spectrim.distributed.collectives import Team
 from spectrim.distributed.owners import Loads
 from spectrim.kernels.lists import grouped
-from spectrim.operators._stack import reading_is_free
 from spectrim.optim.grouping.options import is_zero
-from spectrim.optim.rules.rule import Rule
-from spectrim.optim.rules.schedule import clip_threshold
-from spectrim.optim.sharded.entry import AnyShard
+from spectrim.optim.rules.rule import Rule, in_scope
+from spectrim.optim.rules.schedule import clip_threshold, number_if_free
 from spectrim.optim.sharded.rounds import run_rounds
 from spectrim.optim.sharded.shape import shape_round
 from spectrim.optim.spectral.clip import CLIPS
 from spectrim.optim.stepping.buckets import buckets
-from spectrim.optim.stepping.entries import by_flag, kind_of
+from spectrim.optim.stepping.entries import kind_of
 from spectrim.optim.stepping.operate import operate
 from spectrim.optim.stepping.step import apply_to
 from spectrim.optim.wrapping.probe import StepDecomposition
 from spectrim.optim.wrapping.wrapped_entry import WrappedEntry, WrappedShard, idle
 
-__all__ = ["clip_changes", "in_scope", "keep_and_limit", "rule_of_changes"]
+__all__ = ["clip_changes", "keep_and_limit", "rule_of_changes"]
 
 
 def rule_of_changes(group: Mapping[str, Any], role: str, *, vector: bool, index: int) -> Rule:
@@ -71,11 +69,6 @@ def clip_changes(entries: Sequence[WrappedEntry], groups: Sequence[Mapping[str, 
         run_rounds(shards, lambda team, some: _round(team, some, loads))
 
 
-def in_scope(group: Mapping[str, Any], role: str) -> bool:
-    """True if parameters of a role are clipped."""
-    return bool(group["clip_scope"] == "all" or role == "matrix")
-
-
 def keep_and_limit(
     group: Mapping[str, Any], role: str, decomposition: StepDecomposition
 ) -> tuple[float | Tensor, float | Tensor | None]:
@@ -94,26 +87,20 @@ def _round(team: Team, entries: list[WrappedShard], loads: Loads) -> Iterator[No
     directions = [entry.direction() for entry in entries]
     for entry in entries:
         entry.restore()
-    yield from shape_round(team, entries, directions, loads, _subtract_shards)
+    yield from shape_round(team, entries, directions, loads, lambda updates: _subtract(entries, updates))
 
 
-def _subtract_shards(entries: Sequence[AnyShard], updates: Sequence[Tensor]) -> None:
-    filled = [(e, u) for e, u in zip(entries, updates, strict=True) if isinstance(e, WrappedShard) and u.numel()]
-    _subtract([entry for entry, _ in filled], [update for _, update in filled], [1.0] * len(filled))
-
-
-def _subtract(entries: Sequence[WrappedEntry], updates: Sequence[Tensor], factors: Sequence[float]) -> None:
-    """X ← keep · X − factor · U."""
-    given = {entry: (update, factor) for entry, update, factor in zip(entries, updates, factors, strict=True)}
-    for some in by_flag(entries):
-        for entry in some:
-            if isinstance(entry.keep, Tensor):
-                entry.parameter.copy_(entry.parameter * entry.keep)
-        apply_to(some, [given[entry][0] for entry in some], [given[entry][1] for entry in some])
+def _subtract(
+    entries: Sequence[WrappedEntry], updates: Sequence[Tensor], factors: Sequence[float] | None = None
+) -> None:
+    """X ← keep · X − factor · U; without ``factors``, they are 1."""
+    for entry in entries:
+        if isinstance(entry.keep, Tensor):
+            entry.parameter.copy_(entry.parameter * entry.keep)
+    apply_to(entries, updates, factors)
 
 
 def _usable(lr: float | Tensor) -> float | Tensor:
     """A learning rate as a number if reading it does not block; else a tensor above zero, safe to divide by."""
-    if not isinstance(lr, Tensor):
-        return lr
-    return float(lr) if reading_is_free(lr) else lr.clamp_min(torch.finfo(lr.dtype).tiny)
+    lr = number_if_free(lr)
+    return lr.clamp_min(torch.finfo(lr.dtype).tiny) if isinstance(lr, Tensor) else lr

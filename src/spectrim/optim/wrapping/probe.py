@@ -11,7 +11,7 @@ import inspect
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,25 +39,22 @@ TOLERANCE = 1e-10
 # The sizes of a probe's parameter, as many as the real one has dimensions. They differ, so that no matrix is square.
 SIZES = (6, 4, 3, 2)
 
-Way = Literal["zeroed", "coupled", "direct"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class StepDecomposition:
     """How an optimizer steps parameters of one number of dimensions: X ← keep · X + change, keep = 1 − ηλ − φ.
 
     Attributes:
-        way: how to get the change. "zeroed": it does not depend on the weights, and is the result of a step from zero
-            weights. "coupled": the same, after the decay was added to the gradient. "direct": it depends on the
-            weights, and is the new weights minus keep times the old ones.
+        zeroed: the change does not depend on the weights, and is the result of a step from zero weights; otherwise it
+            is the new weights minus keep times the old ones.
         decay: λ.
         fixed_decay: φ.
-        coupling: coupling · weight_decay · X is added to the gradient: 1, or −1 if the optimizer maximizes.
+        coupling: coupling · weight_decay · X is added to the gradient: 1, or −1 if the optimizer maximizes; else 0.
         idles: some steps leave a parameter unchanged, without decay, such as the first step of SOAP.
         writes_gradients: a step writes to the gradient.
     """
 
-    way: Way
+    zeroed: bool
     decay: float = 0.0
     fixed_decay: float = 0.0
     coupling: float = 0.0
@@ -194,7 +191,7 @@ def _zeroed(
         if keep is None or real.remembers_other_weights_than(mirror):
             return None
         keeps.append(keep)
-    found = _decomposition("zeroed" if coupling == 0 else "coupled", keeps, real, coupling)
+    found = _decomposition(keeps, real, zeroed=True, coupling=coupling)
     return found if coupling == 0 or (found and (found.decay, found.fixed_decay) == (0.0, 0.0)) else None
 
 
@@ -229,11 +226,11 @@ def _direct(optimizer: Optimizer, options: Mapping[str, Any], shape: tuple[int, 
         if keep is None or real.remembers_other_weights_than(wandering):
             return None
         keeps.append(keep)
-    return _decomposition("direct", keeps, real)
+    return _decomposition(keeps, real, zeroed=False)
 
 
 def _decomposition(
-    way: Way, keeps: Sequence[float], stepped: Miniature, coupling: float = 0.0
+    keeps: Sequence[float], stepped: Miniature, *, zeroed: bool, coupling: float = 0.0
 ) -> StepDecomposition | None:
     """The decomposition by the factors on the weights at :data:`RATES`, or None if they are not 1 − ηλ − φ."""
     decay = (keeps[0] - keeps[1]) / (RATES[1] - RATES[0])
@@ -241,7 +238,7 @@ def _decomposition(
     if abs(1 - RATES[2] * decay - fixed_decay - keeps[2]) > TOLERANCE:
         return None
     return StepDecomposition(
-        way=way,
+        zeroed=zeroed,
         # Rounded to the digits that float64 resolves here, so that no decay gives exactly 0. Adding zero turns
         # −0 into 0.
         decay=round(decay, 10) + 0.0,

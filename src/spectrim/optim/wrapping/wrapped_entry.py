@@ -42,12 +42,12 @@ class WrappedEntry(Entry):
 
     def __post_init__(self) -> None:
         self._weight = self.parameter.clone()
-        if self.decomposition.way == "coupled":
+        if self.decomposition.coupling:
             alpha = self.decomposition.coupling * self.weight_decay
             self.show(torch.add(self.grad, self._weight, alpha=alpha))
         elif self.decomposition.writes_gradients:
             self.show(self.grad.clone())
-        if self.decomposition.way != "direct":
+        if self.decomposition.zeroed:
             self.parameter.zero_()
         self._version = self.parameter._version
 
@@ -67,13 +67,13 @@ class WrappedEntry(Entry):
         if not self.decomposition.idles or self.parameter._version != self._version:
             return False
         # Reads the device, but only if the base did not write to the parameter.
-        return self.decomposition.way == "direct" or not self.parameter.any()
+        return not self.decomposition.zeroed or not self.parameter.any()
 
     def direction(self) -> Tensor:
         """The base's change, negated: learning rate times direction, in float32 or wider."""
         dtype = torch.promote_types(self.parameter.dtype, torch.float32)
         left = self.parameter.to(dtype)
-        if self.decomposition.way != "direct":
+        if self.decomposition.zeroed:
             return -left
         assert self._weight is not None
         return self._weight.to(dtype) * self.keep - left

@@ -17,13 +17,13 @@ from spectrim.distributed.dtensor import is_dtensor
 from spectrim.optim.grouping.flat_shards import check_group, count_matrices
 from spectrim.optim.grouping.options import ClippingOptions, complete_options
 from spectrim.optim.optimizer import SpectralOptimizer
-from spectrim.optim.rules.rule import Applied, Rule
+from spectrim.optim.rules.rule import Applied, Rule, in_scope
 from spectrim.optim.rules.schedule import clip_threshold
 from spectrim.optim.screened import Position, ScreenedOptimizer
 from spectrim.optim.screening.nonfinite import screen
 from spectrim.optim.state.parameter_state import check_parameter
 from spectrim.optim.stepping.entries import Entry, role_and_layout
-from spectrim.optim.wrapping.base_updates import clip_changes, in_scope, rule_of_changes
+from spectrim.optim.wrapping.base_updates import clip_changes, rule_of_changes
 from spectrim.optim.wrapping.clipping_options import ADDED_KEYS, CLIPPING_KEYS, clipping_values
 from spectrim.optim.wrapping.probe import StepDecomposition, check_base, find_decomposition
 from spectrim.optim.wrapping.probe_shards import trial_of, try_shards
@@ -186,7 +186,7 @@ class SpectralClipping(ScreenedOptimizer):
         key = (switches, parameter.ndim, parameter.dtype)
         if key not in self._decompositions:
             decomposition = find_decomposition(self.base, group, parameter.ndim)
-            if decomposition.way == "direct" and parameter.dtype.itemsize < 4:
+            if not decomposition.zeroed and parameter.dtype.itemsize < 4:
                 raise ValueError(
                     f"SpectralClipping cannot wrap {type(self.base).__name__} for parameters of {parameter.dtype}: its "
                     f"update depends on the weights, so it must be computed as a difference of weights, for which that "
