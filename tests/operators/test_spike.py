@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import oracle
 import spectra
 from spectrim.operators import shape_spike, spike, spike_correction, track_spike
-from spectrim.operators.spike import follow_and_shape, follow_and_shape_stacks, start_basis
+from spectrim.operators.spike import follow_and_shape_stacks, start_basis
 
 
 def captured(M, U):
@@ -113,7 +113,7 @@ def test_sparse_matrices_whose_rank_is_below_k_to_the_last_digit_stay_finite():
     M = torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < 0.06)
     M[:, 0] = 0
     V = start_basis(33, 4, device=M.device, dtype=M.dtype).expand(1000, 33, 4)
-    correction, basis = follow_and_shape(M, V, steps=4)
+    ((correction, basis),) = follow_and_shape_stacks([M], [V], steps=4)
     assert all(value.isfinite().all() for value in (*correction, basis))
     # All is spike and nothing is tail, so nothing is shrunk.
     torch.testing.assert_close(correction.norm, torch.linalg.matrix_norm(M))
@@ -246,7 +246,7 @@ def test_everything_is_finite_for_any_size_and_rank(kind, size):
     start = start_basis(9, 3, device=M.device, dtype=M.dtype).expand(2, -1, -1)
     for V in (start, start[..., :1].expand(-1, -1, 3), torch.zeros_like(start)):
         for steps in (1, 4):
-            correction, basis = follow_and_shape(M, V, steps=steps)
+            ((correction, basis),) = follow_and_shape_stacks([M], [V], steps=steps)
             assert all(part.isfinite().all() for part in (*correction, basis))
             if kind == "zero":
                 assert torch.equal(basis, V)
@@ -262,7 +262,7 @@ def test_a_momentum_that_decays_to_nothing_stays_finite_until_it_is_zero():
     V = bases([M], [3])[0]
     for _ in range(60):
         M = M * 0.15
-        correction, V = follow_and_shape(M, V)
+        ((correction, V),) = follow_and_shape_stacks([M], [V])
         assert all(part.isfinite().all() for part in (*correction, V))
         torch.testing.assert_close(torch.linalg.vector_norm(V, dim=-2), torch.ones(1, 3), rtol=1e-5, atol=0)
         assert correction.norm <= 2 * torch.linalg.matrix_norm(M.double()) + 1e-44

@@ -83,8 +83,7 @@ def adam_directions(
         lists = map(list, (grads, exp_avgs, exp_avg_sqs, steps, out))
         device.adam_directions(*lists, beta1, beta2, eps, found, taus, flat(runs), form, listed(seeds))
         return
-    if taus is not None:
-        grads = shrunk(grads, taus, runs, form, working(out[0]))
+    grads = shrunk(grads, taus, runs, form, working(out[0]))
     if fused_serves(out, grads, exp_avgs, exp_avg_sqs):
         # A fused AdamW step with learning rate −1 on zeros, without decay, gives exactly the direction.
         torch._foreach_zero_(list(out))
@@ -158,8 +157,7 @@ def adamw_step(
         numbers = (*rates(lrs), decays, beta1, beta2, eps)
         device.adamw_step(*lists, *numbers, found, taus, flat(runs), form, listed(seeds))
         return
-    if taus is not None:
-        grads = shrunk(grads, taus, runs, form, working(exp_avgs[0]))
+    grads = shrunk(grads, taus, runs, form, working(exp_avgs[0]))
     if by == "torch":
         for rate, decay, chosen in of_equal_numbers(lrs, decays):
             some = [[tensors[i] for i in chosen] for tensors in (params, grads, exp_avgs, exp_avg_sqs, steps)]

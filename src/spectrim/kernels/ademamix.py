@@ -88,8 +88,7 @@ def ademamix_directions(
         numbers = (list(betas), alpha, eps, warmup_steps)
         device.ademamix_directions(*lists, *numbers, found, taus, flat(runs), form, listed(seeds))
         return
-    if taus is not None:
-        grads = shrunk(grads, taus, runs, form, working(out[0]))
+    grads = shrunk(grads, taus, runs, form, working(out[0]))
     decays = (held(betas[0], found), held(betas[1], found), held(betas[2], found))
     taken = None if found is None else found == 0
     formula = partial(ademamix, betas=decays, alpha=alpha, eps=eps, warmup_steps=warmup_steps, taken=taken)

@@ -66,8 +66,7 @@ def momentum_directions(
         lists, options = map(list, (grads, buffers, out)), (decay, average, nesterov, sign)
         device.momentum_directions(*lists, *options, found, taus, flat(runs), form, listed(seeds), list(steps or ()))
         return
-    if taus is not None:
-        grads = shrunk(grads, taus, runs, form, working(out[0]))
+    grads = shrunk(grads, taus, runs, form, working(out[0]))
     # With zero momentum the fused kernel would not update buffers.
     if decay != 0 and fused_serves(out, grads, buffers):
         # Fused SGD with learning rate −1 on zeros gives the direction; its dampening makes the sum an average.

@@ -34,15 +34,15 @@ def shrunk_entries(y: Tensor, tau: Tensor, form: ShrinkForm) -> Tensor:
 
 def shrunk(
     grads: Sequence[Tensor], taus: Tensor | None, runs: Sequence[Run] | None, form: ShrinkForm, dtype: torch.dtype
-) -> list[Tensor]:
-    """ψ of every gradient in a given dtype, as new tensors; without ``taus``, the gradients in that dtype.
+) -> Sequence[Tensor]:
+    """ψ of every gradient in a given dtype, as new tensors; without ``taus``, the gradients themselves.
 
     Args:
         taus: (R,), τ of every run, or of every tensor without runs.
         runs: must cover every tensor.
     """
     if taus is None:
-        return [grad.to(dtype) for grad in grads]
+        return grads
     if form not in FORMS:
         raise ValueError(f"form={form!r}: expected one of {', '.join(map(repr, FORMS))}")
     result = [torch.empty_like(grad, dtype=dtype) for grad in grads]

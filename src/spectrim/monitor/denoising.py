@@ -101,14 +101,12 @@ class _Stack:
         self.squares = self.values.square().sum(-1)
         if not self.squares.sum() > 0:
             raise ValueError("the gradients are all zero")
-        count = len(self.X)
         with_sum = self._inner(self.X, self.sum)
         self.pairs = float(self.sum.double().square().sum() - self.squares.sum())
         self.pairs_without = self.pairs - 2 * (with_sum - self.squares)
         self.variance = self._variance(self.squares, self.sum)
         stride = sample_stride(self.X.numel(), self.X.shape[-1], SAMPLE)
         self.sample = self.X.reshape(-1)[::stride].double().abs()
-        self.count = count
 
     def strength(self, operator: Operator, energy: float) -> float:
         """The strength at which this share of the energy remains, by bisection on its logarithm."""

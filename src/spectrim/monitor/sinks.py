@@ -170,7 +170,7 @@ class WeightsAndBiases:
         except ImportError as error:
             raise ImportError("the WeightsAndBiases sink needs wandb: pip install wandb") from error
         self._own = run is None
-        self._wandb, self.run = wandb, run if run is not None else wandb.init(**options)
+        self.run = run if run is not None else wandb.init(**options)
         self.run.define_metric("monitor/step", hidden=True)
         self.run.define_metric("monitor/*", step_metric="monitor/step")
 

@@ -7,8 +7,8 @@ later, for many steps at once. Every rank samples its own shard of a sharded mat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +28,9 @@ SAMPLE = 1024
 #: Name of a matrix -> its "update_rms" and "lr" in a step.
 Values = dict[str, dict[str, float]]
 
+#: The learning rates of all groups in a step; None for those on a device.
+Rates = list[float | None]
+
 
 class UpdateSampler:
     """Samples the entries of subjects.
@@ -43,7 +46,8 @@ class UpdateSampler:
             samples.setdefault(key, _TeamSample(subject.team)).subjects.append(subject)
         self._samples = list(samples.values())
         self._groups = {name: subject.position[0] for subject in subjects for name in subject.names}
-        self._steps: list[tuple[int, _Rates]] = []
+        self._steps: list[tuple[int, Rates]] = []
+        self._moved: list[Tensor] = []
 
     def before(self) -> None:
         """Sample the weights before a step, if they have changed since the step before."""
@@ -54,7 +58,12 @@ class UpdateSampler:
         """Sample the weights after a step."""
         for sample in self._samples:
             sample.compare()
-        self._steps.append((step, _Rates([group.get("lr", 1.0) for group in groups] if self._samples else [])))
+        rates = [group.get("lr", 1.0) for group in groups] if self._samples else []
+        there = [lr.detach().reshape(1) for lr in rates if _is_on_device(lr)]
+        self._steps.append((step, [None if _is_on_device(lr) else float(lr) for lr in rates]))
+        if there:
+            # A copy, since a scheduler overwrites them.
+            self._moved.append(torch.cat(there))
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -62,36 +71,17 @@ class UpdateSampler:
     def take(self) -> UpdateSamples:
         """The samples since the last call, on their devices. All ranks of sharded parameters call it."""
         steps, self._steps = self._steps, []
+        moved, self._moved = self._moved, []
         names = [sample.names for sample in self._samples]
         sums = [sample.total() for sample in self._samples] if steps else []
-        moved = [rates.moved for _, rates in steps if rates.moved is not None]
         return UpdateSamples(steps, names, self._groups, sums, [torch.cat(moved)] if moved else [])
-
-
-@dataclass
-class _Rates:
-    """The learning rates of all groups in a step. Those on a device are copied, since a scheduler overwrites them."""
-
-    rates: list[float | Tensor]
-    moved: Tensor | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        self.rates = [float(lr) if not isinstance(lr, Tensor) or lr.device.type == "cpu" else lr for lr in self.rates]
-        there = {id(lr): lr.detach().reshape(1) for lr in self.rates if isinstance(lr, Tensor)}
-        self._place = {key: index for index, key in enumerate(there)}
-        self.moved = torch.cat(list(there.values())) if there else None
-
-    def values(self, moved: Iterator[float]) -> list[float]:
-        """All learning rates; ``moved`` has those from the device."""
-        found = [next(moved) for _ in self._place]
-        return [found[self._place[id(lr)]] if isinstance(lr, Tensor) else lr for lr in self.rates]
 
 
 @dataclass(frozen=True)
 class UpdateSamples:
     """The samples of consecutive steps."""
 
-    steps: list[tuple[int, _Rates]]
+    steps: list[tuple[int, Rates]]
     names: list[list[str]]
     groups: dict[str, int]
     sums: list[Tensor]
@@ -111,7 +101,7 @@ class UpdateSamples:
         rows = [host.view(len(self.steps), -1).sqrt().tolist() for host in hosts[: len(self.sums)]]
         found: list[tuple[int, Values]] = []
         for index, (step, rates) in enumerate(self.steps):
-            lrs = rates.values(moved)
+            lrs = [next(moved) if lr is None else lr for lr in rates]
             values: Values = {}
             for names, row in zip(self.names, rows, strict=True):
                 for name, rms in zip(names, row[index], strict=True):
@@ -224,6 +214,10 @@ class _TeamSample:
         device = parts[0].device
         self._factors = torch.tensor(factors, dtype=torch.float64, device=device)
         self._lengths = torch.tensor([length for _, length in sizes], device=device)
+
+
+def _is_on_device(lr: float | Tensor) -> bool:
+    return isinstance(lr, Tensor) and lr.device.type != "cpu"
 
 
 def _addresses(locals_: list[Tensor]) -> list[int]:

@@ -91,7 +91,7 @@ def reference(X: Tensor, c: Tensor, tol: float, *, hard: bool = False, overwrite
         more = torch.maximum(sigma, bend).clamp_min(torch.finfo(torch.float64).tiny)
         return less / torch.hypot(torch.ones_like(less), less / more)
 
-    return map_singular_values(X, lambda _, unit, part: threshold[part] / unit, image, tol, overwrite=overwrite)
+    return map_singular_values(X, threshold, image, tol, overwrite=overwrite)
 
 
 def newton_schulz(X: Tensor, c: Tensor, steps: int = PAPER_STEPS) -> Tensor:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,17 +19,8 @@ from ._stack import can_read, entry_maximum, reading_is_free
 __all__ = ["map_singular_values"]
 
 
-class Image(Protocol):
-    """Maps singular values (..., m); ``bend`` (..., 1) is the size below which the map is linear."""
-
-    def __call__(self, sigma: Tensor, bend: Tensor) -> Tensor: ...
-
-
-class Bend(Protocol):
-    """Computes the bend (E, 1) from singular values (E, m) and units (E, 1) of a part of the stack."""
-
-    def __call__(self, sigma: Tensor, unit: Tensor, part: slice) -> Tensor: ...
-
+#: Maps singular values (..., m); its second argument (..., 1) is the size below which the map is linear.
+Image = Callable[[Tensor, Tensor], Tensor]
 
 COLUMN_BLOCK = 256  # columns that are converted to float64 at a time
 LOOSEST = 1e-6  # the largest rounding error, for any tolerance; a singular value may exceed its image by as much
@@ -39,7 +28,7 @@ LOOSEST = 1e-6  # the largest rounding error, for any tolerance; a singular valu
 
 def map_singular_values(
     X: Tensor,
-    bend: Bend,
+    bend: Tensor | float,
     image: Image,
     tol: float = LOOSEST,
     *,
@@ -52,7 +41,8 @@ def map_singular_values(
     Args:
         X: float32 or float64. Float64 matrices are divided by their unit, the largest entry, so that no square
             overflows; float32 has the unit 1, since its squares do not overflow in float64.
-        bend: computes the size below which the map is linear, where small singular values need no relative accuracy.
+        bend: the size below which the map is linear, where small singular values need no relative accuracy: one for
+            every matrix of the stack, (E, 1) in float64, or as a share of each largest singular value.
         image: computes the images of singular values, in float64.
         tol: the largest relative error.
         rescale: True if the result is multiplied by the unit.
@@ -67,9 +57,7 @@ def map_singular_values(
     if not can_read(flat):
         unit = entry_maximum(flat).double()
         unit = torch.where(unit.isfinite(), unit, torch.nan)
-        return _by_svd(flat, unit, lambda sigma: image(sigma, bend(sigma, unit[..., 0], slice(None))), rescale).view(
-            X.shape
-        )
+        return _by_svd(flat, unit, bend, image, rescale).view(X.shape)
     out = flat if overwrite else torch.empty_like(flat)
     # By a float64 Gram matrix, the relative error of σ is eps (σ₁/σ)².
     reach = math.sqrt(min(tol / 10, LOOSEST) / torch.finfo(torch.float64).eps)
@@ -77,13 +65,14 @@ def map_singular_values(
     one = reading_is_free(flat)
     easy = easy if one and X.dtype == torch.float32 else None
     for part in [slice(i, i + 1) for i in range(len(flat))] if one else [slice(None)]:
-        _by_gram(flat[part], partial(bend, part=part), image, reach, rescale, out[part], easy)
+        own = bend[part] if isinstance(bend, Tensor) else bend
+        _by_gram(flat[part], own, image, reach, rescale, out[part], easy)
     return out.view(X.shape)
 
 
 def _by_gram(
     X: Tensor,
-    bend: Callable[[Tensor, Tensor], Tensor],
+    bend: Tensor | float,
     image: Image,
     reach: float,
     rescale: bool,
@@ -109,7 +98,7 @@ def _by_gram(
     del gram
     sigma = values.clamp_min(0.0).sqrt()
     units = torch.ones_like(sigma[..., :1]) if unit is None else unit[..., 0]
-    bends = bend(sigma, units)
+    bends = _bends(bend, sigma, units)
     largest, least = sigma[..., -1:], torch.maximum(bends, sigma[..., :1])
     served = (largest <= reach * least) | ~finite | (largest == 0)
     all_served = bool(served.all())
@@ -129,17 +118,23 @@ def _by_gram(
             # Other matrices keep their entries: with ``overwrite``, ``out`` is X.
             place.copy_(mapped if all_served else torch.where(served[..., None], mapped, columns.double()))
     for i in served.logical_not().nonzero()[:, 0].tolist():
-        out[i] = _by_svd(X[i], units[i, :, None], partial(image, bend=bends[i]), rescale)
+        own = bend[i] if isinstance(bend, Tensor) else bend
+        out[i] = _by_svd(X[i], units[i, :, None], own, image, rescale)
 
 
-def _by_svd(X: Tensor, unit: Tensor, image: Callable[[Tensor], Tensor], rescale: bool) -> Tensor:
+def _bends(bend: Tensor | float, sigma: Tensor, unit: Tensor) -> Tensor:
+    """The bend of every matrix, (E, 1), in its unit."""
+    return bend / unit if isinstance(bend, Tensor) else bend * sigma.amax(-1, keepdim=True)
+
+
+def _by_svd(X: Tensor, unit: Tensor, bend: Tensor | float, image: Image, rescale: bool) -> Tensor:
     Y = _in_units(X, unit).masked_fill_(unit.isnan(), 0.0)  # decompositions raise an error for NaN
     try:
         U, sigma, Vh = torch.linalg.svd(Y, full_matrices=False)
     except RuntimeError:  # it may fail to converge for a matrix and not for its transpose
         V, sigma, Uh = torch.linalg.svd(Y.mT.contiguous(), full_matrices=False)
         U, Vh = Uh.mT, V.mT
-    mapped = (U * image(sigma)[..., None, :]) @ Vh
+    mapped = (U * image(sigma, _bends(bend, sigma, unit[..., 0]))[..., None, :]) @ Vh
     return (mapped * unit if rescale else torch.where(unit.isnan(), torch.nan, mapped)).to(X.dtype)
 
 

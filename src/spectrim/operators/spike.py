@@ -29,7 +29,6 @@ from ._stack_product import arithmetic
 __all__ = [
     "Spike",
     "SpikeCorrection",
-    "follow_and_shape",
     "follow_and_shape_stacks",
     "shape_spike",
     "spike_correction",
@@ -104,15 +103,6 @@ def track_spike(M: Tensor, V: Tensor | None, *, rank: int | None = None, steps: 
     spikes = _follow([flat], [V.to(Y.dtype).reshape(-1, n, k)], steps)
     stack = Y.shape[:-2]
     return Spike(spikes.U.view(*stack, m, k), spikes.W.view(*stack, n, k), spikes.V[0].view(*stack, n, k))
-
-
-def follow_and_shape(M: Tensor, V: Tensor, *, steps: int = 1) -> tuple[SpikeCorrection, Tensor]:
-    """:func:`follow_and_shape_stacks` for one stack (..., m, n) with its bases (..., n, k)."""
-    stack = M.shape[:-2]
-    ((correction, basis),) = follow_and_shape_stacks([M.flatten(0, -3)], [V.flatten(0, -3)], steps=steps)
-    U, right, norm = correction
-    U, right, norm, basis = (x.reshape(*stack, *x.shape[1:]) for x in (U, right, norm, basis))
-    return SpikeCorrection(U, right, norm), basis
 
 
 @torch.no_grad()

@@ -153,11 +153,10 @@ def combine(out: list[Tensor], x: list[Tensor], a: Tensor, y: list[Tensor], b: T
     )
 
 
-def _sums_fake(stacks: list[Tensor]) -> Tensor:
-    return stacks[0].new_empty(sum(len(stack) for stack in stacks), dtype=torch.float64)
-
-
-@operator(fake=_sums_fake, cost=lambda stacks: Cost(2, size(stacks), {}))
+@operator(
+    fake=lambda stacks: stacks[0].new_empty(sum(map(len, stacks)), dtype=torch.float64),
+    cost=lambda stacks: Cost(2, size(stacks), {}),
+)
 def square_sums(stacks: list[Tensor]) -> Tensor:
     """The sum of squares of every matrix in float64; deterministic."""
     sums, map_, count = _partial_sums(stacks)

@@ -101,6 +101,12 @@ class Tiles(NamedTuple):
     warps: int
     stages: int
 
+    @property
+    def options(self) -> dict[str, int]:
+        """The options of a launch."""
+        sizes = {"ROWS": self.rows, "COLUMNS": self.columns, "DEPTH": self.depth}
+        return {**sizes, "num_warps": self.warps, "num_stages": self.stages}
+
     def count(self, size: int) -> int:
         """The number of tiles on and below the diagonal."""
         rows = math.ceil(size / self.rows)
@@ -109,10 +115,6 @@ class Tiles(NamedTuple):
 
 def _tiles(size: int) -> Tiles:
     return Tiles(128, 128, 64, 8, 4) if size > 128 else Tiles(64, 64, 64, 4, 3)
-
-
-def _fake(a: Tensor, b: Tensor | None, c: Tensor | None, *rest: Any) -> Tensor:
-    return a.new_empty(a.shape[0], a.shape[1], a.shape[1])
 
 
 def _cost(a: Tensor, b: Tensor | None, c: Tensor | None, *rest: Any) -> Cost:
@@ -124,7 +126,7 @@ def _cost(a: Tensor, b: Tensor | None, c: Tensor | None, *rest: Any) -> Cost:
 
 
 @operator(
-    fake=_fake,
+    fake=lambda a, *rest: a.new_empty(a.shape[0], a.shape[1], a.shape[1]),
     cost=_cost,
 )
 def symmetric_product(
@@ -188,11 +190,7 @@ def _launch(
         depth % tiles.depth == 0,
         # The interpreter has no products in bfloat16; float32 gives the same numbers.
         a.device.type == "cpu" and a.dtype == torch.bfloat16,
-        ROWS=tiles.rows,
-        COLUMNS=tiles.columns,
-        DEPTH=tiles.depth,
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
+        **tiles.options,
     )
 
 
@@ -237,10 +235,6 @@ def _remainder_kernel(
         tl.store(target, total.to(out.dtype.element_ty), mask=inside)
 
 
-def _remainder_tiles(size: int, width: int) -> Tiles:
-    return Tiles(128, 128, 64, 4, 3) if min(size, width) > 128 else Tiles(64, 64, 64, 4, 3)
-
-
 def _remainder_cost(s: Tensor, y: Tensor, x: Tensor, factors: Tensor) -> Cost:
     flops = 2 * s.shape[1] * y.numel()
     return Cost(1, size([s, y, y, x]), {str(y.dtype).removeprefix("torch."): flops})
@@ -254,7 +248,7 @@ def product_less(s: Tensor, y: Tensor, x: Tensor, factors: Tensor) -> Tensor:
     """:func:`~spectrim.kernels.symmetric.product_less` as an operator."""
     out = torch.empty_like(y)
     matrices, rows, width = y.shape
-    tiles = _remainder_tiles(rows, width)
+    tiles = Tiles(128, 128, 64, 4, 3) if min(rows, width) > 128 else Tiles(64, 64, 64, 4, 3)
     launch(
         _remainder_kernel,
         (math.ceil(rows / tiles.rows) * math.ceil(width / tiles.columns), matrices),
@@ -271,10 +265,6 @@ def product_less(s: Tensor, y: Tensor, x: Tensor, factors: Tensor) -> Tensor:
         *out.stride(),
         s.stride(0),
         rows % tiles.rows == 0 and width % tiles.columns == 0 and rows % tiles.depth == 0,
-        ROWS=tiles.rows,
-        COLUMNS=tiles.columns,
-        DEPTH=tiles.depth,
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
+        **tiles.options,
     )
     return out

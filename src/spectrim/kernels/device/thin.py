@@ -1,5 +1,6 @@
 """The thin matrices, of k columns, of a step of Spectra in Triton, and the launches that work on them."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ def blocks_of(size: int, block: int) -> int:
     return -(-size // block)
 
 
+@dataclass(kw_only=True, eq=False)
 class Thin:
     """The thin matrices of one call, and the launches that work on them.
 
@@ -35,42 +37,44 @@ class Thin:
         u: M V, then U, of all matrices.
         w: the parts of W, then W in the first part.
         scratch: bases between power steps.
+        options: of every launch.
+        k: the padded number of columns.
+        split: rows of a matrix whose sum is a part of W.
+        rows, columns: the most of any matrix.
+        matrices: their number.
+        tile, tail_tile: rows of a block of ``energies`` and of ``tail_energies``.
         energies, tail_energies: ‖M‖² and the tail's energy by blocks of rows.
         tails: the tail's energy of every matrix, or −1.
         factors, scales: see :func:`.thin_kernels.shape_kernel`.
     """
 
-    def __init__(
-        self,
-        *,
-        table: Tensor,
-        numbers: Tensor,
-        found: Tensor,
-        u: Tensor,
-        w: Tensor,
-        scratch: Tensor,
-        options: dict[str, Any],
-        k: int,
-        split: int,
-        rows: int,
-        columns: int,
-        matrices: int,
-        tile: int,
-        tail_tile: int,
-    ) -> None:
-        self.table, self.numbers, self.found = table, numbers, found
-        self.u, self.w, self.scratch, self.options, self.k, self.split = u, w, scratch, options, k, split
-        self.matrices, self.tile, self.tail_tile = matrices, tile, tail_tile
+    table: Tensor
+    numbers: Tensor
+    found: Tensor
+    u: Tensor
+    w: Tensor
+    scratch: Tensor
+    options: dict[str, Any]
+    k: int
+    split: int
+    rows: int
+    columns: int
+    matrices: int
+    tile: int
+    tail_tile: int
+
+    def __post_init__(self) -> None:
+        rows, k, matrices = self.rows, self.k, self.matrices
         self.chunks, self.blocks, self.column_blocks = (
-            blocks_of(size, step) for size, step in ((rows, CHUNK), (rows, THIN_ROWS), (columns, THIN_ROWS))
+            blocks_of(size, step) for size, step in ((rows, CHUNK), (rows, THIN_ROWS), (self.columns, THIN_ROWS))
         )
-        self.energy_blocks, self.tail_blocks = blocks_of(rows, tile), blocks_of(rows, tail_tile)
+        self.energy_blocks, self.tail_blocks = blocks_of(rows, self.tile), blocks_of(rows, self.tail_tile)
         sizes = [k * k * self.chunks, k * k, k * self.column_blocks, k, 1, self.energy_blocks, self.tail_blocks]
-        wide = torch.empty(sum(sizes) * matrices, dtype=torch.float64, device=u.device)
+        wide = torch.empty(sum(sizes) * matrices, dtype=torch.float64, device=self.u.device)
         self.grams, self.roots, self.squares, self.lengths, self.tails, self.energies, self.tail_energies = wide.split(
             [matrices * size for size in sizes]
         )
-        self.factors, self.scales = torch.empty((k + 1) * matrices, dtype=torch.float32, device=u.device).split(
+        self.factors, self.scales = torch.empty((k + 1) * matrices, dtype=torch.float32, device=self.u.device).split(
             [k * matrices, matrices]
         )
 
