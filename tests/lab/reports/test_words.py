@@ -137,7 +137,10 @@ def test_subjects_stand_side_by_side_and_missing_numbers_are_dashes() -> None:
     assert rows[-1] == ["stable rank of weights", "9", "5"] or ["stable rank of weights", "9", "5"] in rows
     assert spectrum_headline({"subjects": {"untrained": weights_alone}}) == "Weights alone were measured."
     headline = spectrum_headline({"subjects": {"a": weights_alone, "b": subject(matrix(0.2))}})
-    assert headline == "In b's median matrix the spike holds 20% of a batch's gradient energy; noise: heavier than Gaussian."
+    assert (
+        headline
+        == "In b's median matrix the spike holds 20% of a batch's gradient energy; noise: heavier than Gaussian."
+    )
 
 
 def test_notes_tell_what_limits_the_numbers() -> None:
