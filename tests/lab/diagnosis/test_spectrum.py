@@ -212,8 +212,8 @@ def test_gradients_are_held_no_further_than_the_memory_that_is_given(
     batches = Batches(tokens.train, seed=0, batch_size=2, sequence_length=16)
     run = []
     source = GradientSource(
-        model, choose(model), batches, first=0, count=4, memory=4 * 4 * 2 * 32 * 32.0, device=torch.device("cpu"),
-        on_batch=lambda: run.append(1),
+        model=model, chosen=choose(model), batches=batches, steps=range(4), memory=4 * 4 * 2 * 32 * 32.0,
+        device=torch.device("cpu"), on_batch=lambda: run.append(1),
     )  # fmt: skip
     assert [len(names) for names in source.chunks] == [2, 2, 1, 1, 1]
     assert sum(1 for _ in source.stacks()) == 7

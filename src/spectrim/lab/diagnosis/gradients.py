@@ -5,6 +5,7 @@ again for further parameters; a single parameter is always held whole.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
@@ -26,53 +27,37 @@ class GradientStack(NamedTuple):
     gradients: Tensor
 
 
+@dataclass(kw_only=True)
 class GradientSource:
-    """Gradients of a model's matrices on consecutive batches.
+    """Gradients of a model's matrices on consecutive batches."""
 
-    Args:
-        model: moved to ``device``; its weights stay as they are.
-        chosen: the matrices; those of one parameter stand together.
-        batches: as in training.
-        first: the index of the first batch.
-        count: how many batches.
-        memory: bytes of gradients that may be held at once.
-        device: where the model runs.
-        precision: as in training.
-        accumulate: micro-batches that a batch is split into.
-        on_batch: called after every batch, also when batches are run again.
-    """
+    model: nn.Module
+    """Moved to ``device``; its weights stay as they are."""
+    chosen: Sequence[ChosenMatrix]
+    """The matrices; those of one parameter stand together."""
+    batches: Batches
+    steps: range
+    """Indices of the batches."""
+    memory: float
+    """Bytes of gradients that may be held at once."""
+    device: torch.device
+    precision: str = "float32"
+    accumulate: int = 1
+    """Micro-batches that a batch is split into."""
+    on_batch: Callable[[], None] = lambda: None
+    """Called after every batch, also when batches are run again."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        chosen: Sequence[ChosenMatrix],
-        batches: Batches,
-        *,
-        first: int,
-        count: int,
-        memory: float,
-        device: torch.device,
-        precision: str = "float32",
-        accumulate: int = 1,
-        on_batch: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.model = model.to(device)
-        self.parameters = dict(model.named_parameters())
-        self.chosen = {name: list(each) for name, each in groupby(chosen, key=lambda item: item.parameter)}
-        self.batches = batches
-        self.steps = range(first, first + count)
-        self.memory = memory
-        self.device = device
-        self.precision = precision
-        self.accumulate = accumulate
-        self.on_batch = on_batch
+    def __post_init__(self) -> None:
+        self.model.to(self.device)
+        self.parameters = dict(self.model.named_parameters())
+        self.by_parameter = {name: list(each) for name, each in groupby(self.chosen, lambda item: item.parameter)}
 
     @property
     def chunks(self) -> list[list[str]]:
         """The parameters whose gradients are held together."""
         chunks: list[list[str]] = []
         room = 0.0
-        for name in self.chosen:
+        for name in self.by_parameter:
             size = 4.0 * len(self.steps) * self.parameters[name].numel()
             if not chunks or size > room:
                 chunks.append([])
@@ -91,7 +76,7 @@ class GradientSource:
             held = self.run(names)
             for name in names:
                 stack = held.pop(name)
-                for each in self.chosen[name]:
+                for each in self.by_parameter[name]:
                     yield GradientStack(each, each.read(stack, leading=1))
 
     def run(self, names: Sequence[str]) -> dict[str, Tensor]:

@@ -4,11 +4,12 @@
 result is a function of the inputs and the options.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from spectrim.lab.data.batches import Batches
 from spectrim.lab.diagnosis.gradients import GradientSource
@@ -100,35 +101,19 @@ def measure_subject(
     """Measure one model."""
     loaded = subject.load(options.data, with_text=options.batches > 0, cache_dir=cache_dir)
     chosen = choose(loaded.model, layers=options.layers, patterns=options.parameters)
-    parameters = dict(loaded.model.named_parameters())
-    matrices: dict[str, dict[str, Any]] = {}
-    shapes: dict[str, tuple[int, int]] = {}
     source = gradient_source(subject, loaded, chosen, options, listener) if options.batches else None
     if listener:
         batches = len(source.chunks) * options.batches if source else 0
         listener.subject_started(subject.name, batches, len(chosen))
-    for each in chosen:
-        weight = each.read(parameters[each.parameter].detach())
-        m, n = weight.shape
-        shapes[each.name] = (m, n)
-        momentum = loaded.momenta.get(each.parameter)
-        matrices[each.name] = {
-            "kind": each.kind,
-            "layer": each.layer,
-            "role": each.role,
-            "shape": [m, n],
-            "spike_rank": rank_of_spike((m, n)),
-            "weight": matrix_numbers(weight),
-            "momentum": None if momentum is None else matrix_numbers(each.read(momentum)),
-        }
-        if listener and source is None:
-            listener.matrix_done()
-    if source is not None:
-        for each, gradients in source.stacks():
+    parameters = dict(loaded.model.named_parameters())
+    matrices = {each.name: weight_numbers(each, parameters[each.parameter].detach(), loaded) for each in chosen}
+    for each, gradients in source.stacks() if source else ((each, None) for each in chosen):
+        if gradients is not None:
             matrices[each.name] |= gradient_numbers(gradients, options.thresholds) or {}
-            if listener:
-                listener.matrix_done()
+        if listener:
+            listener.matrix_done()
     run = subject.run
+    shapes = {name: tuple(matrix["shape"]) for name, matrix in matrices.items()}
     stages = read_stages(run.monitor_file, chosen, shapes) if run is not None else []
     if subject.kind == "checkpoint":
         stages = [stage for stage in stages if stage["step"] <= (subject.step or 0)]
@@ -146,6 +131,21 @@ def measure_subject(
     }
 
 
+def weight_numbers(matrix: ChosenMatrix, parameter: Tensor, loaded: LoadedTarget) -> dict[str, Any]:
+    """The place of a matrix in the model, and the statistics of its weights and momentum."""
+    weight, momentum = matrix.read(parameter), loaded.momenta.get(matrix.parameter)
+    m, n = weight.shape
+    return {
+        "kind": matrix.kind,
+        "layer": matrix.layer,
+        "role": matrix.role,
+        "shape": [m, n],
+        "spike_rank": rank_of_spike((m, n)),
+        "weight": matrix_numbers(weight),
+        "momentum": None if momentum is None else matrix_numbers(matrix.read(momentum)),
+    }
+
+
 def gradient_source(
     subject: SpectrumTarget,
     loaded: LoadedTarget,
@@ -157,25 +157,24 @@ def gradient_source(
     config = subject.config
     own = config.seed if config else 0
     data = loaded.data
+    # Start where training stopped: the model has not seen those batches.
+    first = (subject.step or 0) if options.seed is None else 0
     batches = Batches(
         loaded.tokens.train,
         seed=own if options.seed is None else options.seed,
         batch_size=data.batch_size,
         sequence_length=data.sequence_length,
     )
-    on_batch: Callable[[], None] = listener.batch_done if listener else lambda: None
     return GradientSource(
-        loaded.model,
-        chosen,
-        batches,
-        # Start where training stopped: the model has not seen those batches.
-        first=(subject.step or 0) if options.seed is None else 0,
-        count=options.batches,
+        model=loaded.model,
+        chosen=chosen,
+        batches=batches,
+        steps=range(first, first + options.batches),
         memory=1e9 * options.memory,
         device=torch.device(choose_device(config.device if config else "auto")),
         precision=config.precision if config else "float32",
         accumulate=config.accumulate if config and data.batch_size % config.accumulate == 0 else 1,
-        on_batch=on_batch,
+        on_batch=listener.batch_done if listener else lambda: None,
     )
 
 

@@ -26,32 +26,26 @@ def read_stages(file: Path, chosen: Sequence[ChosenMatrix], shapes: dict[str, tu
     Raises:
         LabError: the file is not what a monitor writes.
     """
+    stages = []
     try:
-        records = read_measurements(file)
-        found = [
-            {"step": int(record["step"]), "matrices": of_record(record.get("spectra") or {}, chosen, shapes)}
-            for record in records
-        ]
+        for record in read_measurements(file):
+            held, step = record.get("spectra") or {}, int(record["step"])
+            if found := {
+                each.name: of_kinds(held[each.name], shapes[each.name]) for each in chosen if each.name in held
+            }:
+                stages.append({"step": step, "matrices": found})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LabError(f"{str(file)!r} is not what a monitor writes: {error!r}") from None
-    return [stage for stage in found if stage["matrices"]]
+    return stages
 
 
-def of_record(
-    spectra: dict[str, Any], chosen: Sequence[ChosenMatrix], shapes: dict[str, tuple[int, int]]
-) -> dict[str, dict[str, Any]]:
-    return {each.name: stage(spectra[each.name], shapes[each.name]) for each in chosen if each.name in spectra}
-
-
-def stage(spectra: dict[str, Any], shape: tuple[int, int]) -> dict[str, Any]:
+def of_kinds(spectra: dict[str, Any], shape: tuple[int, int]) -> dict[str, Any]:
     """Spectra and their spike shares, for the kinds that are complete."""
-    rank = rank_of_spike(shape)
-    found = {}
+    rank, found = rank_of_spike(shape), {}
     for kind in KINDS:
         values = spectra.get(kind)
-        if not values or any(value is None for value in values):
-            continue
-        squares = sorted((float(value) ** 2 for value in values), reverse=True)
-        share = sum(squares[:rank]) / sum(squares) if sum(squares) > 0 else None
-        found[kind] = {"spectrum": [float(value) for value in values], "spike_share": share}
+        if values and None not in values:
+            squares = sorted((float(value) ** 2 for value in values), reverse=True)
+            share = sum(squares[:rank]) / sum(squares) if sum(squares) > 0 else None
+            found[kind] = {"spectrum": [float(value) for value in values], "spike_share": share}
     return found

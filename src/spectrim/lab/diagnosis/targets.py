@@ -66,28 +66,12 @@ class SpectrumTarget:
         Raises:
             LabError: there is no text for a folder of weights, or text, tokenizer and model do not fit each other.
         """
-        if self.kind == "model":
-            return self._load_weights(text, with_text=with_text, cache_dir=cache_dir)
-        assert self.config is not None
-        run = self.run
-        exported = run.model if run is not None and run.model.is_dir() else None
-        data = self.config.data
-        if text.sources or text.tokenizer:
-            if exported is None and text.tokenizer is None:
-                raise LabError(
-                    f"--data for {str(self.path)!r}: the run's tokenizer is in its model/, which is not there; give "
-                    f"it by --tokenizer"
-                )
-            data = data.model_copy(update={"tokenizer": str(exported), "vocabulary_size": None})
-        data = resolve_data(text.over(data))
-        tokens = prepare_tokens(data, cache_dir) if with_text or exported is None else None
-        if exported is not None:
-            size = tokens.vocabulary_size if tokens else 1
-            model = build_model(
-                ModelConfig(weights=str(exported)), vocabulary_size=size, sequence_length=data.sequence_length, seed=0
-            )
-        else:
+        folder = self._folder_of_weights()
+        data = self._data(text, folder, with_text=with_text)
+        tokens = prepare_tokens(data, cache_dir) if with_text or folder is None else None
+        if folder is None:
             assert tokens is not None
+            assert self.config is not None
             model = build_model(
                 self.config.model,
                 vocabulary_size=tokens.vocabulary_size,
@@ -96,25 +80,39 @@ class SpectrumTarget:
                 end_of_document=tokens.end,
                 padded=tokens.padded,
             )
-        momenta: dict[str, Tensor] = {}
-        kept_as = None
-        if self.checkpoint is not None:
-            momenta, kept_as = restore_momenta(self.checkpoint, model)
-        return LoadedTarget(model=model, tokens=tokens, data=data, momenta=momenta, momentum=kept_as)
+        else:
+            size, length = (tokens.vocabulary_size, data.sequence_length) if tokens else (1, 2)
+            weights = ModelConfig(weights=str(folder))
+            model = build_model(weights, vocabulary_size=size, sequence_length=length, seed=0)
+        momenta, key = restore_momenta(self.checkpoint, model) if self.checkpoint else ({}, None)
+        return LoadedTarget(model=model, tokens=tokens, data=data, momenta=momenta, momentum=key)
 
-    def _load_weights(self, text: TextConfig, *, with_text: bool, cache_dir: Path | None) -> LoadedTarget:
-        if with_text and not text.sources:
-            raise LabError(
-                f"{str(self.path)!r} is a model without text: name some by --data for its gradients, or give "
-                f"--batches 0 to see its weights alone"
-            )
-        weights = str(self.path)
-        data = text.over(DataConfig())
-        tokens = prepare_tokens(data := resolve_data(data, weights=weights), cache_dir) if with_text else None
-        size = tokens.vocabulary_size if tokens else 1
-        length = data.sequence_length if tokens else 2
-        model = build_model(ModelConfig(weights=weights), vocabulary_size=size, sequence_length=length, seed=0)
-        return LoadedTarget(model=model, tokens=tokens, data=data)
+    def _folder_of_weights(self) -> Path | None:
+        """The Hugging Face folder: the target itself, or what its run has exported."""
+        if self.kind == "model":
+            return self.path
+        run = self.run
+        return run.model if run is not None and run.model.is_dir() else None
+
+    def _data(self, text: TextConfig, folder: Path | None, *, with_text: bool) -> DataConfig:
+        """The data of the run, or of ``text`` where that names others."""
+        if self.config is None:
+            if with_text and not text.sources:
+                raise LabError(
+                    f"{str(self.path)!r} is a model without text: name some by --data for its gradients, or give "
+                    f"--batches 0 to see its weights alone"
+                )
+            data = text.over(DataConfig())
+            return resolve_data(data, weights=str(self.path)) if with_text else data
+        data = self.config.data
+        if text.sources or text.tokenizer:
+            if folder is None and text.tokenizer is None:
+                raise LabError(
+                    f"--data for {str(self.path)!r}: the run's tokenizer is in its model/, which is not there; give "
+                    f"it by --tokenizer"
+                )
+            data = data.model_copy(update={"tokenizer": str(folder), "vocabulary_size": None})
+        return resolve_data(text.over(data))
 
 
 def restore_momenta(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], str | None]:
