@@ -120,7 +120,7 @@ def by_svd(X, function):
 def test_the_clip_of_unlike_matrices(form, small, thresholds):
     results = half_clip(mixed(), list(thresholds))
     for X, c, result in zip(mixed(), thresholds, results, strict=True):
-        exact = by_svd(X, lambda sigma: sigma / (1 + (sigma / c) ** 2).sqrt())
+        exact = by_svd(X, lambda sigma, c=c: sigma / (1 + (sigma / c) ** 2).sqrt())
         errors = torch.linalg.matrix_norm(result.double() - exact) / torch.linalg.matrix_norm(exact)
         ratio = torch.linalg.matrix_norm(X.double(), 2) / c
         assert (errors[ratio < 100] < 1e-2).all()
