@@ -1,5 +1,6 @@
 """What each of four ranks runs that step every recipe, sharded, and record the bytes they send."""
 
+import copy
 from typing import Any
 
 import torch
@@ -63,14 +64,16 @@ def recorded(model: nn.Module, recipe: str, mesh: DeviceMesh) -> dict[str, float
 def everything(rank: int) -> list[dict[str, Any]]:
     """For every layout, model and recipe, what the cost model says and what was recorded on each rank."""
     rows: list[dict[str, Any]] = []
+    models = (dense(), mixture())
     for parallel, (cluster, shape) in CLUSTERS.items():
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
-        for make in (dense, mixture):
+        for name, model in zip(("dense", "mixture"), models, strict=True):
             for recipe in RECIPES:
-                model = make()
-                said = cost(read_work(optimizer_on_meta(model, "whole", recipe)), cluster)
                 sent: list[Any] = [None] * RANKS
-                dist.all_gather_object(sent, recorded(model, recipe, mesh))
-                row = {"parallel": parallel, "model": make.__name__, "recipe": recipe}
-                rows.append({**row, "projected": said.bytes_sent, "recorded": sent})
+                dist.all_gather_object(sent, recorded(copy.deepcopy(model), recipe, mesh))
+                row = {"parallel": parallel, "model": name, "recipe": recipe, "recorded": sent}
+                if rank == 0:
+                    said = cost(read_work(optimizer_on_meta(model, "whole", recipe)), cluster)
+                    row["projected"] = said.bytes_sent
+                rows.append(row)
     return rows

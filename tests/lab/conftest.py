@@ -29,6 +29,18 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def empty_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty files for the pictures beside a page, which tests/lab/reports look at: drawing them takes nearly half of
+    what a small comparison takes."""
+
+    def touch(folder: Path, stem: str, *_: object) -> None:
+        for suffix in ("png", "svg"):
+            (folder / f"{stem}.{suffix}").touch()
+
+    monkeypatch.setattr("spectrim.lab.reports.pictures.write", touch)
+
+
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight documents of 600 words."""
@@ -44,7 +56,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_config(text_folder: Path) -> TrainConfig:
     """A run that takes a second: a tiny model, six steps, an evaluation after every second one."""
     return TrainConfig(

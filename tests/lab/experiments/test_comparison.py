@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,8 @@ from spectrim.lab.reports.markdown import markdown
 from spectrim.lab.reports.page.comparison_page import comparison_part
 from spectrim.lab.reports.page.sections import Study
 from spectrim.lab.training.folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("empty_pictures")
 
 
 class Watcher:
@@ -49,16 +52,29 @@ class Watcher:
         self.finished.append(f"{config.recipe}-{config.seed}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(small_config: TrainConfig) -> CompareConfig:
     shared = {key: getattr(small_config, key) for key in SharedConfig.model_fields}
     return CompareConfig(recipes=("adamw", "muon"), seeds=(0, 1), **shared)
 
 
+@pytest.fixture(scope="module")
+def compared(config: CompareConfig, tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
+    """The folder of the whole comparison, with its pictures, which tests look at and leave as it is."""
+    folder = tmp_path_factory.mktemp("compared")
+    compare(config, folder / "x", cache_dir=cache_dir)
+    return folder / "x"
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return summary
+
+
 def test_an_interrupted_comparison_goes_on_and_repeats_nothing(
-    config: CompareConfig, tmp_path: Path, cache_dir: Path
+    config: CompareConfig, compared: Path, tmp_path: Path, cache_dir: Path
 ) -> None:
-    whole = compare(config, tmp_path / "whole", cache_dir=cache_dir)
+    whole = summary_of(compared)
     # The second run is stopped at its fifth step, one after a checkpoint.
     with pytest.raises(KeyboardInterrupt):
         compare(config, tmp_path / "parts", cache_dir=cache_dir, monitor=Watcher(stop=(2, 5)))
@@ -75,9 +91,8 @@ def test_an_interrupted_comparison_goes_on_and_repeats_nothing(
     assert idle.started == []
 
 
-def test_results_hold_every_promised_key(config: CompareConfig, tmp_path: Path, cache_dir: Path) -> None:
-    compare(config, tmp_path / "x", cache_dir=cache_dir)
-    results = json.loads((tmp_path / "x" / "results.json").read_text())
+def test_results_hold_every_promised_key(compared: Path) -> None:
+    results = summary_of(compared)
     assert list(results["recipes"]) == ["adamw", "muon"]
     promised = {"final_loss", "tokens_to_adamw", "optimizer_ms", "step_ms", "state_bytes", "weight_norm"}
     promised |= {"largest_singular_value", "forward_backward_ms", "rest_ms", "rest_share", "lr", "curve", "seeds"}
@@ -89,17 +104,16 @@ def test_results_hold_every_promised_key(config: CompareConfig, tmp_path: Path, 
         # A median of sums is at least the median of each part, however busy the machine.
         assert all(entry["step_ms"] >= entry[part] for part in ("forward_backward_ms", "optimizer_ms", "rest_ms"))
     assert results["config"]["seeds"] == [0, 1]
-    assert (tmp_path / "x" / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in (tmp_path / "x" / "loss.svg").read_text()
-    assert "| `muon` |" in (tmp_path / "x" / "summary.md").read_text()
+    assert (compared / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (compared / "loss.svg").read_text()
+    assert "| `muon` |" in (compared / "summary.md").read_text()
 
 
 def test_all_recipes_start_from_the_same_weights_and_see_the_same_batches(
-    config: CompareConfig, tmp_path: Path, cache_dir: Path
+    config: CompareConfig, compared: Path
 ) -> None:
-    compare(config, tmp_path / "x", cache_dir=cache_dir)
     first = {
-        (recipe, seed): read_log(tmp_path / "x" / recipe / f"seed-{seed}" / "log.jsonl")[0]
+        (recipe, seed): read_log(compared / recipe / f"seed-{seed}" / "log.jsonl")[0]
         for recipe in config.recipes
         for seed in config.seeds
     }
@@ -186,14 +200,12 @@ def test_one_recipe_may_have_a_hyperparameter_of_its_own(
         compare(small.model_copy(update={"overrides": other}), tmp_path / "x", cache_dir=cache_dir)
 
 
-def test_the_page_says_both_terms_and_shows_both_pictures(
-    config: CompareConfig, tmp_path: Path, cache_dir: Path
-) -> None:
-    summary = compare(config, tmp_path / "x", cache_dir=cache_dir)
-    page = (tmp_path / "x" / "summary.md").read_text()
+def test_the_page_says_both_terms_and_shows_both_pictures(compared: Path) -> None:
+    summary = summary_of(compared)
+    page = (compared / "summary.md").read_text()
     assert "**On equal terms**" in page
     assert page.count("| `muon` |") == 4
-    assert (tmp_path / "x" / "loss_over_time.svg").is_file()
+    assert "<svg" in (compared / "loss_over_time.svg").read_text()
     ranks = list(summary["recipes"]["adamw"]["val_loss_by_frequency"])
     assert f"| recipe | {' | '.join(f'ranks {key}' for key in ranks)} |" in page
     assert [len(table.rows) for table in terminal_tables(summary)] == [2, 2]

@@ -12,6 +12,8 @@ from spectrim.lab.experiments.settings import CompareConfig
 from spectrim.lab.logging.log import read_log
 from spectrim.lab.recipes.names import resolve
 
+pytestmark = pytest.mark.usefixtures("empty_pictures")
+
 SPEEDS = {"adamw": 0.1, "muon": 0.25, "spectra": 0.3}
 
 

@@ -13,6 +13,8 @@ from spectrim.lab.experiments.sweep_results import good_rates, rate_curve, setti
 from spectrim.lab.logging.log import read_log
 from spectrim.lab.training.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("empty_pictures")
+
 
 @pytest.fixture
 def config(small_config: TrainConfig) -> SweepConfig:

@@ -6,25 +6,22 @@ and after six steps runs with other sums differ by some 1e-6. A rank that saw th
 number of them, shows in the third digit.
 """
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import worlds
 from lab_runs import StopError, assert_equal, log_without_times, stop_after
-from parallel_cases import FATAL, launch
+from parallel_cases import FATAL, launch, restarting
 from spectrim.lab.config import TrainConfig
 from spectrim.lab.errors import LabError, LabWarning
 from spectrim.lab.training import checkpoints
 from spectrim.lab.training.processes import open_parallel
 from spectrim.lab.training.run import train
-from worlds import PATIENCE
 
 TOLERANCE = 1e-5
 
@@ -51,7 +48,7 @@ def runs(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory, cache_di
     folder = tmp_path_factory.mktemp("parallel")
     (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     train(config, folder / "one", cache_dir=cache_dir)
-    for recipe in ("adamw", "adamw+clip", "spectra"):
+    for recipe in ("adamw+clip", "spectra"):
         optimizer = config.optimizer.model_copy(update={"lr": 0.01})
         alone = config.model_copy(update={"recipe": recipe, "optimizer": optimizer})
         train(alone, folder / f"one-{recipe}", cache_dir=cache_dir)
@@ -80,7 +77,7 @@ def assert_same_run(run: Path, alone: Path) -> None:
         assert torch.linalg.norm(weight - expected[name]) < 1e-4 * torch.linalg.norm(expected[name]), name
 
 
-@pytest.mark.parametrize("name", ["fsdp", "ddp", "hsdp", "tp", "accumulate", "hsdp-on-4"])
+@pytest.mark.parametrize("name", ["fsdp", "ddp", "tp", "accumulate", "hsdp-on-4"])
 def test_every_layout_follows_the_curve_of_one_process(runs: Path, name: str) -> None:
     assert_same_run(runs / name, runs / "one")
 
@@ -108,7 +105,7 @@ def test_one_process_goes_on_from_what_several_have_saved(
     ]
 
 
-@pytest.mark.parametrize("recipe", ["adamw", "adamw+clip", "spectra"])
+@pytest.mark.parametrize("recipe", ["adamw+clip", "spectra"])
 def test_recipes_follow_the_curve_of_one_process(runs: Path, recipe: str) -> None:
     assert_same_run(runs / recipe, runs / f"one-{recipe}")
 
@@ -207,30 +204,15 @@ def test_a_member_of_an_enum_may_be_pickled_as_early_python_3_11_does_and_nothin
             IndexUnpickler(io.BytesIO(pickle.dumps(bad))).load()
 
 
-def test_torchrun_goes_on_by_itself_where_a_rank_was_killed_while_it_saved(
+def test_the_agent_of_torchrun_goes_on_by_itself_where_a_rank_was_killed_while_it_saved(
     config: TrainConfig, runs: Path, cache_dir: Path
 ) -> None:
     own = config.model_copy(update={"recipe": "fatal:Fatal"})
     (runs / "fatal.toml").write_text(own.to_toml())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    command += [
-        "-m",
-        "spectrim",
-        "train",
-        "fatal:Fatal",
-        "--config",
-        "fatal.toml",
-        "--out",
-        "restarted",
-        "--cache-dir",
-        str(cache_dir),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "KILLED_IN": "save"}
-    done = subprocess.run(
-        command, env=environment, cwd=runs, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "exitcode: -9" in done.stderr
+    command = ["train", "fatal:Fatal", "--config", "fatal.toml", "--out", "restarted", "--cache-dir", str(cache_dir)]
+    done = worlds.alone(restarting, command, runs)
+    assert done.code == 0, done.err
+    assert (runs / "killed-in-save").exists()
     # The class is torch's AdamW, so the runs are one but for their names.
     assert_same_run(runs / "restarted", runs / "one")
 
