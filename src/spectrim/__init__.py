@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         track_spike,
     )
     from spectrim.optim import (
+        MARS,
         AdamW,
         AdEMAMix,
         Momentum,
@@ -47,8 +48,16 @@ _HOMES = {
         *("soft_clip", "track_spike"),
     ),
     "spectrim.optim": (
-        *("AdEMAMix", "AdamW", "Momentum", "Muon", "Signum", "Spectra", "SpectralClipping", "SpectralOptimizer"),
-        *("clip_grad_spectral_", "create", "describe", "param_groups", "set_step_memory", "shrink_grad_"),
+        *("MARS", "AdEMAMix", "AdamW", "Momentum", "Muon", "Signum", "Spectra", "SpectralClipping"),
+        *(
+            "SpectralOptimizer",
+            "clip_grad_spectral_",
+            "create",
+            "describe",
+            "param_groups",
+            "set_step_memory",
+            "shrink_grad_",
+        ),
     ),
     "spectrim.optim.recipe_names": ("recipes",),
 }
@@ -56,6 +65,7 @@ _PACKAGES = ("distributed", "kernels", "monitor", "operators", "optim")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "MARS",
     "AdEMAMix",
     "AdamW",
     "Momentum",

@@ -215,7 +215,7 @@ def test_an_override_may_name_any_name_of_a_tied_parameter() -> None:
     assert readings(groups)["embed.weight"] == ("head", "matrix", None)
 
 
-NAMED = [getattr(spectrim, name) for name in ("AdamW", "Signum", "AdEMAMix", "Momentum", "Spectra", "Muon")]
+NAMED = [getattr(spectrim, name) for name in ("AdamW", "Signum", "AdEMAMix", "MARS", "Momentum", "Spectra", "Muon")]
 
 
 @pytest.mark.parametrize("optimizer", NAMED)

@@ -106,6 +106,10 @@ class OptimizerConfig(Config):
     orthogonalize_steps: PositiveInt | None = None
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     beta3: Annotated[float, Field(ge=0, lt=1)] | None = None
+    gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    mars_beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """For mars, of its matrices; beta1 is that of vectors."""
+    mars_beta2: Annotated[float, Field(ge=0, lt=1)] | None = None
     shrink_factor: PositiveFloat | None = None
     """For recipes with +shrink, the factor on the gradient's entry scale above which entries are shrunk."""
     shrink_form: Literal["redescending", "monotone", "hard"] | None = None

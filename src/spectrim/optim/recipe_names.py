@@ -40,6 +40,7 @@ BASES: Mapping[str, Base] = {
     "adamw": Base(classes.AdamW, tuple(MODIFIERS)),
     "signum": Base(classes.Signum, tuple(MODIFIERS)),
     "ademamix": Base(classes.AdEMAMix, tuple(MODIFIERS)),
+    "mars": Base(classes.MARS, tuple(MODIFIERS)),
     "momentum": Base(classes.Momentum, tuple(MODIFIERS)),
     "spectra": Base(classes.Spectra, ("shrink", "clip")),
     "muon": Base(classes.Muon, ("shrink",)),

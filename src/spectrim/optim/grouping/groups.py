@@ -27,8 +27,8 @@ __all__ = ["param_groups"]
 _GROUPING = ("role", "layout", "split", "lr_factor", "weight_decay")
 # The options of the named optimizers, which an override may set for some parameters.
 _OPTIONS = (
-    *("lr", "betas", "eps", "momentum", "nesterov", "alpha", "slow_warmup_steps", "rank_ratio", "scale"),
-    *("orthogonalize_steps", "clip", "pre_clip", "shrink"),
+    *("lr", "betas", "eps", "momentum", "nesterov", "alpha", "slow_warmup_steps", "gamma", "adamw_betas"),
+    *("rank_ratio", "scale", "orthogonalize_steps", "clip", "pre_clip", "shrink"),
     *SpectralOptions.__annotations__,
 )
 

@@ -17,10 +17,12 @@ class Recipe:
     Attributes:
         direction: the base direction, which plain optimizers subtract.
         operator: changes the direction's singular values, before any clipping.
+        vectors: the base direction of vectors, if it is another one.
     """
 
     direction: type[Direction]
     operator: type[SpectralOperator] | None = None
+    vectors: type[Direction] | None = None
 
     @property
     def name(self) -> str:

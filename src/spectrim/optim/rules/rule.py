@@ -187,8 +187,9 @@ def rule_of(
     clips = follows and group["clip"] is not None
     operator = None if taken.operator is None or vector else taken.operator.of(group)
     exchange = torch.bfloat16 if group["exchange_dtype"] == "bfloat16" else None
+    direction = taken.vectors if vector and taken.vectors is not None else taken.direction
     rule = Rule(
-        direction=taken.direction.of(group),
+        direction=direction.of(group),
         operator=operator,
         scale=group["scale"] if follows and not vector else "none",
         clip=CLIPS[group["clip_form"]].of(group) if clips else None,
