@@ -95,6 +95,8 @@ class OptimizerConfig(Config):
     """For recipes with +clip, the threshold times the peak learning rate: the most that a step moves a matrix in
     spectral norm, before the factor √max(1, m/n)."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    decay_embeddings: bool = True
+    """Whether weight decay applies to embeddings and head."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     # Recipes without one of the following refuse it; unset, the recipe's class decides.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 from spectrim.optim import recipes as classes
 from spectrim.optim.grouping.groups import param_groups
 from spectrim.optim.grouping.layout import Split
+from spectrim.optim.grouping.roles import Role
 from spectrim.optim.optimizer import SpectralOptimizer
 
 __all__ = ["BASES", "MODIFIERS", "PRE_CLIP", "Base", "create", "parse_name", "recipes"]
@@ -84,6 +85,7 @@ def create(
     lr: float | Tensor,
     embedding_lr: float = 1.0,
     head_lr: float = 1.0,
+    no_decay: Sequence[Role] = (),
     split: Mapping[str, Split] | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
@@ -96,7 +98,7 @@ def create(
         name: one of :func:`recipes`; modifiers may come in any order.
         model_or_params: a module, or parameters or groups as for every torch optimizer.
         lr: learning rate; also the peak for ``clip="auto"``, unless ``peak_lr`` is given.
-        embedding_lr, head_lr, split, overrides: passed to :func:`.param_groups`; for a module only.
+        embedding_lr, head_lr, no_decay, split, overrides: passed to :func:`.param_groups`; for a module only.
         options: options of the optimizer. ``clip``, ``shrink`` and ``pre_clip`` replace the value that a modifier sets.
 
     Raises:
@@ -113,12 +115,18 @@ def create(
             raise ValueError(f"{option}={options[option]!r}: recipe {name!r} has no +{modifier}")
     if isinstance(model_or_params, nn.Module):
         params: ParamsT = param_groups(
-            model_or_params, embedding_lr=embedding_lr, head_lr=head_lr, split=split, overrides=overrides
+            model_or_params,
+            embedding_lr=embedding_lr,
+            head_lr=head_lr,
+            no_decay=no_decay,
+            split=split,
+            overrides=overrides,
         )
     else:
         for key, given in (
             ("embedding_lr", embedding_lr != 1),
             ("head_lr", head_lr != 1),
+            ("no_decay", no_decay),
             ("split", split),
             ("overrides", overrides),
         ):

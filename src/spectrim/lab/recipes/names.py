@@ -227,6 +227,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     given = {"shrink": settings.shrink_factor, "shrink_form": settings.shrink_form, "pre_clip": settings.pre_clip}
     arguments |= {key: value for key, value in given.items() if value is not None}
     factors: dict[str, Any] = {"embedding_lr": settings.embedding_lr or 1.0, "head_lr": settings.head_lr or 1.0}
+    factors["no_decay"] = () if settings.decay_embeddings else ("embedding", "head")
     return spectrim.create(recipe.name, model, lr=settings.lr, **factors, **arguments)
 
 
