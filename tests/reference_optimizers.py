@@ -109,3 +109,17 @@ def ademamix(X, grads, *, lr, betas=(0.9, 0.999, 0.9999), alpha=8.0, eps=1e-8, d
         U = (m1 / (1 - betas[0] ** step) + alpha * x * m2) / root
         X = (1 - lr * decay) * X - lr * (U if c is None else clip(U, c))
     return X
+
+
+def mars(X, grads, *, lr, betas=(0.95, 0.99), gamma=0.025, eps=1e-8, decay=0.01, c=None, pre=None):
+    X, last, m, v = X.double(), 0.0, 0.0, 0.0
+    for step, raw in enumerate(grads, 1):
+        G = raw.double() if pre is None else oracle.soft_clip(raw.double(), pre)
+        C = G + gamma * betas[0] / (1 - betas[0]) * (G - last)
+        C = C / C.norm().clamp(min=1)
+        last = G
+        m = betas[0] * m + (1 - betas[0]) * C
+        v = betas[1] * v + (1 - betas[1]) * C**2
+        U = (m / (1 - betas[0] ** step)) / ((v / (1 - betas[1] ** step)).sqrt() + eps)
+        X = (1 - lr * decay) * X - lr * (U if c is None else clip(U, c))
+    return X

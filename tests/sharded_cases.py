@@ -45,6 +45,8 @@ RECIPES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     ),
     "adamw+shrunk directions": lambda params: spectrim.AdamW(params, lr=1e-2, shrink=2.0, shrink_at="direction"),
     "signum+clip": lambda params: spectrim.Signum(params, lr=1e-3, clip=0.7),
+    "mars": lambda params: spectrim.MARS(params, lr=1e-2, gamma=0.5),
+    "mars+preclip+clip": lambda params: spectrim.MARS(params, lr=1e-2, gamma=0.5, pre_clip=0.5, clip=0.7),
     "spectra": lambda params: spectrim.Spectra(params, lr=1e-2, rank_ratio=0.3),
     "spectra+clip": lambda params: spectrim.Spectra(params, lr=1e-2, rank_ratio=0.3, clip=0.1, clip_scope="all"),
     "muon+shrink": lambda params: spectrim.Muon(params, lr=1e-2, shrink=2.0),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         track_spike,
     )
     from spectrim.optim import (
+        MARS,
         AdamW,
         AdEMAMix,
         Momentum,
@@ -53,6 +54,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "MARS",
     "AdEMAMix",
     "AdamW",
     "Momentum",

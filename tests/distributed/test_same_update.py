@@ -17,7 +17,7 @@ ELSEWHERE = ["muon+shrink", *(recipe for recipe in cases.RECIPES if "around" in 
 TRIED = {
     2: {
         "replicated": ["muon", "muon+shrink"],
-        "columns": ["adamw+shrink+preclip+clip", "around SGD", "around AdamW, nothing clipped"],
+        "columns": ["adamw+shrink+preclip+clip", "mars+preclip+clip", "around SGD", "around AdamW, nothing clipped"],
         "mixed": ["adamw+clip", "adamw+shrunk directions", "around AdamW", "around one that rests first"],
     },
     4: {
@@ -25,10 +25,10 @@ TRIED = {
         "columns": ["spectra"],
         "hsdp": FEW,
         "fsdp+tp": [*FEW, "around AdamW"],
-        "blocks": [*FEW, "adamw+shrink+preclip+clip", "around SGD"],
-        "replicas of columns": FEW,
+        "blocks": [*FEW, "mars", "adamw+shrink+preclip+clip", "around SGD"],
+        "replicas of columns": [*FEW, "mars"],
         "rows twice": ["spectra"],
-        "experts and their columns": [*FEW, "around NAdam, matrices"],
+        "experts and their columns": [*FEW, "mars", "around NAdam, matrices"],
     },
 }
 GRADIENTS = {2: ["replicated", "mixed"], 4: ["fsdp", "fsdp+tp"]}

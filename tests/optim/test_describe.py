@@ -145,6 +145,7 @@ RECIPES = {
     "adamw+shrink": lambda groups, **o: spectrim.AdamW(groups, lr=0.1, shrink="auto", **o),
     "ademamix+clip": lambda groups, **o: spectrim.AdEMAMix(groups, lr=0.1, clip="auto", **o),
     "signum+clip": lambda groups, **o: spectrim.Signum(groups, lr=0.1, clip="auto", **o),
+    "mars": lambda groups, **o: spectrim.MARS(groups, lr=0.1, **o),
     "momentum": lambda groups, **o: spectrim.Momentum(groups, lr=0.1, **o),
     "spectra+clip": lambda groups, **o: spectrim.Spectra(groups, lr=0.1, clip="auto", **o),
     "muon": lambda groups, **o: spectrim.Muon(groups, lr=0.1, **o),

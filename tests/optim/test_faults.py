@@ -19,6 +19,7 @@ RECIPES = {
     ),
     "signum+clip": lambda params: spectrim.Signum(params, lr=1e-2, clip="auto"),
     "ademamix+clip": lambda params: spectrim.AdEMAMix(params, lr=1e-2, clip="auto", slow_warmup_steps=50),
+    "mars+clip": lambda params: spectrim.MARS(params, lr=1e-2, clip="auto"),
     "momentum": lambda params: spectrim.Momentum(params, lr=1e-3),
     "spectra": lambda params: spectrim.Spectra(params, lr=1e-2),
     "spectra+shrink+clip": lambda params: spectrim.Spectra(params, lr=1e-2, shrink=3.0, clip="auto"),

@@ -215,7 +215,24 @@ def test_an_override_may_name_any_name_of_a_tied_parameter() -> None:
     assert readings(groups)["embed.weight"] == ("head", "matrix", None)
 
 
-NAMED = [getattr(spectrim, name) for name in ("AdamW", "Signum", "AdEMAMix", "Momentum", "Spectra", "Muon")]
+def test_roles_named_in_no_decay_do_not_decay_unless_an_override_says_so() -> None:
+    def decays(**options: Any) -> dict[str, float | None]:
+        groups = param_groups(Small(), no_decay=("embedding", "head"), **options)
+        return {name: group.get("weight_decay") for group in groups for name, _ in group["params"]}
+
+    found = decays()
+    assert (found["embed.weight"], found["lm_head.weight"], found["blocks.0.out.weight"]) == (0.0, 0.0, None)
+    assert decays(overrides={"lm_head.*": {"weight_decay": 0.3}})["lm_head.weight"] == 0.3
+    optimizer = spectrim.create("adamw+clip", Small(), lr=1e-3, weight_decay=0.1, no_decay=("head",))
+    assert {g["role"]: g["weight_decay"] for g in optimizer.param_groups} == {
+        "matrix": 0.1,
+        "embedding": 0.1,
+        "head": 0.0,
+        "vector": 0.0,
+    }
+
+
+NAMED = [getattr(spectrim, name) for name in ("AdamW", "Signum", "AdEMAMix", "MARS", "Momentum", "Spectra", "Muon")]
 
 
 @pytest.mark.parametrize("optimizer", NAMED)
@@ -227,6 +244,8 @@ def test_every_option_of_a_named_optimizer_can_be_overridden(optimizer: type[tor
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"no_decay": ("router",)}, r"no_decay=\('router',\): expected a sequence of roles, of 'matrix'"),
+    ({"no_decay": "head"}, r"no_decay='head': expected a sequence"),
     ({"overrides": {"blocks.0.qvk.weight": {}}}, r"overrides pattern 'blocks.0.qvk.weight' .* 'blocks.0.qkv.weight'"),
     ({"split": {"*.qvk.weight": (4, 4, 4)}}, r"^split pattern '\*.qvk.weight' matches no parameter"),
     ({"split": {"*.bias": (6, 6)}}, r"split pattern '\*.bias' matches vectors only"),

@@ -13,6 +13,7 @@ MAKERS = {
     "AdamW": lambda params, **o: spectrim.AdamW(params, lr=1e-2, **o),
     "AdamW clipped": lambda params, **o: spectrim.AdamW(params, lr=1e-2, clip="auto", **o),
     "AdEMAMix": lambda params, **o: spectrim.AdEMAMix(params, lr=1e-2, **o),
+    "MARS": lambda params, **o: spectrim.MARS(params, lr=1e-2, **o),
     "Spectra": lambda params, **o: spectrim.Spectra(params, lr=1e-2, **o),
     "Muon": lambda params, **o: spectrim.Muon(params, lr=1e-2, **o),
     "Signum": lambda params, **o: spectrim.Signum(params, lr=1e-2, **o),

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import spectrim
 
-OURS = ("AdamW", "AdEMAMix", "Spectra", "Muon", "Signum", "Momentum")
+OURS = ("AdamW", "AdEMAMix", "MARS", "Spectra", "Muon", "Signum", "Momentum")
 
 
 def weight(*shape: int) -> nn.Parameter:

@@ -21,7 +21,7 @@ def step(optimizer):
 
 def test_every_name_makes_an_optimizer_that_steps():
     names = spectrim.recipes()
-    assert len(set(names)) == len(names) == 4 * 8 + 4 + 2
+    assert len(set(names)) == len(names) == 5 * 8 + 4 + 2
     assert names[0] == "adamw"
     assert {"adamw+clip", "adamw+shrink+preclip+clip", "spectra+shrink+clip", "muon+shrink"} < set(names)
     for name in names:

@@ -23,7 +23,9 @@ RECIPES = {
     "muon": lambda params, **options: spectrim.Muon(params, **options),
     "signum+clip": lambda params, **options: spectrim.Signum(params, clip=0.7, **options),
     "ademamix+clip": lambda params, **options: spectrim.AdEMAMix(params, clip=0.7, slow_warmup_steps=5, **options),
+    "mars+clip": lambda params, **options: spectrim.MARS(params, clip=0.7, gamma=0.5, **options),
     "momentum": lambda params, **options: spectrim.Momentum(params, **options),
+    "mars, bfloat16 state": lambda params, **options: spectrim.MARS(params, state_dtype="bfloat16", **options),
     "spectra, bfloat16 state": lambda params, **options: spectrim.Spectra(params, state_dtype="bfloat16", **options),
 }
 every_recipe = pytest.mark.parametrize("make", RECIPES.values(), ids=RECIPES.keys())
@@ -359,6 +361,8 @@ def test_a_bad_value_is_named_with_its_place_and_the_choices(options, message):
     ("make", "options", "message"),
     [
         (spectrim.AdEMAMix, {"alpha": float("nan")}, r"alpha=nan"),
+        (spectrim.MARS, {"gamma": -1.0}, r"gamma=-1.0 .* expected a number of at least 0"),
+        (spectrim.MARS, {"adamw_betas": (0.9, 0.99, 0.9)}, r"adamw_betas=.* expected 2 numbers"),
         (spectrim.Muon, {"nesterov": "false"}, r"nesterov='false'.*True or False"),
         (spectrim.Spectra, {"rank_ratio": 0.0}, r"rank_ratio=0.0"),
         (spectrim.Muon, {"orthogonalize_steps": 0}, r"orthogonalize_steps=0"),

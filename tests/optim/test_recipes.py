@@ -138,6 +138,23 @@ def test_ademamix_is_its_formula_with_both_warmups(warmup, clip):
     assert drift(actual, reference.ademamix(weight, grads, lr=LR, warmup=warmup, c=clip), weight) < 1e-3
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [1e-3, 1.0], ids=["below the bound", "above the bound"])
+@pytest.mark.parametrize(("pre", "clip"), [(None, None), (None, 0.7), (0.5, 0.7)], ids=["", "clip", "pre+clip"])
+def test_mars_is_its_formula(shape, size, pre, clip):
+    weight, grads = torch.randn(shape), [size * grad for grad in gradients(shape)]
+    actual = run(spectrim.MARS, weight, grads, lr=LR, gamma=0.3, pre_clip=pre, clip=clip)
+    expected = reference.mars(weight, grads, lr=LR, gamma=0.3, pre=pre, c=clip)
+    assert drift(actual, expected, weight) < (3e-5 if clip is None else 1e-3)
+
+
+def test_vectors_of_mars_are_plain_adamws_with_betas_of_their_own():
+    weight, grads = torch.randn(30), gradients((30,))
+    actual = run(spectrim.MARS, weight, grads, lr=LR, betas=(0.8, 0.9), adamw_betas=(0.7, 0.95))
+    expected = reference.adamw(weight, grads, lr=LR, betas=(0.7, 0.95), decay=0.0)
+    assert drift(actual, expected, weight) < 3e-5  # float32
+
+
 def test_shrinking_the_direction_instead_of_the_gradient():
     weight, grads = torch.randn(24, 40), gradients((24, 40), steps=1)
     actual = run(spectrim.Momentum, weight, grads, lr=LR, shrink=2.0, shrink_at="direction", shrink_form="redescending")

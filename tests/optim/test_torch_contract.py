@@ -20,6 +20,7 @@ import spectrim
 CLASSES = [
     spectrim.AdamW,
     spectrim.AdEMAMix,
+    spectrim.MARS,
     spectrim.Momentum,
     spectrim.Muon,
     spectrim.Signum,

@@ -97,6 +97,8 @@ class OptimizerConfig(Config):
     """For recipes with +clip, the threshold times the peak learning rate: the most that a step moves a matrix in
     spectral norm, before the factor √max(1, m/n)."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    decay_embeddings: bool = True
+    """Whether weight decay applies to embeddings and head."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     # Recipes without one of the following refuse it; unset, the recipe's class decides.
@@ -110,6 +112,10 @@ class OptimizerConfig(Config):
     orthogonalize_steps: PositiveInt | None = None
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     beta3: Annotated[float, Field(ge=0, lt=1)] | None = None
+    gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    mars_beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """For mars, of its matrices; beta1 is that of vectors."""
+    mars_beta2: Annotated[float, Field(ge=0, lt=1)] | None = None
     shrink_factor: PositiveFloat | None = None
     """For recipes with +shrink, the factor on the gradient's entry scale above which entries are shrunk."""
     shrink_form: Literal["redescending", "monotone", "hard"] | None = None

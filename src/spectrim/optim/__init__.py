@@ -6,11 +6,12 @@ from spectrim.optim.grouping.groups import param_groups
 from spectrim.optim.memory import set_step_memory
 from spectrim.optim.optimizer import SpectralOptimizer
 from spectrim.optim.recipe_names import create
-from spectrim.optim.recipes import AdamW, AdEMAMix, Momentum, Muon, Signum, Spectra
+from spectrim.optim.recipes import MARS, AdamW, AdEMAMix, Momentum, Muon, Signum, Spectra
 from spectrim.optim.rules.rule import Recipe
 from spectrim.optim.wrapping.wrapper import SpectralClipping
 
 __all__ = [
+    "MARS",
     "AdEMAMix",
     "AdamW",
     "Momentum",

@@ -17,9 +17,10 @@ from typing_extensions import override
 from spectrim.kernels.adam import adam_directions
 from spectrim.kernels.ademamix import ademamix_directions
 from spectrim.kernels.lists import Found
+from spectrim.kernels.mars import corrected_gradients
 from spectrim.kernels.momentum import momentum_directions
 
-__all__ = ["AdEMAMix", "Adam", "Average", "Direction", "Given", "Momentum", "Sign"]
+__all__ = ["MARS", "AdEMAMix", "Adam", "Average", "Direction", "Given", "Momentum", "Sign"]
 
 #: The state of several parameters: key -> one tensor for each parameter.
 State = Mapping[str, Sequence[Tensor]]
@@ -32,11 +33,13 @@ class Direction(ABC):
     Attributes:
         name: its name for ``describe``.
         keys: names of its state tensors, which have the parameter's shape and start at zero.
+        corrects: those of ``keys`` from which :meth:`correct` corrects gradients; none if it does not.
         flops: operations per entry, for ``spectrim plan``.
     """
 
     name: ClassVar[str]
     keys: ClassVar[tuple[str, ...]]
+    corrects: ClassVar[tuple[str, ...]] = ()
     flops: ClassVar[int]
 
     @classmethod
@@ -58,6 +61,14 @@ class Direction(ABC):
             found: None, or a flag that is 1 if the step is skipped; see :mod:`spectrim.kernels`.
         """
 
+    def correct(self, grads: Sequence[Tensor], state: State, out: Sequence[Tensor], found: Found) -> None:
+        """Write corrected gradients to ``out``, and update the state named in ``corrects``.
+
+        The step then bounds the norm of every corrected matrix by 1, which on shards needs other ranks, and gives the
+        result to :meth:`direct` in place of gradients. Arguments are those of :meth:`direct`.
+        """
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Adam(Direction):
@@ -74,8 +85,8 @@ class Adam(Direction):
     @classmethod
     @override
     def of(cls, options: Mapping[str, Any]) -> Self:
-        # Groups of AdEMAMix have a third beta.
-        beta1, beta2 = options["betas"][:2]
+        # Groups of AdEMAMix have a third beta; groups of MARS have other betas for what it leaves to AdamW.
+        beta1, beta2 = options.get("adamw_betas", options["betas"])[:2]
         return cls(beta1, beta2, options["eps"])
 
     @override
@@ -122,6 +133,39 @@ class AdEMAMix(Direction):
             warmup_steps=self.warmup_steps,
             found=found,
         )
+
+
+@dataclass(frozen=True)
+class MARS(Direction):
+    """Adam on the corrected gradient c = G + γ β₁/(1−β₁) (G − G₋), whose norm is at most 1 (arXiv 2411.10438)."""
+
+    beta1: float
+    beta2: float
+    eps: float
+    gamma: float
+
+    name: ClassVar[str] = "mars"
+    keys: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq", "previous_grad")
+    corrects: ClassVar[tuple[str, ...]] = ("previous_grad",)
+    flops: ClassVar[int] = 18
+
+    @classmethod
+    @override
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        beta1, beta2 = options["betas"]
+        return cls(beta1, beta2, options["eps"], options["gamma"])
+
+    @override
+    def correct(self, grads: Sequence[Tensor], state: State, out: Sequence[Tensor], found: Found) -> None:
+        share = self.gamma * self.beta1 / (1 - self.beta1)
+        corrected_gradients(grads, state["previous_grad"], out, share=share, found=found)
+
+    @override
+    def direct(
+        self, grads: Sequence[Tensor], state: State, steps: Sequence[Tensor], out: Sequence[Tensor], found: Found
+    ) -> None:
+        moments = state["exp_avg"], state["exp_avg_sq"]
+        adam_directions(grads, *moments, steps, out, beta1=self.beta1, beta2=self.beta2, eps=self.eps, found=found)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 from spectrim.optim import recipes as classes
 from spectrim.optim.grouping.groups import param_groups
 from spectrim.optim.grouping.layout import Split
+from spectrim.optim.grouping.roles import Role
 from spectrim.optim.optimizer import SpectralOptimizer
 
 __all__ = ["BASES", "MODIFIERS", "PRE_CLIP", "Base", "create", "parse_name", "recipes"]
@@ -40,6 +41,7 @@ BASES: Mapping[str, Base] = {
     "adamw": Base(classes.AdamW, tuple(MODIFIERS)),
     "signum": Base(classes.Signum, tuple(MODIFIERS)),
     "ademamix": Base(classes.AdEMAMix, tuple(MODIFIERS)),
+    "mars": Base(classes.MARS, tuple(MODIFIERS)),
     "momentum": Base(classes.Momentum, tuple(MODIFIERS)),
     "spectra": Base(classes.Spectra, ("shrink", "clip")),
     "muon": Base(classes.Muon, ("shrink",)),
@@ -83,6 +85,7 @@ def create(
     lr: float | Tensor,
     embedding_lr: float = 1.0,
     head_lr: float = 1.0,
+    no_decay: Sequence[Role] = (),
     split: Mapping[str, Split] | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
@@ -95,7 +98,7 @@ def create(
         name: one of :func:`recipes`; modifiers may come in any order.
         model_or_params: a module, or parameters or groups as for every torch optimizer.
         lr: learning rate; also the peak for ``clip="auto"``, unless ``peak_lr`` is given.
-        embedding_lr, head_lr, split, overrides: passed to :func:`.param_groups`; for a module only.
+        embedding_lr, head_lr, no_decay, split, overrides: passed to :func:`.param_groups`; for a module only.
         options: options of the optimizer. ``clip``, ``shrink`` and ``pre_clip`` replace the value that a modifier sets.
 
     Raises:
@@ -113,13 +116,14 @@ def create(
     grouping: dict[str, Any] = {
         "embedding_lr": embedding_lr,
         "head_lr": head_lr,
+        "no_decay": no_decay,
         "split": split,
         "overrides": overrides,
     }
     params = model_or_params
     if isinstance(params, nn.Module):
         params = param_groups(params, **grouping)
-    elif given := [key for key, value in grouping.items() if value not in (1, None, {})]:
+    elif given := [key for key, value in grouping.items() if value not in (1, (), None, {})]:
         raise ValueError(f"{given[0]} is for a module; give param_groups(model, {given[0]}=...) in place of parameters")
     optimizer: Any = BASES[base].optimizer
     made: SpectralOptimizer = optimizer(params, lr=lr, **options)

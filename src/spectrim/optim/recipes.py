@@ -14,7 +14,7 @@ from spectrim.optim.rules.rule import Recipe
 from spectrim.optim.spectral.orthogonalize import Orthogonalize
 from spectrim.optim.spectral.spike import ShapeSpike
 
-__all__ = ["AdEMAMix", "AdamW", "Momentum", "Muon", "Signum", "Spectra"]
+__all__ = ["MARS", "AdEMAMix", "AdamW", "Momentum", "Muon", "Signum", "Spectra"]
 
 Threshold = float | Literal["auto"] | None
 
@@ -149,6 +149,54 @@ class AdEMAMix(SpectralOptimizer):
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "betas": betas, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
         own |= {"slow_warmup_steps": slow_warmup_steps, "clip_scope": "all"}
+        super().__init__(params, {**own, "clip": clip, "pre_clip": pre_clip, "shrink": shrink}, options)
+
+
+class MARS(SpectralOptimizer):
+    r"""AdamW on gradients of reduced variance, with optional spectral clipping of the update.
+
+        C ← G + γ β₁/(1−β₁) (G − G₋);  C ← C / max(1, ‖C‖);  G₋ ← G              G₋ starts at zero
+        m ← β₁m + (1−β₁)C;  v ← β₂v + (1−β₂)C²;  U = m̂ / (√v̂ + ε);   X ← (1 − ηλ)X − η √max(1, p/q) H_c(U)
+
+    G₋ is the gradient of the step before, after ``shrink`` and ``pre_clip``: this is the approximate form of
+    MARS-AdamW, which needs one gradient a step. ‖C‖ is the Frobenius norm of a logical matrix. Vectors get plain
+    AdamW, clipped by their norm.
+
+    Args:
+        params: parameters, named parameters, or groups from :func:`spectrim.param_groups`.
+        lr: learning rate η; for vectors the authors take a third of it, by ``overrides`` with ``lr_factor``.
+        betas: β₁, β₂.
+        gamma: γ, the share of the correction; 0 for AdamW on gradients of norm at most 1.
+        eps, weight_decay: as for :class:`AdamW`.
+        adamw_betas: betas of vectors, and with ``clip_scope="matrices"`` also of embeddings and heads.
+        clip, pre_clip, shrink: as for :class:`AdamW`.
+        options: see :class:`.SpectralOptions`. ``clip_scope`` is "all"; with "matrices", embeddings, heads and vectors
+            get plain AdamW.
+
+    When to use it: if gradients are noisy and memory allows three state tensors per parameter.
+
+    Source: arXiv 2411.10438 for MARS, arXiv 2603.14315 for clipping.
+    """
+
+    recipe = Recipe(direction=directions.MARS, vectors=directions.Adam)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 3e-3,
+        betas: tuple[float, float] = (0.95, 0.99),
+        gamma: float = 0.025,
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        adamw_betas: tuple[float, float] = (0.9, 0.95),
+        clip: Threshold = None,
+        pre_clip: float | None = None,
+        shrink: Threshold = None,
+        **options: Unpack[SpectralOptions],
+    ) -> None:
+        own: dict[str, Any] = {"lr": lr, "betas": betas, "gamma": gamma, "eps": eps, "weight_decay": weight_decay}
+        own |= {"adamw_betas": adamw_betas, "clip_scope": "all"}
         super().__init__(params, {**own, "clip": clip, "pre_clip": pre_clip, "shrink": shrink}, options)
 
 

@@ -28,6 +28,7 @@ RECIPES = {
     "muon+shrink": lambda g: spectrim.Muon(g, lr=1e-2, shrink=2.0),
     "momentum+clip": lambda g: spectrim.Momentum(g, lr=1e-2, clip=0.5),
     "ademamix+clip": lambda g: spectrim.AdEMAMix(g, lr=1e-2, clip=0.5),
+    "mars+clip": lambda g: spectrim.MARS(g, lr=1e-2, clip=0.5),
     "spectra": lambda g: spectrim.Spectra(g, lr=1e-2),
 }
 

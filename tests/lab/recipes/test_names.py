@@ -9,7 +9,7 @@ from spectrim.lab.recipes.names import BASES, build_optimizer, defaults_table, p
 from spectrim.lab.training.evaluate import evaluation_steps
 
 NAMES = ["adamw", "adamw+clip", "adamw+shrink", "adamw+shrink+clip", "adamw+preclip", "spectra", "spectra+shrink"]
-NAMES += ["spectra+clip", "muon", "muon+shrink", "signum+clip", "ademamix+clip", "momentum+shrink+clip"]
+NAMES += ["spectra+clip", "muon", "muon+shrink", "signum+clip", "ademamix+clip", "mars+clip", "momentum+shrink+clip"]
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ __all__ = [
 
 MULTIPLIER = "multiplier"
 
-LINEAR = ("momentum", "beta1", "beta2", "beta3")
+LINEAR = ("momentum", "beta1", "beta2", "beta3", "mars_beta1", "mars_beta2")
 """Keys whose ranges are linear by default."""
 
 LR_FACTOR = 8.0
@@ -44,6 +44,7 @@ OWN_RANGES: dict[str, tuple[float, float, float]] = {
     "rank_ratio": (0.005, 0.015, 0.1),
     "momentum": (0.8, 0.95, 0.99),
     "alpha": (2.0, 8.0, 16.0),
+    "gamma": (0.005, 0.025, 0.1),
     MULTIPLIER: (1.0, 4.0, 32.0),
 }
 """From, where the search starts, to."""

@@ -70,7 +70,7 @@ class Work:
         in_place_flops: operations of an operator that works on shards, for each of the matrices, or nothing.
         transposed: inputs lie along the dimension that is cut, not outputs.
         entry_flops: operations on every entry.
-        numbers: the count of numbers that ranks sum: screening, scales of shrinkage, norms of vectors.
+        numbers: the count of numbers that ranks sum: screening, scales of shrinkage, norms.
         state_bytes: of the tensors of the parameter's shape; not of step counts. basis_bytes: of the spike's basis.
     """
 
@@ -177,6 +177,8 @@ def _work(optimizer: SpectralOptimizer, group: Mapping[str, Any], parameter: Any
         # Experts lie whole on one rank, so their scales need no sum.
         numbers=SCREENING_NUMBERS
         + (rule.shrink is not None and not stack) * max(1, len(matrices))
+        # Norms of corrected gradients are summed for every expert.
+        + bool(rule.direction.corrects) * len(matrices) * max(1, stack)
         + int(rule.vector and rule.clip is not None),
         state_bytes=sum(value.nbytes for value in state.values() if value.ndim) - basis,
         basis_bytes=basis,

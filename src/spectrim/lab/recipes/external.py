@@ -169,6 +169,7 @@ def build(
 
     given = keywords(path, settings)
     groups = spectrim.param_groups(model, embedding_lr=settings.embedding_lr or 1.0, head_lr=settings.head_lr or 1.0)
+    decayed = ("matrix", "embedding", "head") if settings.decay_embeddings else ("matrix",)
     assert settings.lr is not None
     plain = [
         {
@@ -176,7 +177,7 @@ def build(
             "param_names": [name for name, _ in group["params"]],
             **{key: group[key] for key in ("role", "layout", "split")},
             "lr": settings.lr * group["lr_factor"],
-            **({"weight_decay": 0.0} if group["role"] == "vector" and "weight_decay" in given else {}),
+            **({"weight_decay": 0.0} if group["role"] not in decayed and "weight_decay" in given else {}),
         }
         for group in groups
     ]

@@ -41,6 +41,9 @@ BASELINE = "adamw"
 BETA3 = 0.9999
 """Default decay rate of AdEMAMix's slow average."""
 
+MARS_BETAS = (0.95, 0.99)
+"""Default decay rates of MARS, for matrices; its vectors have everyone's."""
+
 MODIFIER_KEYS = {
     "shrink": ("shrink_factor", "shrink_form"),
     "preclip": ("pre_clip",),
@@ -52,6 +55,7 @@ MODIFIER_KEYS = {
 OWN = {
     "signum": ("momentum", "nesterov"),
     "ademamix": ("alpha", "beta3"),
+    "mars": ("gamma", "mars_beta1", "mars_beta2"),
     "momentum": ("momentum", "nesterov"),
     "spectra": ("momentum", "rank_ratio", "power_steps"),
     "muon": ("momentum", "nesterov", "scale", "orthogonalize_steps"),
@@ -212,10 +216,18 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     if "beta3" in own:
         betas = (*betas, BETA3 if settings.beta3 is None else settings.beta3)
     arguments: dict[str, Any] = {"weight_decay": settings.weight_decay, "betas": betas, **timing, **clip}
-    arguments |= {key: getattr(settings, key) for key in own if key != "beta3" and getattr(settings, key) is not None}
+    if recipe.base == "mars":
+        chosen = zip((settings.mars_beta1, settings.mars_beta2), MARS_BETAS, strict=True)
+        arguments |= {
+            "betas": tuple(default if beta is None else beta for beta, default in chosen),
+            "adamw_betas": betas,
+        }
+    plain = [key for key in own if "beta" not in key and getattr(settings, key) is not None]
+    arguments |= {key: getattr(settings, key) for key in plain}
     given = {"shrink": settings.shrink_factor, "shrink_form": settings.shrink_form, "pre_clip": settings.pre_clip}
     arguments |= {key: value for key, value in given.items() if value is not None}
     factors: dict[str, Any] = {"embedding_lr": settings.embedding_lr or 1.0, "head_lr": settings.head_lr or 1.0}
+    factors["no_decay"] = () if settings.decay_embeddings else ("embedding", "head")
     return spectrim.create(recipe.name, model, lr=settings.lr, **factors, **arguments)
 
 

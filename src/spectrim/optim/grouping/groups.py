@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Generic, TypeVar, cast
 
@@ -27,8 +27,8 @@ __all__ = ["param_groups"]
 _GROUPING = ("role", "layout", "split", "lr_factor", "weight_decay")
 # The options of the named optimizers, which an override may set for some parameters.
 _OPTIONS = (
-    *("lr", "betas", "eps", "momentum", "nesterov", "alpha", "slow_warmup_steps", "rank_ratio", "power_steps", "scale"),
-    *("orthogonalize_steps", "clip", "pre_clip", "shrink"),
+    *("lr", "betas", "eps", "momentum", "nesterov", "alpha", "slow_warmup_steps", "gamma", "adamw_betas"),
+    *("rank_ratio", "power_steps", "scale", "orthogonalize_steps", "clip", "pre_clip", "shrink"),
     *SpectralOptions.__annotations__,
 )
 
@@ -38,6 +38,7 @@ def param_groups(
     *,
     embedding_lr: float = 1.0,
     head_lr: float = 1.0,
+    no_decay: Sequence[Role] = (),
     split: Mapping[str, Split] | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
@@ -48,6 +49,8 @@ def param_groups(
             activation checkpointing) are unwrapped; flat shards of FSDP1 and DeepSpeed ZeRO are refused.
         embedding_lr: factor on the learning rate of embeddings.
         head_lr: factor on the learning rate of output heads. A head tied to an embedding counts as embedding.
+        no_decay: roles without weight decay besides vectors, such as ("embedding", "head"), which the authors of
+            SPECTRA do not decay (arXiv 2603.14315). An override of ``weight_decay`` wins.
         split: name pattern -> sizes along the outputs, for fused projections that the library does not know. It
             applies to matrices only, not to biases. If the projections' rows alternate, give "interleaved" and then
             the number of rows of each projection in one turn.
@@ -57,8 +60,8 @@ def param_groups(
     Returns:
         Groups with "params" as (name, parameter) pairs, "role" (matrix, embedding, head, vector), "layout" (see
         :mod:`layout`), "split" (sizes along the outputs, or None), "lr_factor" (factor on the optimizer's lr), "name"
-        (its role, numbered where there are several) and, for vectors, "weight_decay" 0. Every trainable parameter is in
-        exactly one group, a tied one under its first name.
+        (its role, numbered where there are several) and "weight_decay" 0 for vectors and the roles of ``no_decay``.
+        Every trainable parameter is in exactly one group, a tied one under its first name.
 
     Raises:
         ValueError: a trainable parameter is flattened, complex or quantised, or its role is unknown; a pattern matches
@@ -71,6 +74,8 @@ def param_groups(
     declared = _Patterns("overrides", overrides or {}, aliases)
     for pattern, override in declared.values.items():
         _check_keys(override, pattern)
+    if isinstance(no_decay, str) or not set(no_decay) <= set(ROLES):
+        raise ValueError(f"no_decay={no_decay!r}: expected a sequence of roles, of {_listed(ROLES)}")
     lr_factors = {"embedding": _factor("embedding_lr", embedding_lr), "head": _factor("head_lr", head_lr)}
     groups: dict[str, dict[str, Any]] = {}
     unread: list[str] = []
@@ -87,7 +92,7 @@ def param_groups(
         if reading is None:
             unread.append(f"{name} {shape}")
             continue
-        values = _values(reading, override, lr_factors)
+        values = _values(reading, override, lr_factors, {"vector", *no_decay})
         groups.setdefault(repr(sorted(values.items())), {"params": [], **values})["params"].append((name, parameter))
     if unread:
         raise _unknown_roles(unread)
@@ -111,14 +116,16 @@ def _name(groups: Iterable[dict[str, Any]]) -> None:
         group["name"] = group["role"] if number == 1 else f"{group['role']}-{number}"
 
 
-def _values(reading: Reading, override: Mapping[str, Any], lr_factors: Mapping[str, float]) -> dict[str, Any]:
+def _values(
+    reading: Reading, override: Mapping[str, Any], lr_factors: Mapping[str, float], no_decay: Collection[str]
+) -> dict[str, Any]:
     """The values of a parameter's group."""
     return {
         "role": reading.role,
         "layout": reading.layout,
         "split": reading.split,
         "lr_factor": lr_factors.get(reading.role, 1.0),
-        **({"weight_decay": 0.0} if reading.role == "vector" else {}),
+        **({"weight_decay": 0.0} if reading.role in no_decay else {}),
         **{key: value for key, value in override.items() if key not in ("role", "layout", "split")},
     }
 

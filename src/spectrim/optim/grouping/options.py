@@ -224,6 +224,11 @@ _CHECKS: dict[str, _Check] = {
     "peak_lr": (lambda v: v is None or (_is_number(v) and v >= 0), "a number of at least 0, or None"),
     "momentum": (_decay, "a number from 0 up to, but not including, 1"),
     "alpha": (_is_number, "a finite number"),
+    "gamma": (lambda v: _is_number(v) and v >= 0, "a number of at least 0"),
+    "adamw_betas": (
+        lambda v: isinstance(v, tuple) and len(v) == 2 and all(map(_decay, v)),
+        "2 numbers from 0 up to, but not including, 1",
+    ),
     "power_steps": (lambda v: _is_whole(v) and v > 0, "a positive whole number"),
     **dict.fromkeys(("rank_ratio", "clip_decay_fraction", "clip_final"), _SHARE),
     **dict.fromkeys(("total_steps", "orthogonalize_steps", "slow_warmup_steps"), _COUNT),

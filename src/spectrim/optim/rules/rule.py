@@ -34,10 +34,12 @@ class Recipe:
     Attributes:
         direction: the base direction, which plain optimizers subtract.
         operator: changes the direction's singular values, before any clipping.
+        vectors: the base direction of vectors, if it is another one.
     """
 
     direction: type[Direction]
     operator: type[SpectralOperator] | None = None
+    vectors: type[Direction] | None = None
 
     @property
     def name(self) -> str:
@@ -208,8 +210,9 @@ def rule_of(
     shrinks = follows and group["shrink"] is not None and role not in UNSHRUNK_ROLES
     factor = DEFAULT_SHRINK_FACTOR if group["shrink"] == "auto" else group["shrink"]
     clips = follows and group["clip"] is not None
+    direction = taken.vectors if vector and taken.vectors is not None else taken.direction
     rule = Rule(
-        direction=taken.direction.of(group),
+        direction=direction.of(group),
         operator=None if taken.operator is None or vector else taken.operator.of(group),
         scale=group["scale"] if follows and not vector else "none",
         clip=CLIPS[group["clip_form"]].of(group) if clips else None,

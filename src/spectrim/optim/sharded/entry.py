@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -124,6 +124,7 @@ class ShardedEntry(Entry):
             # Replicas divide whole-matrix work among themselves, which is worth a message.
             return not rule.is_dense or self.sharding.replicas == 1
         plain = not rule.is_dense and rule.operator is None and rule.shrink is None and rule.scale == "none"
+        plain = plain and not rule.direction.corrects
         # Split sizes refer to the whole matrix and do not fit a shard.
         return plain and self.split is None
 
@@ -132,20 +133,31 @@ class ShardedEntry(Entry):
 
         Summed over ranks, they give the entry scales.
         """
+        return self.sums(tensor, lambda view: entry_scale(view).double().sqrt() * math.prod(view.shape[-2:]))
+
+    def sums(self, tensor: Tensor, of: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """This rank's terms of a sum over the entries of every logical matrix; one for each expert.
+
+        Args:
+            of: block of a matrix, or of a stack or vector -> the sum over its entries.
+        """
         sums = []
         for view in self.views(tensor):
-            if self.layout == "vector":
-                # One scale for all dimensions of the tensor.
-                view = view.reshape(-1)
-            count_here = math.prod(view.shape[-2:])
-            found = entry_scale(view).double().sqrt() * count_here
-            if self.axes.stack is not None:
+            # One sum over all dimensions of a vector.
+            found = of(view.reshape(-1) if self.layout == "vector" else view)
+            if self.layout != "vector" and self.axes.stack is not None:
                 whole = found.new_zeros(self.sharding.shape[self.axes.stack])
                 put(whole, [self.sharding.region(self.team.member)[self.axes.stack]], found)
                 found = whole
             # Count each shard once, not once per replica.
             sums.append(found if self.sharding.replica(self.team.member) == 0 else torch.zeros_like(found))
         return sums
+
+    def of_rank(self, total: Tensor) -> Tensor:
+        """The part of a total over all ranks, a number for each expert of a stack, that belongs to this rank."""
+        if self.layout == "vector" or self.axes.stack is None:
+            return total
+        return take(total, [self.sharding.region(self.team.member)[self.axes.stack]])
 
     def set_scales(self, sums: Sequence[Tensor]) -> None:
         """Set the entry scales from the totals of :meth:`root_sums` over all ranks."""
@@ -157,9 +169,7 @@ class ShardedEntry(Entry):
         for total, size in zip(sums, sizes, strict=True):
             scale = (total / max(size, 1)).square().to(torch.promote_types(self.grad.dtype, torch.float32))
             everywhere.append(scale.reshape(-1))
-            stack = self.axes.stack
-            own = [] if stack is None else [self.sharding.region(self.team.member)[stack]]
-            self.scales.append(scale.reshape(()) if stack is None else take(scale, own))
+            self.scales.append(scale.reshape(()) if self.axes.stack is None else self.of_rank(scale))
         self.mean_scale = torch.cat(everywhere).mean()
 
     def shrunk(self, tensor: Tensor, shrink: Shrink) -> Tensor:

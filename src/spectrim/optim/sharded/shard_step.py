@@ -17,7 +17,7 @@ from spectrim.optim.sharded.entry import ShardedEntry
 from spectrim.optim.sharded.rounds import run_rounds, send_to_owners, unit_layout
 from spectrim.optim.sharded.shape import shape_round
 from spectrim.optim.stepping.entries import by_flag, kind_of
-from spectrim.optim.stepping.step import apply_to, directed, pre_clip, step_adamw
+from spectrim.optim.stepping.step import apply_to, bound_norms, corrected, directed, pre_clip, step_adamw
 
 __all__ = ["step_shards"]
 
@@ -43,6 +43,8 @@ def _round(team: Team, entries: list[ShardedEntry], loads: Loads) -> Iterator[No
         exchange.work(lambda _, wholes: [_pre_clipped(entries[0], whole) for whole in wholes])
         yield
         grads = exchange.results()
+    if rule.direction.corrects:
+        grads = _corrected(team, entries, grads)
     filled = [(entry, grad) for entry, grad in zip(entries, grads, strict=True) if entry.parameter.numel()]
     given = dict(filled)
     some = by_flag([entry for entry, _ in filled])
@@ -76,15 +78,40 @@ def _prepared(entry: ShardedEntry) -> Tensor:
     return entry.shrunk(exact, rule.shrink_gradient)
 
 
+def _corrected(team: Team, entries: Sequence[ShardedEntry], grads: Sequence[Tensor]) -> list[Tensor]:
+    """Corrected gradients in new tensors, the norm of each logical matrix at most 1; one reduction for all norms."""
+    results = {entry: torch.empty_like(grad) for entry, grad in zip(entries, grads, strict=True)}
+    given = dict(zip(entries, grads, strict=True))
+    for alike in by_flag(entry for entry in entries if entry.parameter.numel()):
+        corrected(alike, [given[entry] for entry in alike], [results[entry] for entry in alike])
+    sums = [entry.sums(result, _squares) for entry, result in results.items()]
+    for (entry, result), totals in zip(results.items(), _summed(team, sums, "norms of gradients"), strict=True):
+        blocks = entry.views(result)
+        for block, total in zip(blocks, totals, strict=True):
+            bound_norms(block, entry.of_rank(total).sqrt())
+        entry.fill(result, blocks)
+    return list(results.values())
+
+
+def _squares(block: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(block, dim=(-2, -1)[-block.ndim :], dtype=torch.float64)
+    return norms.square()
+
+
+def _summed(team: Team, sums: Sequence[Sequence[Tensor]], purpose: str) -> list[list[Tensor]]:
+    """The totals over ranks of every entry's numbers, with one message."""
+    total = torch.cat([number.reshape(-1) for found in sums for number in found])
+    team.sum(total, purpose)
+    numbers = iter(torch.split(total, [number.numel() for found in sums for number in found]))
+    return [[next(numbers).view(number.shape) for number in found] for found in sums]
+
+
 def _shrunk_directions(
     team: Team, entries: Sequence[ShardedEntry], directions: Sequence[Tensor], shrink: Shrink
 ) -> list[Tensor]:
     sums = [entry.root_sums(direction) for entry, direction in zip(entries, directions, strict=True)]
-    total = torch.cat([number.reshape(-1) for found in sums for number in found])
-    team.sum(total, "scales")
-    numbers = iter(torch.split(total, [number.numel() for found in sums for number in found]))
-    for entry, found in zip(entries, sums, strict=True):
-        entry.set_scales([next(numbers) for _ in found])
+    for entry, found in zip(entries, _summed(team, sums, "scales"), strict=True):
+        entry.set_scales(found)
     return [entry.shrunk(d, shrink) for entry, d in zip(entries, directions, strict=True)]
 
 

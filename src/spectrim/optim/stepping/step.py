@@ -6,10 +6,10 @@ The same code runs on every device, over lists and stacks of tensors, and never 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,7 +27,10 @@ from spectrim.optim.stepping.narrow_state import round_stochastically_
 from spectrim.optim.stepping.operate import operate
 from spectrim.optim.stepping.shrinkage import Shrinkage, shrinkage_by_kernel
 
-__all__ = ["apply_to", "directed", "pre_clip", "step_adamw", "step_entries"]
+if TYPE_CHECKING:
+    from spectrim.optim.directions import State
+
+__all__ = ["apply_to", "bound_norms", "corrected", "directed", "pre_clip", "step_adamw", "step_entries"]
 
 
 def step_entries(entries: Sequence[Entry]) -> None:
@@ -63,6 +66,8 @@ def step_bucket(bucket: Sequence[Stack[Any]]) -> None:
     grads = [grad for stack in bucket for grad in prepared(stack)]
     if rule.is_adamw and step_adamw(entries, grads):
         return
+    if rule.direction.corrects:
+        grads = corrected_bucket(bucket, entries, grads)
     views = [view for stack in bucket for view in stack.tensor.unbind()]
     directed(entries, grads, views)
     del grads
@@ -136,24 +141,64 @@ def pre_clip(whole: Tensor, rule: Rule, layout: Layout, split: Split | None) -> 
 
 def shrink_stack(whole: Tensor, stack: Stack[Any], shrink: Shrink) -> None:
     """Shrink, in place, entries that are large against the entry scale of their logical matrix or vector."""
-    # One entry scale per matrix: (E', m, n) for every logical matrix, (E, 1, n) for vectors.
-    views = [part.matrices for part in parts_of(whole, stack.layout, stack.split)]
-    for view in views or [whole.view(len(stack.entries), 1, -1)]:
+    views = _units(whole, stack)
+    for view in views:
         view.copy_(smooth_shrink(view, shrink.factor * entry_scale(view), form=shrink.form))
     put_back(views, whole, stack.layout, stack.split, leading=1)
 
 
+def _units(whole: Tensor, stack: Stack[Any]) -> list[Tensor]:
+    """Views that have one scale per matrix: (E', m, n) for every logical matrix, (E, 1, n) for vectors."""
+    views = [part.matrices for part in parts_of(whole, stack.layout, stack.split)]
+    return views or [whole.view(len(stack.entries), 1, -1)]
+
+
+def corrected_bucket(bucket: Sequence[Stack[Any]], entries: Sequence[Entry], grads: Sequence[Tensor]) -> list[Tensor]:
+    """The corrected gradients of a bucket, in new tensors, the norm of each logical matrix at most 1."""
+    wholes = [torch.empty((len(s.entries), *s.shape), dtype=s.dtype, device=grads[0].device) for s in bucket]
+    out = [view for whole in wholes for view in whole.unbind()]
+    corrected(entries, grads, out)
+    for whole, stack in zip(wholes, bucket, strict=True):
+        units = _units(whole, stack)
+        for view in units:
+            bound_norms(view, torch.linalg.vector_norm(view, dim=(-2, -1), dtype=torch.float64))
+        put_back(units, whole, stack.layout, stack.split, leading=1)
+    return out
+
+
+def bound_norms(matrices: Tensor, norms: Tensor) -> None:
+    """Divide matrices (..., m, n), or a vector, by their norms (...) where these exceed 1, in place."""
+    factors = norms.clamp_min(1).reciprocal().to(matrices.dtype)
+    matrices.mul_(factors.view(*factors.shape, *[1] * (matrices.ndim - factors.ndim)))
+
+
+def corrected(entries: Sequence[Entry], grads: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    """Write the corrected gradients of entries of one structure to ``out``, and update the state they come from."""
+    direction, found = entries[0].rule.direction, entries[0].found
+    _on_state(entries, direction.corrects, grads[0].dtype, lambda state: direction.correct(grads, state, out, found))
+
+
 def directed(entries: Sequence[Entry], grads: Sequence[Tensor], out: Sequence[Tensor]) -> None:
     """Write the base direction of entries of one structure to ``out``, and update their state."""
-    rule, found = entries[0].rule, entries[0].found
+    direction, found = entries[0].rule.direction, entries[0].found
     steps = [entry.state["step"] for entry in entries]
-    stored = {key: [entry.state[key] for entry in entries] for key in rule.direction.keys}
+    keys = [key for key in direction.keys if key not in direction.corrects]
+    _on_state(entries, keys, grads[0].dtype, lambda state: direction.direct(grads, state, steps, out, found))
+
+
+def _on_state(
+    entries: Sequence[Entry], keys: Sequence[str], dtype: torch.dtype, update: Callable[[State], None]
+) -> None:
+    """Update some of the directions' state, in ``dtype`` if it is kept in bfloat16, to which it is rounded again."""
+    rule = entries[0].rule
+    stored = {key: [entry.state[key] for entry in entries] for key in keys}
     if not rule.narrow_state:
-        rule.direction.direct(grads, stored, steps, out, found)
+        update(stored)
         return
-    exact = {key: [value.to(grads[0].dtype) for value in values] for key, values in stored.items()}
-    rule.direction.direct(grads, exact, steps, out, found)
-    for number, (key, values) in enumerate(stored.items()):
+    exact = {key: [value.to(dtype) for value in values] for key, values in stored.items()}
+    update(exact)
+    for key, values in stored.items():
+        number = rule.direction.keys.index(key)
         for entry, narrow, wide in zip(entries, values, exact[key], strict=True):
             round_stochastically_(narrow, wide.float(), _seed(entry.rule.steps_taken, *entry.position, number))
 
