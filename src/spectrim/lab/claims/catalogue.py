@@ -11,9 +11,8 @@ from typing import Any
 from spectrim.lab.claims import entry_noise, frank_wolfe, regression, spike_noise, training
 from spectrim.lab.claims.claim import Check, Claim, Finding
 from spectrim.lab.claims.settings import ClaimsConfig
-from spectrim.lab.claims.studies import Listener, quiet, run_studies, tuning_losses
+from spectrim.lab.claims.studies import Listener, default_rate, quiet, run_studies, tuning_losses
 from spectrim.lab.errors import LabError
-from spectrim.lab.recipes.names import default_hyperparameters, parse_recipe
 from spectrim.lab.settings import Config
 
 __all__ = ["CHECKS", "Judged", "Rates", "all_claims", "chosen", "judge_claims", "needs_of"]
@@ -127,5 +126,5 @@ def judge_claims(
 
 def losses_by_rate(recipe: str, results: Mapping[str, Any]) -> dict[float, float | None]:
     """The final loss at every learning rate that was tried."""
-    default = default_hyperparameters(parse_recipe(recipe)).lr
+    default = default_rate(recipe)
     return {default * factor: loss for factor, loss in tuning_losses(recipe, results).items()}

@@ -14,15 +14,31 @@ from typing import Any
 from spectrim.lab.claims.settings import BUDGETS, Budget, ClaimsConfig
 from spectrim.lab.config import EvaluationConfig, ModelConfig, MonitorConfig
 from spectrim.lab.experiments.comparison import ComparisonListener, compare
-from spectrim.lab.experiments.settings import CompareConfig
+from spectrim.lab.experiments.settings import RATES, CompareConfig
 from spectrim.lab.logging.monitor_log import read_measurements
 from spectrim.lab.recipes.names import BASELINE, default_hyperparameters, parse_recipe
 from spectrim.lab.training.folder import RunFolder, stored_settings
 
-__all__ = ["Listener", "Needs", "Study", "planned_runs", "quiet", "run_studies", "studies_of", "tuning_losses"]
+__all__ = [
+    "Listener",
+    "Needs",
+    "Study",
+    "default_rate",
+    "planned_runs",
+    "quiet",
+    "run_studies",
+    "studies_of",
+    "tuning_losses",
+]
 
-UNSEARCHED = {"signum": 16.0, "signum+clip": 4.0, "ademamix": 16.0, "ademamix+clip": 4.0}
-"""Factors on the rate of embeddings and head for recipes that no search has covered: those of AdamW and adamw+clip."""
+ADAMW_LIKE = {"embedding_lr": 16.0, "head_lr": 16.0}
+CLIP_LIKE = {"lr": 0.016, "embedding_lr": 4.0, "head_lr": 4.0, "clip_bound": 0.02}
+UNSEARCHED: Mapping[str, Mapping[str, float]] = {
+    **dict.fromkeys(("signum", "ademamix", "mars"), ADAMW_LIKE),
+    "signum+clip": {**CLIP_LIKE, "lr": 0.005},
+    **dict.fromkeys(("ademamix+clip", "mars+clip"), CLIP_LIKE),
+}
+"""Rates for recipes that no search has covered: those of adamw and adamw+clip; a third for signs, which are larger."""
 
 SMALL_BATCH = 2
 """Sequences in the batches of the study on small ones."""
@@ -167,7 +183,7 @@ def settings_of(
         factors = {recipe: study.times * tuned_factor(recipe, done) for recipe in recipes}
     else:
         factors = dict.fromkeys(recipes, study.factor)
-    unsearched = {recipe: factor for recipe, factor in UNSEARCHED.items() if recipe in recipes}
+    rates: dict[str, Any] = {key: unsearched(key, recipes) for key in RATES if key != "lr"}
     return CompareConfig(
         recipes=tuple(recipes),
         seeds=study.seeds,
@@ -178,11 +194,20 @@ def settings_of(
         monitor=MonitorConfig(every=max(10, budget.steps // 8), exact_times=0),
         precision=config.precision,
         device=config.device,
-        lr={recipe: factor * default_hyperparameters(parse_recipe(recipe)).lr for recipe, factor in factors.items()},
-        embedding_lr=unsearched,
-        head_lr=unsearched,
+        lr={recipe: factor * default_rate(recipe) for recipe, factor in factors.items()},
+        **rates,
         overrides={recipe: dict(values) for recipe, values in study.overrides.items() if recipe in recipes},
     )
+
+
+def unsearched(key: str, recipes: Sequence[str]) -> dict[str, float]:
+    """A rate of :data:`UNSEARCHED` for those of the recipes that have it."""
+    return {recipe: rates[key] for recipe, rates in UNSEARCHED.items() if recipe in recipes and key in rates}
+
+
+def default_rate(recipe: str) -> float:
+    """The learning rate that the factors of tuning refer to."""
+    return unsearched("lr", [recipe]).get(recipe) or default_hyperparameters(parse_recipe(recipe)).lr
 
 
 def tuned_factor(recipe: str, done: Mapping[str, Mapping[str, Any]]) -> float:

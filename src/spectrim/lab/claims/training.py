@@ -23,7 +23,7 @@ from spectrim.lab.claims.studies import CORRUPTED
 
 __all__ = ["CHECKS"]
 
-CLIPPED = ("adamw", "signum", "ademamix")
+CLIPPED = ("adamw", "signum", "ademamix", "mars")
 
 
 def numbered(results: Results, prefix: str) -> list[tuple[float, str]]:
