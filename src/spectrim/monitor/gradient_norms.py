@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -22,13 +22,13 @@ class GradientNorms:
     """Hooks that keep the squared norms of gradients. They cost a call each, so attach them only for measured steps.
 
     Args:
-        spend: called with the time at which work began, to account for it.
+        timed: a context that accounts for the time of the work in it.
     """
 
-    def __init__(self, spend: Callable[[float], None]) -> None:
+    def __init__(self, timed: Callable[[], AbstractContextManager[None]]) -> None:
         self.norms: dict[Subject, Tensor] = {}
         """Squared norms (parts) of the gradients of the last micro-batch."""
-        self._spend = spend
+        self._timed = timed
         self._accumulated: list[Subject] = []
         self._hooks: list[Any] = []
 
@@ -65,9 +65,8 @@ class GradientNorms:
         self._take(accumulated)
 
     def _take(self, subjects: Sequence[Subject]) -> None:
-        start = time.perf_counter()
-        self.norms |= squared_norms(subjects)
-        self._spend(start)
+        with self._timed():
+            self.norms |= squared_norms(subjects)
 
 
 def is_distributed() -> bool:

@@ -11,7 +11,8 @@ import logging
 import operator
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import TracebackType
@@ -119,7 +120,7 @@ class SpectralMonitor:
         self._model, self._optimizer, self._loss_scale = model, optimizer, loss_scale
         self._patterns = [exact] if isinstance(exact, str) else list(exact)
         self._skips = SkipCounts(optimizer)
-        self._gradients = GradientNorms(self._spend)
+        self._gradients = GradientNorms(self._timed)
         self._measurement: Measurement | None = None
         self._pending: deque[_Pending] = deque()
         self._reported = 0.0
@@ -168,10 +169,9 @@ class SpectralMonitor:
 
     def flush(self) -> None:
         """Wait for the device and send all pending records. All ranks of sharded parameters call it."""
-        start = time.perf_counter()
-        self._fetch_watch()
+        with self._timed():
+            self._fetch_watch()
         self._report(wait=True)
-        self._spend(start)
 
     def close(self) -> None:
         """Remove all hooks and close the sinks. All ranks of sharded parameters call it; further calls do nothing."""
@@ -239,48 +239,44 @@ class SpectralMonitor:
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_inner_step(optimizer):
             return
-        start = time.perf_counter()
-        self._bind()
-        step = self.steps_taken + 1
-        self._sampler.before()
-        self._measurement = None
-        if self.is_measured(step):
-            exact = self._exact if self._is_exact(step) else frozenset[str]()
-            scale = 1.0 if self._loss_scale is None else self._loss_scale()
-            self._measurement = Measurement(
-                self._mine,
-                optimizer,
-                self._gradients.norms,
-                kinds=self.kinds,
-                exact=exact,
-                rank_ratio=self.rank_ratio,
-                loss_scale=scale,
-            )
-            # With a closure, the step itself computes the gradients.
-            self._closure = any(value is not None for value in (*args[1:], kwargs.get("closure")))
-            if not self._closure:
-                self._measurement.take_gradients()
-            self._measurement.take_weights()
-        self._spend(start)
+        with self._timed():
+            self._bind()
+            step = self.steps_taken + 1
+            self._sampler.before()
+            self._measurement = None
+            if self.is_measured(step):
+                self._measurement = Measurement(
+                    self._mine,
+                    optimizer,
+                    self._gradients.norms,
+                    kinds=self.kinds,
+                    exact=self._exact if self._is_exact(step) else frozenset(),
+                    rank_ratio=self.rank_ratio,
+                    loss_scale=1.0 if self._loss_scale is None else self._loss_scale(),
+                )
+                # With a closure, the step itself computes the gradients.
+                self._closure = any(value is not None for value in (*args[1:], kwargs.get("closure")))
+                if not self._closure:
+                    self._measurement.take_gradients()
+                self._measurement.take_weights()
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_inner_step(optimizer):
             return
-        start = time.perf_counter()
-        step = self.steps_taken = self.steps_taken + 1
-        self._sampler.after(step, optimizer.param_groups)
-        measurement, self._measurement = self._measurement, None
-        if measurement is not None:
-            if self._closure:
-                measurement.take_gradients()
-            measurement.take_step()
-            self._gradients.norms.clear()
-            self._fetch(step, measurement)
-        elif len(self._sampler) >= WATCH_EVERY:
-            self._fetch_watch()
-        self._arm()
-        self._spend(start)
+        with self._timed():
+            step = self.steps_taken = self.steps_taken + 1
+            self._sampler.after(step, optimizer.param_groups)
+            measurement, self._measurement = self._measurement, None
+            if measurement is not None:
+                if self._closure:
+                    measurement.take_gradients()
+                measurement.take_step()
+                self._gradients.norms.clear()
+                self._fetch(step, measurement)
+            elif len(self._sampler) >= WATCH_EVERY:
+                self._fetch_watch()
+            self._arm()
         self._report(wait=False)
 
     def _fetch(self, step: int, measurement: Measurement | None) -> None:
@@ -297,21 +293,23 @@ class SpectralMonitor:
     def _report(self, *, wait: bool) -> None:
         """Send the records of copies that have arrived, in the order of steps; with ``wait``, of all copies."""
         while self._pending and (wait or self._pending[0].fetch.ready()):
-            start = time.perf_counter()
-            pending = self._pending.popleft()
-            hosts = pending.fetch.read()
-            count = len(pending.watched.tensors())
-            steps = pending.watched.read(hosts[:count])
-            if pending.measurement is None:
-                self._warn(steps)
-                self._spend(start)
-                continue
-            *earlier, now = steps or [(pending.step, {})]
-            self._warn(earlier)
-            record = self._measured(pending.step, pending.measurement, hosts[count:], now[1])
-            self._spend(start)
-            record["ms"], self._reported = rounded(self.milliseconds - self._reported) or 0.0, self.milliseconds
-            self._send(record)
+            with self._timed():
+                record = self._record(self._pending.popleft())
+            if record is not None:
+                record["ms"], self._reported = rounded(self.milliseconds - self._reported) or 0.0, self.milliseconds
+                self._send(record)
+
+    def _record(self, pending: _Pending) -> Record | None:
+        """Send warnings of the steps before, and return the record of the measurement, if there is one."""
+        hosts = pending.fetch.read()
+        count = len(pending.watched.tensors())
+        steps = pending.watched.read(hosts[:count])
+        if pending.measurement is None:
+            self._warn(steps)
+            return None
+        *earlier, now = steps or [(pending.step, {})]
+        self._warn(earlier)
+        return self._measured(pending.step, pending.measurement, hosts[count:], now[1])
 
     def _measured(
         self, step: int, measurement: Measurement, hosts: Sequence[Tensor], now: Mapping[str, Mapping[str, float]]
@@ -327,7 +325,11 @@ class SpectralMonitor:
                 record["alarms"] = alerts
         return record
 
-    def _spend(self, start: float) -> None:
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Add the time of a block to :attr:`milliseconds`."""
+        start = time.perf_counter()
+        yield
         self.milliseconds += 1000 * (time.perf_counter() - start)
 
     # -- Records -------------------------------------------------------------------------------------------------------
