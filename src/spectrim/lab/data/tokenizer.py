@@ -75,14 +75,17 @@ def learn_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return Tokenizer(backend=backend, vocabulary_size=backend.get_vocab_size(), end_of_document=END_OF_DOCUMENT)
+    return learned(backend)
 
 
 def open_learned(file: Path) -> Tokenizer:
     """Load a tokenizer that :func:`learn_tokenizer` has made."""
     import tokenizers
 
-    backend = tokenizers.Tokenizer.from_file(str(file))
+    return learned(tokenizers.Tokenizer.from_file(str(file)))
+
+
+def learned(backend: Any) -> Tokenizer:
     return Tokenizer(backend=backend, vocabulary_size=backend.get_vocab_size(), end_of_document=END_OF_DOCUMENT)
 
 
