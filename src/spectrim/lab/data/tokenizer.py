@@ -75,17 +75,14 @@ def learn_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return learned(backend)
+    return Tokenizer(backend=backend, vocabulary_size=backend.get_vocab_size(), end_of_document=END_OF_DOCUMENT)
 
 
 def open_learned(file: Path) -> Tokenizer:
     """Load a tokenizer that :func:`learn_tokenizer` has made."""
     import tokenizers
 
-    return learned(tokenizers.Tokenizer.from_file(str(file)))
-
-
-def learned(backend: Any) -> Tokenizer:
+    backend = tokenizers.Tokenizer.from_file(str(file))
     return Tokenizer(backend=backend, vocabulary_size=backend.get_vocab_size(), end_of_document=END_OF_DOCUMENT)
 
 
