@@ -1,17 +1,22 @@
 """Tables of text with a header and named rows, as Markdown and for a terminal of any width."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["PIPE_WIDTH", "TextTable", "markdown_table", "value_of"]
+__all__ = ["PIPE_WIDTH", "TextTable", "header_and_rows", "markdown_table", "value_of"]
 
 PIPE_WIDTH = 160
 """The width of output to a file or a pipe."""
 
 GAP = 2
+
+
+def header_and_rows(lines: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    """The rows of a table from lines by column, its header first; empty without lines."""
+    return [[*lines[0]], *([*line.values()] for line in lines)] if lines else []
 
 
 def markdown_table(rows: Sequence[Sequence[str]], *, words: bool = False) -> list[str]:

@@ -1,13 +1,12 @@
 """The tables and the picture of the benchmarks of operators and optimizers."""
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from spectrim.lab.bench.operator_bench import OperatorRow, SpikeRow
 from spectrim.lab.bench.optimizer_bench import OptimizerRow
 from spectrim.lab.files import write_atomically
-from spectrim.lab.tables import TextTable
+from spectrim.lab.tables import TextTable, header_and_rows
 
 __all__ = ["clip_cells", "optimizer_cells", "save_errors", "spike_cells", "table"]
 
@@ -56,12 +55,9 @@ def spike_cells(row: SpikeRow) -> dict[str, str]:
     }
 
 
-WORDS = ("spectrum", "dtype", "solver")
-
-
 def table(title: str, lines: list[dict[str, str]]) -> TextTable:
     """A table of lines that share their columns."""
-    return TextTable([list(lines[0]), *(list(line.values()) for line in lines)], title=title, words=WORDS)
+    return TextTable(header_and_rows(lines), title=title, words=("spectrum", "dtype", "solver"))
 
 
 def save_errors(curves: dict[tuple[str, str], list[tuple[float, float]]], path: Path) -> None:
@@ -80,6 +76,5 @@ def save_errors(curves: dict[tuple[str, str], list[tuple[float, float]]], path: 
         axes.set_title("Soft clip of ten spikes over a tail near the threshold, 256 x 512", loc="left")
         axes.legend(frameon=False, fontsize=8)
         suffix = path.suffix.removeprefix(".")
-        metadata: dict[str, Any] = {"Date": None} if suffix == "svg" else {}
-        draw: Callable[[Any], object] = lambda file: figure.savefig(file, format=suffix, metadata=metadata)  # noqa: E731
-        write_atomically(path, draw)
+        metadata = {"Date": None} if suffix == "svg" else {}
+        write_atomically(path, partial(figure.savefig, format=suffix, metadata=metadata))

@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,64 +84,49 @@ def bench_operators(
 ) -> list[OperatorRow]:
     """Measure every solver on every shape, spectrum and dtype; c is σ₁/ratio."""
     rows = []
-    for shape in shapes:
-        for spectrum in spectra:
-            progress(f"{'x'.join(map(str, shape))} {spectrum}: exact result")
-            X64 = matrix(spectrum, shape, device)
-            c = 1 / ratio
-            for dtype in dtypes:
-                X = X64.to(DTYPES[dtype])
-                exact = exact_soft_clip(X, c)
-                progress(f"{'x'.join(map(str, shape))} {spectrum} {dtype}: timing")
-                rows += _rows(X, c, exact, shape, spectrum, ratio, dtype, solvers, repeats)
+    for shape, spectrum in product(shapes, spectra):
+        progress(f"{'x'.join(map(str, shape))} {spectrum}: exact result")
+        X64 = matrix(spectrum, shape, device)
+        for dtype in dtypes:
+            X = X64.to(DTYPES[dtype])
+            exact = exact_soft_clip(X, 1 / ratio)
+            progress(f"{'x'.join(map(str, shape))} {spectrum} {dtype}: timing")
+            times = interleaved(clips(X, 1 / ratio, solvers), repeats)
+            for solver in solvers:
+                measured = clip_numbers(X, 1 / ratio, exact, solver, times)
+                rows.append(OperatorRow(shape=shape, spectrum=spectrum, ratio=ratio, dtype=dtype, **measured))
     return rows
 
 
-def _rows(
-    X: Tensor,
-    c: float,
-    exact: Tensor,
-    shape: tuple[int, ...],
-    spectrum: str,
-    ratio: float,
-    dtype: DtypeName,
-    solvers: Sequence[SolverName],
-    repeats: int,
-) -> list[OperatorRow]:
+def clips(X: Tensor, c: float, solvers: Sequence[SolverName]) -> dict[str, Callable[[], Tensor]]:
+    """The clip by every solver, and what it is compared with."""
     wide = X if X.shape[-2] <= X.shape[-1] else X.mT
     tasks: dict[str, Callable[[], Tensor]] = {
         "newton_schulz": lambda: soft_clip(X, c, solver="newton_schulz"),
         "two products": lambda: (wide @ wide.mT) @ wide,
     }
     if min(X.shape[-2:]) <= LARGEST_SVD:
-        tasks["svd"] = lambda: torch.linalg.svd(X.to(exact.dtype if dtype == "float64" else torch.float32), False)[0]
-    for solver in solvers:
-        tasks[solver] = lambda solver=solver: soft_clip(X, c, solver=solver)  # type: ignore[misc]
-    times = interleaved(tasks, repeats)
-    size = torch.linalg.matrix_norm(exact)
-    rows = []
-    for solver in solvers:
-        with Counter() as counter:
-            clipped = soft_clip(X, c, solver=solver).double()
-        error = (torch.linalg.matrix_norm(clipped - exact) / size).amax().item()
-        norm = largest_singular_value(clipped)
-        row = OperatorRow(
-            shape=shape,
-            spectrum=spectrum,
-            ratio=ratio,
-            dtype=dtype,
-            solver=solver,
-            error=error,
-            bound_violation=max(0.0, norm / c - 1),
-            milliseconds=times[solver] * 1e3,
-            faster_than_newton_schulz=times["newton_schulz"] / times[solver],
-            faster_than_svd=times["svd"] / times[solver] if "svd" in times else None,
-            times_two_products=times[solver] / times["two products"],
-            gigaflops=counter.flops / 1e9,
-            megabytes=counter.bytes / 1e6,
-        )
-        rows.append(row)
-    return rows
+        dtype = torch.promote_types(X.dtype, torch.float32)
+        tasks["svd"] = lambda: torch.linalg.svd(X.to(dtype), False)[0]
+    return tasks | {solver: partial(soft_clip, X, c, solver=solver) for solver in solvers}
+
+
+def clip_numbers(X: Tensor, c: float, exact: Tensor, solver: SolverName, times: dict[str, float]) -> dict[str, Any]:
+    """Error, speed and arithmetic of one solver."""
+    with Counter() as counter:
+        clipped = soft_clip(X, c, solver=solver).double()
+    error = torch.linalg.matrix_norm(clipped - exact) / torch.linalg.matrix_norm(exact)
+    return {
+        "solver": solver,
+        "error": error.amax().item(),
+        "bound_violation": max(0.0, largest_singular_value(clipped) / c - 1),
+        "milliseconds": times[solver] * 1e3,
+        "faster_than_newton_schulz": times["newton_schulz"] / times[solver],
+        "faster_than_svd": times["svd"] / times[solver] if "svd" in times else None,
+        "times_two_products": times[solver] / times["two products"],
+        "gigaflops": counter.flops / 1e9,
+        "megabytes": counter.bytes / 1e6,
+    }
 
 
 def bench_spike(
@@ -154,31 +142,31 @@ def bench_spike(
         spike = track_spike(M, V)
         correction = spike_correction(M, spike)
 
-        def apply(X: Tensor = X, M: Tensor = M, U: Tensor = correction.U, right: Tensor = correction.right) -> Tensor:
-            return X.add_(M, alpha=-1e-3).sub_((U * 1e-3) @ right.mT)
-
         times = interleaved(
             {
                 "track": lambda M=M, V=V: track_spike(M, V).V,  # type: ignore[misc]
                 "shape": lambda M=M, spike=spike: spike_correction(M, spike).norm,  # type: ignore[misc]
-                "apply": apply,
-                "pass": lambda X=X, M=M: X.add_(M, alpha=-1e-3),  # type: ignore[misc]
+                "apply": partial(apply, X, M, correction.U, correction.right),
+                "pass": partial(X.add_, M, alpha=-1e-3),
             },
             repeats,
         )
-        milliseconds = {name: seconds * 1e3 for name, seconds in times.items()}
         rows.append(
             SpikeRow(
                 shape=shape,
                 rank=rank,
-                track_milliseconds=milliseconds["track"],
-                shape_milliseconds=milliseconds["shape"],
-                apply_milliseconds=milliseconds["apply"],
-                pass_milliseconds=milliseconds["pass"],
+                track_milliseconds=times["track"] * 1e3,
+                shape_milliseconds=times["shape"] * 1e3,
+                apply_milliseconds=times["apply"] * 1e3,
+                pass_milliseconds=times["pass"] * 1e3,
                 times_passes=(times["track"] + times["shape"] + times["apply"]) / times["pass"],
             )
         )
     return rows
+
+
+def apply(X: Tensor, M: Tensor, U: Tensor, right: Tensor) -> Tensor:
+    return X.add_(M, alpha=-1e-3).sub_((U * 1e-3) @ right.mT)
 
 
 def error_by_kappa(

@@ -137,7 +137,14 @@ def bench_training(
         out = Path(folder) / "run"
         train(config, out, cache_dir=cache_dir, on_step=turns, compiled=compiled)
         records = read_log(out / "log.jsonl")
-    counted = slice(min(WARMING_UP, steps - 1), None)
+    return row_of(preset, config, records, turns, compiled=compiled)
+
+
+def row_of(
+    preset: str, config: TrainConfig, records: list[dict[str, Any]], turns: TakingTurns, *, compiled: bool
+) -> TrainingRow:
+    """The measurement, from the lab's log and the times of both loops."""
+    counted = slice(min(WARMING_UP, config.steps - 1), None)
     # A record has the times of its own step, but logging and checkpoint of the one before.
     logging = [record.get("logging_ms", 0.0) - bare for record, bare in zip(records[1:], turns.bare, strict=False)]
     apart = [record.get("evaluation_ms", 0.0) + record.get("checkpoint_ms", 0.0) for record in records]

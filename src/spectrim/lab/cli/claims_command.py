@@ -49,5 +49,5 @@ def claims_command(
     write_claims(judged, rates, config, environment(choose_device(config.device)), folder)
     header = ["claim", "verdict", "measured"]
     rows = [header, *([one.claim.name, one.finding.verdict, one.finding.measured] for one in judged)]
-    show([as_dict(one) for one in judged], as_json, lambda: TextTable(rows, words=("verdict", "measured")))
+    show([as_dict(one) for one in judged], as_json, TextTable(rows, words=("verdict", "measured")))
     print(f"written to {folder}: results.md, report.html, results.json", file=sys.stderr)

@@ -53,7 +53,7 @@ def compare_command(
     shared.check_name(name)
     with TerminalProgress(runs=len(config.recipes) * len(config.seeds), steps=config.steps) as monitor:
         summary = compare(config, runs_dir / name, cache_dir=cache_dir, monitor=monitor, compiled=compiled)
-    shared.show(summary, as_json, lambda: terminal_tables(summary))
+    shared.show(summary, as_json, *terminal_tables(summary))
     print(
         f"written to {runs_dir / name}: report.html, summary.md, results.json, loss.svg, loss_over_time.svg",
         file=sys.stderr,

@@ -17,7 +17,7 @@ def corpus_command(given: dict[str, Any], cache_dir: CacheDir = None, as_json: J
 
     config = configure(SharedConfig, None, given)
     description = describe_tokens(prepare_tokens(resolve_data(config.data), cache_dir))
-    show(description, as_json, lambda: corpus_table(description))
+    show(description, as_json, corpus_table(description))
 
 
 def corpus_table(description: dict[str, Any]) -> TextTable:

@@ -185,12 +185,10 @@ def show_default(value: Any) -> str:
 def parse_settings(items: list[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """The KEY=VALUE of --set, by key; none may be among the flags that were ``given``."""
     settings: dict[str, Any] = {}
-    for item in items or []:
-        key, equals, text = item.partition("=")
-        if not equals or not all(part.isidentifier() for part in key.split(".")):
-            raise LabError(f"--set {item!r}: expected KEY=VALUE, such as schedule.decay_fraction=0.3")
-        if key in given or key in settings:
-            raise LabError(f"--set {item!r}: {key} is given twice")
+    form = "KEY=VALUE, such as schedule.decay_fraction=0.3"
+    for key, text, wrong in assignments("--set", items or [], form, taken=given):
+        if not all(part.isidentifier() for part in key.split(".")):
+            raise wrong
         settings[key] = parse_value(text)
     return settings
 
@@ -241,9 +239,11 @@ def parse_numbers(flag: str, text: str) -> list[int]:
         raise LabError(f"{flag} {text!r}: expected whole numbers separated by commas, such as 0,1,2") from None
 
 
-def assignments(flag: str, items: list[str], form: str) -> Iterator[tuple[str, str, LabError]]:
+def assignments(
+    flag: str, items: list[str], form: str, *, taken: Iterable[str] = ()
+) -> Iterator[tuple[str, str, LabError]]:
     """Yield left and right of every LEFT=RIGHT, and the error to raise if they do not have the ``form``."""
-    seen = set()
+    seen = set(taken)
     for item in items:
         left, equals, right = item.partition("=")
         wrong = LabError(f"{flag} {item!r}: expected {form}")

@@ -32,11 +32,10 @@ def plan_command(given: dict[str, Any], as_json: Json = False) -> None:
     if cluster is None:
         recipe = config.recipe or DEFAULT_RECIPE
         description = plan(model, recipe, lr=config.lr)
-        value = {"model": model, "recipe": recipe, **description.to_dict()} if as_json else None
-        show(value, as_json, lambda: plan_table(description))
+        show({"model": model, "recipe": recipe, **description.to_dict()}, as_json, plan_table(description))
         return
     recipes = [config.recipe] if config.recipe else SCALING_RECIPES
     active, projections = plan_scaling(model, recipes, cluster, hardware)
     head = {"model": model, "active_parameters": active, **asdict(cluster), **hardware.model_dump()}
     value = {**head, "recipes": [asdict(projection) for projection in projections]}
-    show(value, as_json, lambda: scaling_table(model, active, projections, cluster, hardware))
+    show(value, as_json, scaling_table(model, active, projections, cluster, hardware))

@@ -1,7 +1,6 @@
 """Options that several commands share and that are no settings of a run, and the printing of results."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,13 +50,12 @@ def check_name(name: str) -> None:
         raise LabError(f"--name {name!r}: expected a plain folder name; --runs-dir says where it lies")
 
 
-def show(value: Any, as_json: bool, tables: Callable[[], TextTable | list[TextTable]]) -> None:
-    """Print a value as JSON, or as the tables that ``tables`` makes of it."""
+def show(value: Any, as_json: bool, *tables: TextTable) -> None:
+    """Print a value as JSON, or as tables."""
     if as_json:
         print(json.dumps(finite(value), indent=2, ensure_ascii=False))
     else:
-        made = tables()
-        print_tables(*(made if isinstance(made, list) else [made]))
+        print_tables(*tables)
 
 
 def print_tables(*tables: TextTable) -> None:

@@ -51,5 +51,5 @@ def spectrum_command(
         summary = spectrum(paths, config, cache_dir=cache_dir, listener=listener)
         listener.say("drawing")
         write_spectrum(summary, out)
-    show(summary, as_json, lambda: tables(summary))
+    show(summary, as_json, *tables(summary))
     print(f"written to {out}: report.html, reading.md, spectrum.json, pictures as PNG and SVG", file=sys.stderr)

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from spectrim.lab.cli import shared_options as shared
 from spectrim.lab.cli.flags import THEMES, configure, trust_named, with_settings
 from spectrim.lab.errors import LabError
 from spectrim.lab.experiments.settings import RATES, SweepConfig
+
+if TYPE_CHECKING:
+    from spectrim.lab.experiments.sweep import Sweep
 
 __all__ = ["sweep_command"]
 
@@ -57,22 +60,13 @@ def sweep_command(
     Called again, it resumes: interrupted trials continue from their checkpoints. Then `spectrim compare --from-sweep`
     compares the winners.
     """
-    from spectrim.lab.experiments.sweep import Sweep, open_sweep
-    from spectrim.lab.experiments.sweep_results import write_sweep_report
-    from spectrim.lab.experiments.sweep_workers import run_workers, say_on_stderr
-    from spectrim.lab.reports.study import PAGE, report
-    from spectrim.lab.reports.sweep_report import sweep_table
+    from spectrim.lab.experiments.sweep import open_sweep
 
     shared.check_name(name)
     out = runs_dir / name
     if trial is not None:
         trust_named({"recipe": trial}, trust_recipes)
-        sweep = Sweep(out)
-        sweep.compiled = compiled
-        if not sweep.work(only=trial, limit=1, cache_dir=cache_dir, say=say_on_stderr):
-            say_on_stderr(f"no trial of {trial} is left to begin")
-        write_sweep_report(sweep)
-        report([out], out / PAGE)
+        do_one_trial(out, trial, compiled=compiled, cache_dir=cache_dir)
         return
     if config_file is None and (out / "config.toml").is_file():
         config_file = out / "config.toml"
@@ -87,6 +81,31 @@ def sweep_command(
         for line in command_lines(sweep, cache_dir):
             print(line)
         return
+    do_all_trials(sweep, workers, threads=threads, cache_dir=cache_dir, as_json=as_json)
+
+
+def do_one_trial(out: Path, recipe: str, *, compiled: bool, cache_dir: Path | None) -> None:
+    """Do one trial of an existing sweep, and write the sweep's report again."""
+    from spectrim.lab.experiments.sweep import Sweep
+    from spectrim.lab.experiments.sweep_results import write_sweep_report
+    from spectrim.lab.experiments.sweep_workers import say_on_stderr
+    from spectrim.lab.reports.study import PAGE, report
+
+    sweep = Sweep(out)
+    sweep.compiled = compiled
+    if not sweep.work(only=recipe, limit=1, cache_dir=cache_dir, say=say_on_stderr):
+        say_on_stderr(f"no trial of {recipe} is left to begin")
+    write_sweep_report(sweep)
+    report([out], out / PAGE)
+
+
+def do_all_trials(sweep: "Sweep", workers: int, *, threads: int | None, cache_dir: Path | None, as_json: bool) -> None:
+    """Do what is left of a sweep, write its report and print its table."""
+    from spectrim.lab.experiments.sweep_results import write_sweep_report
+    from spectrim.lab.experiments.sweep_workers import run_workers, say_on_stderr
+    from spectrim.lab.reports.study import PAGE, report
+    from spectrim.lab.reports.sweep_report import sweep_table
+
     try:
         if workers == 1:
             if threads is not None:
@@ -101,16 +120,16 @@ def sweep_command(
         ended = ("complete", "pruned", "diverged")
         if not any(entry[state] for entry in summary["recipes"].values() for state in ended):
             say_on_stderr("no trial has ended yet; those that have begun go on when the sweep is called again")
-    report([out], out / PAGE)
-    shared.show(summary, as_json, lambda: sweep_table(summary))
-    print(f"written to {out}: report.html, summary.md, results.json, learning_rates.svg", file=sys.stderr)
+    report([sweep.out], sweep.out / PAGE)
+    shared.show(summary, as_json, sweep_table(summary))
+    print(f"written to {sweep.out}: report.html, summary.md, results.json, learning_rates.svg", file=sys.stderr)
     left = {recipe: count for recipe in sweep.config.recipes if (count := sweep.remaining(recipe))}
     if left:
         missing = ", ".join(f"{count} of {recipe}" for recipe, count in left.items())
         raise LabError(f"trials not done: {missing}; call the sweep again to go on")
 
 
-def command_lines(sweep: Any, cache_dir: Path | None) -> list[str]:
+def command_lines(sweep: "Sweep", cache_dir: Path | None) -> list[str]:
     """A command line for each unfinished trial, recipe by recipe in turn, for any machine that shares the folder."""
     out = sweep.out.resolve()
     left = {recipe: sweep.remaining(recipe) for recipe in sweep.config.recipes}

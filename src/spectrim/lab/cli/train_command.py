@@ -73,7 +73,7 @@ def train_command(
             result = train_here(on_step=monitor.step, on_measure=monitor.measured)
             monitor.run_finished(config, result)
     if as_json:
-        shared.show(result.model_dump(mode="json"), True, list)
+        shared.show(result.model_dump(mode="json"), True)
     skipped = result.dynamics.skipped if result.dynamics else 0
     measured = ", monitor.jsonl" if RunFolder(out).monitor_file.is_file() else ""
     print(f"written to {out}: model/, log.jsonl{measured}, config.toml, result.json", file=sys.stderr)

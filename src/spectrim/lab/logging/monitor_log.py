@@ -11,7 +11,7 @@ from typing import Any
 
 from spectrim.lab.files import read_lines
 
-__all__ = ["MonitorRecord", "MonitoredRun", "layer_of", "read_measurements", "short_names"]
+__all__ = ["MonitorRecord", "MonitoredRun", "layer_of", "read_measurements", "short_names", "values_in_layers"]
 
 MonitorRecord = dict[str, Any]
 
@@ -44,6 +44,13 @@ def layer_of(name: str) -> tuple[int | None, str]:
     if match := re.match(r"(?:[^.]+\.)*?(\d+)\.(.+)$", name):
         return int(match[1]), match[2]
     return None, re.sub(r"^(model|transformer)\.", "", name)
+
+
+def values_in_layers(record: MonitorRecord, key: str) -> list[float]:
+    """A quantity of every matrix in a layer, or of all matrices if none is in a layer."""
+    parameters = record["parameters"]
+    inside = [name for name in parameters if layer_of(name)[0] is not None] or list(parameters)
+    return [value for name in inside if (value := parameters[name].get(key)) is not None]
 
 
 def short_names(names: Iterable[str], *, digits: int = 1) -> dict[str, str]:

@@ -6,7 +6,7 @@ come the largest values of the whole model, then a group a matrix, layer by laye
 
 from spectrim.lab.config import TrainConfig
 from spectrim.lab.logging.event_files import EventFile
-from spectrim.lab.logging.monitor_log import MonitorRecord, layer_of, short_names
+from spectrim.lab.logging.monitor_log import MonitorRecord, short_names, values_in_layers
 from spectrim.lab.models.architecture import name_of
 
 __all__ = ["describe", "measured_scalars"]
@@ -61,10 +61,8 @@ def measured_scalars(record: MonitorRecord) -> dict[str, float]:
         for key, value in values.items():
             if value is not None:
                 scalars[f"spectra · {names[name]}/{key.replace('_', ' ')}"] = value
-    inside = [name for name in parameters if layer_of(name)[0] is not None] or list(parameters)
     for key in LARGEST:
-        known = [value for name in inside if (value := parameters[name].get(key)) is not None]
-        if known:
+        if known := values_in_layers(record, key):
             scalars[f"spectra/largest {key.replace('_', ' ')}"] = max(known)
     return scalars
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from spectrim.lab.planning.scaling import Projection
 from spectrim.lab.planning.settings import Cluster, Hardware
-from spectrim.lab.tables import TextTable
+from spectrim.lab.tables import TextTable, header_and_rows
 
 if TYPE_CHECKING:
     from spectrim.optim.describe import Description
@@ -24,8 +24,7 @@ def scaling_table(
         f"parameters, at {hardware.flops:g} operations and {hardware.bandwidth:g} bytes a second. Arithmetic, not a "
         f"measurement. Gathered: the same with every matrix gathered whole on every rank."
     )
-    rows = scaling_rows(projections)
-    return TextTable([list(rows[0]), *(list(row.values()) for row in rows)], note=note)
+    return TextTable(header_and_rows(scaling_rows(projections)), note=note)
 
 
 def scaling_rows(projections: Sequence[Projection]) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 from spectrim.lab.models.architecture import name_of
 from spectrim.lab.recipes.names import BASELINE
 from spectrim.lab.reports.words import verdict
-from spectrim.lab.tables import TextTable, value_of
+from spectrim.lab.tables import TextTable, header_and_rows, value_of
 
 __all__ = [
     "COLUMNS",
@@ -170,7 +170,7 @@ def verdict_rows(summary: Summary) -> list[list[str]]:
                     "verdict": verdict(entry, target),
                 }
             )
-    return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
+    return header_and_rows(rows)
 
 
 def budget_note(summary: Summary) -> str:

@@ -4,7 +4,7 @@ A :class:`spectrim.lab.reports.page.html.Figure` is drawn as it is shown at firs
 as a grid with a panel for every matrix that its first menu offers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from html import unescape
 from math import isfinite
@@ -59,20 +59,23 @@ def save_figure(figure: Figure, folder: Path, stem: str, *, labels: Mapping[str,
     write(folder, stem, fill, (8, 5))
 
 
-def save_rows(figures: Sequence[Figure], folder: Path, stem: str, *, title: str, group: str | None = None) -> None:
-    """Draw figures of dots beside each other, a row for every matrix.
+def save_rows(
+    figures: Iterable[Figure | None], folder: Path, stem: str, *, title: str, group: str | None = None
+) -> None:
+    """Draw figures of dots beside each other, a row for every matrix; None stands for no figure.
 
     ``group`` is the trace group of one subject; without it all are drawn.
     """
+    drawn = [figure for figure in figures if figure]
     chosen = [
         [trace for trace in figure.drawing["data"] if group is None or trace.get("legendgroup", group) == group]
-        for figure in figures
+        for figure in drawn
     ]
     names = list(dict.fromkeys(name for traces in chosen for trace in traces for name in trace["y"]))
 
     def fill(picture: Any) -> None:
-        panels = picture.subplots(1, len(figures), sharey=True, squeeze=False)[0]
-        for axes, figure, traces in zip(panels, figures, chosen, strict=True):
+        panels = picture.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+        for axes, figure, traces in zip(panels, drawn, chosen, strict=True):
             for trace in traces:
                 rows = [names.index(name) for name in trace["y"]]
                 label = unescape(trace["name"])
@@ -86,7 +89,7 @@ def save_rows(figures: Sequence[Figure], folder: Path, stem: str, *, title: str,
         picture.suptitle(title, x=0.01, ha="left", fontsize=11)
 
     if names:
-        write(folder, stem, fill, (4.2 * len(figures), 2.2 + 0.24 * len(names)))
+        write(folder, stem, fill, (4.2 * len(drawn), 2.2 + 0.24 * len(names)))
 
 
 Panels = Mapping[str, Sequence[Trace]]

@@ -3,14 +3,12 @@
 from typing import Any
 
 from spectrim.lab.recipes.names import shown
-from spectrim.lab.tables import TextTable
+from spectrim.lab.tables import TextTable, header_and_rows
 
-__all__ = ["HEADINGS", "NOTE", "TOLERANCE", "remarks", "rows", "sweep_table"]
+__all__ = ["NOTE", "TOLERANCE", "remarks", "rows", "sweep_table"]
 
 TOLERANCE = 0.05
 """A learning rate counts as good if its loss is at most this many nats above the best."""
-
-HEADINGS = ("recipe", "trials done", "pruned", "diverged", "best loss", "best learning rate", "beside it", "good rates")
 
 NOTE = (
     f"Good rates: the largest over the smallest learning rate around the best one at which the loss, best over the "
@@ -20,24 +18,30 @@ NOTE = (
 
 
 def rows(summary: dict[str, Any]) -> list[list[str]]:
-    """A row of cells for each recipe."""
-    table = []
+    """A header, and a row for each recipe."""
+    lines = []
     for recipe, entry in summary["recipes"].items():
         done = entry["complete"] + entry["pruned"] + entry["diverged"]
-        cells = [recipe, f"{done} of {entry['budget']}", str(entry["pruned"]), str(entry["diverged"])]
-        if entry["best"] is None:
-            table.append([*cells, "-", "-", "-", "-"])
-            continue
-        point = {key: value for key, value in entry["best"]["point"].items() if key != "lr"}
-        beside = ", ".join(f"{key} {shown(value)}" for key, value in point.items()) or "-"
-        best = [f"{entry['best']['final_loss']:.4f}", f"{entry['best']['lr']:.2g}"]
-        table.append([*cells, *best, beside, f"x{entry['good_rates']:.1f}"])
-    return table
+        best = entry["best"] or {"point": {}}
+        beside = ", ".join(f"{key} {shown(value)}" for key, value in best["point"].items() if key != "lr")
+        lines.append(
+            {
+                "recipe": recipe,
+                "trials done": f"{done} of {entry['budget']}",
+                "pruned": str(entry["pruned"]),
+                "diverged": str(entry["diverged"]),
+                "best loss": f"{best['final_loss']:.4f}" if entry["best"] else "-",
+                "best learning rate": f"{best['lr']:.2g}" if entry["best"] else "-",
+                "beside it": beside or "-",
+                "good rates": f"x{entry['good_rates']:.1f}" if entry["best"] else "-",
+            }
+        )
+    return header_and_rows(lines)
 
 
 def sweep_table(summary: dict[str, Any]) -> TextTable:
     """The table that ends a sweep."""
-    return TextTable([HEADINGS, *rows(summary)], note="\n".join([NOTE, *remarks(summary)]), words=("beside it",))
+    return TextTable(rows(summary), note="\n".join([NOTE, *remarks(summary)]), words=("beside it",))
 
 
 def remarks(summary: dict[str, Any]) -> list[str]:

@@ -54,7 +54,6 @@ def loss_figure(summary: Summary, *, over: Over) -> Figure:
         traces.append(scatter(None, "AdamW's final loss", ends, [target, target], line=dotted))
     x = {"title": across.title, "rangemode": "tozero", "hoverformat": across.format}
     y = {"title": "validation loss (nats per token)"}
-    low, high = loss_range(recipes)
     return Figure(
         title=f"Validation loss against {across.name}",
         alt=f"Lines of mean validation loss against {across.name}, one for each recipe. {endings(recipes)}",
@@ -62,7 +61,7 @@ def loss_figure(summary: Summary, *, over: Over) -> Figure:
         numbers=numbers(recipes, over),
         note=" ".join(filter(None, [note_on_seeds(recipes), across.note])),
         scales=("y", "x"),
-        close_up=None if low is None or high is None else (low, high),
+        close_up=loss_range(recipes),
     )
 
 
@@ -134,12 +133,12 @@ def seed_range(entry: dict[str, Any]) -> tuple[list[float], list[float]] | None:
     return [min(column) for column in columns], [max(column) for column in columns]
 
 
-def loss_range(recipes: dict[str, dict[str, Any]]) -> tuple[float | None, float | None]:
+def loss_range(recipes: dict[str, dict[str, Any]]) -> tuple[float, float] | None:
     """The range of losses after the first fifth of training."""
     curves = [entry["curve"]["val_loss"] for entry in recipes.values()]
     known = [loss for curve in curves for loss in curve if loss is not None]
     early = [curve[len(curve) // 5] for curve in curves if curve[len(curve) // 5] is not None]
-    if not known or not early or max(early) <= min(known):
-        return None, None
+    if not early or max(early) <= min(known):
+        return None
     margin = 0.05 * (max(early) - min(known))
     return min(known) - margin, max(early) + margin

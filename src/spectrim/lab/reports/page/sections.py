@@ -3,7 +3,7 @@ returns None without data.
 """
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +11,13 @@ from typing import Any, Literal
 from spectrim.lab.logging.monitor_log import MonitoredRun, read_measurements
 from spectrim.lab.models.architecture import name_of
 from spectrim.lab.recipes.names import parse_recipe
-from spectrim.lab.reports.page.html import Listing, Note, Section, Table
+from spectrim.lab.reports.page.html import Figure, Listing, Note, Section, Table
 from spectrim.lab.reports.page.training_spectra import spectra_section
 from spectrim.lab.reports.shareable import SHORTENED, shareable
 from spectrim.lab.settings import toml
 from spectrim.lab.training.folder import RunFolder
 
-__all__ = ["Study", "configuration", "measurements", "plan", "provenance", "reproduction", "spectra"]
+__all__ = ["Study", "configuration", "figures", "measurements", "plan", "provenance", "reproduction", "spectra"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,12 @@ class Study:
         if self.kind == "sweep":
             return RunFolder(self.folder / entry["best"]["folder"]) if entry["best"] else None
         return RunFolder(self.folder / parse_recipe(recipe).folder / f"seed-{next(iter(entry['seeds']))}")
+
+
+def figures(title: str, made: Iterable[Figure | None]) -> Section | None:
+    """A section of the figures that there is data for; None without any."""
+    items = [figure for figure in made if figure]
+    return Section(title=title, items=items) if items else None
 
 
 def spectra(study: Study) -> Section | None:

@@ -9,8 +9,8 @@ from spectrim.lab.reports.page.figures import rate_figure, swatches
 from spectrim.lab.reports.page.html import Note, PagePart, Section, Table
 from spectrim.lab.reports.page.sections import Study, configuration, plan, provenance, reproduction, spectra
 from spectrim.lab.reports.pictures import save_figure
-from spectrim.lab.reports.sweep_report import HEADINGS, remarks, rows
 from spectrim.lab.reports.sweep_report import NOTE as SWEEP_NOTE
+from spectrim.lab.reports.sweep_report import remarks, rows
 from spectrim.lab.reports.words import sweep_headline
 
 __all__ = ["sweep_part", "write_report"]
@@ -46,7 +46,7 @@ def rates(study: Study) -> Section:
 
 
 def winners(study: Study) -> Section:
-    table = Table(caption="The best trial of every recipe", rows=[list(HEADINGS), *rows(study.summary)], words=True)
+    table = Table(caption="The best trial of every recipe", rows=rows(study.summary), words=True)
     space = study.summary["config"]["space"]
     ranges = [
         f"`{recipe}`: {', '.join(f'{key} {text}' for key, text in keys.items())}" for recipe, keys in space.items()

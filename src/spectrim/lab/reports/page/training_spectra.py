@@ -8,7 +8,7 @@ from functools import cache
 from statistics import median
 from typing import Any
 
-from spectrim.lab.logging.monitor_log import MonitoredRun, MonitorRecord, layer_of
+from spectrim.lab.logging.monitor_log import MonitoredRun, MonitorRecord, layer_of, values_in_layers
 from spectrim.lab.reports.page.figures import layout
 from spectrim.lab.reports.page.html import Control, Figure, Frame, Note, Section, Table
 from spectrim.lab.reports.page.menu_figures import looks_of, matrix_menu, menu_figure, rounded, stages_of, thinned
@@ -34,10 +34,11 @@ def spectra_section(runs: Sequence[MonitoredRun], *, title: str = "Spectra throu
     runs = [run for run in measured if run.records]
     if not runs:
         return None
-    small = summary_figures(runs)
+    made = [summary_figure(runs, key, quantity) for key, quantity in QUANTITIES.items() if quantity.summary]
+    small = [figure for figure in made if figure]
     notes = [Note(lines=[SUMMARY_NOTE])] if small else []
-    made = [spectrum_figure(runs), *notes, *small, layer_figure(runs), matrix_figure(runs)]
-    return Section(title=title, items=[Note(lines=[NOTE]), *(item for item in made if item)])
+    items = [Note(lines=[NOTE]), spectrum_figure(runs), *notes, *small, layer_figure(runs), matrix_figure(runs)]
+    return Section(title=title, items=[item for item in items if item])
 
 
 NOTE = (
@@ -113,17 +114,11 @@ def limit_of(record: MonitorRecord | None, name: str) -> float | None:
 # -- Quantities over time ----------------------------------------------------------------------------------------------
 
 
-def summary_figures(runs: Sequence[MonitoredRun]) -> list[Figure]:
-    """A small figure for each quantity that can be combined over the model."""
-    made = [summary_figure(runs, key, quantity) for key, quantity in QUANTITIES.items() if quantity.summary]
-    return [figure for figure in made if figure]
-
-
 def summary_figure(runs: Sequence[MonitoredRun], key: str, quantity: Quantity) -> Figure | None:
     """One quantity over training, combined over the matrices of all layers."""
     combine: Callable[[list[float]], float] = max if quantity.summary == "largest" else median
     curves = [
-        [(record["step"], combine(found)) for record in run.records if (found := values_in(record, key))]
+        [(record["step"], combine(found)) for record in run.records if (found := values_in_layers(record, key))]
         for run in runs
     ]
     known = [value for curve in curves for _, value in curve]
@@ -157,13 +152,6 @@ def summary_figure(runs: Sequence[MonitoredRun], key: str, quantity: Quantity) -
         small=True,
         height=260,
     )
-
-
-def values_in(record: MonitorRecord, key: str) -> list[float]:
-    """A quantity of every matrix in a layer, or of all matrices if none is in a layer."""
-    parameters = record["parameters"]
-    inside = [name for name in parameters if layer_of(name)[0] is not None] or list(parameters)
-    return [value for name in inside if (value := parameters[name].get(key)) is not None]
 
 
 def layer_figure(runs: Sequence[MonitoredRun]) -> Figure | None:

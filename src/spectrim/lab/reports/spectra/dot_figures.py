@@ -1,11 +1,12 @@
 """The figures of a report page on spectra that draw a row of dots for every matrix."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from spectrim.lab.logging.monitor_log import short_names
 from spectrim.lab.reports.page.figures import colour, layout, scatter, shown
 from spectrim.lab.reports.page.html import Figure, Table
+from spectrim.lab.tables import value_of
 
 __all__ = ["GREY", "KINDS", "Matrix", "Subjects", "names_of", "spike_figures", "structure_figures", "weight_figures"]
 
@@ -41,16 +42,16 @@ def dot_figure(
     subjects: Subjects,
     title: str,
     x: str,
-    series: Mapping[str, Callable[[Matrix], float | None]],
+    series: Mapping[str, str],
     *,
     having: str = "gradient",
-    reference: tuple[str, Callable[[Matrix], float]] | None = None,
+    reference: tuple[str, str] | None = None,
     share: bool = False,
     note: str = "",
 ) -> Figure | None:
     """A row for each matrix, and on it a dot for every subject and series; ``reference`` is a tick for all subjects.
 
-    None if no subject has the measurement.
+    Series and reference are labels with dotted keys. None if no subject has the measurement.
     """
     names = names_of(subjects, having)
     if not names:
@@ -65,23 +66,23 @@ def dot_figure(
         traces.append(scatter(index, name, x, y, hover=hover, mode="markers", marker=marker))
         columns.append([heading, *(f"{known[each]:.3g}" if each in known else "-" for each in names)])
 
-    for index, (name, subject) in enumerate(subjects.items()):
-        measured = {key: each for key in names if (each := subject["matrices"].get(key) or {}).get(having)}
+    for index, (model, subject) in enumerate(subjects.items()):
+        measured = {name: each for name in names if (each := subject["matrices"].get(name) or {}).get(having)}
         every = measured | every
-        for (label, read), symbol in zip(series.items(), SYMBOLS, strict=False):
-            known = {key: value for key, each in measured.items() if (value := read(each)) is not None}
+        for (label, key), symbol in zip(series.items(), SYMBOLS, strict=False):
+            known = {name: value for name, each in measured.items() if (value := value_of(each, key)) is not None}
             stroke = {"color": colour(index)}
             marker = {**stroke, "symbol": symbol, "size": 9, "line": {**stroke, "width": 1.8}}
-            whole = f"{name}: {label}" if label else name
-            draw(index, whole, whole if len(subjects) > 1 else label or name, known, marker, "%{y}: %{x:.3g}")
+            whole = f"{model}: {label}" if label else model
+            draw(index, whole, whole if len(subjects) > 1 else label or model, known, marker, "%{y}: %{x:.3g}")
             if known:
-                of = f"{name}, {label}" if label else name
+                of = f"{model}, {label}" if label else model
                 words.append(f"{of}: from {min(known.values()):.3g} to {max(known.values()):.3g}.")
     if reference is not None:
-        label, at = reference
+        label, key = reference
         marker = {"symbol": "line-ns", "size": 12, "color": GREY, "line": {"width": 2, "color": GREY}}
         hover = f"{shown(label)}: %{{x:.3g}}<extra></extra>"
-        draw(None, label, label, {name: at(every[name]) for name in names}, marker, hover)
+        draw(None, label, label, {name: value_of(every[name], key) for name in names}, marker, hover)
     axis = {"title": x, "rangemode": "tozero", **({"range": [-0.01, 1.03], "tickformat": ".0%"} if share else {})}
     shape = layout(x=axis, bars=True, hovermode="closest")
     shape["yaxis"] |= {"showgrid": True, "categoryorder": "array", "categoryarray": list(short.values())}
@@ -95,17 +96,14 @@ def dot_figure(
     )
 
 
-def spike_figures(subjects: Subjects) -> list[Figure]:
+def spike_figures(subjects: Subjects) -> list[Figure | None]:
     """The spike's share of the energy, and of Adam's second moment."""
-    made = [
+    return [
         dot_figure(
             subjects,
             "Share of the energy in the top 1.5% of the singular directions",
             "share of the energy",
-            {
-                KINDS[kind][0]: lambda each, kind=kind: (each.get(kind) or {}).get("spike_share")  # type: ignore[misc]
-                for kind in ("gradient", "mean_gradient", "momentum", "weight")
-            },
+            {KINDS[kind][0]: f"{kind}.spike_share" for kind in ("gradient", "mean_gradient", "momentum", "weight")},
             share=True,
             note="Discs: the gradient of one batch. Squares: the mean gradient. Diamonds: the optimizer's momentum. "
             "Crosses: the weights.",
@@ -115,30 +113,26 @@ def spike_figures(subjects: Subjects) -> list[Figure]:
             "The spike in Adam's second moment",
             "share",
             {
-                "of the sum of E[g²]": lambda each: each["second_moment"]["share"],
-                "in the median entry": lambda each: each["second_moment"]["median_share"],
-                "tail's update": lambda each: each["second_moment"]["contraction"],
+                "of the sum of E[g²]": "second_moment.share",
+                "in the median entry": "second_moment.median_share",
+                "tail's update": "second_moment.contraction",
             },
             share=True,
             note="Discs: what the spike holds of the sum of E[g²] over entries. Squares: in the median entry. "
             "Diamonds: the tail's update, as a share of what it would be without a spike.",
         ),
     ]
-    return [figure for figure in made if figure]
 
 
-def structure_figures(subjects: Subjects) -> list[Figure]:
+def structure_figures(subjects: Subjects) -> list[Figure | None]:
     """Overlaps of the noise with the signal and with itself, and its localisation."""
-    made = [
+    overlaps = [
         dot_figure(
             subjects,
             f"Overlap of the noise's leading directions with those of {other}",
             "‖UᵀU'‖²/k",
-            {
-                "left": lambda each, key=key: each["noise"][f"{key}left"]["share"]["value"],  # type: ignore[misc]
-                "right": lambda each, key=key: each["noise"][f"{key}right"]["share"]["value"],  # type: ignore[misc]
-            },
-            reference=("by chance, left", lambda each, key=key: each["noise"][f"{key}left"]["expected"]),  # type: ignore[misc]
+            {side: f"noise.{key}{side}.share.value" for side in ("left", "right")},
+            reference=("by chance, left", f"noise.{key}left.expected"),
             having="noise",
             share=True,
             note="Discs: left directions (outputs). Squares: right directions (inputs). Ticks: by chance.",
@@ -149,19 +143,18 @@ def structure_figures(subjects: Subjects) -> list[Figure]:
         subjects,
         "Localisation of the noise, max|N|/‖N‖₂",
         "localisation",
-        {"noise": lambda each: each["noise"]["localisation"]["value"]},
-        reference=("Gaussian of this shape", lambda each: each["noise"]["gaussian_localisation"]),
+        {"noise": "noise.localisation.value"},
+        reference=("Gaussian of this shape", "noise.gaussian_localisation"),
         having="noise",
         note="1 would be noise on a single entry. Ticks: about what Gaussian entries have.",
     )
-    return [figure for figure in (*made, localised) if figure]
+    return [*overlaps, localised]
 
 
-def weight_figures(subjects: Subjects) -> list[Figure]:
+def weight_figures(subjects: Subjects) -> list[Figure | None]:
     """Norms and stable ranks of the weights."""
     names = {"norm": "Frobenius norm", "spectral_norm": "Largest singular value", "stable_rank": "Stable rank"}
-    made = []
-    for key, name in names.items():
-        read = lambda each, key=key: each["weight"][key]  # noqa: E731
-        made.append(dot_figure(subjects, f"{name} of the weights", name.lower(), {"": read}, having="weight"))
-    return [figure for figure in made if figure]
+    return [
+        dot_figure(subjects, f"{name} of the weights", name.lower(), {"": f"weight.{key}"}, having="weight")
+        for key, name in names.items()
+    ]

@@ -3,23 +3,11 @@
 from typing import Any
 
 from spectrim.lab.reports.words import reading_notes, reading_rows
-from spectrim.lab.tables import TextTable
+from spectrim.lab.tables import TextTable, header_and_rows
 
 __all__ = ["CAPTION", "WEIGHTS_CAPTION", "gradient_rows", "tables", "weight_rows"]
 
 Matrix = dict[str, Any]
-
-COLUMNS = (
-    "matrix",
-    "spike",
-    "of G",
-    "momentum",
-    "‖G‖²/E‖N‖²",
-    "overlap",
-    "localised",
-    "best tail",
-)
-
 
 CAPTION = (
     "spike, of G, momentum: shares of the energy in the top 1.5% of the directions, of a batch's gradient, the mean "
@@ -35,7 +23,7 @@ def tables(summary: dict[str, Any]) -> list[TextTable]:
     """The gradients of each subject with the reading below, and the weights of all side by side."""
     made = []
     for name, subject in summary["subjects"].items():
-        if len(rows := gradient_rows(subject)) > 1:
+        if rows := gradient_rows(subject):
             made.append(TextTable(rows, title=name, note=CAPTION, words=("best tail",)))
         note = "\n".join(f"- {line}" for line in reading_notes(subject))
         made.append(TextTable(reading_rows(subject), title=f"{name}, over matrices", note=note, words=("verdict",)))
@@ -43,23 +31,24 @@ def tables(summary: dict[str, Any]) -> list[TextTable]:
 
 
 def gradient_rows(subject: dict[str, Any]) -> list[list[str]]:
-    """A header, and a row for every matrix whose gradients were measured."""
-    return [list(COLUMNS), *(gradient_row(each) for each in subject["matrices"].values() if each.get("gradient"))]
+    """A header and a row for every matrix whose gradients were measured; empty without one."""
+    return header_and_rows([gradient_row(each) for each in subject["matrices"].values() if each.get("gradient")])
 
 
-def gradient_row(matrix: Matrix) -> list[str]:
+def gradient_row(matrix: Matrix) -> dict[str, str]:
     mean, noise, momentum = matrix["mean_gradient"], matrix["noise"], matrix["momentum"]
     overlap = max(noise[side]["share"]["value"] for side in ("left", "right"))
-    return [
-        place_of(matrix),
-        f"{matrix['gradient']['spike_share']:.0%}",
-        f"{mean['spike_share']:.0%}",
-        f"{momentum['spike_share']:.0%}" if momentum else "-",
-        f"{mean['energy']['value'] / noise['energy']:.3f} ± {mean['energy']['error'] / noise['energy']:.3f}",
-        f"{overlap:.2f}",
-        f"{noise['localisation']['value']:.2f} ({noise['gaussian_localisation']:.2f})",
-        matrix["tails"]["fits"][0]["model"],
-    ]
+    energy = mean["energy"]
+    return {
+        "matrix": place_of(matrix),
+        "spike": f"{matrix['gradient']['spike_share']:.0%}",
+        "of G": f"{mean['spike_share']:.0%}",
+        "momentum": f"{momentum['spike_share']:.0%}" if momentum else "-",
+        "‖G‖²/E‖N‖²": f"{energy['value'] / noise['energy']:.3f} ± {energy['error'] / noise['energy']:.3f}",
+        "overlap": f"{overlap:.2f}",
+        "localised": f"{noise['localisation']['value']:.2f} ({noise['gaussian_localisation']:.2f})",
+        "best tail": matrix["tails"]["fits"][0]["model"],
+    }
 
 
 def weight_rows(summary: dict[str, Any]) -> list[list[str]]:

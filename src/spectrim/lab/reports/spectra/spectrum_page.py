@@ -7,7 +7,7 @@ from typing import Any
 from spectrim.lab.reports.markdown import markdown
 from spectrim.lab.reports.page.figures import swatches
 from spectrim.lab.reports.page.html import Listing, Note, PagePart, Section, Table
-from spectrim.lab.reports.page.sections import Study, measurements
+from spectrim.lab.reports.page.sections import Study, figures, measurements
 from spectrim.lab.reports.shareable import SHORTENED, shareable, short
 from spectrim.lab.reports.spectra.dot_figures import spike_figures, structure_figures, weight_figures
 from spectrim.lab.reports.spectra.matrix_table import CAPTION, WEIGHTS_CAPTION, gradient_rows, weight_rows
@@ -70,26 +70,24 @@ def reading_of_each(study: Study) -> Section | None:
     return Section(title="Reading of each", items=items)
 
 
-def spike_and_tail(study: Study) -> Section:
+def spike_and_tail(study: Study) -> Section | None:
     subjects = study.summary["subjects"]
     made = [*spike_figures(subjects), spectrum_figure(subjects), direction_figure(subjects)]
-    return Section(title="Spike and tail", items=[figure for figure in made if figure])
+    return figures("Spike and tail", made)
 
 
 def noise(study: Study) -> Section | None:
     subjects = study.summary["subjects"]
     made = [*structure_figures(subjects), tail_figure(subjects), operator_figure(subjects)]
-    items = [figure for figure in made if figure]
-    return Section(title="Structure of the noise", items=items) if items else None
+    return figures("Structure of the noise", made)
 
 
 def weights(study: Study) -> Section:
     subjects = study.summary["subjects"]
     totals = [["model", "norm of all weights"]]
     totals += [[name, f"{subject['weight_norm']:.4g}"] for name, subject in subjects.items()]
-    return Section(
-        title="Weights", items=[Table(caption="Norm of all weights", rows=totals), *weight_figures(subjects)]
-    )
+    made = [figure for figure in weight_figures(subjects) if figure]
+    return Section(title="Weights", items=[Table(caption="Norm of all weights", rows=totals), *made])
 
 
 def through_training(study: Study) -> Section | None:
@@ -105,7 +103,7 @@ def numbers(study: Study) -> Section:
     tables = [
         Table(caption=f"Gradients of {name}", rows=rows)
         for name, subject in study.summary["subjects"].items()
-        if len(rows := gradient_rows(subject)) > 1
+        if (rows := gradient_rows(subject))
     ]
     notes = [CAPTION] if tables else []
     weights = Table(caption=f"Weights: {WEIGHTS_CAPTION}", rows=weight_rows(study.summary))
