@@ -131,29 +131,29 @@ def test_a_lower_loss_holds_a_higher_one_does_not_and_a_mixed_one_is_open() -> N
     results = {
         "recipes": planted({"adamw": [4.0, 4.1, 4.2], "b": [3.9, 4.0, 4.11], "c": [4.1, 4.2, 4.31], "d": [3, 5, 4.2]})
     }
-    verdicts = [training.better(recipe, "adamw")(results).verdict for recipe in ("b", "c", "d")]
+    verdicts = [training.better(results, recipe, "adamw").verdict for recipe in ("b", "c", "d")]
     assert verdicts == ["holds", "does not hold", "cannot be judged"]
 
 
 def test_a_claim_of_being_as_good_allows_a_margin() -> None:
     ends = {"adamw": [4.0, 4.1, 4.2], "b": [4.01, 4.11, 4.211], "c": [4.05, 4.15, 4.251]}
     results = {"recipes": planted(ends), "variant": planted({"b": [4.0, 4.1, 4.2]})}
-    assert [training.no_worse(recipe, "adamw")(results).verdict for recipe in ("b", "c")] == ["holds", "does not hold"]
-    variant = training.no_worse_than_variant("b", "variant")(results)
+    assert [training.no_worse(results, recipe, "adamw").verdict for recipe in ("b", "c")] == ["holds", "does not hold"]
+    variant = training.no_worse_than_variant(results, "b", "variant")
     assert variant.verdict == "holds"
     assert "the variant variant" in variant.measured
 
 
 def test_a_run_that_diverged_leaves_a_difference_open() -> None:
     results = {"recipes": planted({"adamw": [4.0, 4.1], "b": [3.9, None]})}
-    assert training.better("b", "adamw")(results).verdict == "cannot be judged"
+    assert training.better(results, "b", "adamw").verdict == "cannot be judged"
 
 
 def test_tokens_to_the_loss_are_read_from_each_seeds_curve() -> None:
     results = {"recipes": planted({"adamw": [4.0, 4.0], "b": [3.5, 3.5]})}
     # From 4.5 at 100 to 3.5 at 200: 4.0 is reached at 150, three quarters of the tokens.
     assert paired.token_shares(results, "b", "adamw") == [pytest.approx(0.75)] * 2
-    finding = training.fewer_tokens("b", "adamw", 0.2)(results)
+    finding = training.fewer_tokens(results, "b", "adamw", 0.2)
     assert finding.verdict == "holds"
     assert finding.figures["saved"].mean == pytest.approx(0.25)
 
@@ -164,12 +164,12 @@ def test_safe_rates_compare_what_a_larger_rate_costs() -> None:
         "rate-x4": planted({"adamw": [5.0, 5.11], "b": [4.0, 4.1]}),
         "rate-x16": planted({"adamw": [None, 9.0], "b": [4.2, 4.3]}),
     }
-    finding = training.safe_rates("b")(results)
+    finding = training.safe_rates(results, "b", "adamw")
     assert finding.verdict == "holds"
     assert finding.figures["gap_x4"].mean == pytest.approx(-0.905)
     assert "at 16 times the rate adamw diverged" in finding.measured
     results["rate-x16"] = planted({"adamw": [4.2, 4.3], "b": [None, 4.3]})
-    assert training.safe_rates("b")(results).verdict == "cannot be judged"
+    assert training.safe_rates(results, "b", "adamw").verdict == "cannot be judged"
 
 
 def test_corrupted_batches_compare_what_they_cost() -> None:
@@ -177,20 +177,20 @@ def test_corrupted_batches_compare_what_they_cost() -> None:
         "recipes": planted({"adamw": [4.0, 4.1], "b": [3.9, 4.0]}),
         "corrupted": planted({"adamw": [4.5, 4.61], "b": [4.0, 4.1]}),
     }
-    finding = training.limits_damage("b")(results)
+    finding = training.limits_damage(results, "b", "adamw")
     assert finding.verdict == "holds"
     assert finding.figures["gap"].mean == pytest.approx(-0.405)
     assert "b: 3 loss spikes of 2.0 steps; adamw: 3 loss spikes of 2.0 steps" in finding.measured
-    assert training.limits_damage("adamw")(results).verdict == "cannot be judged"
+    assert training.limits_damage(results, "adamw", "adamw").verdict == "cannot be judged"
 
 
 def test_loss_at_equal_time_is_judged_by_its_interval() -> None:
     results = {"recipes": planted({"b": [4.0, 4.1]})}
     found = {"share": 0.5, "difference": {"mean": 0.1, "low": 0.05, "high": 0.15, "pairs": 2}}
     results["recipes"]["recipes"]["b"]["equal_time"] = found
-    assert training.at_equal_time("b")(results).verdict == "does not hold"
+    assert training.at_equal_time(results, "b", "adamw").verdict == "does not hold"
     found["difference"] = {"mean": 0.1, "low": None, "high": None, "pairs": 1}
-    assert training.at_equal_time("b")(results).verdict == "cannot be judged"
+    assert training.at_equal_time(results, "b", "adamw").verdict == "cannot be judged"
 
 
 def test_tails_are_judged_at_every_batch_and_vocabulary() -> None:
@@ -218,7 +218,7 @@ def test_a_study_trains_what_the_claims_need_and_every_recipe_is_tuned() -> None
 
 def test_half_of_the_state_is_counted() -> None:
     results = {"recipes": planted({"adamw": [4.0], "spectra": [4.0]})}
-    assert training.half_the_state(results).figures["share"] == pytest.approx(0.5)
+    assert training.half_the_state(results, "spectra", "adamw").figures["share"] == pytest.approx(0.5)
 
 
 def test_rates_are_tuned_by_the_lowest_loss_and_a_diverged_trial_is_none() -> None:

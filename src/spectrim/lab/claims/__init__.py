@@ -1,6 +1,6 @@
-"""Claims of the three papers, judged on this machine: theory by arithmetic, training by comparisons of the lab.
+"""Judges the three papers' claims on this machine: theory by arithmetic, training by comparisons of the lab.
 
-``claim`` says what a claim, a check and a finding are. Theory: ``frank_wolfe``, ``spike_noise``, ``entry_noise``,
-``regression``. Training: ``studies`` are the comparisons that are run, ``training`` judges them. ``catalogue`` holds
-all checks and runs them, ``report`` writes their findings. May import every room but the command line.
+``claim`` defines claims, checks and findings. Theory: ``frank_wolfe``, ``spike_noise``, ``entry_noise``,
+``regression``. Training: ``studies`` runs the comparisons, ``training`` and ``paired`` judge them. ``catalogue`` holds
+all checks and runs them, ``report`` writes the findings. May import every room but the command line.
 """

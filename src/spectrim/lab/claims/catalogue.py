@@ -1,4 +1,4 @@
-"""Every check, and the run of those that were asked for."""
+"""All checks by name, and the function that runs those of the chosen claims."""
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrim.lab.claims import entry_noise, frank_wolfe, regression, spike_noise, training
-from spectrim.lab.claims.claim import Check, Claim, Finding
+from spectrim.lab.claims.claim import Check, Claim, Finding, Results
 from spectrim.lab.claims.settings import ClaimsConfig
 from spectrim.lab.claims.studies import Listener, default_rate, quiet, run_studies, tuning_losses
 from spectrim.lab.errors import LabError
@@ -17,11 +17,21 @@ from spectrim.lab.settings import Config
 
 __all__ = ["CHECKS", "Judged", "Rates", "all_claims", "chosen", "judge_claims", "needs_of"]
 
+
+def by_arithmetic(find: Callable[[], Finding]) -> Check:
+    """A check that needs no training."""
+    return Check(judge=lambda _: find())
+
+
 CHECKS: Mapping[str, Check] = {
-    **frank_wolfe.CHECKS,
-    **spike_noise.CHECKS,
-    **entry_noise.CHECKS,
-    **regression.CHECKS,
+    "frank-wolfe-sgd": by_arithmetic(frank_wolfe.clipped_sgd_step),
+    "frank-wolfe-sign": by_arithmetic(frank_wolfe.clipped_sign_step),
+    "bounded-weights": by_arithmetic(frank_wolfe.bounded_weights),
+    "pre-clipping": by_arithmetic(spike_noise.pre_clipping),
+    "first-order": by_arithmetic(entry_noise.perturbed_singular_values),
+    "localisation": by_arithmetic(entry_noise.localised_noise),
+    "bayes-risk": by_arithmetic(entry_noise.risk_of_shrinkage),
+    "heavy-tailed-sgd": by_arithmetic(regression.heavy_tailed_regression),
     **training.CHECKS,
 }
 """The check of every claim in ``claims.toml``, by its name."""
@@ -32,11 +42,15 @@ THEORY = "theory"
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim, how it was judged, and the finding."""
+    """A claim and the finding on it."""
 
     claim: Claim
-    check: Check
     finding: Finding
+
+    @property
+    def trains(self) -> bool:
+        """True if the claim was judged by training."""
+        return bool(CHECKS[self.claim.name].needs)
 
 
 class Rates(Config):
@@ -54,10 +68,10 @@ def all_claims() -> dict[str, Claim]:
 
 
 def chosen(only: Sequence[str] | None) -> list[Claim]:
-    """The claims whose names begin with one of these; all of them for None.
+    """The claims whose names begin with one of these words; all claims for None.
 
     Raises:
-        LabError: a name is the beginning of none.
+        LabError: no claim begins with one of the words.
     """
     claims = all_claims()
     for asked in only or ():
@@ -92,7 +106,7 @@ def judge_claims(
 
     Args:
         config: budget, text and the choice of claims.
-        folder: of the studies' runs; made if it is missing.
+        folder: holds the studies' runs.
         cache_dir: where tokens are cached.
         listener: see :data:`~spectrim.lab.claims.studies.Listener`.
         on_finding: called with each claim when it is judged.
@@ -104,27 +118,22 @@ def judge_claims(
         LabError: a name of ``config.only`` is unknown, or ``folder`` holds other settings.
     """
     claims = chosen(config.only)
+    needs = needs_of(claims)
     judged: dict[Claim, Judged] = {}
-
-    def judge(results: Mapping[str, Any], trained: bool) -> None:
-        for claim in claims:
-            check = CHECKS[claim.name]
-            if bool(check.needs) == trained:
-                judged[claim] = Judged(claim, check, check.judge(results))
-                on_finding(judged[claim])
-
+    results: dict[str, dict[str, Any]] = {}
     # Theory first: it takes seconds, and is on the screen while training goes on.
-    judge({}, trained=False)
-    rates: list[Rates] = []
-    if needs := needs_of(claims):
-        results = run_studies(config, needs, folder, cache_dir=cache_dir, listener=listener)
-        judge(results, trained=True)
-        recipes = {recipe for summary in results.values() for recipe in summary["recipes"]}
-        rates = [Rates(recipe=recipe, losses=losses_by_rate(recipe, results)) for recipe in sorted(recipes)]
-    return [judged[claim] for claim in claims], rates
+    for claim in sorted(claims, key=lambda claim: bool(CHECKS[claim.name].needs)):
+        check = CHECKS[claim.name]
+        if check.needs and not results:
+            results = run_studies(config, needs, folder, cache_dir=cache_dir, listener=listener)
+        judged[claim] = Judged(claim, check.judge(results))
+        on_finding(judged[claim])
+    recipes = {recipe for summary in results.values() for recipe in summary["recipes"]}
+    return [judged[claim] for claim in claims], [rates_of(recipe, results) for recipe in sorted(recipes)]
 
 
-def losses_by_rate(recipe: str, results: Mapping[str, Any]) -> dict[float, float | None]:
-    """The final loss at every learning rate that was tried."""
+def rates_of(recipe: str, results: Results) -> Rates:
+    """The final loss at every learning rate that was tried for a recipe."""
     default = default_rate(recipe)
-    return {default * factor: loss for factor, loss in tuning_losses(recipe, results).items()}
+    losses = {default * factor: loss for factor, loss in tuning_losses(recipe, results).items()}
+    return Rates(recipe=recipe, losses=losses)

@@ -2,27 +2,32 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, Literal, Self
 
 from pydantic import Field
 
+from spectrim.lab.experiments.statistics import half_width
 from spectrim.lab.settings import Config
 
-__all__ = ["Check", "Claim", "Finding", "Interval", "Verdict", "by_sign", "mean_interval"]
+__all__ = ["Check", "Claim", "Finding", "Interval", "Results", "Verdict", "by_sign", "mean_interval"]
 
 Verdict = Literal["holds", "does not hold", "cannot be judged"]
+
+Results = Mapping[str, Any]
+"""The content of every study's ``results.json``, by the study's name."""
 
 
 class Claim(Config):
     """A statement of a paper in our words: an entry of ``claims.toml``."""
 
     name: str
-    """By which ``--only`` selects it."""
+    """Selects the claim with ``--only``."""
     paper: str
     """The arXiv number, or "none"."""
     statement: str
     published: str
-    """The paper's number, or what it says instead."""
+    """The paper's number, or its statement if it gives none."""
 
 
 class Interval(Config):
@@ -42,7 +47,7 @@ class Interval(Config):
 
 
 class Finding(Config):
-    """What was measured for a claim."""
+    """The verdict on a claim and the measurement behind it."""
 
     verdict: Verdict
     measured: str
@@ -50,21 +55,20 @@ class Finding(Config):
     figures: Mapping[str, float | Interval | Sequence[float]] = Field(default={})
     """The same figures as numbers."""
     caveat: str = ""
-    """What the measurement leaves out."""
+    """The limits of the measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """How a claim is judged."""
+    """The function that judges a claim, and the training that it needs."""
 
-    judge: Callable[[Mapping[str, Any]], Finding]
-    """Takes the results of the studies by name, as ``results.json`` of each has them."""
+    judge: Callable[[Results], Finding]
     needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """The recipes that must be trained first in each study; none for a check by arithmetic."""
+    """Recipes to train first, by study; none for a check by arithmetic."""
 
 
 def by_sign(interval: Interval) -> Verdict:
-    """The verdict on a claim that a quantity is negative: open where the interval holds zero."""
+    """The verdict on the claim that a quantity is negative; undecided if the interval contains zero."""
     if interval.high < 0:
         return "holds"
     return "does not hold" if interval.low > 0 else "cannot be judged"
@@ -72,10 +76,7 @@ def by_sign(interval: Interval) -> Verdict:
 
 def mean_interval(values: Sequence[float]) -> Interval:
     """The mean of independent values with its 95 % interval by Student's t; at least two values."""
-    from scipy import stats
-
     if len(values) < 2:
         raise ValueError(f"an interval needs at least two values, got {len(values)}")
-    mean = sum(values) / len(values)
-    half = float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
+    mean, half = fmean(values), half_width(values)
     return Interval(mean=mean, low=mean - half, high=mean + half)

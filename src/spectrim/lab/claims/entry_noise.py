@@ -1,18 +1,16 @@
 """Theory of entry-wise shrinkage: heavy-tailed noise, singular values, estimators of an entry (arXiv 2605.27733)."""
 
-from __future__ import annotations
-
 import math
 
 import torch
 from torch import Tensor
 
-from spectrim.lab.claims.claim import Check, Finding, mean_interval
+from spectrim.lab.claims.claim import Finding, mean_interval
 from spectrim.operators import DEFAULT_SHRINK_FACTOR, bayes_shrink, smooth_shrink
 from spectrim.operators.faddeeva import faddeeva
 from spectrim.operators.shrink import HALF_MOMENT
 
-__all__ = ["CHECKS", "localised_noise", "perturbed_singular_values", "risk_of_shrinkage", "risks"]
+__all__ = ["localised_noise", "perturbed_singular_values", "risk_of_shrinkage", "risks"]
 
 SHAPE, DRAWS = (64, 48), 64
 
@@ -42,7 +40,7 @@ def perturbed_singular_values() -> Finding:
 
 
 def localised_noise() -> Finding:
-    """How far the spectral norm of noise is that of its largest entry, heavy-tailed against Gaussian."""
+    """The largest entry of noise over its spectral norm, heavy-tailed against Gaussian."""
     generator = torch.Generator().manual_seed(1)
     G = spread_matrix(generator)
     heavy, normal = (
@@ -133,10 +131,3 @@ def risks(
         shrunk = [smooth_shrink(y, factor * scale, form=form) for factor in factors]  # type: ignore[arg-type]
         risk[form] = [1 + (p * (estimate * estimate - 2 * estimate * bayes)).sum().item() for estimate in shrunk]
     return 1 - (p * bayes * bayes).sum().item(), risk
-
-
-CHECKS = {
-    "first-order": Check(judge=lambda _: perturbed_singular_values()),
-    "localisation": Check(judge=lambda _: localised_noise()),
-    "bayes-risk": Check(judge=lambda _: risk_of_shrinkage()),
-}

@@ -7,17 +7,15 @@ With learning rate η, decay λ, scale s, threshold c: D = s c/λ, b = λ/s, γ 
 The minimum is computed by a solver that knows nothing of singular value clipping.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from spectrim.lab.claims.claim import Check, Finding
+from spectrim.lab.claims.claim import Finding
 from spectrim.optim import AdamW, Momentum, Signum
 
-__all__ = ["CHECKS", "bounded_weights", "clipped_sgd_step", "clipped_sign_step", "minimise_in_ball"]
+__all__ = ["bounded_weights", "clipped_sgd_step", "clipped_sign_step", "minimise_in_ball"]
 
 TOLERANCE = 1e-3
 """Largest relative distance between two computations of one step that counts as agreement."""
@@ -84,7 +82,7 @@ def clipped_sgd_step() -> Finding:
 
 
 def clipped_sign_step() -> Finding:
-    """The same for sign steps, unclipped on the entry-wise ball and clipped on the spectral one."""
+    """Sign steps against Frank-Wolfe steps: unclipped on the entry-wise ball, clipped on the spectral one."""
     unclipped, clipped, attained = [], [], []
     for seed in range(DRAWS):
         X, G = start(seed)
@@ -131,18 +129,24 @@ def start(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def library_step(kind: type, X: Tensor, G: Tensor, **options: object) -> Tensor:
-    """The weight after one step of an optimizer of the library, hard-clipped unless ``options`` say otherwise."""
+    """The weight after one step of :func:`optimizer_of`."""
     parameter = torch.nn.Parameter(X.clone())
     parameter.grad = G.clone()
-    settings = {"lr": LR, "weight_decay": DECAY, "clip": THRESHOLD, "clip_form": "hard"} | options
-    if settings["clip"] is None:
-        settings.pop("clip_form")
-    kind([{"params": [parameter], "role": "matrix"}], **settings).step()
+    optimizer_of(kind, parameter, **options).step()
     return parameter.detach()
 
 
+def optimizer_of(kind: type, parameter: Tensor, **options: object) -> torch.optim.Optimizer:
+    """An optimizer of the library over one matrix, hard-clipped unless ``options`` say otherwise."""
+    settings = {"lr": LR, "weight_decay": DECAY, "clip": THRESHOLD, "clip_form": "hard"} | options
+    if settings["clip"] is None:
+        settings.pop("clip_form")
+    optimizer: torch.optim.Optimizer = kind([{"params": [parameter], "role": "matrix"}], **settings)
+    return optimizer
+
+
 def distance(one: Tensor, other: Tensor, before: Tensor) -> float:
-    """How far two results of a step are apart, over the length of the step."""
+    """The distance between two results of a step, over the length of the step."""
     return float((one - other).norm() / (other - before).norm())
 
 
@@ -157,8 +161,7 @@ def linear_minimum(G: Tensor) -> Tensor:
 def share_of_best_decrease(G: Tensor, sign: Tensor) -> float:
     """⟨G, S⟩ of the clipped sign step over its minimum in the intersection of both balls.
 
-    The minimum is that of the linear form over two convex sets, found by Dykstra's projections of ever longer steps
-    along −G.
+    Dykstra's algorithm projects ever longer steps along −G onto the intersection, which approaches the minimum.
     """
     U, sigma, V = torch.linalg.svd(sign, full_matrices=False)
     taken = -SCALE / DECAY * (U * sigma.clamp(max=THRESHOLD)) @ V
@@ -187,8 +190,7 @@ def largest_norm(kind: type, start_share: float, options: Mapping[str, object]) 
     radius = scale * THRESHOLD / DECAY
     parameter = torch.nn.Parameter(X * (start_share * radius / torch.linalg.matrix_norm(X, 2)))
     target = 10 * torch.randn(24, 16, dtype=torch.float64, generator=generator)
-    settings: dict[str, object] = {"lr": LR, "weight_decay": DECAY, "clip": THRESHOLD, "clip_form": "hard"}
-    optimizer = kind([{"params": [parameter], "role": "matrix"}], **{**settings, **options})
+    optimizer = optimizer_of(kind, parameter, **options)
     largest = 0.0
     for _ in range(300):
         noise = torch.randn(24, 16, dtype=torch.float64, generator=generator)
@@ -197,10 +199,3 @@ def largest_norm(kind: type, start_share: float, options: Mapping[str, object]) 
         optimizer.step()
         largest = max(largest, float(torch.linalg.matrix_norm(parameter.detach(), 2)) / radius)
     return largest
-
-
-CHECKS = {
-    "frank-wolfe-sgd": Check(judge=lambda _: clipped_sgd_step()),
-    "frank-wolfe-sign": Check(judge=lambda _: clipped_sign_step()),
-    "bounded-weights": Check(judge=lambda _: bounded_weights()),
-}

@@ -1,7 +1,7 @@
-"""Settings of ``spectrim claims``, and how much each budget trains."""
+"""Settings of ``spectrim claims``, and its budgets."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from spectrim.lab.config import DataConfig, Precision
@@ -12,30 +12,44 @@ __all__ = ["BUDGETS", "Budget", "ClaimsConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much is trained."""
+    """The amount of training."""
 
     presets: tuple[str, ...]
-    """Sizes of the model; all claims are judged at the first, trends over all."""
+    """Model sizes: the first for most claims, all of them for claims about size."""
     steps: int
     evaluations: int
     """Evaluations in a run."""
     factors: tuple[float, ...]
-    """Of the default learning rate, when rates are tuned."""
+    """Factors on the default learning rate, for tuning."""
     raised: tuple[int, ...]
-    """Factors on the tuned learning rate, for the largest rates that are safe."""
+    """Factors on the tuned learning rate, for claims about large rates."""
     ranks: tuple[float, ...]
     """Rank ratios of Spectra beside the published 0.015."""
     batches: tuple[int, ...]
-    """Sequences in a batch, beside the default, for the tails of gradients."""
+    """Sequences in a batch, beside the default, for claims about the tails of gradients."""
     vocabularies: tuple[int, ...]
-    """Sizes of the vocabulary, beside the default, for the same."""
+    """Sizes of the vocabulary, beside the default, for claims about the tails of gradients."""
     seeds: tuple[int, ...]
     corpora: bool
-    """True if a second corpus is trained on, the Python sources of the standard library."""
+    """True to train on a second corpus too, the Python sources of the standard library."""
 
+
+DEFAULT = Budget(
+    presets=("1m", "tiny", "2m"),
+    steps=240,
+    evaluations=12,
+    factors=(0.5, 1, 2),
+    raised=(4, 16),
+    ranks=(0.005, 0.1),
+    batches=(1, 4, 64),
+    vocabularies=(8192, 32768),
+    seeds=(1, 2, 3),
+    corpora=True,
+)
 
 BUDGETS: Mapping[str, Budget] = {
-    "quick": Budget(
+    "quick": replace(
+        DEFAULT,
         presets=("1m",),
         steps=64,
         evaluations=4,
@@ -44,32 +58,17 @@ BUDGETS: Mapping[str, Budget] = {
         ranks=(0.1,),
         batches=(1, 64),
         vocabularies=(),
-        seeds=(1, 2, 3),
         corpora=False,
     ),
-    "default": Budget(
-        presets=("1m", "tiny", "2m"),
-        steps=240,
-        evaluations=12,
-        factors=(0.5, 1, 2),
-        raised=(4, 16),
-        ranks=(0.005, 0.1),
-        batches=(1, 4, 64),
-        vocabularies=(8192, 32768),
-        seeds=(1, 2, 3),
-        corpora=True,
-    ),
-    "long": Budget(
+    "default": DEFAULT,
+    "long": replace(
+        DEFAULT,
         presets=("10m", "2m", "1m"),
         steps=1280,
         evaluations=24,
         factors=(0.25, 0.5, 1, 2, 4),
-        raised=(4, 16),
         ranks=(0.005, 0.05, 0.1),
-        batches=(1, 4, 64),
-        vocabularies=(8192, 32768),
         seeds=(1, 2, 3, 4, 5),
-        corpora=True,
     ),
 }
 

@@ -5,15 +5,13 @@ is that spectral clipping at c ≥ ‖G‖₂ keeps at least a third of ⟨G, G�
 the order of rc², and that scaling the whole gradient cannot do both.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from spectrim.lab.claims.claim import Check, Finding, Interval, mean_interval
+from spectrim.lab.claims.claim import Finding, Interval, mean_interval
 from spectrim.operators import hard_clip
 
-__all__ = ["CHECKS", "pre_clipping"]
+__all__ = ["pre_clipping"]
 
 SHAPE, RANK, DRAWS = (48, 32), 3, 400
 SPIKE = 100.0  # ℓ over ‖G‖₂
@@ -28,7 +26,7 @@ def pre_clipping() -> Finding:
     bound = 1.0  # c = ‖G‖₂
     clipped = hard_clip(noisy, bound)
     kept, variance = signal(clipped, G), spread(clipped) / (RANK * bound**2)
-    # Scaled as a whole: once to the clipped gradient's signal, once to its variance.
+    # Scale the whole gradient instead: once to the clipped gradient's signal, once to its variance.
     norms = noisy.flatten(1).norm(dim=1)
     as_much_signal = noisy * (kept.mean / signal(noisy, G).mean)
     as_little_noise = noisy * (spread(clipped) / spread(noisy)) ** 0.5
@@ -69,8 +67,3 @@ def signal(gradients: Tensor, G: Tensor) -> Interval:
 def spread(gradients: Tensor) -> float:
     """E‖g − E g‖²."""
     return float((gradients - gradients.mean(0)).square().sum((1, 2)).mean() * DRAWS / (DRAWS - 1))
-
-
-CHECKS = {
-    "pre-clipping": Check(judge=lambda _: pre_clipping()),
-}

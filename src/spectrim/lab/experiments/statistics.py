@@ -1,26 +1,33 @@
-"""Paired statistics over seeds.
+"""Means over seeds with their 95 % intervals by Student's t.
 
 The same seed gives all recipes the same batches and initial weights, so losses are compared seed by seed, which cancels
 the differences between seeds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from spectrim.lab.settings import Config
 
-__all__ = ["CONFIDENCE", "Difference", "paired_difference"]
+__all__ = ["CONFIDENCE", "Difference", "half_width", "paired_difference"]
 
 CONFIDENCE = 0.95
 
 
 class Difference(Config):
-    """The mean of paired differences, with its interval by Student's t; one pair has no interval."""
+    """The mean of paired differences with its interval; one pair has no interval."""
 
     mean: float
     low: float | None = None
     high: float | None = None
     pairs: int
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half the width of the interval around the mean of independent values; at least two values."""
+    from scipy import stats
+
+    return float(stats.sem(values)) * float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
 
 
 def paired_difference(values: Mapping[int, float | None], baseline: Mapping[int, float | None]) -> Difference | None:
@@ -30,17 +37,12 @@ def paired_difference(values: Mapping[int, float | None], baseline: Mapping[int,
     """
     if not values or values.keys() != baseline.keys():
         return None
-    differences = []
-    for seed, value in values.items():
-        other = baseline[seed]
-        if value is None or other is None:
-            return None
-        differences.append(value - other)
-    mean, pairs = fmean(differences), len(differences)
-    if pairs == 1:
+    pairs = [(value, baseline[seed]) for seed, value in values.items()]
+    differences = [value - other for value, other in pairs if value is not None and other is not None]
+    if len(differences) < len(pairs):
+        return None
+    mean = fmean(differences)
+    if len(pairs) == 1:
         return Difference(mean=mean, pairs=1)
-    from scipy import stats
-
-    error = float(stats.sem(differences))
-    half = error * float(stats.t.ppf((1 + CONFIDENCE) / 2, pairs - 1))
-    return Difference(mean=mean, low=mean - half, high=mean + half, pairs=pairs)
+    half = half_width(differences)
+    return Difference(mean=mean, low=mean - half, high=mean + half, pairs=len(pairs))
