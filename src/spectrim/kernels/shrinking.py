@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ __all__ = ["FORMS", "ShrinkForm", "shrunk", "shrunk_entries"]
 ShrinkForm = Literal["redescending", "monotone", "hard"]
 
 #: The forms; kernels number them from 1 in this order.
-FORMS: tuple[ShrinkForm, ...] = ("redescending", "monotone", "hard")
+FORMS: tuple[ShrinkForm, ...] = get_args(ShrinkForm)
 
 
 def shrunk_entries(y: Tensor, tau: Tensor, form: ShrinkForm) -> Tensor:

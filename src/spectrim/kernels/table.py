@@ -79,10 +79,7 @@ def pieces_of(sizes: Sequence[int], runs: Sequence[Run] | None) -> tuple[Piece, 
 def by_dtypes(
     pieces: Sequence[Piece], *lists: Sequence[Tensor]
 ) -> Iterator[tuple[list[list[Tensor]], tuple[Piece, ...], list[int]]]:
-    """Split lists by combination of dtypes, of which there is usually one; with their pieces and their indices."""
-    if all(len({tensor.dtype for tensor in tensors}) == 1 for tensors in lists):
-        yield [list(tensors) for tensors in lists], tuple(pieces), list(range(len(lists[0])))
-        return
+    """Split lists by combination of dtypes; with their pieces and their indices."""
     kinds: dict[tuple[torch.dtype, ...], list[int]] = {}
     for index, together in enumerate(zip(*lists, strict=True)):
         kinds.setdefault(tuple(tensor.dtype for tensor in together), []).append(index)

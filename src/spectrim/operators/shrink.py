@@ -7,17 +7,17 @@ spectrum. Source: arXiv 2605.27733.
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
+
+from spectrim.kernels.shrinking import ShrinkForm
 
 from ._stack import per_matrix, reading_is_free, working_dtype
 from .faddeeva import faddeeva
 
 __all__ = ["DEFAULT_SHRINK_FACTOR", "DEFAULT_SHRINK_FORM", "ShrinkForm", "bayes_shrink", "entry_scale", "smooth_shrink"]
-
-ShrinkForm = Literal["redescending", "monotone", "hard"]
 
 # This form's risk exceeds the Bayes risk least, under Cauchy noise of all scales on up to a tenth of the entries
 # (docs/shrinkage.md, written by benchmarks/shrinkage_risk.py). The factor of least risk, 3.4, makes training worse; of
