@@ -22,10 +22,13 @@ SLOW = (
     "kernels/test_interpreted.py",
     "lab/training/test_processes.py",
     "distributed/test_same_update.py",
-    "distributed/test_promises.py",
     "kernels/test_compiles.py",
+    "distributed/test_promises.py",
     "lab/planning/test_scaling.py",
     "test_examples.py",
+    "integrations/test_torchtitan.py",
+    "integrations/test_transformers.py",
+    "test_docs.py",
 )
 #: Processes that ``-n auto`` may start: more memory than speed is gained by further ones.
 MOST_PROCESSES = 8
