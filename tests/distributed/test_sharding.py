@@ -5,10 +5,11 @@ import torch
 from torch.distributed.tensor import Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from spectrim.distributed.grid import Axes, Rows, grid_of
+from spectrim.distributed.grid import Axes, Rows, basis_sharding, grid_of
 from spectrim.distributed.intervals import count, flattened, overlaps, put, take
 from spectrim.distributed.owners import owners
 from spectrim.distributed.sharding import sharding_from
+from spectrim.optim.sharded.entry import axes_of
 
 CASES = [
     ((7, 5), (4,), (Shard(0),)),
@@ -89,3 +90,12 @@ def test_owners_share_the_work_of_a_whole_step():
     assert 0 not in second  # whose hands are full from the round before
     assert sum(loads) == 2 * 8**3 + 40**3 + 6 * 20**3
     assert max(loads) == 40**3
+
+
+@pytest.mark.parametrize("placements", [(_StridedShard(0, split_factor=2), Shard(0)), (Shard(1), Shard(0))])
+def test_a_rank_has_the_bases_of_the_experts_that_it_has(placements):
+    sharding = sharding_from((8, 6, 4), (2, 2), placements, "experts")
+    basis = basis_sharding(sharding, axes_of("stack", 3), 3)
+    assert basis.shape == (8, 4, 3)
+    for member in range(4):
+        assert basis.region(member)[0] == sharding.region(member)[0]

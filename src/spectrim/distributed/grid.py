@@ -120,14 +120,15 @@ class Grid:
 
 
 def basis_sharding(sharding: Sharding, axes: Axes, rank: int) -> Sharding:
-    """The sharding of the (E, n, k) basis: its rows are split over all mesh dimensions that split rows or columns."""
+    """The sharding of the (E, n, k) basis: its rows are split over all mesh dimensions that split rows or columns, and
+    its experts as the parameter's."""
     inputs = math.prod(sharding.shape[dim] for dim in axes.columns)
     shape = (inputs, rank) if axes.stack is None else (sharding.shape[axes.stack], inputs, rank)
 
     def moved(split: Split | None) -> Split | None:
         if split is None:
             return None
-        return Split(0) if split.dim == axes.stack else Split(len(shape) - 2)
+        return replace(split, dim=0) if split.dim == axes.stack else Split(len(shape) - 2)
 
     return replace(sharding, shape=shape, splits=tuple(map(moved, sharding.splits)))
 

@@ -259,18 +259,20 @@ def sharded_state(parameter: DTensor, layout: Layout, whole: Tensor) -> DTensor:
     mesh, axes = parameter.device_mesh, axes_of(layout, parameter.ndim)
     sharding, member = sharding_of(parameter, ""), team_of(parameter.device_mesh).member
     placements: list[Placement]
+    splits = zip(parameter.placements, sharding.splits, strict=True)
+    of_experts = [p if split is not None and split.dim == axes.stack else None for p, split in splits]
     if whole.ndim == 2:
         basis = basis_sharding(sharding, axes, whole.shape[-1])
         shape, region = basis.shape, basis.region(member)
-        placements = [Replicate() if split is None else Shard(split.dim) for split in basis.splits]
+        of_rows = [Replicate() if split is None else Shard(split.dim) for split in basis.splits]
+        placements = [own or other for own, other in zip(of_experts, of_rows, strict=True)]
     else:
         stack = () if axes.stack is None else (axes.stack,)
         shape, region = (
             (*(sharding.shape[dim] for dim in stack), *whole.shape),
             tuple(sharding.region(member)[dim] for dim in stack),
         )
-        of_experts = zip(parameter.placements, sharding.splits, strict=True)
-        placements = [p if split is not None and split.dim == axes.stack else Replicate() for p, split in of_experts]
+        placements = [own or Replicate() for own in of_experts]
     local = take(whole.expand(shape), region).clone(memory_format=torch.contiguous_format)
     return dtensor_of(local, torch.empty(shape, device="meta"), mesh, placements)
 
