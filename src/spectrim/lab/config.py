@@ -1,7 +1,7 @@
 """Settings of runs: frozen pydantic models, read from TOML or flags, written as TOML, compared key by key.
 
-A finished run's ``config.toml`` holds every setting, defaults included, and is accepted back by ``--config``. The
-output folder and the token cache are not settings: they do not change what is trained.
+A run's ``config.toml`` has every setting, defaults included, and ``--config`` reads it back. The output folder and the
+token cache are not settings, since they do not change the trained model.
 """
 
 import json
@@ -14,6 +14,7 @@ from spectrim.lab.settings import Config, Count, PositiveFloat, PositiveInt, See
 
 __all__ = [
     "DEFAULT_VOCABULARY_SIZE",
+    "AnyShared",
     "DataConfig",
     "EvaluationConfig",
     "ModelConfig",

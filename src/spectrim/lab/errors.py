@@ -16,7 +16,7 @@ class LabWarning(UserWarning):
     """Something was skipped or has changed; the message is one line."""
 
 
-class Interrupted(Exception):  # noqa: N818 - it is no error, and named as KeyboardInterrupt is
+class Interrupted(Exception):  # noqa: N818 - no error, named like KeyboardInterrupt
     """A signal asked the process to end; finished work is kept.
 
     Attributes:

@@ -36,7 +36,6 @@ __all__ = [
 PARTIAL = ".partial"
 """Suffix of files and folders that are being written; a killed process leaves them behind."""
 
-
 CHUNK = 1 << 24
 """Bytes that a checksum reads at a time."""
 
@@ -125,8 +124,8 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def error_number(error: BaseException | None) -> int | None:
-    """The system's error number behind an exception, or None. Torch's serialisation wraps the error of the file in its
-    own; safetensors, written in Rust, has the number in its message.
+    """The system's error number behind an exception, or None. Torch's serialisation wraps the file's error in its own;
+    safetensors, written in Rust, puts the number into its message.
     """
     while error is not None:
         if isinstance(error, OSError):
@@ -147,8 +146,8 @@ def checksum(file: Path) -> int:
 
 
 def lock_file(path: Path, *, wait: bool = False) -> FileLock | None:
-    """Lock a file until the lock is released or the process ends; None if another process has it. A file system without
-    locks grants every one.
+    """Lock a file until the lock is released or the process ends; None if another process has it. Where the file system
+    has no locks, every call succeeds.
     """
     lock = FileLock(path)
     try:
@@ -201,10 +200,10 @@ def parse_json(content: str | bytes, place: str) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of one a line; a last line that a crash cut short is left out.
+    """The objects in a JSON Lines file; a last line that a crash cut short is left out.
 
     Raises:
-        LabError: a line is no JSON object.
+        LabError: a line is not a JSON object.
     """
     lines = path.read_bytes().split(b"\n")[:-1]
     records = [parse_json(line, f"{str(path)!r}, line {number}") for number, line in enumerate(lines, start=1)]

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from spectrim.lab.errors import LabError
+from spectrim.lab.settings import is_text
 
 __all__ = ["is_wild", "matches", "named_path", "walk"]
 
@@ -16,17 +17,15 @@ def named_path(text: str, what: str) -> Path:
 
     Args:
         text: as it was given; ``~`` is the user's home.
-        what: how an error begins, such as ``data 'x.txt'``.
+        what: begins an error message, such as ``data 'x.txt'``.
 
     Raises:
         LabError: it is empty, invalid on this system, or in a folder that this user may not read.
     """
     if not text.strip():
         raise LabError(f"{what}: an empty name, expected a path")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise LabError(f"{what}: the name is not UTF-8 and could not be written down; rename it") from None
+    if not is_text(text):
+        raise LabError(f"{what}: the name is not UTF-8 and could not be written down; rename it")
     try:
         path = Path(text).expanduser().absolute()
         is_folder = path.is_dir()
@@ -58,7 +57,7 @@ def matches(pattern: Path) -> Iterator[Path]:
 
     Raises:
         OSError: one of the folders cannot be read.
-        ValueError: a part has ``**`` and other letters.
+        ValueError: a part has ``**`` and other characters.
     """
     for part in pattern.parts:
         if "**" in part and part != "**":

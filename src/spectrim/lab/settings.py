@@ -34,7 +34,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def unset(default: str, **limits: Any) -> Any:
-    """A field whose default is None; ``default`` describes the effective default for ``--help``."""
+    """A field whose default is None; ``default`` describes the actual default for ``--help``."""
     return Field(default=None, json_schema_extra={"default": default}, **limits)
 
 
@@ -91,7 +91,7 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def differences(stored: Config, asked: Config) -> Iterator[tuple[str, Any, Any]]:
     """Yield every dotted key whose values differ, with the stored and the new value.
 
-    Settings stored before the monitor existed are taken to agree in it.
+    Settings of older versions, without a monitor, count as equal in it.
     """
     if "monitor" in type(stored).model_fields.keys() - stored.model_fields_set:
         asked = asked.model_copy(update={"monitor": getattr(stored, "monitor")})  # noqa: B009 - not of every Config
@@ -102,7 +102,7 @@ def differences(stored: Config, asked: Config) -> Iterator[tuple[str, Any, Any]]
 
 
 def describe_differences(stored: Config, asked: Config) -> str:
-    """The differences in words, for an error message; empty if there are none."""
+    """The differences for an error message; empty if there are none."""
     return "; ".join(f"{key} is {old!r} there, {new!r} here" for key, old, new in differences(stored, asked))
 
 

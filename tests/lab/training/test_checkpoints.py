@@ -11,7 +11,7 @@ import torch
 from lab_runs import StopError, assert_equal, checkpoint, final_state, log_without_times, stop_after
 from spectrim.lab.config import TrainConfig
 from spectrim.lab.errors import LabError, LabWarning
-from spectrim.lab.training.checkpoints import save
+from spectrim.lab.training.checkpoints import Checkpoints
 from spectrim.lab.training.run import train
 
 
@@ -177,5 +177,5 @@ def test_an_optimizer_whose_state_could_not_be_read_back_is_refused_at_the_first
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     optimizer.param_groups[0]["rule"] = Path("x")
     with pytest.raises(LabError, match="the state of SGD cannot be kept in a checkpoint: it cannot be read"):
-        save(tmp_path, step=1, config=small_config, data_key="", machine={}, model=model, optimizer=optimizer)
+        Checkpoints(tmp_path, small_config, data_key="", machine={}).save(1, model, optimizer)
     assert list(tmp_path.iterdir()) == []

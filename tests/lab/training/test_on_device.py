@@ -17,12 +17,12 @@ from lab_runs import StopError, assert_equal, final_state, log_without_times, st
 from spectrim.lab.config import MonitorConfig, TrainConfig
 from spectrim.lab.errors import LabError, LabWarning
 from spectrim.lab.experiments.comparison import compare
+from spectrim.lab.experiments.runs import canonical_sweep
 from spectrim.lab.experiments.settings import CompareConfig, SweepConfig
-from spectrim.lab.experiments.sweep_runs import canonical as canonical_sweep
 from spectrim.lab.logging.log import StepRecord
 from spectrim.lab.settings import read_toml
 from spectrim.lab.training import step_records
-from spectrim.lab.training.checkpoints import read
+from spectrim.lab.training.checkpoints import Checkpoints
 from spectrim.lab.training.clock import Clock
 from spectrim.lab.training.device import choose_precision
 from spectrim.lab.training.run import prepare, train
@@ -308,6 +308,6 @@ def test_a_checkpoint_from_before_models_were_compiled_is_gone_on_with_without_a
         state = torch.load(path, weights_only=True)
         del state["machine"]["compiled"]
         torch.save(state, path)
-        read(path, config=prepare(small_config), data_key=state["data_key"])
+        Checkpoints(path.parent, prepare(small_config), state["data_key"], {}).read(path)
     train(small_config, run, resume=True, cache_dir=cache_dir)
     assert not [each for each in recwarn if issubclass(each.category, LabWarning)]

@@ -23,6 +23,8 @@ PAPERS = {
     "none": "Mixtures that nobody has published",
 }
 
+PLURAL = {"holds": "hold", "does not hold": "do not hold"}
+
 HEADER = ("claim", "paper says", "verdict", "measured here", "repeat")
 
 
@@ -59,7 +61,7 @@ class Report:
     def headline(self) -> str:
         """The number of claims with each verdict."""
         counts = {verdict: sum(one.finding.verdict == verdict for one in self.judged) for verdict in get_args(Verdict)}
-        told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+        told = ", ".join(f"{count} {PLURAL.get(verdict, verdict)}" for verdict, count in counts.items() if count)
         return f"{len(self.judged)} claims: {told}"
 
     def about(self) -> list[str]:

@@ -1,7 +1,7 @@
-"""The training runs that claims are judged by: comparisons of the lab, planned by a budget and kept in folders.
+"""Trains what the claims need: studies, which are comparisons of the lab, planned by a budget and kept in folders.
 
-Rates are tuned first: every recipe is trained with one seed at a grid of factors on its default learning rate, and its
-best one is used with the seeds that claims are judged by. All recipes have the same number of trials.
+Learning rates are tuned first: every recipe is trained with one seed at the same factors on its default rate, and its
+best rate is used with the other seeds.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -38,32 +38,32 @@ UNSEARCHED: Mapping[str, Mapping[str, float]] = {
     "signum+clip": {**CLIP_LIKE, "lr": 0.005},
     **dict.fromkeys(("ademamix+clip", "mars+clip"), CLIP_LIKE),
 }
-"""Rates for recipes that no search has covered: those of adamw and adamw+clip; a third for signs, which are larger."""
+"""Rates for recipes without a search: those of adamw and adamw+clip; a third for signs, which are larger."""
 
 SMALL_BATCH = 2
-"""Sequences in the batches of the study on small ones."""
+"""Sequences in a batch of the study "small-batch"."""
 
 CORRUPTED = 0.05
-"""Share of corrupted batches in the study on them."""
+"""Share of corrupted batches in the study "corrupted"."""
 
 Needs = Mapping[str, Collection[str]]
 """The recipes that must be trained in each study."""
 
 Listener = Callable[[CompareConfig, str], AbstractContextManager[ComparisonListener | None]]
-"""Makes, from a study's settings and name, what is told about its progress."""
+"""Returns the listener of a study from the study's settings and name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A comparison: what differs from the others of its budget. The claims decide which recipes it trains."""
+    """A comparison, as its differences from the budget's other ones. The claims decide which recipes it trains."""
 
     name: str
     preset: str
     seeds: tuple[int, ...]
     factor: float | None = None
-    """On the default rates, for tuning; None for the tuned ones."""
+    """Factor on the default rates, for tuning; None to use the tuned rates."""
     times: float = 1.0
-    """On the tuned rates."""
+    """Factor on the tuned rates."""
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Hyperparameters by recipe."""
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -117,26 +117,26 @@ def planned(needs: Needs, budget: Budget) -> Iterator[tuple[Study, list[str]]]:
 
 
 def planned_runs(needs: Needs, budget: Budget) -> int:
-    """The number of runs that the claims with these needs take."""
+    """The number of runs in the studies of these needs."""
     return sum(len(recipes) * len(study.seeds) for study, recipes in planned(needs, budget))
 
 
 def quiet(settings: CompareConfig, study: str) -> AbstractContextManager[ComparisonListener | None]:
-    """Tells nobody about progress."""
+    """A listener that ignores progress."""
     return nullcontext()
 
 
 def run_studies(
     config: ClaimsConfig, needs: Needs, folder: Path, *, cache_dir: Path | None = None, listener: Listener = quiet
 ) -> dict[str, dict[str, Any]]:
-    """Train what is not trained yet, and return what ``results.json`` of every needed study holds.
+    """Train what is missing, and return the ``results.json`` of every needed study.
 
-    Measurements of AdamW's gradients come with it: "spike_shares" at every measurement, "spike_range" over the matrices
-    at the last one, and "tail_index" there.
+    Each has measurements of AdamW's gradients too: "spike_shares" at every measurement, and "spike_range" over matrices
+    and "tail_index" at the last one.
 
     Args:
         config: budget and text.
-        needs: recipes of each study; studies that tune are added, those that the budget lacks are left out.
+        needs: recipes of each study. Studies that tune are added; studies that the budget lacks are left out.
         folder: holds a folder for each study.
         cache_dir: where tokens are cached.
         listener: see :data:`Listener`.
@@ -149,15 +149,14 @@ def run_studies(
         before = stored_settings(CompareConfig, out)
         every = list(dict.fromkeys((*(before.recipes if before else ()), *recipes)))
         settings = settings_of(study, every, config, budget, results)
-        progress = listener(settings, study.name)
-        with progress as told:
-            summary = compare(settings, out, cache_dir=cache_dir, monitor=told)
+        with listener(settings, study.name) as progress:
+            summary = compare(settings, out, cache_dir=cache_dir, monitor=progress)
         results[study.name] = {**summary, **measured_gradients(out)}
     return results
 
 
 def measured_gradients(study: Path) -> dict[str, Any]:
-    """What the monitor has measured of AdamW's gradients, over the seeds of a study."""
+    """The monitor's measurements of AdamW's gradients, over the seeds of a study."""
     runs = [read_measurements(RunFolder(path).monitor_file) for path in sorted((study / BASELINE).glob("seed-*"))]
     shares = [[values_in(record, "gradient_spike_share") for record in run] for run in runs]
     last = [share for run in shares if run for share in run[-1]]
@@ -178,7 +177,7 @@ def values_in(record: Mapping[str, Any], key: str) -> list[float]:
 def settings_of(
     study: Study, recipes: Sequence[str], config: ClaimsConfig, budget: Budget, done: Mapping[str, Mapping[str, Any]]
 ) -> CompareConfig:
-    """The comparison that a study is."""
+    """The settings of a study's comparison."""
     if study.factor is None:
         factors = {recipe: study.times * tuned_factor(recipe, done) for recipe in recipes}
     else:

@@ -1,8 +1,8 @@
 """A comparison: recipes x seeds over the same text, batches and initial weights, each run in a folder of its own.
 
-``runs/NAME/RECIPE/seed-S/`` is a run like any other. Calling a comparison again does only the missing runs: an
-interrupted one is resumed, and a finished one only rewrites its report. Recipes and seeds may be added; other settings
-need another name.
+``runs/NAME/RECIPE/seed-S/`` is a run like any other. A second call does only the missing runs: it resumes an
+interrupted comparison, and rewrites the report of a finished one. Recipes and seeds may be added; other settings need
+another name.
 
 Runs have equal numbers of steps, or with ``equal="time"`` as many as fit into equal seconds. The report shows both the
 final loss of a recipe and its loss at the time when AdamW ends.
@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from spectrim.lab.config import OptimizerConfig, SharedConfig, TrainConfig, without_paths
+from spectrim.lab.config import TrainConfig
 from spectrim.lab.data.tokens import prepare_tokens
 from spectrim.lab.errors import LabError
 from spectrim.lab.experiments.equal_time import fit_steps
 from spectrim.lab.experiments.results import summarise
+from spectrim.lab.experiments.runs import by_canonical_name, check_same_settings, check_same_text, run_of
 from spectrim.lab.experiments.settings import RATES, CompareConfig
 from spectrim.lab.files import create_text, write_text
 from spectrim.lab.logging.dynamics import read_dynamics
@@ -24,30 +25,29 @@ from spectrim.lab.logging.log import StepRecord, read_log
 from spectrim.lab.logging.monitor_log import MonitorRecord
 from spectrim.lab.logging.run_result import RunResult
 from spectrim.lab.recipes.names import BASELINE, canonical_names, parse_recipe
-from spectrim.lab.settings import describe_differences, merge
 from spectrim.lab.training.folder import RunFolder, stored_settings
-from spectrim.lab.training.run import prepare, train
+from spectrim.lab.training.run import train
 
 __all__ = ["ComparisonListener", "compare"]
 
 
 class ComparisonListener(Protocol):
-    """Callbacks about the progress of a comparison."""
+    """Receives the progress of a comparison."""
 
     def calibration_started(self, config: TrainConfig) -> None:
-        """A recipe is about to be timed, for a comparison at equal time."""
+        """Called before a recipe is timed, in a comparison at equal time."""
 
     def run_started(self, config: TrainConfig) -> None:
-        """A run begins, or resumes from its last checkpoint."""
+        """Called before a run begins or resumes."""
 
     def step(self, record: StepRecord) -> None:
-        """A step is done."""
+        """Called after every step."""
 
     def measured(self, record: MonitorRecord) -> None:
-        """The run's monitor has measured, or warns."""
+        """Called after every measurement and warning of the run's monitor."""
 
     def run_finished(self, config: TrainConfig, result: RunResult) -> None:
-        """A run is done, now or in an earlier call."""
+        """Called after every run, also one of an earlier call."""
 
 
 def compare(
@@ -62,17 +62,17 @@ def compare(
 
     Args:
         config: what to compare.
-        out: the comparison's folder; new, or with a comparison of the same settings in it.
-        cache_dir: where tokens are cached, :func:`spectrim.lab.data.tokens.default_cache_dir` unless given.
-        monitor: told about progress.
+        out: the comparison's folder; new, or that of a comparison with the same settings.
+        cache_dir: where tokens are cached; :func:`spectrim.lab.data.tokens.default_cache_dir` by default.
+        monitor: receives progress.
         compiled: as for :func:`spectrim.lab.training.run.train`.
 
     Returns:
-        What ``results.json`` holds: "recipes" as in :func:`spectrim.lab.experiments.results.summarise`, "config" and
-        "environment".
+        The content of ``results.json``: "recipes" from :func:`spectrim.lab.experiments.results.summarise`, "config"
+        and "environment".
 
     Raises:
-        LabError: the input cannot be served. ``out`` is then as it was.
+        LabError: the input is wrong. ``out`` is then unchanged.
     """
     from spectrim.lab.reports.page.comparison_page import write_report
     from spectrim.lab.reports.study import PAGE, report
@@ -104,8 +104,8 @@ def compare(
             if monitor:
                 monitor.run_started(run)
             on_step, on_measure = (monitor.step, monitor.measured) if monitor else (None, None)
-            told: dict[str, Any] = {"on_step": on_step, "on_measure": on_measure}
-            result = train(run, folder.path, resume=True, cache_dir=cache_dir, compiled=compiled, **told)
+            listeners: dict[str, Any] = {"on_step": on_step, "on_measure": on_measure}
+            result = train(run, folder.path, resume=True, cache_dir=cache_dir, compiled=compiled, **listeners)
         if monitor:
             monitor.run_finished(run, result)
         results[run.recipe].append(with_dynamics(result, folder))
@@ -121,21 +121,14 @@ def compare(
 
 
 def runs_of(config: CompareConfig, steps: Mapping[str, int] | None = None) -> Iterator[TrainConfig]:
-    """Yield every run with its hyperparameters filled in; all recipes with one seed come before the next seed.
-
-    Args:
-        config: the comparison.
-        steps: the steps of each recipe, where they differ.
+    """Yield every run with its hyperparameters filled in, all recipes of one seed before the next seed; ``steps`` are
+    those of each recipe, if they differ.
     """
-    shared = {key: getattr(config, key) for key in SharedConfig.model_fields}
     for seed in config.seeds:
         for recipe in config.recipes:
             rates = {key: by[recipe] for key in RATES if recipe in (by := getattr(config, key))}
-            values = merge(config.optimizer.model_dump(), config.overrides.get(recipe, {})) | rates
-            shared["optimizer"] = OptimizerConfig.parse(values, source=f"overrides of {recipe!r}")
-            if steps is not None:
-                shared["steps"] = steps[recipe]
-            yield prepare(TrainConfig(**shared, recipe=recipe, seed=seed))
+            own, more = config.overrides.get(recipe, {}), {"steps": steps[recipe]} if steps is not None else {}
+            yield run_of(config, recipe, seed, own, rates, source=f"overrides of {recipe!r}", **more)
 
 
 def with_dynamics(result: RunResult, folder: RunFolder) -> RunResult:
@@ -146,21 +139,16 @@ def with_dynamics(result: RunResult, folder: RunFolder) -> RunResult:
 
 
 def canonical(config: CompareConfig, out: Path) -> CompareConfig:
-    """The configuration with recipe names in their canonical spelling; data, model and precision resolved.
+    """The configuration with canonical recipe names, and data, model and precision resolved.
 
-    An open precision is taken from the comparison in ``out``, if there is one.
+    A comparison in ``out`` keeps its precision if the new one is "auto".
 
     Raises:
         LabError: a recipe is unknown or given twice, or a hyperparameter belongs to none of the recipes.
     """
     update: dict[str, Any] = {"recipes": canonical_names(config.recipes)}
     for key in (*RATES, "overrides"):
-        rates = {parse_recipe(name).name: value for name, value in getattr(config, key).items()}
-        for name in rates:
-            if name not in update["recipes"]:
-                flag = "--" + key.replace("_", "-").removesuffix("s")
-                raise LabError(f"{flag} {name}: not in this comparison, expected one of {', '.join(update['recipes'])}")
-        update[key] = rates
+        update[key] = by_canonical_name(getattr(config, key), key, update["recipes"], "comparison")
     if config.seconds is not None and config.equal != "time":
         raise LabError(f"seconds={config.seconds:g}: only a comparison at equal time has a time, see --equal")
     if config.equal == "time" and config.seconds is None and BASELINE not in update["recipes"]:
@@ -184,12 +172,11 @@ def check_folder(config: CompareConfig, out: Path) -> None:
             raise LabError(f"comparison {str(out)!r} has {key} {listed} too; name them again, or choose another --name")
     # Recipes and seeds may be added; rates are compared run by run, defaults included.
     free = {key: getattr(config, key) for key in ("recipes", "seeds", "overrides", *RATES)}
-    if changes := describe_differences(without_paths(stored.model_copy(update=free)), without_paths(config)):
-        raise LabError(f"comparison {str(out)!r} has other settings: {changes}; choose another --name")
+    check_same_settings("comparison", out, stored.model_copy(update=free), config)
 
 
 def claim(config: CompareConfig, out: Path) -> None:
-    """Claim the folder for this comparison; safe if another process does so at the same time."""
+    """Reserve the folder for this comparison; safe if another process does so at the same time."""
     if not create_text(out / "config.toml", config.to_toml()):
         check_folder(config, out)
 
@@ -197,10 +184,6 @@ def claim(config: CompareConfig, out: Path) -> None:
 def check_runs(runs: list[tuple[TrainConfig, RunFolder]], data_key: str) -> None:
     """Refuse runs that were begun with other settings or on other text. Writes nothing."""
     for run, folder in runs:
-        before = folder.stored_config()
-        if before is not None and (changes := describe_differences(without_paths(before), without_paths(run))):
-            raise LabError(f"run {str(folder.path)!r} has other settings: {changes}; choose another --name")
-        if (finished := folder.result()) is not None and finished.data_key != data_key:
-            raise LabError(
-                f"{str(folder.path)!r} was trained on other text than the data holds now; choose another --name"
-            )
+        if (before := folder.stored_config()) is not None:
+            check_same_settings("run", folder.path, before, run)
+        check_same_text(folder, data_key)

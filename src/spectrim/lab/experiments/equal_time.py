@@ -50,7 +50,7 @@ def fit_steps(
         out: the comparison's folder; ``budget.json`` and ``calibration/`` are written there.
         seconds: the time; by default what AdamW takes for its steps.
         cache_dir: where tokens are cached.
-        on_calibration: told before a recipe is timed.
+        on_calibration: called before a recipe is timed.
         compiled: as for :func:`spectrim.lab.training.run.train`.
 
     Raises:

@@ -30,7 +30,7 @@ MEANS = (
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """The mean over seeds at each evaluation; None if any seed has none, such as a diverged one."""
+    """The mean over seeds at each evaluation; None where a seed has no loss, as after it diverged."""
     if any(curve.tokens != curves[0].tokens for curve in curves):
         raise ValueError("curves were evaluated at different token counts")
     columns = zip(*(curve.val_loss for curve in curves), strict=True)
@@ -77,10 +77,10 @@ def at_time(run: RunResult, seconds: float) -> tuple[float, float | None]:
 
 
 def equal_time(results: Sequence[RunResult], baseline: Sequence[RunResult]) -> dict[str, Any] | None:
-    """A recipe's share of steps and its loss at the time when AdamW with the same seed ends; None if a time is unknown.
+    """A recipe's loss at the time when AdamW with the same seed ends; None if a time is unknown.
 
-    Keys: "seconds" of AdamW's training, the "loss" then, the "share" of its own steps that the recipe has done, and
-    the paired "difference" to AdamW's final loss.
+    Keys: "seconds" of AdamW's training, the recipe's "loss" at that time, the "share" of its own steps that it has done
+    by then, and the paired "difference" to AdamW's final loss.
     """
     done = {run.seed: run.dynamics.seconds[-1] for run in baseline if run.dynamics is not None}
     if not results or any(run.dynamics is None or run.seed not in done for run in results):
@@ -125,11 +125,11 @@ def mean_by_frequency(runs: Sequence[dict[str, float | None] | None]) -> dict[st
 def summarise(runs: Mapping[str, Sequence[RunResult]]) -> dict[str, dict[str, Any]]:
     """For each recipe the means over its seeds, its differences to AdamW, and every seed's own numbers.
 
-    - ``optimizer_share``: of a step's time, by the medians.
+    - ``optimizer_share``: the optimizer's share of a step's median time.
     - ``tokens_to_adamw``: the tokens at which the recipe's mean validation curve first reaches the final loss of
       AdamW's mean curve, over AdamW's tokens; None if it never does or there is no AdamW to compare with.
     - ``difference_to_adamw``: of the final losses, paired by seed; see
-    :class:`spectrim.lab.experiments.statistics.Difference`.
+      :class:`spectrim.lab.experiments.statistics.Difference`.
     - ``equal_time``: see :func:`equal_time`.
     - ``seconds``, ``curve_seconds`` (at evaluations), ``unevenness`` (the worst), ``diverged``, ``loss_spikes``: see
       :func:`course`.

@@ -33,7 +33,7 @@ LINEAR = ("momentum", "beta1", "beta2", "beta3", "mars_beta1", "mars_beta2")
 
 LR_FACTOR = 8.0
 BOUND_FACTOR = 4.0
-"""The factor by which a default range extends above and below the recipe's default."""
+"""A default range goes from the recipe's default over this factor to the default times it."""
 
 AUTO_BOUND = 0.01
 """The threshold times the learning rate under ``clip="auto"``."""
@@ -47,10 +47,10 @@ OWN_RANGES: dict[str, tuple[float, float, float]] = {
     "gamma": (0.005, 0.025, 0.1),
     MULTIPLIER: (1.0, 4.0, 32.0),
 }
-"""From, where the search starts, to."""
+"""The lowest value, the start of the search, and the highest value."""
 
 OWN_LIMIT = 2
-"""Hyperparameters beside the learning rate; more would need more trials than the budget has."""
+"""The most hyperparameters besides the learning rate; more would need more trials."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Range:
         return self.low + (self.high - self.low) * share
 
     def holds(self, value: Any) -> bool:
-        """Whether a value lies in it."""
+        """True if a value lies in the range."""
         return bool(self.low <= value <= self.high)
 
     def at_edge(self, value: float) -> bool:
@@ -96,7 +96,7 @@ class Categorical:
         return self.values[min(len(self.values) - 1, int(share * len(self.values)))]
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is one of them."""
+        """True if a value is one of the choices."""
         return value in self.values
 
     def at_edge(self, value: Any) -> bool:
@@ -137,7 +137,7 @@ def parse_dimension(key: str, text: str) -> Dimension:
 
 
 def default_space(recipe: RecipeName) -> dict[str, str]:
-    """The ranges that are searched for a recipe unless others are given: around its defaults, by key."""
+    """The default search ranges of a recipe by key, around its default hyperparameters."""
     defaults = default_hyperparameters(recipe)
     space = {"lr": around(defaults.lr, LR_FACTOR)}
     own = own_hyperparameters(recipe)

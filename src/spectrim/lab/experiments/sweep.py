@@ -17,20 +17,27 @@ from typing import Any
 
 from filelock import FileLock
 
-from spectrim.lab.config import without_paths
 from spectrim.lab.data.tokens import prepare_tokens
 from spectrim.lab.errors import Interrupted, LabError
+from spectrim.lab.experiments.runs import (
+    canonical_sweep,
+    check_same_settings,
+    check_same_text,
+    dimensions_of,
+    run_at,
+)
 from spectrim.lab.experiments.search_space import Categorical, spread_points, starting_point
 from spectrim.lab.experiments.settings import SweepConfig
-from spectrim.lab.experiments.sweep_runs import canonical, dimensions_of, run_at
 from spectrim.lab.files import create_text, lock_file, write_text
 from spectrim.lab.logging.log import StepRecord
 from spectrim.lab.recipes.names import parse_recipe, shown
-from spectrim.lab.settings import describe_differences
 from spectrim.lab.training.folder import RunFolder, stored_settings
 from spectrim.lab.training.run import train
 
 __all__ = ["Sweep", "open_sweep"]
+
+FINISHED = ("COMPLETE", "PRUNED")
+"""Optuna's states of trials that need no more training."""
 
 LR_POINTS, OWN_POINTS = 5, 3
 """Points of a grid along the learning rate, and along the first other hyperparameter."""
@@ -41,15 +48,14 @@ def open_sweep(config: SweepConfig, out: Path, *, cache_dir: Path | None = None)
     added; other settings need another name.
 
     Raises:
-        LabError: the input cannot be served. ``out`` is then as it was.
+        LabError: the input is wrong. ``out`` is then unchanged.
     """
-    config = canonical(config)
+    config = canonical_sweep(config)
     file = out / "config.toml"
     check_sweep(config, out)
     key = prepare_tokens(config.data, cache_dir).key
     for path in sorted((out / "trials").glob("*/trial-*")):
-        if (finished := RunFolder(path).result()) is not None and finished.data_key != key:
-            raise LabError(f"{str(path)!r} was trained on other text than the data holds now; choose another --name")
+        check_same_text(RunFolder(path), key)
     create_text(file, config.to_toml())
     sweep = Sweep(out)
     with sweep.locked():
@@ -73,8 +79,7 @@ def check_sweep(config: SweepConfig, out: Path) -> None:
         raise LabError(f"sweep {str(out)!r} has {stored.trials} trials a recipe, {config.trials} are fewer")
     space, overrides = ({**getattr(config, key), **getattr(stored, key)} for key in ("space", "overrides"))
     free = {"recipes": config.recipes, "trials": config.trials, "space": space, "overrides": overrides}
-    if changes := describe_differences(without_paths(stored.model_copy(update=free)), without_paths(config)):
-        raise LabError(f"sweep {str(out)!r} has other settings: {changes}; choose another --name")
+    check_same_settings("sweep", out, stored.model_copy(update=free), config)
 
 
 @dataclass
@@ -107,7 +112,7 @@ class Sweep:
         """True if the models of trials are compiled."""
         self.config = config
 
-    # -- What there is -------------------------------------------------------------------------------------------------
+    # -- Trials and searches -------------------------------------------------------------------------------------------
 
     def folder(self, recipe: str, number: int) -> RunFolder:
         """The run of a trial."""
@@ -161,7 +166,7 @@ class Sweep:
             return optuna.pruners.HyperbandPruner(min_resource=max(1, steps // 9), max_resource=steps)
         return optuna.pruners.MedianPruner(n_startup_trials=max(3, trials // 3), n_warmup_steps=steps // 2)
 
-    # -- What is to be done --------------------------------------------------------------------------------------------
+    # -- Choosing a trial ----------------------------------------------------------------------------------------------
 
     def enqueue(self, recipe: str) -> None:
         """Enqueue the first points of a new study: its grid, or its defaults and evenly spread points."""
@@ -198,10 +203,8 @@ class Sweep:
 
     def remaining(self, recipe: str) -> int:
         """The number of a recipe's trials that are not finished."""
-        done = sum(
-            trial.state.name in ("COMPLETE", "PRUNED") for trial in self.study(recipe).get_trials(deepcopy=False)
-        )
-        return max(0, self.budget(recipe) - done)
+        trials = self.study(recipe).get_trials(deepcopy=False)
+        return max(0, self.budget(recipe) - sum(trial.state.name in FINISHED for trial in trials))
 
     def claim(self, only: str | None = None) -> Claim | None:
         """Take a trial: one whose worker has died, else a new one of the recipe with the fewest trials."""
@@ -213,7 +216,7 @@ class Sweep:
             begun: dict[str, int] = {}
             for recipe, study in studies.items():
                 trials = study.get_trials(deepcopy=False)
-                begun[recipe] = sum(trial.state.name in ("COMPLETE", "PRUNED", "RUNNING") for trial in trials)
+                begun[recipe] = sum(trial.state.name in (*FINISHED, "RUNNING") for trial in trials)
                 for trial in trials:
                     if trial.state.name == "RUNNING" and (lock := self.try_lock(recipe, trial.number)) is not None:
                         return Claim(recipe, self.with_point(recipe, optuna.trial.Trial(study, trial._trial_id)), lock)
@@ -244,7 +247,7 @@ class Sweep:
                 trial.suggest_float(key, dimension.low, dimension.high, log=dimension.log)
         return trial
 
-    # -- Doing it ------------------------------------------------------------------------------------------------------
+    # -- Training ------------------------------------------------------------------------------------------------------
 
     def work(
         self,
@@ -258,9 +261,9 @@ class Sweep:
 
         Args:
             only: a recipe; by default all recipes, evenly.
-            limit: at most so many.
+            limit: the most trials to do.
             cache_dir: where tokens are cached.
-            say: told a line about every trial.
+            say: called with a line about every trial.
         """
         if only is not None and (only := parse_recipe(only).name) not in self.config.recipes:
             raise LabError(f"recipe {only!r} is not in this sweep, expected one of {', '.join(self.config.recipes)}")
@@ -279,8 +282,7 @@ class Sweep:
         """Train one trial to its end, or until it is pruned; returns the outcome in words."""
         import optuna
 
-        study, trial = self.study(claim.recipe), claim.trial
-        complete, pruned, failed = (optuna.trial.TrialState[name] for name in ("COMPLETE", "PRUNED", "FAIL"))
+        study, trial, states = self.study(claim.recipe), claim.trial, optuna.trial.TrialState
         config = run_at(self.config, claim.recipe, trial.params)
         frozen = {item.number: item for item in study.get_trials(deepcopy=False)}[trial.number]
         reported = set(frozen.intermediate_values)
@@ -304,16 +306,16 @@ class Sweep:
                 raise Diverged
         except Diverged:
             trial.set_user_attr("diverged", True)
-            study.tell(trial, state=pruned)
+            study.tell(trial, state=states.PRUNED)
             return "diverged"
         except optuna.TrialPruned:
-            study.tell(trial, state=pruned)
+            study.tell(trial, state=states.PRUNED)
             return "pruned"
         except (Interrupted, OSError):
             # Interrupted, or the disk is full: the trial can be resumed.
             raise
         except Exception:
-            study.tell(trial, state=failed)
+            study.tell(trial, state=states.FAIL)
             raise
-        study.tell(trial, result.final_loss, state=complete)
+        study.tell(trial, result.final_loss, state=states.COMPLETE)
         return f"loss {result.final_loss:.4f}"

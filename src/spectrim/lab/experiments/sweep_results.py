@@ -1,7 +1,7 @@
 """The results of a sweep: every trial, the best one of each recipe, and the loss at each learning rate.
 
-They are read from the sweep's folder, also while trials are running. ``spectrim compare --from-sweep`` takes the
-winners from here.
+They are read from the sweep's folder, also while trials are running. ``spectrim compare --from-sweep`` trains the
+winners.
 """
 
 import math
@@ -11,9 +11,9 @@ from typing import Any
 
 from spectrim.lab.config import SharedConfig
 from spectrim.lab.errors import LabError
+from spectrim.lab.experiments.runs import dimensions_of
 from spectrim.lab.experiments.search_space import as_settings
 from spectrim.lab.experiments.sweep import Sweep
-from spectrim.lab.experiments.sweep_runs import dimensions_of
 from spectrim.lab.logging.log import read_log
 from spectrim.lab.recipes.names import parse_recipe
 from spectrim.lab.reports.page.sweep_page import write_report
@@ -27,22 +27,19 @@ __all__ = ["collect", "settings_of_winners", "winners", "write_sweep_report"]
 def collect(sweep: Sweep) -> dict[str, Any]:
     """The content of ``results.json``: trials, winner and loss curve over the learning rate of every recipe."""
     recipes = {recipe: collect_recipe(sweep, recipe) for recipe in sweep.config.recipes}
-    environment: dict[str, Any] = next((entry["environment"] for entry in recipes.values() if entry["environment"]), {})
-    for entry in recipes.values():
-        del entry["environment"]
+    trials = (trial for entry in recipes.values() for trial in entry["trials"] if trial["state"] == "complete")
+    results = (RunFolder(sweep.out / trial["folder"]).result() for trial in trials)
+    environment: dict[str, Any] = next((dict(result.environment) for result in results if result is not None), {})
     return {"recipes": recipes, "config": sweep.config.model_dump(mode="json"), "environment": environment}
 
 
 def collect_recipe(sweep: Sweep, recipe: str) -> dict[str, Any]:
     trials: list[dict[str, Any]] = []
-    environment: dict[str, Any] | None = None
     for item in sweep.study(recipe).get_trials(deepcopy=False):
         state = "diverged" if item.user_attrs.get("diverged") else STATES[item.state.name]
         if state == "waiting":
             continue
         folder = sweep.folder(recipe, item.number)
-        result = folder.result() if state == "complete" else None
-        environment = environment or (dict(result.environment) if result else None)
         steps = len(read_log(folder.log_file)) if folder.log_file.is_file() else 0
         last = item.intermediate_values[max(item.intermediate_values)] if item.intermediate_values else None
         trials.append(
@@ -73,7 +70,6 @@ def collect_recipe(sweep: Sweep, recipe: str) -> dict[str, Any]:
         "good_rates": good_rates(curve),
         "trials": trials,
         "plan": result.plan.model_dump(mode="json") if result and result.plan else None,
-        "environment": environment,
     }
 
 
@@ -91,7 +87,9 @@ def rate_curve(complete: list[dict[str, Any]], *, exact: bool) -> list[tuple[flo
 
 
 def good_rates(curve: list[tuple[float, float]]) -> float | None:
-    """See :data:`NOTE`."""
+    """The factor between the largest and the smallest learning rate around the best one whose losses are within
+    :data:`TOLERANCE` of the lowest; None without a trial.
+    """
     if not curve:
         return None
     losses = [loss for _, loss in curve]
@@ -146,7 +144,7 @@ def winners(sweep: Sweep, recipes: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def write_sweep_report(sweep: Sweep) -> dict[str, Any]:
-    """Write results.json, summary.md and the picture into the sweep's folder; returns what results.json holds."""
+    """Write results.json, summary.md and the picture into the sweep's folder; returns the content of results.json."""
     summary = collect(sweep)
     write_report(summary, sweep.out)
     return summary

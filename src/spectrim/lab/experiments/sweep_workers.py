@@ -12,7 +12,7 @@ __all__ = ["run_workers", "say_on_stderr"]
 
 
 def run_workers(sweep: Sweep, workers: int, *, threads: int | None = None, cache_dir: Path | None = None) -> None:
-    """Do all trials that are left in several processes, which share torch's threads evenly unless told otherwise."""
+    """Do the remaining trials in several processes; each has ``threads``, by default an equal share of the cores."""
     from multiprocessing import get_context
 
     threads = threads or max(1, (os.cpu_count() or 1) // workers)

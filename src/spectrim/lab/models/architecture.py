@@ -1,6 +1,5 @@
-"""Architectures: the configuration of transformers for a preset, a model type or a file. A preset is a size: Llama's
-shape by default, scaled for every other model type of transformers. A file has its own size. Nothing here builds a
-weight or uses the network.
+"""Finds the transformers configuration of a preset, a model type or a file. A preset is a size, in the shape of Llama
+or of another model type; a file has its own size. Builds no weights and uses no network.
 """
 
 import difflib
@@ -26,7 +25,7 @@ DEFAULT_TYPE = "llama"
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A size, as the shape of a Llama-like model; heads are 64 wide, but for the tiny one."""
+    """A size, as the shape of a Llama-like model; heads are 64 wide, except in the tiny one."""
 
     hidden_size: int
     intermediate_size: int
@@ -49,7 +48,7 @@ PRESETS = {
 RESHAPED: dict[str, Callable[[Preset], dict[str, Any]]] = {
     # Dropout would hide differences between optimizers, and one pass over the text does not need it.
     "gpt2": lambda _: {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-    # Four experts of half the width, of which a token takes two: a dense model's work with twice its weights.
+    # Four experts of half the width, two of them for each token: a dense model's work with twice its weights.
     "mixtral": lambda size: {"num_local_experts": 4, "intermediate_size": size.intermediate_size // 2},
     "qwen3_moe": lambda size: {
         "num_experts": 4,
@@ -71,18 +70,14 @@ RESHAPED: dict[str, Callable[[Preset], dict[str, Any]]] = {
 
 
 def check_preset(name: str) -> Preset:
-    """The preset of that name.
-
-    Raises:
-        LabError: there is none.
-    """
+    """The preset of a name; raises :class:`LabError` for an unknown one."""
     if name not in PRESETS:
         raise LabError(f"unknown preset {name!r}, expected one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
 def resolve_model(model: ModelConfig) -> ModelConfig:
-    """Check the model settings, and fill in preset, absolute paths and the digest of all files.
+    """Check the model settings; fill in preset, absolute paths and a digest of the files.
 
     Raises:
         LabError: preset, type or file is unknown, two of them contradict each other, or a file has changed since its
@@ -124,9 +119,9 @@ def name_of(model: Mapping[str, Any]) -> str:
 
 
 def causal_configuration(model: ModelConfig, *, vocabulary_size: int = 2048, sequence_length: int = 128) -> Any:
-    """The configuration of transformers of a causal language model.
+    """The transformers configuration of a causal language model.
 
-    A preset or a model type is made to fit vocabulary and sequence; what a file or ``overrides`` state is kept.
+    A preset or model type gets this vocabulary and sequence length; values from a file or ``overrides`` are kept.
 
     Raises:
         LabError: there is no such model type, file or key, or the type is no causal language model.
@@ -173,11 +168,7 @@ def causal_configuration(model: ModelConfig, *, vocabulary_size: int = 2048, seq
 
 
 def refuse_kernels(settings: Any, place: str) -> None:
-    """Refuse a configuration that names code of the Hugging Face hub for its attention or experts.
-
-    Raises:
-        LabError: it does.
-    """
+    """Raise :class:`LabError` if a configuration names code of the Hugging Face hub for its attention or experts."""
     for key, value in settings.items() if isinstance(settings, dict) else ():
         if str(key).endswith(("attn_implementation", "experts_implementation")):
             for name in value.values() if isinstance(value, dict) else [value]:
@@ -240,7 +231,7 @@ def read_configuration_file(path: Path) -> dict[str, Any]:
     """The settings in a JSON or TOML file.
 
     Raises:
-        LabError: the file is missing, is neither, or names no model type; the message says where.
+        LabError: the file is missing, has another format, or names no model type.
     """
     values = read_toml(path) if path.suffix == ".toml" else parse_json(path.read_bytes(), f"model {str(path)!r}")
     if not isinstance(values, dict) or "model_type" not in values:

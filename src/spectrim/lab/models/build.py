@@ -13,17 +13,9 @@ from spectrim.lab.config import ModelConfig
 from spectrim.lab.data.tokens import Tokens
 from spectrim.lab.errors import LabError
 from spectrim.lab.huggingface import quiet_transformers
-from spectrim.lab.models.architecture import PRESETS, Preset, causal_configuration, check_preset, resolve_model
+from spectrim.lab.models.architecture import causal_configuration
 
-__all__ = [
-    "PRESETS",
-    "Preset",
-    "build_model",
-    "check_preset",
-    "quiet_transformers",
-    "resolve_model",
-    "save_model",
-]
+__all__ = ["build_model", "save_model"]
 
 
 def build_model(
@@ -39,12 +31,12 @@ def build_model(
 
     Args:
         model: what to build, or just a preset's name.
-        vocabulary_size: of the tokenizer. A preset's or type's model takes it over; one from a file or from weights
-            must have it, or more.
+        vocabulary_size: of the tokenizer. A preset or model type gets this size; a file or weights must have it, or
+            more.
         sequence_length: the longest sequence that the model has to process.
         seed: decides the weights unless they are read.
         end_of_document: the token that ends a text, for models drawn from a seed.
-        padded: whether the model's vocabulary may be larger than the tokenizer's, as published models' often is.
+        padded: True if the model's vocabulary may be larger than the tokenizer's, as in many published models.
 
     Raises:
         LabError: vocabulary or sequence do not fit the model, or the folder's weights are not this model's.
@@ -98,7 +90,7 @@ def read_weights(folder: Path, config: Any) -> nn.Module:
             weights_only=True,
         )
     except Exception as error:
-        # A damaged file fails in whatever way the reader of its format does.
+        # A damaged file may raise any error of its format's reader.
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise LabError(f"weights {str(folder)!r} cannot be read: {reason}") from error
     for kind in ("missing_keys", "mismatched_keys"):

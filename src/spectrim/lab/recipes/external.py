@@ -1,9 +1,8 @@
 """External optimizers, by import path ``module:Class``: loaded, checked, and built over the lab's groups.
 
 The class keeps its own defaults except for the learning rate, which the lab schedules, and the weight decay, which all
-recipes share. A module that is not installed is looked for in the current directory. An import runs code, so only
-recipes that the user has named (:func:`trust`) are imported, never those that only a file names. Relied on by
-:mod:`spectrim.lab.recipes.names`.
+recipes share. Modules are imported from installed packages, then from the current directory. An import runs code, so
+only recipes that the user has named (:func:`trust`) are imported, never those that only a file names.
 """
 
 import importlib
@@ -52,7 +51,7 @@ def trust(recipes: Iterable[str]) -> None:
 
 
 def trusted() -> frozenset[str]:
-    """The recipes that :func:`trust` was given, for another process."""
+    """All recipes allowed by :func:`trust`, to pass on to another process."""
     return _trusted.get()
 
 

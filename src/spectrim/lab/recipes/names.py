@@ -1,8 +1,7 @@
 """Recipes by name, base[+shrink][+preclip][+clip]: their optimizers and hyperparameters.
 
-A base is one of :data:`BASES`, or the import path of an external optimizer, which takes +clip alone. Their defaults are
-in ``defaults.toml``, which ``benchmarks/learning_rates.py`` writes from the results of a grid; each entry names its
-source.
+A base is one of :data:`BASES`, or the import path of an external optimizer, which takes only +clip. Defaults are in
+``defaults.toml``, which ``benchmarks/learning_rates.py`` writes from a grid search; each entry names its source.
 """
 
 import tomllib
@@ -144,8 +143,8 @@ def defaults_table() -> dict[str, Defaults]:
 
 
 def default_hyperparameters(recipe: RecipeName) -> Defaults:
-    """The recipe's entry in the table, or else that of a plainer recipe: first without shrinking, which changes the
-    best learning rate least, then without pre-clipping.
+    """The recipe's entry in the table. Without one, the entry of the recipe without shrinking, which changes the best
+    learning rate least, then also without pre-clipping.
     """
     if recipe.is_external:
         return Defaults(lr=external.default_lr(recipe.base), source=f"what {recipe.base} itself starts from")

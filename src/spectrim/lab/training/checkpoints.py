@@ -3,9 +3,9 @@
 A run on several processes has a folder instead (:mod:`spectrim.lab.training.sharded_checkpoints`), under the same
 rules; either kind can be resumed on one process or several.
 
-Files are written beside their place and renamed, checked by their checksums, and read with ``weights_only=True``, so
-that no code in them is executed. A checkpoint names its run. Damaged checkpoints and those of other runs are skipped,
-and the newest complete one is used.
+A file is written under a temporary name and renamed. Reading checks its checksums, and uses ``weights_only=True``, so
+that no code in it is executed. A checkpoint names its run. Damaged checkpoints and those of other runs are skipped, and
+the newest complete one is used.
 """
 
 import re
@@ -13,6 +13,7 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from spectrim.lab.files import PARTIAL, remove_partial, write_atomically
 from spectrim.lab.settings import describe_differences
 from spectrim.lab.training.processes import ONE_PROCESS, Parallel, drawn_seed
 
-__all__ = ["KEPT", "load_latest", "restore", "save"]
+__all__ = ["KEPT", "Checkpoints", "list_checkpoints", "open_whole", "read_parts", "restore", "step_of"]
 
 FORMAT = "spectrim-checkpoint-2"
 SHARDED_FORMAT = "spectrim-sharded-checkpoint-1"
@@ -37,162 +38,146 @@ class RefusedError(Exception):
     """The reason why a file is not a checkpoint of this run."""
 
 
-def save(
-    folder: Path,
-    *,
-    step: int,
-    config: TrainConfig,
-    data_key: str,
-    machine: dict[str, str | int],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    monitor: dict[str, Any] | None = None,
-    parallel: Parallel = ONE_PROCESS,
-) -> Path:
-    """Write the state after ``step`` updates; checkpoints before the last :data:`KEPT` are deleted.
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run."""
 
-    Args:
-        folder: where checkpoints are kept.
-        step: updates made so far.
-        config: of the run.
-        data_key: of the tokens that it is trained on.
-        machine: decides rounding beside the configuration; resuming on another one warns.
-        model: its weights are saved.
-        optimizer: its state is saved.
-        monitor: the state of the run's monitor, plain values; None without one. Earlier versions had none.
-        parallel: all ranks take part.
+    folder: Path
+    config: TrainConfig
+    data_key: str
+    """Identifies the tokens that the run is trained on."""
+    machine: dict[str, str | int]
+    """Settings outside the configuration that decide rounding; resuming under others warns."""
+    parallel: Parallel = ONE_PROCESS
 
-    Raises:
-        LabError: the optimizer's state holds more than plain values and tensors; told at a run's first checkpoint.
-        OSError: the disk is full, say. What was there before is still there.
-    """
-    header: dict[str, Any] = {
-        "format": FORMAT if parallel.ranks == 1 else SHARDED_FORMAT,
-        "step": step,
-        "config": config.model_dump(mode="json"),
-        "data_key": data_key,
-        "machine": machine,
-        "monitor": monitor,
-    }
-    first = parallel.from_first(lambda: not list_checkpoints(folder))
-    if parallel.ranks == 1:
-        path = folder / f"step-{step:08d}.pt"
-        state = {
-            **header,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "random_state": torch.get_rng_state(),
-            "accelerator_random_state": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    def save(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, monitor: dict[str, Any] | None = None
+    ) -> None:
+        """Write the state after ``step`` updates, with the monitor's if there is one, and delete all but the last
+        :data:`KEPT` checkpoints. All ranks take part.
+
+        Raises:
+            LabError: the optimizer's state holds more than plain values and tensors; raised at the first checkpoint.
+            OSError: a write failed, as on a full disk; earlier checkpoints are unchanged.
+        """
+        parallel = self.parallel
+        header: dict[str, Any] = {
+            "format": FORMAT if parallel.ranks == 1 else SHARDED_FORMAT,
+            "step": step,
+            "config": self.config.model_dump(mode="json"),
+            "data_key": self.data_key,
+            "machine": self.machine,
+            "monitor": monitor,
         }
-        if path.is_dir():
-            delete(path)  # one that was refused when the run was resumed
-        write_atomically(path, lambda file: torch.save(state, file))
-    else:
-        from spectrim.lab.training.sharded_checkpoints import save_shards
+        first = parallel.from_first(lambda: not list_checkpoints(self.folder))
+        if parallel.ranks == 1:
+            path = self.folder / f"step-{step:08d}.pt"
+            state = {
+                **header,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "random_state": torch.get_rng_state(),
+                "accelerator_random_state": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            }
+            if path.is_dir():
+                delete(path)  # one that was refused when the run was resumed
+            write_atomically(path, lambda file: torch.save(state, file))
+        else:
+            from spectrim.lab.training.sharded_checkpoints import save_shards
 
-        path = folder / f"step-{step:08d}"
-        save_shards(path, header, model=model, optimizer=optimizer, parallel=parallel)
+            path = self.folder / f"step-{step:08d}"
+            save_shards(path, header, model=model, optimizer=optimizer, parallel=parallel)
+        parallel.from_first(lambda: self._tidy(path, first, optimizer))
 
-    def tidy() -> None:
+    def _tidy(self, path: Path, first: bool, optimizer: torch.optim.Optimizer) -> None:
+        """Check that a run's first checkpoint can be read back; delete old ones."""
         if first:
-            # An external optimizer may keep objects that only code can restore: fail now, not when there is work to
-            # lose.
+            # An external optimizer may keep objects that only code can restore: fail now, before there is work to lose.
             try:
-                read(path, config=config, data_key=data_key)
+                self.read(path)
             except RefusedError as reason:
                 delete(path)
-                raise LabError(
-                    f"the state of {type(optimizer).__name__} cannot be kept in a checkpoint: {reason}"
-                ) from None
+                name = type(optimizer).__name__
+                raise LabError(f"the state of {name} cannot be kept in a checkpoint: {reason}") from None
         # Checkpoints after this step were refused when the run was resumed and may belong to others: keep them.
-        before = [old for old in list_checkpoints(folder) if step_of(old) <= step]
+        before = [old for old in list_checkpoints(self.folder) if step_of(old) <= step_of(path)]
         for old in before[KEPT:]:
             delete(old)
 
-    parallel.from_first(tidy)
-    return path
+    def load_latest(self) -> dict[str, Any] | None:
+        """The newest checkpoint of this run, or None if there is no file. Warns (:class:`LabWarning`) of newer files
+        that are refused, and of a machine other than the checkpoint's.
 
+        Raises:
+            LabError: there are files, but none is a complete checkpoint of this run.
+        """
+        if self.parallel.ranks == 1:
+            return self._find_latest()[1]
+        # One rank checks and chooses, so that all resume from the same one.
+        path = self.parallel.from_first(lambda: self._find_latest()[0])
+        return None if path is None else open_state(path)
 
-def load_latest(
-    folder: Path,
-    *,
-    config: TrainConfig,
-    data_key: str,
-    machine: dict[str, str | int],
-    parallel: Parallel = ONE_PROCESS,
-) -> dict[str, Any] | None:
-    """The newest checkpoint of this run, or None if there is no file. Warns (:class:`LabWarning`) of newer files that
-    are refused, and of a machine other than the checkpoint's.
-
-    Raises:
-        LabError: there are files, but none is a complete checkpoint of this run.
-    """
-    if parallel.ranks == 1:
-        return find_latest(folder, config=config, data_key=data_key, machine=machine)[1]
-    # One rank checks and chooses, so that all resume from the same one.
-    path = parallel.from_first(lambda: find_latest(folder, config=config, data_key=data_key, machine=machine)[0])
-    return None if path is None else open_state(path)
-
-
-def find_latest(
-    folder: Path, *, config: TrainConfig, data_key: str, machine: dict[str, str | int]
-) -> tuple[Path | None, dict[str, Any] | None]:
-    """The path of the newest checkpoint, and what it holds."""
-    remove_partial(folder)
-    refused: list[str] = []
-    for path in list_checkpoints(folder):
-        try:
-            state = read(path, config=config, data_key=data_key)
-        except RefusedError as reason:
-            refused.append(f"checkpoint {str(path)!r} is refused: {reason}")
-            continue
-        for message in refused:
-            warnings.warn(f"{message}; going on from step {state['step']}", LabWarning, stacklevel=3)
-        older = {
-            "ranks": 1,
-            "parallel": "one process",
-            "kernels": "torch",
-            "compiled": "no",
-        }  # what was not written once
-        saved, here = ({**older, **each} for each in (state["machine"], machine))
-        for key, value in here.items():
-            if (before := saved.get(key)) != value:
-                message = f"{key} was {before} until step {state['step']} and is {value} now: rounding may differ"
+    def _find_latest(self) -> tuple[Path | None, dict[str, Any] | None]:
+        remove_partial(self.folder)
+        messages: list[str] = []
+        for path in list_checkpoints(self.folder):
+            try:
+                state = self.read(path)
+            except RefusedError as reason:
+                messages.append(f"checkpoint {str(path)!r} is refused: {reason}")
+                continue
+            step = state["step"]
+            messages = [f"{message}; going on from step {step}" for message in messages]
+            saved = OLDER_MACHINE | state["machine"]
+            for key, value in (OLDER_MACHINE | self.machine).items():
+                if (before := saved.get(key)) != value:
+                    messages.append(f"{key} was {before} until step {step} and is {value} now: rounding may differ")
+            for message in messages:
                 warnings.warn(message, LabWarning, stacklevel=3)
-        return path, state
-    if refused:
-        raise LabError(f"{'; '.join(refused)}; there is no other: move it away to begin again from the first step")
-    return None, None
+            return path, state
+        if messages:
+            raise LabError(f"{'; '.join(messages)}; there is no other: move it away to begin again from the first step")
+        return None, None
 
+    def read(self, path: Path) -> dict[str, Any]:
+        """Read a file or folder, and check that it is complete and of this run.
 
-def read(path: Path, *, config: TrainConfig, data_key: str) -> dict[str, Any]:
-    """Read a file or folder, and check that it is complete and of this run.
+        Raises:
+            RefusedError: it is not.
+        """
+        try:
+            state = open_whole(path)
+            self._check_identity(state, path)
+            return state
+        except (RefusedError, MemoryError):
+            raise
+        except Exception as error:
+            # A file that is no archive, or has other content, may fail in any way.
+            reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+            raise RefusedError(f"it cannot be read ({reason or type(error).__name__})") from None
 
-    Raises:
-        RefusedError: it is not.
-    """
-    try:
-        state = open_whole(path)
-        check_identity(state, path, config=config, data_key=data_key)
-        return state
-    except (RefusedError, MemoryError):
-        raise
-    except Exception as error:
-        # What is no archive, or holds anything but plain values and tensors, or not those it should, may fail in any
-        # way.
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
-        raise RefusedError(f"it cannot be read ({reason or type(error).__name__})") from None
+    def _check_identity(self, state: dict[str, Any], path: Path) -> None:
+        """Refuse the checkpoint of another step, run or text."""
+        if state["step"] != step_of(path):
+            raise RefusedError(f"it is of step {state['step']}")
+        stored = TrainConfig.parse(state["config"], source="its configuration")
+        if changes := describe_differences(without_paths(stored), without_paths(self.config)):
+            raise RefusedError(f"it is of another run ({changes})")
+        if state["data_key"] != self.data_key:
+            raise RefusedError("it was trained on other text than the data holds now")
 
 
 def open_whole(path: Path) -> dict[str, Any]:
     """Read a checkpoint, and check its checksums and its keys.
 
     Raises:
-        RefusedError: something is missing or damaged. Others may come of what is no checkpoint at all.
+        RefusedError: something is missing or damaged. A file that is no checkpoint may raise any error.
     """
     if not state_file(path).is_file():
         raise RefusedError("its part 'state.pt' is missing" if path.is_dir() else "it is no file")
-    if (damaged := damaged_entry(state_file(path))) is not None:
+    with zipfile.ZipFile(state_file(path)) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
         raise RefusedError(f"its part {damaged!r} is damaged")
     state = open_state(path)
     expected, kinds = (SHARDED_FORMAT, SHARDED_KINDS) if path.is_dir() else (FORMAT, KINDS)
@@ -210,37 +195,24 @@ def open_whole(path: Path) -> dict[str, Any]:
 
 
 HEADER = {"step": int, "config": dict, "data_key": str, "machine": dict}
+"""Keys that every checkpoint has, and the types of their values."""
+
 KINDS = {**HEADER, "model": dict, "optimizer": dict, "random_state": Tensor}
 SHARDED_KINDS = {**HEADER, "files": dict, "plain": dict}
-"""Keys that every checkpoint has."""
 
-
-def check_identity(state: dict[str, Any], path: Path, *, config: TrainConfig, data_key: str) -> None:
-    """Refuse the checkpoint of another step, run or text."""
-    if state["step"] != step_of(path):
-        raise RefusedError(f"it is of step {state['step']}")
-    stored = TrainConfig.parse(state["config"], source="its configuration")
-    if changes := describe_differences(without_paths(stored), without_paths(config)):
-        raise RefusedError(f"it is of another run ({changes})")
-    if state["data_key"] != data_key:
-        raise RefusedError("it was trained on other text than the data holds now")
-
-
-def damaged_entry(file: Path) -> str | None:
-    """The name of a damaged entry of an archive, if there is one."""
-    with zipfile.ZipFile(file) as archive:
-        return archive.testzip()
+OLDER_MACHINE = {"ranks": 1, "parallel": "one process", "kernels": "torch", "compiled": "no"}
+"""Values of keys that checkpoints of older versions lack."""
 
 
 def open_state(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint; for a sharded one, without its tensors."""
+    """Read a checkpoint without checks; of a sharded one, all but its tensors."""
     state: dict[str, Any] = torch.load(state_file(path), map_location="cpu", weights_only=True)
     return {**state, "folder": path} if path.is_dir() else state
 
 
 def read_parts(path: Path, keys: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """The weights in a checkpoint, and the optimizer's state under these keys, by parameter. No optimizer is built, so
-    that no external code runs.
+    """The weights in a checkpoint, and the optimizer's state under these keys, by parameter. Builds no optimizer, so no
+    external code runs.
     """
     state, wanted = open_state(path), frozenset(keys)
     if path.is_dir():
@@ -270,7 +242,8 @@ def restore(
 ) -> int:
     """Load a checkpoint into model and optimizer; returns its step.
 
-    From one process to one process, the global random states are loaded too; every other run needs only seed and step.
+    If one process wrote it and one resumes, the global random states are restored too; otherwise each step draws its
+    own from seed and step.
 
     Raises:
         LabError: the checkpoint does not fit them.
@@ -323,6 +296,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
+    """The step that a checkpoint's name states."""
     return int(path.stem.removeprefix("step-"))
 
 

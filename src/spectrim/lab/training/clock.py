@@ -1,7 +1,6 @@
 """Times of the parts of a step, from the host's clock or, on a GPU, from CUDA events.
 
-Events are recorded without waiting; their times are read once the device has passed them. Relied on by
-:mod:`spectrim.lab.training.loop`.
+Recording an event does not wait; its time is read after the device has passed it.
 """
 
 import time
@@ -13,8 +12,10 @@ __all__ = ["Clock", "Laps"]
 
 
 class Clock:
-    """Splits time into named shares. Args:
-    device: that the work is done on. On CUDA a lap ends when the device gets there, on its current stream.
+    """Splits time into named shares.
+
+    Args:
+        device: does the work. On CUDA a lap ends when the device's current stream reaches it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -51,7 +52,7 @@ class Clock:
 
 
 class Laps:
-    """Shares of time, which are known once the device has passed the last event."""
+    """Shares of time, known once the device has passed the last event."""
 
     def __init__(self, start: Any, laps: list[tuple[str, Any]], moves: list[tuple[str, str, float]]) -> None:
         self._start, self._laps, self._moves = start, laps, moves

@@ -1,4 +1,4 @@
-"""Devices and precisions by name, and the machine and the code that a result comes from."""
+"""Chooses devices and precisions by name, and describes the machine and code behind a result."""
 
 import os
 import platform
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def rounding_environment(device: torch.device, *, compiled: bool = False) -> dict[str, str | int]:
-    """The settings that decide rounding: where they are equal, the same configuration gives the same bits."""
+    """The settings that decide rounding; if they are equal, the same configuration gives the same bits."""
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
@@ -34,7 +34,7 @@ def rounding_environment(device: torch.device, *, compiled: bool = False) -> dic
 
 
 def environment(device: str) -> dict[str, str | int]:
-    """The code, the day and the machine of a result, on which it depends beside the configuration."""
+    """The code, date and machine of a result, for ``result.json``."""
     return {
         "spectrim": spectrim.__version__,
         **({"commit": commit} if (commit := commit_of_the_code()) else {}),
@@ -67,10 +67,10 @@ def choose_device(name: str) -> str:
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that is not here.
+    """Refuse a device that this machine does not have.
 
     Raises:
-        LabError: it names those that are.
+        LabError: the message names the available devices.
     """
     if not name.startswith("cuda"):
         return

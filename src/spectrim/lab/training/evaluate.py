@@ -22,10 +22,10 @@ from spectrim.lab.training.processes import ONE_PROCESS, Parallel
 __all__ = ["BUCKETS", "Evaluation", "FrequencyBuckets", "evaluate", "evaluation_steps", "frequency_buckets"]
 
 BUCKETS = 4
-"""Each with about a quarter of the training text."""
+"""Number of buckets; each holds about a quarter of the training text."""
 
 CHUNK = 1 << 24
-"""Tokens that are counted at a time; the text may be larger than memory."""
+"""Tokens to count at a time; the text may be larger than memory."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class FrequencyBuckets:
     """(vocabulary,), int64: the bucket's index."""
 
     def to(self, device: torch.device) -> "FrequencyBuckets":
-        """The same, with its tensor on a device."""
+        """The same buckets with their tensor on a device."""
         return replace(self, of_token=self.of_token.to(device))
 
 
@@ -48,13 +48,13 @@ class Evaluation:
 
     loss: float
     by_frequency: dict[str, float | None]
-    """The mean loss of every bucket of tokens; None for a bucket that the validation set has no token of."""
+    """The mean loss of every bucket; None for a bucket without tokens in the validation set."""
 
 
 def frequency_buckets(texts: Sequence[TokenArray], vocabulary_size: int) -> FrequencyBuckets:
     """Rank tokens by their count in the training text and cut the ranks at each quarter of it.
 
-    A token that holds more than a quarter by itself leaves fewer buckets. Tokens that the text does not hold come last.
+    If one token makes up more than a quarter, there are fewer buckets. Tokens that are not in the text come last.
 
     Raises:
         LabError: a token is not in the vocabulary.

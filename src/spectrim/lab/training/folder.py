@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,54 +18,39 @@ LOCK = ".lock"
 """The file that the training process locks."""
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run's files."""
+    """Paths of a run's files.
 
-    path: Path
+    Attributes:
+        config_file: every setting; ``--config`` reads it back.
+        log_file: one JSON object a step; TensorBoard's event files lie beside it.
+        monitor_file: one JSON object for each measurement of the run's :class:`spectrim.SpectralMonitor`.
+        checkpoints: see :mod:`spectrim.lab.training.checkpoints`.
+        model: the trained model as a Hugging Face folder.
+        result_file: written last; a run that has it is finished.
+    """
 
-    @property
-    def config_file(self) -> Path:
-        """Every setting, accepted back by ``--config``."""
-        return self.path / "config.toml"
-
-    @property
-    def log_file(self) -> Path:
-        """One JSON object a step; TensorBoard's event files lie beside it."""
-        return self.path / "log.jsonl"
-
-    @property
-    def monitor_file(self) -> Path:
-        """One JSON object a measurement of :class:`spectrim.SpectralMonitor`, where the run has one."""
-        return self.path / "monitor.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """See :mod:`spectrim.lab.training.checkpoints`."""
-        return self.path / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        """The trained model as a Hugging Face folder."""
-        return self.path / "model"
-
-    @property
-    def result_file(self) -> Path:
-        """Written last: a run that has it is finished."""
-        return self.path / "result.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.toml"
+        self.log_file = path / "log.jsonl"
+        self.monitor_file = path / "monitor.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.result_file = path / "result.json"
 
     def stored_config(self) -> TrainConfig | None:
         """The stored configuration, if any."""
         return stored_settings(TrainConfig, self.path)
 
     def check(self, config: TrainConfig, *, resume: bool) -> None:
-        """Check that training here overwrites nothing; writes nothing itself.
+        """Check that training here overwrites nothing. Writes nothing.
 
-        Paths of data may differ: the checkpoints check that the text is the same.
+        Paths of data may differ: a checkpoint identifies its text by a key.
 
         Raises:
-            LabError: the folder is a file; it is not empty and ``resume`` is off; it holds something other than a run
-            of this configuration; or the run's checkpoints are gone.
+            LabError: the folder is a file; it is not empty and ``resume`` is off; it is not the folder of a run with
+                this configuration; or the run's checkpoints are gone.
         """
         place = f"--out {str(self.path)!r}"
         if self.path.exists() and not self.path.is_dir():
@@ -100,7 +84,7 @@ class RunFolder:
         return len(records) if saved else 0
 
     def create(self, config: TrainConfig, *, resume: bool = False) -> None:
-        """Create the folder with its configuration, as the only process that does.
+        """Create the folder and its configuration file; only one process can.
 
         Raises:
             LabError: another process has created it first, and ``resume`` is off.
@@ -151,10 +135,10 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def stored_settings(model: type[AnyConfig], out: Path, *, kind: str = "") -> AnyConfig | None:
-    """The settings in a folder's ``config.toml``; None where there are none.
+    """The settings in a folder's ``config.toml``; None if there is no such file.
 
     Raises:
-        LabError: ``kind`` is given, and the folder holds something else.
+        LabError: ``kind`` is given, and the folder has other files.
     """
     file = out / "config.toml"
     if file.is_file():

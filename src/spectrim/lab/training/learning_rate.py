@@ -17,10 +17,9 @@ __all__ = ["learning_rate_factor"]
 
 
 def learning_rate_factor(step: int, config: "TrainConfig") -> float:
-    """Factor on the peak learning rate in the update with index ``step`` (from 0), in (0, 1] before the last.
+    """Factor on the peak learning rate in the update with index ``step`` (from 0); in (0, 1] before the last.
 
-    The first update already moves, by 1 / warmup_steps of the peak; the last one has ``final_fraction`` of it, unless
-    the shape is "constant".
+    It is 1 / warmup_steps in the first update, and ``final_fraction`` in the last unless the shape is "constant".
     """
     schedule, warmup = config.schedule, config.warmup_steps
     if step < warmup:

@@ -1,12 +1,10 @@
-"""The monitor of a run, whose time is measured apart from the step's. The table ``monitor`` of the configuration
-decides what it measures. Records go to ``monitor.jsonl``, which is truncated to the checkpoint that a run resumes from,
-and to a callback. Relied on by :mod:`spectrim.lab.training.loop`.
+"""The monitor of a run; its time is measured apart from the step's. The table ``monitor`` of the configuration decides
+what it measures. Records go to callbacks and to ``monitor.jsonl``, which a resumed run truncates to its checkpoint.
 """
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +19,7 @@ from spectrim.lab.training.clock import Clock
 from spectrim.lab.training.evaluate import evaluation_steps
 from spectrim.monitor import JsonLines, Record, SpectralMonitor
 
-__all__ = ["OnMeasure", "RunMonitor", "exact_patterns", "monitor_run"]
+__all__ = ["OnMeasure", "RunMonitor", "exact_patterns"]
 
 OnMeasure = Callable[[MonitorRecord], None]
 
@@ -29,51 +27,15 @@ OnMeasure = Callable[[MonitorRecord], None]
 logging.getLogger("spectrim.monitor").addHandler(logging.NullHandler())
 
 
-@contextmanager
-def monitor_run(
-    config: TrainConfig,
-    model: nn.Module,
-    optimizer: Optimizer,
-    clock: Clock,
-    *,
-    start: int,
-    state: Mapping[str, Any] | None,
-    file: Path | None,
-    tell: Sequence[OnMeasure] = (),
-) -> Iterator["RunMonitor | None"]:
-    """A monitor on a run from ``start`` steps on, or None where the configuration turns it off.
+class RunMonitor:
+    """Runs a :class:`spectrim.SpectralMonitor` on every rank, from ``start`` steps and the ``state`` in a checkpoint.
 
-    Args:
-        config: of the run.
-        model: this rank's part of it; every rank has a monitor.
-        optimizer: over its parameters.
-        clock: the monitor's time becomes its share "monitor_ms".
-        start: steps taken before.
-        state: of the monitor, where the checkpoint has it.
-        file: of the records; on rank 0 alone.
-        tell: called with every record, on rank 0.
+    Its time becomes the clock's share "monitor_ms". Records go to ``file`` and to the functions in ``tell``, both on
+    rank 0 alone.
 
     Raises:
-        LabError: a layer is not there, or the file holds something else.
+        LabError: a layer does not exist, or the file holds something else.
     """
-    if config.measured_every == 0:
-        yield None
-        return
-    records = None
-    if file is not None:
-        try:
-            records = JsonLines(file, resume_step=start)
-        except ValueError as error:
-            raise LabError(str(error)) from None
-    run_monitor = RunMonitor(config, model, optimizer, clock, start=start, records=records, tell=tell)
-    if state is not None:
-        run_monitor.monitor.load_state_dict(state)
-    with run_monitor.monitor:
-        yield run_monitor
-
-
-class RunMonitor:
-    """Runs a :class:`spectrim.SpectralMonitor`, takes its time, and receives its records."""
 
     def __init__(
         self,
@@ -83,10 +45,15 @@ class RunMonitor:
         clock: Clock,
         *,
         start: int,
-        records: JsonLines | None,
-        tell: Sequence[OnMeasure],
+        state: Mapping[str, Any] | None = None,
+        file: Path | None = None,
+        tell: Sequence[OnMeasure] = (),
     ) -> None:
-        self._clock, self._records, self._tell = clock, records, tell
+        try:
+            self._records = JsonLines(file, resume_step=start) if file is not None else None
+        except ValueError as error:
+            raise LabError(str(error)) from None
+        self._clock, self._tell = clock, tell
         self._known_ms = 0.0
         times = config.monitor.exact_times
         # Hooks run in the order in which they were added, so the monitor's lie between those that read the clock.
@@ -103,12 +70,14 @@ class RunMonitor:
         )
         optimizer.register_step_pre_hook(self._end_of_monitor)
         optimizer.register_step_post_hook(self._end_of_monitor)
+        if state is not None:
+            self.monitor.load_state_dict(state)
 
     def __call__(self, record: Record) -> None:
         """Take a record of the monitor.
 
         Raises:
-            OSError: the disk is full, say. The file then ends with the record before.
+            OSError: a write failed, as on a full disk. The file then ends with the record before.
         """
         if self._records is not None:
             self._records(record)
@@ -139,11 +108,10 @@ class RunMonitor:
 
 
 def exact_patterns(model: nn.Module, config: MonitorConfig) -> list[str]:
-    """Patterns of the names of all matrices in the layers that are measured exactly; of all matrices if the model has
-    no layers.
+    """Name patterns of the matrices to measure exactly: those of the chosen layers, or all if the model has no layers.
 
     Raises:
-        LabError: a layer that is named is not there.
+        LabError: a chosen layer does not exist.
     """
     layers: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters():

@@ -25,8 +25,8 @@ def language_loss(model: nn.Module, inputs: Tensor, targets: Tensor, precision: 
 
 @contextmanager
 def plain_rows() -> Iterator[None]:
-    """Tells transformers that positions never restart within a row. Its own check reads a number from the device, for
-    which a step waits; compiled, it builds a mask in place of plain causal attention.
+    """Skip transformers' search for several sequences in a row. The search makes a step wait for the device; compiled,
+    it builds a mask in place of plain causal attention.
     """
     masking = sys.modules.get("transformers.masking_utils")
     ask = getattr(masking, "find_packed_sequence_indices", None)
@@ -41,4 +41,4 @@ def plain_rows() -> Iterator[None]:
 
 
 def never_packed(position_ids: Tensor) -> None:
-    """The target of a row that has no loss."""
+    """Stands in for the search; None means that every row is one sequence."""

@@ -1,7 +1,7 @@
 """Spreads a model over ranks with torch's FSDP2, DistributedDataParallel or tensor parallelism.
 
-Every rank starts with the same whole model, drawn from the run's seed, and keeps its part of it. The optimizer is built
-afterwards, over the same model, whose parameters keep their names.
+Every rank builds the same whole model from the run's seed and keeps its part; parameters keep their names. The
+optimizer is built afterwards.
 """
 
 import os
@@ -96,13 +96,13 @@ def check_tensor_parallel(model: nn.Module, ranks: int) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Free the weights that a forward without a backward has left gathered."""
+    """Free the gathered weights that remain after a forward pass without a backward pass."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def whole_state(model: nn.Module) -> dict[str, Any]:
-    """The whole state dict on rank 0, in its memory; empty on the others. All ranks take part."""
+    """The whole state dict in rank 0's main memory, empty on other ranks. All ranks take part."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return get_model_state_dict(model, options=options)

@@ -1,6 +1,7 @@
-"""A run on several processes: ranks, the exchange of values between them, and the rows of a batch for each. torchrun
-starts the processes. With one process everything here does nothing. Options, paths, checkpoints and signals to stop are
-exchanged over a gloo group on any device. Spreading of the model is in :mod:`spectrim.lab.training.placement`.
+"""A run on several processes that torchrun starts: ranks, the values they exchange, and the rows of a batch of each.
+
+Ranks agree on options, checkpoints and signals over a gloo group, on any device. One process exchanges nothing.
+:mod:`spectrim.lab.training.placement` spreads the model.
 """
 
 import os
@@ -26,17 +27,17 @@ Mode = Literal["fsdp", "ddp", "hsdp", "tp"]
 """Ways to spread the model over processes; the first is the default."""
 
 PATIENCE = timedelta(days=1)
-"""Time that ranks wait for rank 0 to tokenize, and for each other; a rank that dies is noticed at once."""
+"""Longest wait for rank 0 to tokenize, or for another rank; a rank that dies is noticed at once."""
 
 ARRIVAL = timedelta(minutes=30)
-"""Time that the first rank waits for the last to start."""
+"""Longest wait for the last rank to start."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
-    """This process among those that train one model together."""
+    """This rank among the processes that train one model together."""
 
     mode: Mode | None = None
     rank: int = 0
@@ -81,14 +82,14 @@ class Parallel:
         return tensor[first:last]
 
     def seed(self, seed: int, step: int) -> None:
-        """Set the random state that a step starts from, so that it needs no saving: other ranks draw other masks.
+        """Seed a step by run, step and rank, so that dropout masks differ between ranks and need no saving.
 
-        One process keeps its random state, which its checkpoints hold.
+        One process draws from its global random state instead, which its checkpoints hold.
         """
         if self.ranks > 1:
             torch.manual_seed(drawn_seed(seed, step, self.data_rank))
 
-    # -- What ranks tell each other ------------------------------------------------------------------------------------
+    # -- Exchange between ranks ----------------------------------------------------------------------------------------
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every rank, in their order; values can be pickled."""
@@ -183,7 +184,7 @@ ONE_PROCESS = Parallel()
 
 @contextmanager
 def open_parallel(mode: str | None) -> Iterator[Parallel]:
-    """Join the other processes of a torchrun, if there are any, and leave them at the end.
+    """Join the process group of torchrun, if there is one, and destroy it at the end.
 
     Args:
         mode: one of :data:`Mode`, or None for its first.
@@ -217,7 +218,7 @@ def open_parallel(mode: str | None) -> Iterator[Parallel]:
 
 
 def join(backend: str) -> None:
-    """Connect to the other ranks. After a restart torchrun's store still holds the addresses of ended ones."""
+    """Connect to the other ranks; a restart needs a new prefix, since torchrun's store keeps the old addresses."""
     if (store := launch_store()) is None:
         dist.init_process_group(backend)
         return
@@ -229,7 +230,7 @@ def join(backend: str) -> None:
 
 @contextmanager
 def ended_at_once() -> Iterator[None]:
-    """Let SIGTERM end the process: Python would not handle it while it waits for a rank that has ended."""
+    """Let SIGTERM end the process at once: Python handles no signal while it waits for another rank."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -241,7 +242,7 @@ def ended_at_once() -> Iterator[None]:
 
 
 def launch_store() -> Any:
-    """The store that torchrun keeps from its workers' start to their last restart; None where another keeps it."""
+    """The store that torchrun keeps over restarts of its workers; None if torchrun does not keep it."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

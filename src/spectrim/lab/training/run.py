@@ -25,7 +25,7 @@ from spectrim.lab.recipes.names import build_optimizer, resolve
 from spectrim.lab.settings import leaves
 from spectrim.lab.training.device import check_device, choose_device, choose_precision, environment, training_device
 from spectrim.lab.training.folder import RunFolder
-from spectrim.lab.training.loop import OnStep, run_steps
+from spectrim.lab.training.loop import OnStep, Training, run_steps
 from spectrim.lab.training.monitoring import OnMeasure, exact_patterns
 from spectrim.lab.training.processes import ONE_PROCESS, Parallel
 from spectrim.lab.training.run_statistics import largest_singular_value, state_bytes, step_times, weight_norm
@@ -65,21 +65,25 @@ def train(
         config: what to train; see :func:`prepare`.
         out: a new or empty folder, or with ``resume`` the folder of a run with this configuration.
         resume: go on from the last checkpoint; a finished run is returned as it is.
-        cache_dir: where tokens are cached, :func:`spectrim.lab.data.tokens.default_cache_dir` unless given.
+        cache_dir: where tokens are cached; :func:`spectrim.lab.data.tokens.default_cache_dir` by default.
         on_step: called with every record that is logged.
         on_measure: called with every record of the monitor, see :class:`spectrim.SpectralMonitor`.
-        parallel: this process among all that train this model, each of which calls this function with the same
-            arguments (:func:`spectrim.lab.training.processes.open_parallel`). Rank 0 writes.
-        compiled: let ``torch.compile`` compile the model's training step. Like ``parallel`` it is none of the run's
-            settings: weights have the same names, and a run may be resumed with it or without. Evaluation stays eager.
+        parallel: this rank, from :func:`spectrim.lab.training.processes.open_parallel`. Every rank calls this function
+            with the same arguments; rank 0 writes.
+        compiled: compile the model's training step with ``torch.compile``; evaluation stays eager. Like ``parallel`` it
+            is no setting of the run: weights keep their names, and a run may be resumed with it or without.
 
     Raises:
-        LabError: the input cannot be served, or ranks disagree about it. ``out`` is then as it was.
-        Interrupted: Ctrl-C or SIGTERM came. The run goes on from there with ``resume``.
-        OSError: the disk is full, say. What was written before is whole.
+        LabError: the input is wrong, or ranks disagree about it. ``out`` is then unchanged.
+        Interrupted: Ctrl-C or SIGTERM came. ``resume`` continues the run from there.
+        OSError: a write failed, as on a full disk. Files written before are complete.
     """
     folder = RunFolder(out)
-    if config.precision == "auto" and (resume or parallel.has_begun(out)) and (stored := folder.stored_config()):
+
+    def may_go_on() -> bool:
+        return resume or parallel.has_begun(out)
+
+    if config.precision == "auto" and may_go_on() and (stored := folder.stored_config()):
         config = config.model_copy(update={"precision": stored.precision})
     config = prepare(config)
     device = training_device(config.device)
@@ -89,9 +93,6 @@ def train(
         {"--out": str(out), "--resume": resume, "--compile": compiled, **dict(leaves(config.model_dump(mode="json")))}
     )
     parallel.check_batch(config.data.batch_size, config.accumulate)
-
-    def may_go_on() -> bool:
-        return resume or parallel.has_begun(out)
 
     def begin() -> RunResult | None:
         folder.check(config, resume=may_go_on())
@@ -103,62 +104,68 @@ def train(
     tokens = parallel.first_then_all(lambda: prepare_tokens(config.data, cache_dir))
     parallel.agree({"data_key": tokens.key})
 
-    def build() -> nn.Module:
-        return build_model(
-            config.model,
-            vocabulary_size=tokens.vocabulary_size,
-            sequence_length=config.data.sequence_length,
-            seed=config.seed,
-            end_of_document=tokens.end,
-            padded=tokens.padded,
-        )
-
     # Keep the caller's random state; the run's own depends on its seed alone.
     with torch.random.fork_rng(), on(device):
         torch.manual_seed(config.seed)
-        model, module, whole_model = place(build, parallel, device)
+        model, module, whole_model = place(lambda: initial_model(config, tokens), parallel, device)
         if compiled:
             # The wrapper is called in training alone; names of parameters and evaluation are the model's.
             module = cast(nn.Module, torch.compile(module, dynamic=False))
-        optimizer = build_optimizer(model, config)
-        exact_patterns(model, config.monitor)  # which refuses a layer that is not there
+        run = Training(
+            config=config,
+            folder=folder,
+            tokens=tokens,
+            model=model,
+            module=module,
+            optimizer=build_optimizer(model, config),
+            device=device,
+            parallel=parallel,
+            compiled=compiled,
+            on_step=on_step,
+            on_measure=on_measure,
+        )
+        exact_patterns(model, config.monitor)  # raises if a layer does not exist
         with ExitStack() as stack:
-
-            def claim() -> RunResult | None:
-                folder.create(config, resume=may_go_on())
-                stack.enter_context(folder.lock())
-                # Another process may have finished the run in the meantime.
-                folder.check(config, resume=True)
-                if not folder.has_checkpoints:
-                    folder.update(config)
-                remove_partial(out)
-                return folder.result()
-
-            if (finished := parallel.from_first(claim)) is not None:
+            if (finished := parallel.from_first(lambda: claim(run, stack, resume=may_go_on()))) is not None:
                 return finished
-            run_steps(
-                config,
-                folder,
-                tokens,
-                model,
-                optimizer,
-                device,
-                on_step,
-                on_measure=on_measure,
-                parallel=parallel,
-                module=module,
-                compiled=compiled,
-            )
+            run_steps(run)
             whole = whole_model()
+            return parallel.from_first(lambda: finish(run, whole))
 
-            def finish() -> RunResult:
-                write_folder_atomically(folder.model, lambda partial: save_model(whole, tokens, partial))
-                result = measure(config, folder, tokens, whole, optimizer, parallel, compiled=compiled)
-                folder.update(config)
-                write_json(folder.result_file, result.model_dump(mode="json"))
-                return result
 
-            return parallel.from_first(finish)
+def initial_model(config: TrainConfig, tokens: Tokens) -> nn.Module:
+    """The whole model before its first step."""
+    return build_model(
+        config.model,
+        vocabulary_size=tokens.vocabulary_size,
+        sequence_length=config.data.sequence_length,
+        seed=config.seed,
+        end_of_document=tokens.end,
+        padded=tokens.padded,
+    )
+
+
+def claim(run: Training, stack: ExitStack, *, resume: bool) -> RunResult | None:
+    """Create the run's folder and lock it until the stack closes; returns the result if another process has finished
+    the run in the meantime.
+    """
+    folder = run.folder
+    folder.create(run.config, resume=resume)
+    stack.enter_context(folder.lock())
+    folder.check(run.config, resume=True)
+    if not folder.has_checkpoints:
+        folder.update(run.config)
+    remove_partial(folder.path)
+    return folder.result()
+
+
+def finish(run: Training, whole: nn.Module) -> RunResult:
+    """Write the whole trained model and the run's result."""
+    write_folder_atomically(run.folder.model, lambda partial: save_model(whole, run.tokens, partial))
+    result = measure(run, whole)
+    run.folder.update(run.config)
+    write_json(run.folder.result_file, result.model_dump(mode="json"))
+    return result
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
@@ -190,18 +197,10 @@ def place(
     return model, module, whole_model
 
 
-def measure(
-    config: TrainConfig,
-    folder: RunFolder,
-    tokens: Tokens,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    parallel: Parallel = ONE_PROCESS,
-    *,
-    compiled: bool = False,
-) -> RunResult:
+def measure(run: Training, model: nn.Module) -> RunResult:
     """The result of a run whose steps are all done; times and losses come from its log."""
-    records = read_log(folder.log_file)
+    config = run.config
+    records = read_log(run.folder.log_file)
     evaluated = [record for record in records if "val_loss" in record]
     dynamics = read_dynamics(records)
     if dynamics is not None and dynamics.skipped == len(records):
@@ -211,6 +210,8 @@ def measure(
     assert settings.lr is not None
     assert settings.embedding_lr is not None
     assert settings.head_lr is not None
+    # Describe a new optimizer: before the first step its learning rate is the peak.
+    description = describe(build_optimizer(model, config))
     return RunResult(
         recipe=config.recipe,
         seed=config.seed,
@@ -219,7 +220,7 @@ def measure(
         head_lr=settings.head_lr,
         clip_bound=settings.clip_bound,
         final_loss=evaluated[-1]["val_loss"],
-        state_bytes=state_bytes(optimizer),
+        state_bytes=state_bytes(run.optimizer),
         weight_norm=weight_norm(model),
         largest_singular_value=largest_singular_value(model),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -227,21 +228,15 @@ def measure(
             tokens=tuple(record["tokens"] for record in evaluated),
             val_loss=tuple(record["val_loss"] for record in evaluated),
         ),
-        data_key=tokens.key,
+        data_key=run.tokens.key,
         val_loss_by_frequency=evaluated[-1].get("val_loss_by_frequency"),
         environment={
             **environment(choose_device(config.device)),
             "precision": config.precision,
-            "compiled": "yes" if compiled else "no",
-            **parallel.describe(),
+            "compiled": "yes" if run.compiled else "no",
+            **run.parallel.describe(),
         },
-        plan=plan_of(model, config),
+        plan=Plan(summary=description.summary(), rows=tuple(description.cells())),
         dynamics=dynamics,
         **step_times(records),
     )
-
-
-def plan_of(model: nn.Module, config: TrainConfig) -> Plan:
-    """The plan of the whole model, from an optimizer before its first step, whose learning rate is the peak."""
-    description = describe(build_optimizer(model, config))
-    return Plan(summary=description.summary(), rows=tuple(description.cells()))

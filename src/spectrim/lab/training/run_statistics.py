@@ -11,7 +11,7 @@ __all__ = ["largest_singular_value", "state_bytes", "step_times", "weight_norm"]
 
 
 WARMING_UP = 3
-"""Steps at a run's start whose times are left out: allocators and caches fill."""
+"""Steps at a run's start without times, since allocators and caches are still filling."""
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -54,9 +54,8 @@ def largest_singular_value(model: nn.Module) -> float:
 def step_times(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Medians over a run's steps in milliseconds, and two shares of all its time.
 
-    ``rest_ms`` is the time outside of model and optimizer, ``rest_share`` its share. ``overhead_share`` leaves out the
-    gradient's clip too, which any loop has: it is the cost of the lab itself. Evaluations and checkpoints are not part
-    of a step.
+    ``rest_ms`` is the time outside of model and optimizer, ``rest_share`` its share. ``overhead_share`` is the lab's
+    own cost: the rest without the gradient's clip, which any loop has. A step includes no evaluation or checkpoint.
     """
     timed = records[WARMING_UP:] or records
     parts = {

@@ -1,9 +1,9 @@
 """Checkpoints of a run on several processes: a folder of torch.distributed.checkpoint, either complete or absent.
 
-Every rank writes its own shards; any number of ranks can read them again, and so can one process. The folder is filled
-under another name and renamed when every rank is done. Beside torch's files it holds ``state.pt`` with all values that
-are no tensors, and a checksum of every file. Reading it executes no code: torch's index is a pickle, and is opened with
-the few classes that an index needs. Relied on by :mod:`spectrim.lab.training.checkpoints`.
+Every rank writes its own shards; any number of ranks, or one process, can read them. The folder is filled under a
+temporary name and renamed when every rank is done. ``state.pt`` beside torch's files has all values that are not
+tensors, and a checksum of every file. Reading executes no code: torch's index is a pickle, and only the classes that an
+index needs are unpickled.
 """
 
 import os
@@ -31,15 +31,15 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from spectrim.lab.errors import LabError
 from spectrim.lab.files import PARTIAL, checksum, error_number, naming, sync_directory, write_atomically
-from spectrim.lab.training.processes import Parallel
+from spectrim.lab.training.processes import ONE_PROCESS, Parallel
 
 __all__ = ["STATE_FILE", "damaged_part", "load_shards", "load_whole", "read_tensors", "save_shards"]
 
 STATE_FILE = "state.pt"
-"""The file for values that are no tensors; written last."""
+"""Has all values that are not tensors; written last."""
 
 INDEX = ".metadata"
-"""Torch's list of which tensor lies where."""
+"""Torch's list of the place of every tensor."""
 
 METADATA_CLASSES = (
     *("Metadata", "MetadataIndex", "StorageMeta", "ChunkStorageMetadata"),
@@ -61,7 +61,7 @@ def save_shards(
     """Write the folder ``path``; all ranks take part.
 
     Raises:
-        OSError: on every rank, if a disk is full, say. There is then no such folder.
+        OSError: on every rank, if a write fails on one of them; there is then no such folder.
     """
     partial = path.parent / f".{path.name}{PARTIAL}"
     parallel.from_first(lambda: begin(partial))
@@ -72,14 +72,11 @@ def save_shards(
         sums = parallel.gather({file.name: checksum(file) for file in own})
         files = {name: value for part in sums for name, value in part.items()}
         parallel.from_first(lambda: finish(partial, path, {**header, "files": files, "plain": plain}))
-    except CheckpointException as error:
+    except (CheckpointException, OSError) as error:
         parallel.from_first(lambda: shutil.rmtree(partial, ignore_errors=True))
-        for failure, _ in error.failures.values():
+        for failure, _ in error.failures.values() if isinstance(error, CheckpointException) else ():
             if (number := error_number(failure)) is not None:
                 raise OSError(number, os.strerror(number), str(path)) from error
-        raise
-    except OSError:
-        parallel.from_first(lambda: shutil.rmtree(partial, ignore_errors=True))
         raise
 
 
@@ -109,17 +106,11 @@ def damaged_part(path: Path, files: Mapping[str, int]) -> str | None:
 def load_shards(
     path: Path, plain: Any, *, model: nn.Module, optimizer: torch.optim.Optimizer, parallel: Parallel
 ) -> None:
-    """Read a folder into model and optimizer, however many ranks have written it.
-
-    Args:
-        path: a folder that :func:`damaged_part` found whole.
-        plain: what ``state.pt`` holds under that name.
-        model: its weights are overwritten.
-        optimizer: fresh; its state is replaced.
-        parallel: all ranks take part.
+    """Read an undamaged folder into a model and a new optimizer, whatever number of ranks has written it; ``plain`` is
+    that entry of its ``state.pt``. All ranks take part.
 
     Raises:
-        LabError: the optimizer keeps other tensors than the checkpoint has.
+        LabError: optimizer and checkpoint do not have the same tensors.
     """
     _, tensors = split(state_of(model, optimizer))
     reader = IndexReader(path)
@@ -128,10 +119,7 @@ def load_shards(
             f"checkpoint {str(path)!r} cannot be loaded: {type(optimizer).__name__} and it do not hold the same "
             f"tensors, {foreign[0]!r} is in one of them alone"
         )
-    with warnings.catch_warnings():
-        # torch warns that a single process reads the checkpoint, which is intended here.
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load(tensors, storage_reader=reader, process_group=parallel.control, no_dist=parallel.ranks == 1)
+    fill(tensors, reader, parallel)
     state = join(plain, tensors)
     set_model_state_dict(model, state["model"])
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
@@ -145,9 +133,7 @@ def read_tensors(path: Path, wanted: frozenset[str]) -> tuple[dict[str, Tensor],
         assert isinstance(entry, TensorStorageMetadata)  # the reader has checked
         if place.startswith(WEIGHTS) or (place.startswith(STATE) and place.rpartition("/")[2] in wanted):
             tensors[place] = torch.empty(entry.size, dtype=entry.properties.dtype)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load(tensors, storage_reader=reader, no_dist=True)
+    fill(tensors, reader, ONE_PROCESS)
     weights = {place.removeprefix(WEIGHTS): tensor for place, tensor in tensors.items() if place.startswith(WEIGHTS)}
     moments: dict[str, dict[str, Tensor]] = {}
     for place, tensor in tensors.items():
@@ -155,6 +141,14 @@ def read_tensors(path: Path, wanted: frozenset[str]) -> tuple[dict[str, Tensor],
             name, _, key = place.removeprefix(STATE).rpartition("/")
             moments.setdefault(name, {})[key] = tensor
     return weights, moments
+
+
+def fill(tensors: dict[str, Tensor], reader: "IndexReader", parallel: Parallel) -> None:
+    """Read a checkpoint's tensors in place."""
+    with warnings.catch_warnings():
+        # torch warns that a single process reads the checkpoint, which is intended here.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load(tensors, storage_reader=reader, process_group=parallel.control, no_dist=parallel.ranks == 1)
 
 
 def load_whole(state: Mapping[str, Any], *, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -184,10 +178,9 @@ def split(tree: Any, place: str = "") -> tuple[Any, dict[str, Tensor]]:
         return place, {place: tree}
     if not isinstance(tree, dict | list | tuple):
         return tree, {}
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     tensors: dict[str, Tensor] = {}
     plain = {}
-    for key, value in items:
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
         plain[key], found = split(value, f"{place}/{key}")
         tensors |= found
     if isinstance(tree, dict):

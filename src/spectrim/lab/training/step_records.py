@@ -1,9 +1,10 @@
-"""Passes on the record of every step once its numbers are on the host: at once on a CPU. On a GPU the losses and
-gradient norms of :data:`READ_EVERY` steps are fetched together, and their records follow when they have arrived, so
-that no step waits; :meth:`StepRecorder.flush` waits for all of them.
+"""Completes the record of every step when its loss and gradient norm are on the host.
+
+On a CPU that is at once. On a GPU the numbers of :data:`READ_EVERY` steps are copied together, and no step waits for
+them; :meth:`StepRecorder.flush` waits for all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,14 +28,18 @@ class StepRecorder:
 
     Args:
         device: where losses are.
-        tell: called with every complete record.
+        listeners: called with every complete record, in this order.
         parallel: this process among others, all of which add and flush at the same steps; the loss is their mean.
     """
 
     def __init__(
-        self, device: torch.device, tell: Callable[[StepRecord], None], *, parallel: Parallel = ONE_PROCESS
+        self,
+        device: torch.device,
+        listeners: Sequence[Callable[[StepRecord], None]],
+        *,
+        parallel: Parallel = ONE_PROCESS,
     ) -> None:
-        self._tell, self._parallel = tell, parallel
+        self._listeners, self._parallel = listeners, parallel
         self._every = READ_EVERY.get(device.type, 1)
         self._open: list[Step] = []
         self._numbers: list[Tensor] = []
@@ -54,7 +59,7 @@ class StepRecorder:
             self._finish()
 
     def flush(self) -> None:
-        """Tell of all steps so far."""
+        """Complete the records of all steps so far."""
         self._finish()
         self._begin()
         self._finish()
@@ -73,4 +78,5 @@ class StepRecorder:
         losses = self._parallel.means(numbers[0::2])
         for (record, laps), loss, norm in zip(steps, losses, numbers[1::2], strict=True):
             complete: Any = {**record, "loss": loss, "grad_norm": norm, **laps.milliseconds()}
-            self._tell(complete)
+            for listener in self._listeners:
+                listener(complete)
