@@ -40,6 +40,15 @@ def on_cpu() -> None:
     utils.set_pg_timeouts = lambda **_: None
 
 
+def before_ranks() -> None:
+    """Import what every rank needs, once for all of them."""
+    on_cpu()
+    import torchtitan.models.qwen3
+    import torchtitan.trainer  # noqa: F401
+
+    import spectrim.integrations.torchtitan  # noqa: F401
+
+
 def tiny_qwen3(*, moe: bool) -> Any:
     """Two layers of Qwen3 as torchtitan describes them: fused queries, keys and values; a dense or a routed MLP."""
     from torchtitan.models import qwen3

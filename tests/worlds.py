@@ -7,6 +7,7 @@ do; where a system cannot fork they start from nothing.
 import contextlib
 import io
 import multiprocessing
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -43,10 +44,20 @@ def context() -> BaseContext:
 
 def run(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What the function, of a module that children can import, returned on each rank. It takes (rank, *arguments)."""
-    method: Any = context().get_start_method()
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_on_rank, (world, folder, function, arguments), nprocs=world, start_method=method)
+        if context().get_start_method() == "spawn":
+            _start_ranks(world, folder, function, arguments, "spawn")
+        else:
+            # What the function's module imports is imported once, by a process from which the ranks are forked.
+            ended = alone(_start_ranks, world, folder, function, arguments, "fork")
+            if ended.code != 0:
+                raise RuntimeError(f"ranks ended with {ended.code}: {ended.err}")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def _start_ranks(world: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...], how: Any) -> None:
+    getattr(sys.modules[function.__module__], "before_ranks", lambda: None)()
+    mp.start_processes(_on_rank, (world, folder, function, arguments), nprocs=world, start_method=how)
 
 
 def _on_rank(rank: int, world: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
