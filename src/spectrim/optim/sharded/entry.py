@@ -108,8 +108,6 @@ class ShardedEntry(Entry):
 
     def is_whole(self) -> bool:
         """True if every matrix, or the vector, of which this rank has entries is entirely here."""
-        if self.layout == "vector":
-            return not any(map(self.sharding.divides, range(len(self.sharding.shape))))
         return not any(map(self.sharding.divides, self.axes.rows + self.axes.columns))
 
     def is_alone(self) -> bool:
