@@ -57,7 +57,8 @@ this factor does not decide, "matrices" was run twice: with the same factor on t
 
 A smaller factor shrinks more, and loses more but for one case. The largest factor tried, 12, became the default; one
 seed cannot tell it from no shrinkage. The published gain of a few per cent of the tokens is not seen at this size.
-Gradients here may not be heavy-tailed enough. Shrinkage is off unless asked for.
+Gradients here are not heavy-tailed enough: their tail index is above 3 ([shrink-tails](results.md)). Shrinkage is off
+unless asked for.
 
 ## Learning rates
 
