@@ -17,7 +17,7 @@ from spectrim.lab.training.loop import clip_gradient
 from spectrim.lab.training.run import prepare, train
 
 
-@pytest.mark.parametrize("recipe", ["adamw", "adamw+shrink+clip", "spectra", "muon"])
+@pytest.mark.parametrize("recipe", ["adamw", "adamw+shrink+clip", "mars+preclip+clip", "spectra", "muon"])
 @pytest.mark.parametrize("stop", [1, 2, 5])
 def test_a_resumed_run_equals_the_uninterrupted_one(
     small_config: TrainConfig, tmp_path: Path, cache_dir: Path, recipe: str, stop: int

@@ -29,6 +29,7 @@ from spectrim.lab.training.monitoring import OnMeasure, monitor_run
 from spectrim.lab.training.objective import language_loss
 from spectrim.lab.training.processes import ONE_PROCESS, Parallel
 from spectrim.lab.training.step_records import StepRecorder
+from spectrim.optim.optimizer import SpectralOptimizer
 
 __all__ = ["OnStep", "run_steps"]
 
@@ -119,6 +120,10 @@ def run_steps(
             clock.lap("rest_ms")
             loss = forward_backward(trained, micro_batches, config.precision)
             clock.lap("forward_backward_ms")
+            if config.optimizer.gradient_clip and isinstance(optimizer, SpectralOptimizer):
+                # As the authors of pre-clipping do: the global norm is that of pre-clipped gradients.
+                optimizer.pre_clip_()
+                clock.lap("optimizer_ms")
             norm = clip_gradient(model, config.optimizer.gradient_clip)
             clock.lap("gradient_clip_ms")
             optimizer.step()

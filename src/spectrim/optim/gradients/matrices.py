@@ -21,7 +21,7 @@ def squared_norm(grad: Tensor) -> Tensor:
     return norm.square()
 
 
-def clipped_vector(grad: Tensor, norm: Tensor, threshold: float, form: str) -> Tensor:
+def clipped_vector(grad: Tensor, norm: Tensor, threshold: float | Tensor, form: str) -> Tensor:
     """A new tensor with the clipped norm, for a gradient of this norm, a scalar in float64."""
     operator = CLIPS[form].of({"precision": "exact"})
     factor = operator.vector_factors(norm.reshape(1), StepContext(threshold=threshold))

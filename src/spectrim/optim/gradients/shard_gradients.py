@@ -25,8 +25,8 @@ __all__ = ["clip_shards", "shrink_shards"]
 
 def clip_shards(
     entries: Sequence[ShardedEntry],
-    clip: Callable[[Tensor, float], Tensor],
-    threshold: float,
+    clip: Callable[[Tensor, float | Tensor], Tensor],
+    threshold: float | Tensor,
     *,
     form: str,
     vectors: bool,

@@ -18,7 +18,7 @@ from spectrim.operators._stack import reading_is_free
 from spectrim.optim.directions import Adam, Direction, Given
 from spectrim.optim.grouping.options import Scale
 from spectrim.optim.rules.recipe import PLAIN_ADAMW, Recipe
-from spectrim.optim.rules.schedule import clip_threshold
+from spectrim.optim.rules.schedule import clip_threshold, pre_clip_threshold
 from spectrim.optim.spectral.base import SpectralOperator
 from spectrim.optim.spectral.clip import CLIPS, SoftClip
 
@@ -73,7 +73,7 @@ class Rule:
     scale: Scale = "none"
     clip: SpectralOperator | None = None
     threshold: float | Tensor | None = None
-    pre_clip: float | None = None
+    pre_clip: float | Tensor | None = None
     pre_clipper: SpectralOperator = field(default_factory=SoftClip)
     shrink: Shrink | None = None
     lr: float | Tensor = 1.0
@@ -124,7 +124,7 @@ class Rule:
             None if self.clip is None else self.clip.numbers,
             ("group", self.group) if isinstance(self.threshold, Tensor) else self.threshold,
             self.scale,
-            self.pre_clip,
+            ("group", self.group) if isinstance(self.pre_clip, Tensor) else self.pre_clip,
             self.shrink,
             self.vector,
             self.maximize,
@@ -194,7 +194,7 @@ def rule_of(
         scale=group["scale"] if follows and not vector else "none",
         clip=CLIPS[group["clip_form"]].of(group) if clips else None,
         threshold=clip_threshold({**group, "lr": lr}, steps) if clips else None,
-        pre_clip=group["pre_clip"] if follows and not vector else None,
+        pre_clip=pre_clip_threshold({**group, "lr": lr}, steps) if follows and not vector else None,
         pre_clipper=SoftClip.of(group),
         shrink=Shrink(_shrink_factor(group["shrink"]), group["shrink_form"], group["shrink_at"]) if shrinks else None,
         lr=lr,
