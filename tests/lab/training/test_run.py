@@ -19,7 +19,8 @@ from spectrim.lab.training.run import prepare, train
 
 # Before the first checkpoint, at it, and one step after the second, which every recipe must go on from.
 @pytest.mark.parametrize(
-    ("recipe", "stop"), [("adamw", 1), ("adamw", 2), ("adamw+shrink+clip", 5), ("spectra", 5), ("muon", 5)]
+    ("recipe", "stop"),
+    [("adamw", 1), ("adamw", 2), *((r, 5) for r in ("adamw+shrink+clip", "mars+preclip+clip", "spectra", "muon"))],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one(
     small_config: TrainConfig, tmp_path: Path, cache_dir: Path, recipe: str, stop: int
