@@ -142,6 +142,15 @@ def test_pre_clipping_ahead_of_a_global_bound_is_the_same_but_for_the_bound():
     assert optimizer._rule_of_step(optimizer.param_groups[0], "matrix", False, 0).pre_clip == 0.5
 
 
+def test_gradients_are_pre_clipped_ahead_though_those_of_an_earlier_call_were_dropped():
+    weight = nn.Parameter(torch.zeros(4, 6))
+    optimizer = spectrim.Momentum([weight], lr=0.1, pre_clip=0.5)
+    for _ in range(2):
+        weight.grad = torch.ones(4, 6)
+        optimizer.pre_clip_()
+        assert torch.linalg.matrix_norm(weight.grad, 2) < 0.5
+
+
 # -- The peak, under schedulers ----------------------------------------------------------------------------------------
 
 
@@ -309,6 +318,26 @@ def test_a_loop_that_sets_rates_by_hand_states_its_peak_for_a_warm_up():
         seen.append(clip_threshold(optimizer.param_groups[0]))
         largest_move(optimizer, weight, steps=1)
     assert seen == pytest.approx([5.0, 2.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_without_a_stated_peak_there_is_no_warm_up(maker):
+    weight = nn.Parameter(torch.zeros(8, 8))
+    optimizer = MAKERS[maker]([weight], lr=1e-2)
+    for lr in (2e-3, 5e-3, 1e-2):
+        optimizer.param_groups[0]["lr"] = lr
+        assert clip_threshold(optimizer.param_groups[0]) == 1.0
+        largest_move(optimizer, weight, steps=1)
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_warm_up_ends_at_the_rate_that_timm_scales_down(maker):
+    weight = nn.Parameter(torch.zeros(8, 8))
+    optimizer = MAKERS[maker]([{"params": [weight], "lr_scale": 0.1}], lr=1e-2)
+    timm_rates(optimizer)
+    (group,) = optimizer.param_groups
+    assert clip_threshold(group) == clip_threshold({**group, "warmup_steps": 0})
+    assert clip_threshold({**group, "lr": 5e-4}) == pytest.approx(2 * clip_threshold(group))
 
 
 def test_the_warm_up_goes_on_after_a_checkpoint_and_a_number_of_steps_takes_its_place():

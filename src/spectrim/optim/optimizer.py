@@ -152,6 +152,8 @@ class SpectralOptimizer(ScreenedOptimizer):
         The gradients of groups without ``pre_clip`` stay. With a GradScaler, call its ``unscale_`` first. Call it on
         every rank if parameters are sharded.
         """
+        # It is still set if the loop has dropped the gradients of an earlier call.
+        self._pre_clipped = False
         for index, group in enumerate(self.param_groups):
             if group["pre_clip"] is not None and group.get("role") != "vector":
                 rule = self._rule_of_step(group, group.get("role") or "matrix", False, index)

@@ -164,10 +164,14 @@ def _warmed_up(
 
 
 def _scheduled_peak(group: Mapping[str, Any]) -> float:
-    """The rate at which the warm-up of a group ends: that of its scheduler, or ``peak_lr`` if that is smaller."""
-    scheduled = next((group[key] for key in ("max_lr", "initial_lr") if group.get(key) is not None), None)
-    stated = [float(rate) for rate in (scheduled, group.get("peak_lr")) if rate is not None]
-    return min(stated, default=group["first_lr"])
+    """The rate at which the warm-up of a group ends: its scheduler's, or ``peak_lr`` if that is smaller; else 0."""
+    rates = {key: float(group[key]) for key in ("max_lr", "initial_lr", "peak_lr") if group.get(key) is not None}
+    if "initial_lr" in rates:
+        # timm's schedulers multiply the rates of a group by its lr_scale.
+        rates["initial_lr"] *= group.get("lr_scale", 1.0)
+    if "max_lr" in rates:
+        rates.pop("initial_lr", None)
+    return min(rates.values(), default=0.0)
 
 
 def decay_factor(
