@@ -35,6 +35,18 @@ class Resting(torch.optim.Optimizer):
                 self.state[parameter]["started"] = True
 
 
+class Ahead(spectrim.Momentum):
+    """Pre-clips ahead of its step, and halves gradients in between, as a bound on their global norm may."""
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        self.pre_clip_()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad.mul_(0.5)
+        super().step(closure)
+
+
 RECIPES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": lambda params: spectrim.AdamW(params, lr=1e-2),
     "adamw+clip": lambda params: spectrim.AdamW(params, lr=1e-2, clip=0.7),
@@ -47,6 +59,7 @@ RECIPES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "signum+clip": lambda params: spectrim.Signum(params, lr=1e-3, clip=0.7),
     "mars": lambda params: spectrim.MARS(params, lr=1e-2, gamma=0.5),
     "mars+preclip+clip": lambda params: spectrim.MARS(params, lr=1e-2, gamma=0.5, pre_clip=0.5, clip=0.7),
+    "pre-clipped ahead": lambda params: Ahead(params, lr=1e-2, pre_clip=0.5),
     "spectra": lambda params: spectrim.Spectra(params, lr=1e-2, rank_ratio=0.3),
     "spectra+clip": lambda params: spectrim.Spectra(params, lr=1e-2, rank_ratio=0.3, clip=0.1, clip_scope="all"),
     "muon+shrink": lambda params: spectrim.Muon(params, lr=1e-2, shrink=2.0),

@@ -28,7 +28,7 @@ OPTIM = {
     "gradients": {"grouping", "rules", "spectral", "stepping", "sharded", "screening"},
     "describe": {"grouping"},
     "screened": {"grouping", "rules", "stepping", "sharded", "screening"},
-    "optimizer": {"grouping", "rules", "stepping", "sharded", "screening", "state", "screened"},
+    "optimizer": {"gradients", "grouping", "rules", "stepping", "sharded", "screening", "state", "screened"},
     "recipes": {"grouping", "directions", "spectral", "rules", "optimizer"},
     "recipe_names": {"grouping", "recipes", "optimizer"},
     "wrapping": {"grouping", "rules", "spectral", "stepping", "sharded", "screening", "screened", "state", "optimizer"},

@@ -18,7 +18,13 @@ TRIED = {
     2: {
         "replicated": ["muon", "muon+shrink"],
         "columns": ["adamw+shrink+preclip+clip", "mars+preclip+clip", "around SGD", "around AdamW, nothing clipped"],
-        "mixed": ["adamw+clip", "adamw+shrunk directions", "around AdamW", "around one that rests first"],
+        "mixed": [
+            "pre-clipped ahead",
+            "adamw+clip",
+            "adamw+shrunk directions",
+            "around AdamW",
+            "around one that rests first",
+        ],
     },
     4: {
         "fsdp": [recipe for recipe in cases.RECIPES if recipe not in ELSEWHERE],

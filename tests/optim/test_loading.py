@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import spectrim
+from spectrim.optim.rules.schedule import clip_threshold
 
 MAKERS = {
     "AdamW": lambda params, **o: spectrim.AdamW(params, lr=1e-2, **o),
@@ -127,6 +128,27 @@ def test_a_run_of_torch_adamw_goes_on_as_it_would_have(named):
         step(module, mine, seed)
     for ours, its in zip(module.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours, its, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("theirs", ["torch", "spectrim, warmup_steps=0"])
+def test_a_run_that_goes_on_in_its_decay_has_no_warm_up(theirs):
+    module, other = model(), model()
+    if theirs == "torch":
+        saved = torch.optim.AdamW(other.parameters(), lr=1e-2)
+    else:
+        saved = spectrim.AdamW(other.parameters(), lr=1e-2, clip=1.0, warmup_steps=0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(saved, 4)
+    for seed in range(3):
+        step(other, saved, seed)
+        schedule.step()
+    old = saved.state_dict()
+    old["param_groups"][0].pop("largest_lr", None)
+    optimizer = spectrim.AdamW(module.parameters(), lr=1e-2, clip=1.0)
+    optimizer.load_state_dict(old)
+    (group,) = optimizer.param_groups
+    assert 0 < group["lr"] < group["initial_lr"]
+    assert group["warmup_steps"] == ("auto" if theirs == "torch" else 0)
+    assert clip_threshold(group) == 1.0
 
 
 def test_one_group_of_torch_becomes_several_by_name_which_keep_what_they_are():

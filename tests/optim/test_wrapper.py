@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 import reference_optimizers as reference
 import spectrim
 from spectrim import SpectralClipping
-from spectrim.optim.rules.schedule import peak_lr_of
+from spectrim.optim.rules.schedule import clip_threshold, peak_lr_of
 
 LR, DECAY, CLIP = 1e-2, 0.1, 0.5
 
@@ -488,6 +488,28 @@ def test_checkpoints_of_the_bare_base_load_into_either():
         assert optimizer.param_groups[0]["clip"] == CLIP
         assert optimizer.param_groups[0]["lr"] == LR
         assert optimizer.state[model[1].weight]["step"] == 3
+
+
+@pytest.mark.parametrize("when", ["wrapped in its decay", "loaded in its decay"])
+def test_a_bare_base_in_its_decay_has_no_warm_up(when):
+    source, model = small_model(), small_model(seed=9)
+    bare = torch.optim.AdamW(source.parameters(), lr=LR)
+    train(source, bare, 3, scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(bare, 4))
+    assert 0 < bare.param_groups[0]["lr"] < LR
+    if when == "wrapped in its decay":
+        optimizer = SpectralClipping(bare, clip=CLIP)
+    else:
+        optimizer = SpectralClipping(torch.optim.AdamW(model.parameters(), lr=LR), clip=CLIP)
+        optimizer.load_state_dict(bare.state_dict())
+    assert clip_threshold(optimizer.param_groups[0]) == CLIP
+
+
+def test_a_saved_group_without_a_warm_up_keeps_none():
+    model, fresh = small_model(), small_model()
+    saved = SpectralClipping(torch.optim.AdamW(model.parameters(), lr=LR), clip=CLIP, warmup_steps=0)
+    optimizer = SpectralClipping(torch.optim.AdamW(fresh.parameters(), lr=LR), clip=CLIP)
+    optimizer.load_state_dict(saved.state_dict())
+    assert optimizer.param_groups[0]["warmup_steps"] == 0
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])

@@ -122,6 +122,14 @@ class OptimizerConfig(Config):
     shrink_form: Literal["redescending", "monotone", "hard"] | None = None
     pre_clip: PositiveFloat | None = None
     """For recipes with +preclip, the threshold on the singular values of the gradient."""
+    pre_clip_decay: Literal["constant", "linear", "cosine", "sqrt", "square", "exponential"] | None = None
+    """For recipes with +preclip, the curve over all steps from pre_clip to pre_clip_final times it."""
+    pre_clip_final: PositiveFloat | None = None
+    clip_decay: Literal["constant", "linear", "cosine", "sqrt", "square", "exponential"] | None = None
+    """For recipes with +clip, the curve of the threshold over the last clip_decay_fraction of all steps."""
+    clip_decay_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    clip_final: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Factor on the threshold after the last step."""
     clip_form: Literal["soft", "hard"] | None = None
     clip_scope: Literal["all", "matrices"] | None = None
     """For recipes with +clip; "matrices" leaves embeddings, head and vectors to plain AdamW."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from spectrim.operators._stack import reading_is_free
+from spectrim.optim.gradients.in_place import clip_grad_spectral_
 from spectrim.optim.grouping.flat_shards import check_group, count_matrices, warn_of_long_vectors
 from spectrim.optim.grouping.missing_roles import warn_of_missing_roles
 from spectrim.optim.grouping.options import complete_options, finish_group
@@ -136,9 +138,37 @@ class SpectralOptimizer(ScreenedOptimizer):
         _, layout = role_and_layout(group, parameter)
         return new_state(parameter, self.rule_of(group, parameter), layout, group["split"], name)
 
+    # -- Before the step ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def pre_clip_(self) -> None:
+        """Pre-clip gradients now, not in the next step, so that their global norm can be bounded in between. ::
+
+            loss.backward()
+            optimizer.pre_clip_()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+        The gradients of groups without ``pre_clip`` stay. With a GradScaler, call its ``unscale_`` first. Call it on
+        every rank if parameters are sharded.
+        """
+        # It is still set if the loop has dropped the gradients of an earlier call.
+        self._pre_clipped = False
+        for index, group in enumerate(self.param_groups):
+            if group["pre_clip"] is not None and group.get("role") != "vector":
+                rule = self._rule_of_step(group, group.get("role") or "matrix", False, index)
+                if rule.pre_clip is not None:
+                    clip_grad_spectral_([group], rule.pre_clip)
+        self._pre_clipped = True
+
     # -- The step ------------------------------------------------------------------------------------------------------
 
+    def _begin(self) -> None:
+        super()._begin()
+        self._pre_clipped = False
+
     def _take(self, entries: list[Entry]) -> bool:
+        self._pre_clipped = False
         with _autocast_off(entries):
             scaler = (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
             taken = screen(entries, self.param_groups, self._watch, scaler=scaler, process_group=self._process_group)
@@ -150,7 +180,8 @@ class SpectralOptimizer(ScreenedOptimizer):
         return bool(taken)
 
     def _rule_of_step(self, group: Mapping[str, Any], role: str, vector: bool, index: int) -> Rule:
-        return rule_of(group, self.recipe, role, vector=vector, index=index, steps=self.steps_on_device(group))
+        rule = rule_of(group, self.recipe, role, vector=vector, index=index, steps=self.steps_on_device(group))
+        return replace(rule, pre_clip=None) if self._pre_clipped else rule
 
     def _state_of_step(self, parameter: Tensor, position: Position, rule: Rule) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]

@@ -19,7 +19,8 @@ from spectrim.lab.training.run import prepare, train
 
 # In the step of the first checkpoint, before that is written, and one step after the second checkpoint.
 @pytest.mark.parametrize(
-    ("recipe", "stop"), [("adamw", 2), ("adamw", 5), ("adamw+shrink+clip", 5), ("spectra", 5), ("muon", 5)]
+    ("recipe", "stop"),
+    [("adamw", 2), *((r, 5) for r in ("adamw", "adamw+shrink+clip", "mars+preclip+clip", "spectra", "muon"))],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one(
     small_config: TrainConfig, tmp_path: Path, cache_dir: Path, recipe: str, stop: int

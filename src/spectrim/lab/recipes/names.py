@@ -45,8 +45,8 @@ MARS_BETAS = (0.95, 0.99)
 
 MODIFIER_KEYS = {
     "shrink": ("shrink_factor", "shrink_form"),
-    "preclip": ("pre_clip",),
-    "clip": ("clip_bound", "clip_form", "clip_scope"),
+    "preclip": ("pre_clip", "pre_clip_decay", "pre_clip_final"),
+    "clip": ("clip_bound", "clip_form", "clip_scope", "clip_decay", "clip_decay_fraction", "clip_final"),
 }
 """The hyperparameters that a modifier brings, by their names in the configuration."""
 
@@ -206,7 +206,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     clip: dict[str, Any] = {}
     if "clip" in recipe.modifiers:
         clip["clip"] = "auto" if settings.clip_bound is None else settings.clip_bound / settings.lr
-        clip |= {key: value for key in ("clip_form", "clip_scope") if (value := getattr(settings, key)) is not None}
+        clip |= {key: value for key in MODIFIER_KEYS["clip"][1:] if (value := getattr(settings, key)) is not None}
     if recipe.is_external:
         return external.build(recipe.base, model, settings, clip={**clip, **timing} if clip else None)
 
@@ -223,7 +223,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         }
     plain = [key for key in own if "beta" not in key and getattr(settings, key) is not None]
     arguments |= {key: getattr(settings, key) for key in plain}
-    given = {"shrink": settings.shrink_factor, "shrink_form": settings.shrink_form, "pre_clip": settings.pre_clip}
+    given = {"shrink": settings.shrink_factor, "shrink_form": settings.shrink_form}
+    given |= {key: getattr(settings, key) for key in MODIFIER_KEYS["preclip"]}
     arguments |= {key: value for key, value in given.items() if value is not None}
     factors: dict[str, Any] = {"embedding_lr": settings.embedding_lr or 1.0, "head_lr": settings.head_lr or 1.0}
     factors["no_decay"] = () if settings.decay_embeddings else ("embedding", "head")

@@ -30,6 +30,7 @@ from spectrim.lab.training.monitoring import OnMeasure, RunMonitor
 from spectrim.lab.training.objective import language_loss
 from spectrim.lab.training.processes import ONE_PROCESS, Parallel
 from spectrim.lab.training.step_records import StepRecorder
+from spectrim.optim.optimizer import SpectralOptimizer
 
 __all__ = ["OnStep", "Training", "run_steps"]
 
@@ -166,7 +167,12 @@ def take_step(run: Training, micro_batches: MicroBatches, clock: Clock) -> tuple
     clock.lap("rest_ms")
     loss = forward_backward(run.module, micro_batches, run.config.precision)
     clock.lap("forward_backward_ms")
-    norm = clip_gradient(run.model, run.config.optimizer.gradient_clip)
+    bound = run.config.optimizer.gradient_clip
+    if bound and isinstance(run.optimizer, SpectralOptimizer):
+        # As the authors of pre-clipping do: the global norm is that of pre-clipped gradients.
+        run.optimizer.pre_clip_()
+        clock.lap("optimizer_ms")
+    norm = clip_gradient(run.model, bound)
     clock.lap("gradient_clip_ms")
     run.optimizer.step()
     clock.lap("optimizer_ms")

@@ -50,7 +50,7 @@ class Shrunk(NamedTuple):
 @torch.no_grad()
 def clip_grad_spectral_(
     parameters: Parameters,
-    threshold: float,
+    threshold: float | Tensor,
     *,
     form: Literal["soft", "hard"] = "soft",
     vectors: bool = False,
@@ -62,7 +62,7 @@ def clip_grad_spectral_(
         parameters: a tensor; an iterable of parameters or of (name, parameter) pairs, where 2-D and 3-D parameters are
             matrices and all others vectors; groups of :func:`spectrim.param_groups` or of an optimizer, whose layouts
             are used; or a module, whose parameters are grouped at every call.
-        threshold: c > 0, in the units of the gradients' singular values.
+        threshold: c > 0, in the units of the gradients' singular values; a scalar tensor is not checked.
         form: "soft" as above; "hard" lowers singular values above c to c and leaves the others untouched.
         vectors: also clip vectors by their norm.
         error_if_nonfinite: raise if a gradient is not finite, which reads the device. Otherwise such a gradient is
@@ -80,7 +80,7 @@ def clip_grad_spectral_(
     Call it on every rank if parameters are sharded: matrices are sent to owner ranks and back. A rank without a
     gradient for a parameter gets no number for it. Source: arXiv 2603.14315, whose pre-clipping uses c = 0.1.
     """
-    if not threshold > 0:
+    if not isinstance(threshold, Tensor) and not threshold > 0:
         raise ValueError(f"threshold={threshold}: expected a positive number")
     if form not in ("soft", "hard"):
         raise ValueError(f"form={form!r}: expected one of 'soft', 'hard'")

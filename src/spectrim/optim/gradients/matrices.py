@@ -27,7 +27,7 @@ class Clipping:
     """The options of clipping: the form, "soft" or "hard", the threshold, and True if vectors are clipped too."""
 
     form: str
-    threshold: float
+    threshold: float | Tensor
     vectors: bool
 
     def clipped(self, grad: Tensor, layout: Layout, split: Split | None) -> tuple[Tensor, Tensor | None]:

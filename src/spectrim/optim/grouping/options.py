@@ -41,12 +41,15 @@ class ClippingOptions(TypedDict, total=False):
         peak_lr: the peak learning rate, to which thresholds refer. None uses ``max_lr`` or ``initial_lr``, which
             torch's schedulers set, else the group's first learning rate; or the largest rate of any step so far, if
             that is larger.
-        warmup_steps: number of steps in which threshold times learning rate is constant.
-        total_steps: length of training; needed unless ``clip_decay`` is "constant".
+        warmup_steps: number of steps in which threshold times learning rate is constant. "auto" takes all steps until
+            the learning rate has first reached the peak that a scheduler, or else ``peak_lr``, states; without either
+            there is no warm-up, and none for a learning rate in a tensor on an accelerator, which is not read.
+        total_steps: length of training; needed unless ``clip_decay`` and ``pre_clip_decay`` are "constant".
         clip_form: "soft" shrinks every singular value σ to σ/√(1+σ²/c²); "hard" lowers those above c to c.
         clip_decay: the curve by which the threshold falls over the last ``clip_decay_fraction`` of training.
         clip_decay_fraction: share of training over which the threshold falls.
-        clip_final: factor on the threshold at the end of training.
+        clip_final: factor on the threshold at the end of training; 0 for a threshold that decays to zero (to a
+            millionth, and "exponential" needs more than 0).
         on_nonfinite: reaction to a gradient that is not finite: "skip" leaves all parameters and state unchanged in
             this step; "raise" raises an error before any change, which reads the device.
         precision: of the operators: "half" computes in float16 with float32 accumulation, "exact" to 1e-3; "auto" is
@@ -55,7 +58,7 @@ class ClippingOptions(TypedDict, total=False):
 
     clip_scope: ClipScope
     peak_lr: float | None
-    warmup_steps: int
+    warmup_steps: int | Literal["auto"]
     total_steps: int | None
     clip_form: Literal["soft", "hard"]
     clip_decay: ClipDecay
@@ -69,6 +72,10 @@ class SpectralOptions(ClippingOptions, total=False):
     """Keyword options of every recipe, in addition to those of :class:`ClippingOptions`.
 
     Attributes:
+        pre_clip_decay: the curve over the whole of training by which ``pre_clip`` changes to ``pre_clip_final`` times
+            itself, which may be more. "constant" for the given threshold, which during warm-up is larger so that it
+            times the learning rate is constant.
+        pre_clip_final: factor on ``pre_clip`` at the end of training, above 0.
         shrink_at: shrink entries of the "gradient" or of the base "direction".
         shrink_form: "redescending", "monotone" or "hard"; see :func:`spectrim.smooth_shrink`.
         state_dtype: dtype of the direction's state: "float32", or "bfloat16" with stochastic rounding; None for
@@ -78,6 +85,8 @@ class SpectralOptions(ClippingOptions, total=False):
             "bfloat16" for half the bytes.
     """
 
+    pre_clip_decay: ClipDecay
+    pre_clip_final: float
     shrink_at: Literal["gradient", "direction"]
     shrink_form: ShrinkForm
     state_dtype: Literal["float32", "bfloat16"] | None
@@ -94,12 +103,14 @@ _DEFAULTS: dict[str, Any] = {
     "scale": "none",
     "clip_scope": "matrices",
     "peak_lr": None,
-    "warmup_steps": 0,
+    "warmup_steps": "auto",
     "total_steps": None,
     "clip_form": "soft",
     "clip_decay": "constant",
     "clip_decay_fraction": 0.1,
     "clip_final": 0.1,
+    "pre_clip_decay": "constant",
+    "pre_clip_final": 0.1,
     "shrink_at": "gradient",
     "shrink_form": DEFAULT_SHRINK_FORM,
     "state_dtype": None,
@@ -212,7 +223,7 @@ _CHECKS: dict[str, _Check] = {
     "scale": _one_of(*get_args(Scale)),
     "clip_scope": _one_of(*get_args(ClipScope)),
     "clip_form": _one_of("soft", "hard"),
-    "clip_decay": _one_of(*get_args(ClipDecay)),
+    **dict.fromkeys(("clip_decay", "pre_clip_decay"), _one_of(*get_args(ClipDecay))),
     "shrink_at": _one_of("gradient", "direction"),
     "shrink_form": _one_of(*get_args(ShrinkForm)),
     "state_dtype": _one_of("float32", "bfloat16", none=True),
@@ -230,9 +241,11 @@ _CHECKS: dict[str, _Check] = {
         "2 numbers from 0 up to, but not including, 1",
     ),
     "power_steps": (lambda v: _is_whole(v) and v > 0, "a positive whole number"),
-    **dict.fromkeys(("rank_ratio", "clip_decay_fraction", "clip_final"), _SHARE),
+    **dict.fromkeys(("rank_ratio", "clip_decay_fraction"), _SHARE),
+    "clip_final": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "pre_clip_final": (_positive, "a positive number"),
     **dict.fromkeys(("total_steps", "orthogonalize_steps", "slow_warmup_steps"), _COUNT),
-    "warmup_steps": (lambda v: _is_whole(v) and v >= 0, "a whole number of at least 0"),
+    "warmup_steps": (lambda v: v == "auto" or (_is_whole(v) and v >= 0), 'a whole number of at least 0, or "auto"'),
     **dict.fromkeys(("weight_decay", "eps", "lr_factor"), _AT_LEAST_0),
     **dict.fromkeys(("nesterov", "maximize"), _FLAG),
     "lr": (lambda v: isinstance(v, Tensor) or (_is_number(v) and v >= 0), "a number of at least 0"),
@@ -257,8 +270,11 @@ def _check(group: Mapping[str, Any], where: str) -> None:
         raise ValueError(f"lr of shape {tuple(lr.shape)} for {where}: expected one number")
     if len(group["betas"]) != count:
         refuse("betas", f"{count} numbers")
-    if group["clip_decay"] != "constant" and group["total_steps"] is None:
-        refuse("total_steps", f"the number of training steps, which clip_decay={group['clip_decay']!r} needs")
+    for key in ("clip_decay", "pre_clip_decay"):
+        if group[key] != "constant" and group["total_steps"] is None:
+            refuse("total_steps", f"the number of training steps, which {key}={group[key]!r} needs")
+    if group["clip_decay"] == "exponential" and group["clip_final"] == 0:
+        refuse("clip_final", "a number above 0 with clip_decay='exponential'")
 
 
 def _spells_number(value: object) -> bool:

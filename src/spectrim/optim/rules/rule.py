@@ -16,7 +16,7 @@ from torch import Tensor
 from spectrim.operators import DEFAULT_SHRINK_FACTOR, ShrinkForm
 from spectrim.optim.directions import Adam, Direction, Given
 from spectrim.optim.grouping.options import Scale, is_zero
-from spectrim.optim.rules.schedule import clip_threshold, number_if_free
+from spectrim.optim.rules.schedule import clip_threshold, number_if_free, pre_clip_threshold
 from spectrim.optim.spectral.base import SpectralOperator
 from spectrim.optim.spectral.clip import CLIPS, SoftClip
 
@@ -97,7 +97,7 @@ class Rule:
     scale: Scale = "none"
     clip: SpectralOperator | None = None
     threshold: float | Tensor | None = None
-    pre_clip: float | None = None
+    pre_clip: float | Tensor | None = None
     pre_clipper: SpectralOperator = field(default_factory=SoftClip)
     shrink: Shrink | None = None
     lr: float | Tensor = 1.0
@@ -119,7 +119,7 @@ class Rule:
             self.clip,
             ("group", self.group) if isinstance(self.threshold, Tensor) else self.threshold,
             self.scale,
-            self.pre_clip,
+            ("group", self.group) if isinstance(self.pre_clip, Tensor) else self.pre_clip,
             self.shrink,
             self.vector,
             self.maximize,
@@ -217,7 +217,7 @@ def rule_of(
         scale=group["scale"] if follows and not vector else "none",
         clip=CLIPS[group["clip_form"]].of(group) if clips else None,
         threshold=clip_threshold({**group, "lr": lr}, steps) if clips else None,
-        pre_clip=group["pre_clip"] if follows and not vector else None,
+        pre_clip=pre_clip_threshold({**group, "lr": lr}, steps) if follows and not vector else None,
         pre_clipper=SoftClip.of(group),
         shrink=Shrink(factor, group["shrink_form"], group["shrink_at"]) if shrinks else None,
         lr=lr,

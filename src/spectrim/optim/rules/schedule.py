@@ -17,7 +17,15 @@ from torch import Tensor
 from spectrim.operators._stack import reading_is_free
 from spectrim.optim.grouping.options import ClipDecay, is_zero
 
-__all__ = ["AUTO_CLIP", "clip_threshold", "number_if_free", "peak_lr_of", "remember_rates", "varies_with_steps"]
+__all__ = [
+    "AUTO_CLIP",
+    "clip_threshold",
+    "number_if_free",
+    "peak_lr_of",
+    "pre_clip_threshold",
+    "remember_rates",
+    "varies_with_steps",
+]
 
 
 #: c times the peak learning rate for ``clip="auto"``: an update changes a weight matrix by at most this times
@@ -26,6 +34,9 @@ AUTO_CLIP = 0.01
 
 #: Lower bound by which a learning rate on a device is replaced in divisions, since it may be zero.
 LEAST_LR = 1e-30
+
+#: The least factor on a threshold that decays to zero, and on the peak rate in a warm-up.
+LEAST = 1e-6
 
 
 def peak_lr_of(group: Mapping[str, Any]) -> float:
@@ -49,7 +60,7 @@ def remember_rates(groups: Sequence[dict[str, Any]]) -> None:
             continue
         peak, before = _known_peak(group), group["largest_lr"]
         group["largest_lr"] = max(lr, before)
-        depends = group["clip"] == "auto" or (group["clip"] is not None and group["warmup_steps"] > 0)
+        depends = group["clip"] == "auto" or (group["clip"] is not None and group["warmup_steps"] not in ("auto", 0))
         # The tolerance allows for rounding in the schedule. Warn only at the first step beyond the peak.
         if depends and lr > peak * (1 + 1e-6) and before <= peak * (1 + 1e-6):
             beyond.append(f"{lr:g} in group {index}, beyond {peak:g}")
@@ -74,8 +85,10 @@ def _known_peak(group: Mapping[str, Any]) -> float:
 
 
 def varies_with_steps(group: Mapping[str, Any]) -> bool:
-    """True if a group's threshold depends on how many steps it has taken."""
-    return group["clip"] is not None and (group["warmup_steps"] > 0 or group["clip_decay"] != "constant")
+    """True if a threshold of a group depends on how many steps it has taken."""
+    counted = group["warmup_steps"] not in ("auto", 0)
+    clip = group["clip"] is not None and (counted or group["clip_decay"] != "constant")
+    return clip or (group.get("pre_clip") is not None and (counted or group["pre_clip_decay"] != "constant"))
 
 
 def clip_threshold(group: Mapping[str, Any], steps: int | Tensor | None = None) -> float | Tensor | None:
@@ -105,26 +118,69 @@ def clip_threshold(group: Mapping[str, Any], steps: int | Tensor | None = None) 
         )
     # A group with an lr_factor may move further by that factor.
     threshold = AUTO_CLIP * group["lr_factor"] / peak if clip == "auto" else float(clip)
-    if not varies_with_steps(group):
-        return threshold
     count = group["steps_taken"] if steps is None else steps
-    later = threshold * decay_factor(
-        group["clip_decay"],
-        count,
-        total_steps=group["total_steps"],
-        fraction=group["clip_decay_fraction"],
-        final=group["clip_final"],
-    )
-    if not isinstance(count, Tensor) and count >= group["warmup_steps"]:
+    decay, fraction, final = group["clip_decay"], group["clip_decay_fraction"], group["clip_final"]
+    later = threshold * decay_factor(decay, count, total_steps=group["total_steps"], fraction=fraction, final=final)
+    return _warmed_up(group, threshold, later, count)
+
+
+def pre_clip_threshold(group: Mapping[str, Any], steps: int | Tensor | None = None) -> float | Tensor | None:
+    """The threshold on the gradient's singular values in the group's next step, or None.
+
+    Without ``pre_clip_decay`` it times the learning rate is constant during warm-up. With it, the curve over the whole
+    of training alone decides, as in the authors' code. Arguments and result are those of :func:`clip_threshold`.
+    """
+    if group.get("pre_clip") is None:
+        return None
+    threshold = float(group["pre_clip"])
+    count = group["steps_taken"] if steps is None else steps
+    if group["pre_clip_decay"] == "constant":
+        return _warmed_up(group, threshold, threshold, count)
+    decay, final = group["pre_clip_decay"], group["pre_clip_final"]
+    return threshold * decay_factor(decay, count, total_steps=group["total_steps"], fraction=1.0, final=final)
+
+
+def _warmed_up(
+    group: Mapping[str, Any], threshold: float, later: float | Tensor, count: int | Tensor
+) -> float | Tensor:
+    """The threshold during warm-up, inversely proportional to the learning rate; after it, ``later``."""
+    lr, warmup = number_if_free(group["lr"]), group["warmup_steps"]
+    warming: bool | Tensor
+    if warmup != "auto":
+        warming = count < warmup
+    elif isinstance(lr, Tensor):
+        warming = False
+    else:
+        # The tolerance allows for rounding in the schedule.
+        warming = max(lr, group["largest_lr"]) < _scheduled_peak(group) * (1 - 1e-6)
+    if warming is False:
         return later
-    early = threshold * peak / (lr.clamp_min(LEAST_LR) if isinstance(lr, Tensor) else lr)
-    return torch.where(count < group["warmup_steps"], early, later) if isinstance(count, Tensor) else early
+    peak = _scheduled_peak(group) if warmup == "auto" else peak_lr_of(group)
+    if peak == 0:
+        return later
+    # No higher than a million times the threshold, which clips nothing either.
+    early = threshold * peak / (lr.clamp_min(LEAST_LR) if isinstance(lr, Tensor) else max(lr, peak * LEAST, LEAST_LR))
+    return torch.where(warming, early, later) if isinstance(warming, Tensor) else early
+
+
+def _scheduled_peak(group: Mapping[str, Any]) -> float:
+    """The rate at which the warm-up of a group ends: its scheduler's, or ``peak_lr`` if that is smaller; else 0."""
+    rates = {key: float(group[key]) for key in ("max_lr", "initial_lr", "peak_lr") if group.get(key) is not None}
+    if "initial_lr" in rates:
+        # timm's schedulers multiply the rates of a group by its lr_scale.
+        rates["initial_lr"] *= group.get("lr_scale", 1.0)
+    if "max_lr" in rates:
+        rates.pop("initial_lr", None)
+    return min(rates.values(), default=0.0)
 
 
 def decay_factor(
     decay: ClipDecay, steps: int | Tensor, *, total_steps: int | None, fraction: float, final: float
 ) -> float | Tensor:
-    """The factor on c at this step: 1 until the last ``fraction`` of training, then falling to ``final`` at the end."""
+    """The factor on c at this step: 1 until the last ``fraction`` of training, then changing to ``final`` at the end.
+
+    Never below :data:`LEAST`, since operators divide by c.
+    """
     if decay == "constant" or total_steps is None:
         return 1.0
     length = max(total_steps * fraction, 1.0)
@@ -142,4 +198,4 @@ def decay_factor(
         "square": lambda: x**2,
     }
     factor: float | Tensor = final**x if decay == "exponential" else 1 - (1 - final) * share[decay]()
-    return factor
+    return factor.clamp_min(LEAST) if isinstance(factor, Tensor) else max(factor, LEAST)

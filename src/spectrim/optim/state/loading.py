@@ -17,6 +17,7 @@ from spectrim.distributed.dtensor import is_dtensor
 from spectrim.optim.directions import Adam
 from spectrim.optim.grouping.layout import matrix_shapes
 from spectrim.optim.rules.rule import Rule, state_dtype_of
+from spectrim.optim.rules.schedule import peak_lr_of
 from spectrim.optim.stepping.entries import parameter_name, role_and_layout
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ def _completed(
         for key in ("lr", "initial_lr", "max_lr", "min_lr"):
             if key in saved and group["lr_factor"] != 1.0:
                 completed[key] = saved[key] * group["lr_factor"]
+        if completed["steps_taken"]:
+            completed["largest_lr"] = peak_lr_of(completed)  # the other class's warm-up counts as over
     return completed
 
 

@@ -38,8 +38,11 @@ def clipping_values(base: Optimizer, index: int, defaults: Mapping[str, Any]) ->
     values = {key: group[key] for key in (*CLIPPING_KEYS, *_STRUCTURE) if key in group}
     values["lr"] = _scaled_lr(base, group, where)
     finish_group(values, defaults, index)
-    if peak_lr_of({**group, **values}) == 0 and (values["clip"] == "auto" or values["warmup_steps"] > 0):
+    peak = peak_lr_of({**group, **values})
+    if peak == 0 and (values["clip"] == "auto" or values["warmup_steps"] not in ("auto", 0)):
         raise ValueError(f"peak_lr=0.0 for {where}: expected the peak learning rate, to which the threshold refers")
+    if "steps_taken" not in group and any(base.state.get(parameter) for parameter in group["params"]):
+        values["largest_lr"] = peak  # steps of the bare base: its warm-up counts as over
     return {key: values[key] for key in (*ADDED_KEYS, "lr")}
 
 
