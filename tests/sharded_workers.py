@@ -340,3 +340,19 @@ def resumed(rank: int, world: int, folder: str):
         set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
 
     return cases.whole(trained(init_device_mesh("cpu", (world,)), 2, 4, load)[0])
+
+
+def experts_of_unlike_spectra(rank: int) -> float:
+    """The largest difference between one process and four, of which two have experts without a spike."""
+    mesh = init_device_mesh("cpu", (2, 2))
+    whole = cases.start(["experts"])["experts"]
+    parameters = [nn.Parameter(whole.clone()), nn.Parameter(distribute_tensor(whole, mesh, [Shard(0), Shard(2)]))]
+    group = {"role": "matrix", "layout": "stack"}
+    optimizers = [spectrim.Spectra([{**group, "params": [p]}], lr=1e-2, rank_ratio=0.3) for p in parameters]
+    for step in range(3):
+        grad = cases.gradient("experts", step)
+        grad[:2] = 0.1 * torch.randn(grad[:2].shape, generator=cases.seeded(step))
+        parameters[0].grad, parameters[1].grad = grad, distribute_tensor(grad, mesh, [Shard(0), Shard(2)])
+        for optimizer in optimizers:
+            optimizer.step()
+    return float((parameters[1].full_tensor() - parameters[0]).abs().max())

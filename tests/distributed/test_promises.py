@@ -59,6 +59,10 @@ def test_spectra_sends_a_few_columns_and_never_a_matrix(dim):
     assert mean_sent("spectra", "float32", dim, "matrices") == 0
 
 
+def test_ranks_whose_experts_have_no_spike_send_the_messages_of_those_whose_experts_have_one():
+    assert max(worlds.run(RANKS, sharded_workers.experts_of_unlike_spectra)) < 1e-5
+
+
 def test_entrywise_methods_send_a_few_numbers_for_each_matrix():
     count = len(sharded_workers.BYTES_SHAPES)
     assert mean_sent("adamw", "float32", 0, "") <= 2 * 8 * (3 * count + 6)
