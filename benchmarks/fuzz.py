@@ -49,10 +49,7 @@ TOLERANCE = 2e-3
 #: The threshold of gradients that are clipped before the step.
 CLIPPED = 0.5
 #: The modules that ask whether reading is free.
-UNREAD = (
-    *("screening.nonfinite", "rules.rule", "rules.schedule", "optimizer", "gradients.shard_gradients"),
-    "wrapping.base_updates",
-)
+UNREAD = ("screening.nonfinite", "rules.schedule", "optimizer", "gradients.shard_gradients")
 
 
 class BrokenInvariantError(Exception):

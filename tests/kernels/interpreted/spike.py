@@ -1,6 +1,7 @@
 """The step of Spectra by its own kernels against the step over stacks, which has the formulas."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -138,7 +139,7 @@ def test_a_rate_in_a_tensor_is_read_on_the_device(monkeypatch):
 
     def as_on_a_device(entries):
         for entry in entries:
-            entry.rule = type(entry.rule)(**{**vars(entry.rule), "lr": torch.tensor(entry.rule.lr)})
+            entry.rule = dataclasses.replace(entry.rule, lr=torch.tensor(entry.rule.lr))
             rules.append(entry.rule)
         return original(entries)
 

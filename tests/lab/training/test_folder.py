@@ -12,6 +12,7 @@ from spectrim.lab.errors import LabError
 from spectrim.lab.experiments import comparison as comparing
 from spectrim.lab.experiments import sweep as sweeping
 from spectrim.lab.experiments.comparison import compare
+from spectrim.lab.experiments.runs import canonical_sweep
 from spectrim.lab.experiments.settings import CompareConfig, SweepConfig
 from spectrim.lab.experiments.sweep import open_sweep
 from spectrim.lab.files import create_text
@@ -165,11 +166,11 @@ def test_of_two_studies_that_begin_under_one_name_the_later_is_refused(
     mine = make(recipes=("adamw",), **shared(small_config))
     rival = make(recipes=("adamw",), **shared(small_config, steps=8))
     module = {"compare": comparing, "sweep": sweeping}[kind]
-    prepare, canonical = module.prepare_tokens, module.canonical
+    prepare = module.prepare_tokens
 
     def meanwhile(*arguments: object) -> object:
         out.mkdir()
-        other = canonical(rival, out) if kind == "compare" else canonical(rival)
+        other = comparing.canonical(rival, out) if kind == "compare" else canonical_sweep(rival)
         (out / "config.toml").write_text(other.to_toml())
         return prepare(*arguments)  # type: ignore[arg-type]
 
