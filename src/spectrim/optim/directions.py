@@ -136,12 +136,9 @@ class AdEMAMix(Direction):
 
 
 @dataclass(frozen=True)
-class MARS(Direction):
+class MARS(Adam):
     """Adam on the corrected gradient c = G + γ β₁/(1−β₁) (G − G₋), whose norm is at most 1 (arXiv 2411.10438)."""
 
-    beta1: float
-    beta2: float
-    eps: float
     gamma: float
 
     name: ClassVar[str] = "mars"
@@ -159,13 +156,6 @@ class MARS(Direction):
     def correct(self, grads: Sequence[Tensor], state: State, out: Sequence[Tensor], found: Found) -> None:
         share = self.gamma * self.beta1 / (1 - self.beta1)
         corrected_gradients(grads, state["previous_grad"], out, share=share, found=found)
-
-    @override
-    def direct(
-        self, grads: Sequence[Tensor], state: State, steps: Sequence[Tensor], out: Sequence[Tensor], found: Found
-    ) -> None:
-        moments = state["exp_avg"], state["exp_avg_sq"]
-        adam_directions(grads, *moments, steps, out, beta1=self.beta1, beta2=self.beta2, eps=self.eps, found=found)
 
 
 @dataclass(frozen=True)

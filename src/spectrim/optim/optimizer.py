@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from spectrim.operators._stack import reading_is_free
-from spectrim.optim.gradients.in_place import clip_grad_spectral_
+from spectrim.optim.gradients.in_place import clip_gradients
+from spectrim.optim.gradients.matrices import Clipping
 from spectrim.optim.grouping.flat_shards import check_group, count_matrices, warn_of_long_vectors
 from spectrim.optim.grouping.missing_roles import warn_of_missing_roles
 from spectrim.optim.grouping.options import complete_options, finish_group
@@ -158,7 +159,7 @@ class SpectralOptimizer(ScreenedOptimizer):
             if group["pre_clip"] is not None and group.get("role") != "vector":
                 rule = self._rule_of_step(group, group.get("role") or "matrix", False, index)
                 if rule.pre_clip is not None:
-                    clip_grad_spectral_([group], rule.pre_clip)
+                    clip_gradients([group], Clipping("soft", rule.pre_clip, measure=False))
         self._pre_clipped = True
 
     # -- The step ------------------------------------------------------------------------------------------------------

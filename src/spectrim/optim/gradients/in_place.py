@@ -30,7 +30,7 @@ from spectrim.optim.screening.shard_screening import screen_shards
 from spectrim.optim.sharded.entry import ShardedEntry, laid_like, sharded_entry
 from spectrim.optim.stepping.entries import Entry, parameter_name, role_and_layout, whole_entry
 
-__all__ = ["Parameters", "Shrunk", "clip_grad_spectral_", "shrink_grad_"]
+__all__ = ["Parameters", "Shrunk", "clip_grad_spectral_", "clip_gradients", "shrink_grad_"]
 
 Parameters = Tensor | nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
@@ -84,7 +84,11 @@ def clip_grad_spectral_(
         raise ValueError(f"threshold={threshold}: expected a positive number")
     if form not in ("soft", "hard"):
         raise ValueError(f"form={form!r}: expected one of 'soft', 'hard'")
-    clipping = Clipping(form, threshold, vectors)
+    return clip_gradients(parameters, Clipping(form, threshold, vectors), error_if_nonfinite=error_if_nonfinite)
+
+
+def clip_gradients(parameters: Parameters, clipping: Clipping, *, error_if_nonfinite: bool = False) -> Tensor:
+    """:func:`clip_grad_spectral_` with checked options, which may leave out the measurement."""
     groups = _groups(parameters)
     entries = _entries(groups)
     shards = _screened(entries)

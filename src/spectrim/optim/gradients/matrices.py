@@ -24,18 +24,27 @@ NORM_RANK = 8
 
 @dataclass(frozen=True)
 class Clipping:
-    """The options of clipping: the form, "soft" or "hard", the threshold, and True if vectors are clipped too."""
+    """The options of clipping.
+
+    Attributes:
+        form: "soft" or "hard".
+        threshold: on singular values.
+        vectors: also clip vectors by their norm.
+        measure: compute the largest singular values before clipping; without it, they are zero.
+    """
 
     form: str
     threshold: float | Tensor
-    vectors: bool
+    vectors: bool = False
+    measure: bool = True
 
     def clipped(self, grad: Tensor, layout: Layout, split: Split | None) -> tuple[Tensor, Tensor | None]:
         """The largest singular value of a gradient, or a vector's norm; and a new, clipped tensor, or None."""
         if layout == "vector":
             norm = squared_norm(grad).sqrt()
             return norm, self.clipped_vector(grad, norm)
-        norm, clip = largest_singular_value(grad, layout, split), soft_clip if self.form == "soft" else hard_clip
+        clip = soft_clip if self.form == "soft" else hard_clip
+        norm = largest_singular_value(grad, layout, split) if self.measure else grad.new_zeros((), dtype=torch.float32)
         return norm, _map_matrices(lambda G: clip(G, self.threshold), grad, layout, split)
 
     def clipped_vector(self, grad: Tensor, norm: Tensor) -> Tensor | None:

@@ -28,7 +28,8 @@ def clip_shards(entries: Sequence[ShardedEntry], clipping: Clipping) -> dict[Sha
     """Clip screened gradients.
 
     Returns:
-        For every entry the largest singular value before clipping, or the norm of a vector; zero without a gradient.
+        For every entry the largest singular value before clipping if it is measured, or the norm of a vector; zero
+        without a gradient.
     """
     taking = _taking(entries)
     found = {entry: _zero(entry) for entry in entries}
@@ -45,7 +46,7 @@ def clip_shards(entries: Sequence[ShardedEntry], clipping: Clipping) -> dict[Sha
     sent = [entry for entry in matrices if not entry.is_alone()]
     for alike in grouped(sent, lambda entry: entry.grad.dtype).values():
         run_rounds(alike, lambda team, some: _clip_round(team, some, clipping, found, loads))
-    for team, some in by_team(matrices):
+    for team, some in by_team(matrices if clipping.measure else ()):
         norms = torch.stack([found[entry] for entry in some])
         team.maximum(norms, "norms")
         found.update(zip(some, norms, strict=True))

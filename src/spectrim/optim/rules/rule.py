@@ -137,7 +137,7 @@ class Rule:
         """True if the step is torch's AdamW, except that entries of the gradient may be shrunk."""
         plain = self.operator is None and self.clip is None and self.pre_clip is None and self.scale == "none"
         plain = plain and self.shrink_direction is None and not self.narrow_state
-        return plain and isinstance(self.direction, Adam)
+        return plain and isinstance(self.direction, Adam) and not self.direction.corrects
 
     @property
     def shrink_gradient(self) -> Shrink | None:
@@ -210,14 +210,15 @@ def rule_of(
     shrinks = follows and group["shrink"] is not None and role not in UNSHRUNK_ROLES
     factor = DEFAULT_SHRINK_FACTOR if group["shrink"] == "auto" else group["shrink"]
     clips = follows and group["clip"] is not None
+    known = {**group, "lr": lr}
     direction = taken.vectors if vector and taken.vectors is not None else taken.direction
     rule = Rule(
         direction=direction.of(group),
         operator=None if taken.operator is None or vector else taken.operator.of(group),
         scale=group["scale"] if follows and not vector else "none",
         clip=CLIPS[group["clip_form"]].of(group) if clips else None,
-        threshold=clip_threshold({**group, "lr": lr}, steps) if clips else None,
-        pre_clip=pre_clip_threshold({**group, "lr": lr}, steps) if follows and not vector else None,
+        threshold=clip_threshold(known, steps) if clips else None,
+        pre_clip=pre_clip_threshold(known, steps) if follows and not vector else None,
         pre_clipper=SoftClip.of(group),
         shrink=Shrink(factor, group["shrink_form"], group["shrink_at"]) if shrinks else None,
         lr=lr,
